@@ -1,0 +1,46 @@
+"""The video VAE of Wan2.1 and its siblings: exact, streaming, and in every checkpoint layout.
+
+>>> from wan_vae import WanVAE
+>>> vae = WanVAE.from_pretrained("wan2.1")
+>>> latents = vae.encode(video)  # (1, 3, 17, 480, 832) in [-1, 1] -> (1, 16, 5, 60, 104)
+>>> video = vae.decode(latents)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wan_vae.config import VAEConfig
+    from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
+    from wan_vae.posterior import Posterior
+    from wan_vae.vae import WanVAE
+
+__version__ = "0.1.0"
+__all__ = [
+    "CheckpointError",
+    "ClipError",
+    "LatentsError",
+    "Posterior",
+    "UserError",
+    "VAEConfig",
+    "WanVAE",
+    "__version__",
+]
+
+_HOMES = {
+    "CheckpointError": "wan_vae.errors",
+    "ClipError": "wan_vae.errors",
+    "LatentsError": "wan_vae.errors",
+    "Posterior": "wan_vae.posterior",
+    "UserError": "wan_vae.errors",
+    "VAEConfig": "wan_vae.config",
+    "WanVAE": "wan_vae.vae",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes seconds, and `wan-vae --help` does not need it.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,177 @@
+"""Reading and writing checkpoint files: safetensors, torch's .pth, and diffusers' folders."""
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wan_vae.checkpoints.detect import CONFIG_KEY, Detected, config_to_diffusers, detect
+from wan_vae.checkpoints.layouts import LAYOUTS, stored_names
+from wan_vae.config import VAEConfig
+from wan_vae.errors import CheckpointError, UserError
+from wan_vae.files import written_beside
+from wan_vae.model.autoencoder import Autoencoder
+
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory, mapped from its file where the format allows.
+
+    Attributes:
+        path: The file that the weights come from.
+        layout: How it names them, one of `LAYOUTS`.
+        config: The architecture.
+        weights: Every weight, named as in `WanVAE.state_dict()`, as stored.
+    """
+
+    path: Path
+    layout: str
+    config: VAEConfig
+    weights: dict[str, Tensor]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the weights' names, types and values: the same in every layout and file format."""
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            weight = self.weights[name].contiguous()
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+            digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint file or a diffusers folder (or a pipeline's folder with `vae` in it), and check every tensor.
+
+    Raises:
+        CheckpointError: It is missing, damaged, incomplete, of another model, or holds NaN or infinite weights.
+    """
+    diffusers_config = None
+    origin = path
+    if path.is_dir():
+        path, diffusers_config = _open_folder(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.")
+    tensors, metadata = _read_tensors(path)
+    try:
+        found = detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata, diffusers_config)
+    except UserError as error:
+        raise CheckpointError(f"{origin} cannot be used: {error}") from error
+    weights = _pick(tensors, found, origin)
+    _check_finite(weights, origin)
+    return Checkpoint(path, found.layout, found.config, weights)
+
+
+def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor], *, layout: str) -> None:
+    """Write weights named as in `WanVAE.state_dict()` to a safetensors file, or to a folder as diffusers does.
+
+    Raises:
+        UserError: There is no such layout, it cannot hold this config, or `path` names no safetensors file.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"There is no layout {layout!r}; the layouts are {' and '.join(LAYOUTS)}.")
+    diffusers_config = config_to_diffusers(config) if layout == "diffusers" else None
+    is_folder = path.is_dir() or not path.suffix
+    if is_folder and layout != "diffusers":
+        raise UserError(f"{path} is not a file name for layout {layout!r}; name a file that ends in .safetensors.")
+    if not is_folder and path.suffix != ".safetensors":
+        raise UserError(f"{path} would be a safetensors file; name one that ends in .safetensors.")
+    names = stored_names(list(weights), config, layout)
+    stored = {names[name]: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
+    with written_beside(path) as beside:
+        if is_folder:
+            beside.mkdir()
+            (beside / "config.json").write_text(json.dumps(diffusers_config, indent=2) + "\n", encoding="utf-8")
+        try:
+            save_file(stored, beside / DIFFUSERS_FILE if is_folder else beside, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
+
+
+def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
+    for place in (folder, folder / "vae"):
+        if (place / "config.json").is_file() and (place / DIFFUSERS_FILE).is_file():
+            try:
+                values = json.loads((place / "config.json").read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise CheckpointError(f"{place / 'config.json'} is not JSON: {error}.") from error
+            if not isinstance(values, dict):
+                raise CheckpointError(f"{place / 'config.json'} does not hold a JSON object.")
+            return place / DIFFUSERS_FILE, values
+    raise CheckpointError(f"{folder} is no diffusers folder: config.json and {DIFFUSERS_FILE} are not both in it.")
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    # By content, not by name: a zip archive or a pickle is torch's, anything else must be safetensors.
+    with path.open("rb") as file:
+        start = file.read(2)
+    if zipfile.is_zipfile(path) or start[:1] == b"\x80":
+        return _read_torch(path), {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise CheckpointError(f"{path} is not a readable checkpoint ({size} bytes): {error}.") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        # Only zip archives can be mapped; older files are pickles.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than weights and is not loaded, because it could run code."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    for wrapper in ("model_state", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors.")
+    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _pick(tensors: Mapping[str, Tensor], found: Detected, origin: Path) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        expected = Autoencoder(found.config).state_dict()
+    names = stored_names(list(expected), found.config, found.layout)
+    wanted = {found.prefix + stored: here for here, stored in names.items()}
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [name for name in tensors if name.startswith(found.prefix) and name not in wanted]
+    misshapen = [
+        f"{name} is {tuple(tensors[name].shape)} where {tuple(expected[here].shape)} belongs"
+        for name, here in wanted.items()
+        if name in tensors and tensors[name].shape != expected[here].shape
+    ]
+    faults = [
+        f"{len(names)} {fault}, the first {names[0]}"
+        for fault, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{origin} does not fit the layout {found.layout!r} that its names suggest: {'; '.join(faults)}."
+        )
+    return {here: tensors[name] for name, here in wanted.items()}
+
+
+def _check_finite(weights: Mapping[str, Tensor], origin: Path) -> None:
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            count = int((~torch.isfinite(weight)).sum())
+            raise CheckpointError(
+                f"{origin} is damaged: {count} of {weight.numel()} values of {name} are NaN or infinite."
+            )

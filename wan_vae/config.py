@@ -1,0 +1,172 @@
+"""Everything the architecture depends on, in one frozen dataclass, and the presets shipped as YAML."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wan_vae.errors import UserError
+
+BLOCK_KINDS = ("wan", "resnet", "bottleneck", "preact", "dense", "plain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """The architecture of one VAE.
+
+    Attributes:
+        latent_channels: Channels z of the latents; the encoder emits 2 z, mean and log-variance.
+        encoder_width: Channels after the encoder's first convolution.
+        decoder_width: Channels before the decoder's last convolution.
+        width_multipliers: Channels of each level, highest resolution first, as multiples of the width.
+        blocks_per_level: Residual blocks in each level of the encoder; the decoder has one more.
+        temporal_downsample: For each step between two levels, whether time is halved along with space.
+        level_shortcuts: Wan2.2's levels: a parameter-free shortcut around each, and upsampling that keeps the width
+            (Wan2.1 halves it).
+        patch_size: Pixels enter and leave as patches of this side, moved to the channels (2 in Wan2.2).
+        output_upscale: The decoder's output is this many times larger than the encoder's input (2 in the
+            2x-upscaling decoder).
+        dropout: Probability of dropping a value inside a residual block while training.
+        block: Kind of residual block, one of `BLOCK_KINDS`.
+        latent_mean: Mean of each raw latent channel over the training data.
+        latent_std: Standard deviation of each raw latent channel over the training data.
+        bottleneck_ratio: `bottleneck` blocks work at the output width divided by this.
+        dense_growth: Channels that each layer of a `dense` block adds.
+        dense_layers: Layers of a `dense` block.
+
+    Raises:
+        UserError: A value is out of range, or two of them contradict each other.
+    """
+
+    latent_channels: int
+    encoder_width: int
+    decoder_width: int
+    width_multipliers: tuple[int, ...]
+    blocks_per_level: int
+    temporal_downsample: tuple[bool, ...]
+    level_shortcuts: bool
+    patch_size: int
+    output_upscale: int
+    dropout: float
+    block: str
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+    bottleneck_ratio: int = 4
+    dense_growth: int = 32
+    dense_layers: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("width_multipliers", "temporal_downsample", "latent_mean", "latent_std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise UserError(f"{field.name} is {value!r}; it must be a whole number of at least 1.")
+        if self.block not in BLOCK_KINDS:
+            raise UserError(f"block is {self.block!r}; the kinds are {', '.join(BLOCK_KINDS)}.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it must be in [0, 1).")
+        if not self.width_multipliers or min(self.width_multipliers) < 1:
+            raise UserError(f"width_multipliers is {list(self.width_multipliers)}; it needs positive whole numbers.")
+        if len(self.temporal_downsample) != len(self.width_multipliers) - 1:
+            raise UserError(
+                f"temporal_downsample has {len(self.temporal_downsample)} entries; {len(self.width_multipliers)} levels"
+                f" have {len(self.width_multipliers) - 1} steps between them."
+            )
+        self._check_widths()
+        for name in ("latent_mean", "latent_std"):
+            count = len(getattr(self, name))
+            if count != self.latent_channels:
+                raise UserError(f"{name} has {count} values for {self.latent_channels} latent channels.")
+        if min(self.latent_std) <= 0:
+            raise UserError(f"latent_std holds {min(self.latent_std)}; standard deviations are positive.")
+
+    def _check_widths(self) -> None:
+        multipliers = self.width_multipliers
+        if not self.level_shortcuts:
+            odd = [self.decoder_width * m for m in multipliers[1:] if self.decoder_width * m % 2]
+            if odd:
+                raise UserError(f"a decoder level is {odd[0]} channels wide; upsampling halves it, so it must be even.")
+            return
+        for index, temporal in enumerate((*self.temporal_downsample, None)):
+            folded = 1 if temporal is None else 8 if temporal else 4
+            finer, coarser = ((1, *multipliers)[index], multipliers[index])
+            if finer * folded % coarser:
+                raise UserError(
+                    f"width_multipliers is {list(multipliers)}; a level's shortcut cannot go from {finer}"
+                    f" to {coarser} times the width: {finer} * {folded} is not a multiple of {coarser}."
+                )
+
+    @property
+    def spatial_compression(self) -> int:
+        """Pixels of a side of the input per latent pixel."""
+        return int(self.patch_size * 2 ** (len(self.width_multipliers) - 1))
+
+    @property
+    def temporal_compression(self) -> int:
+        """Frames per latent frame, the first of which always holds one frame alone."""
+        return int(2 ** sum(self.temporal_downsample))
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the encoder's first convolution."""
+        return 3 * self.patch_size**2
+
+    @property
+    def output_channels(self) -> int:
+        """Channels of the decoder's last convolution."""
+        return 3 * self.patch_size**2 * self.output_upscale**2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types; `VAEConfig(**config.to_dict()) == config`."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, origin: str) -> "VAEConfig":
+        """Build a config from untrusted values; `origin` names where they come from in the error."""
+        try:
+            return cls(**values)
+        except (TypeError, UserError) as error:
+            message = str(error).replace("VAEConfig.__init__() ", "")
+            raise UserError(f"{origin} does not describe an architecture: {message}") from error
+
+
+def config_folder() -> Path:
+    """Return the folder of YAML files: inside the package once installed, beside it in a clone."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """Return the names of the shipped presets."""
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+
+
+def read_preset(name_or_path: str | Path) -> dict[str, Any]:
+    """Return a preset's YAML as a dictionary with the key `architecture` and, if it has trained weights, `hub`.
+
+    Args:
+        name_or_path: A shipped preset's name, such as "wan2.1", or the path of a YAML file.
+
+    Raises:
+        UserError: There is no such preset or file, or it is not YAML with an `architecture`.
+    """
+    shipped = str(name_or_path) in preset_names()
+    path = config_folder() / f"{name_or_path}.yaml" if shipped else Path(name_or_path)
+    if not path.is_file():
+        raise UserError(f"{name_or_path} is neither a preset ({', '.join(preset_names())}) nor a YAML file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("architecture"), dict):
+        raise UserError(f"{path} has no section `architecture`.")
+    return content
+
+
+def load_config(name_or_path: str | Path) -> VAEConfig:
+    """Return the architecture of a preset or of a YAML file (see `read_preset`)."""
+    return VAEConfig.from_dict(read_preset(name_or_path)["architecture"], origin=str(name_or_path))

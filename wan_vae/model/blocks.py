@@ -1,0 +1,59 @@
+"""Wan's own blocks: the residual block, the same without its skip, and attention over each frame.
+
+All take and return (B, C, T, H, W) and are called with a halo.
+"""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from wan_vae.model.halo import Halo
+from wan_vae.model.layers import CausalConv3d, RMSNorm
+
+
+class PlainBlock(nn.Module):
+    """norm, SiLU, 3x3x3 convolution, twice: Wan's residual block without the skip."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(in_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels)
+        self.norm2 = RMSNorm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = CausalConv3d(out_channels, out_channels)
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        x = self.conv1(F.silu(self.norm1(x)), halo)
+        return self.conv2(self.dropout(F.silu(self.norm2(x))), halo)
+
+
+class ResidualBlock(PlainBlock):
+    """`PlainBlock` plus its input, projected where widths differ (`ResidualBlock` in Wan's vae.py)."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__(in_channels, out_channels, dropout)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        branch = super().forward(x, halo)
+        return branch + self.shortcut(halo.align(x, branch))
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the pixels of each frame, plus its input (`AttentionBlock` in Wan's vae.py)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(channels, pixel_dimensions=2)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+        # So that the block starts as the identity.
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, _, height, _ = x.shape
+        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        query, key, value = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        projected = self.proj(rearrange(attended, "n 1 (h w) c -> n c h w", h=height))
+        return x + rearrange(projected, "(b t) c h w -> b c t h w", b=batch)

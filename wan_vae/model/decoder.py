@@ -1,0 +1,63 @@
+"""The decoder: latents to pixels."""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from wan_vae.config import VAEConfig
+from wan_vae.model.halo import Halo
+from wan_vae.model.layers import CausalConv3d
+from wan_vae.model.resample import RepeatShortcut, Upsample
+from wan_vae.model.stages import Blocks, Head, Middle
+
+
+class Decoder(nn.Module):
+    """(B, z, t, h, w) -> (B, 3, T, H, W), not clamped (`Decoder3d` in Wan's vae.py and vae2_2.py)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.output_upscale = config.output_upscale
+        multipliers = config.width_multipliers[::-1]
+        widths = [config.decoder_width * multiplier for multiplier in (multipliers[0], *multipliers)]
+        self.conv_in = CausalConv3d(config.latent_channels, widths[0])
+        self.middle = Middle(widths[0], config)
+        self.levels = nn.ModuleList(
+            DecoderLevel(widths[index], widths[index + 1], config, index) for index in range(len(multipliers))
+        )
+        self.head = Head(widths[-1], config.output_channels)
+
+    def forward(self, latents: Tensor, halo: Halo) -> Tensor:
+        x = self.middle(self.conv_in(latents, halo), halo)
+        for level in self.levels:
+            x = level(x, halo)
+        x = self.head(x, halo)
+        # Two sub-pixel orders: torch.pixel_shuffle's (c, row, column), and Wan2.2's patches (c, column, row).
+        s, p = self.output_upscale, self.patch_size
+        x = rearrange(x, "b (c q r) t h w -> b c t (h q) (w r)", q=s, r=s)
+        return rearrange(x, "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p)
+
+
+class DecoderLevel(nn.Module):
+    """Blocks at one resolution, then the step up to the next; Wan2.2 adds a shortcut around both."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, index: int) -> None:
+        super().__init__()
+        last = index == len(config.width_multipliers) - 1
+        temporal = not last and config.temporal_downsample[::-1][index]
+        upsampled = out_channels if config.level_shortcuts else out_channels // 2
+        entering = in_channels if config.level_shortcuts or index == 0 else in_channels // 2
+        self.blocks = Blocks(entering, out_channels, config.blocks_per_level + 1, config)
+        self.upsample = None if last else Upsample(out_channels, upsampled, temporal=temporal)
+        self.shortcut = (
+            RepeatShortcut(in_channels, out_channels, time=2 if temporal else 1, space=2)
+            if config.level_shortcuts and not last
+            else None
+        )
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        main = self.blocks(x, halo)
+        if self.upsample is not None:
+            main = self.upsample(main, halo)
+        if self.shortcut is not None:
+            main = main + halo.align(self.shortcut(x, halo), main)
+        return main

@@ -1,0 +1,67 @@
+"""The layers that the whole network is made of: norm, causal convolution, per-frame convolution."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan_vae.model.halo import Halo, Reach
+
+
+class RMSNorm(nn.Module):
+    """`x / ||x||_2 * sqrt(C) * gamma` over the channels of every pixel (`RMS_norm` in Wan's vae.py).
+
+    Args:
+        channels: C.
+        pixel_dimensions: Dimensions after the channels: 3 for (B, C, T, H, W), 2 for (B, C, H, W).
+    """
+
+    def __init__(self, channels: int, pixel_dimensions: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *[1] * pixel_dimensions))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The sum of squares overflows float16 and loses digits in bfloat16.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = self.gamma.to(wide.dtype) * self.gamma.shape[0] ** 0.5
+        return (F.normalize(wide, dim=1) * scale).to(x.dtype)
+
+
+class CausalConv3d(nn.Conv3d):
+    """A convolution that looks at past frames only, and at as many pixels on every side (`CausalConv3d` in Wan).
+
+    (B, C_in, T, H, W) -> (B, C_out, T, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int] = (3, 3, 3)) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
+        frames, height, width = kernel_size
+        self.reach = Reach(frames - 1, height // 2, height // 2, width // 2, width // 2)
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
+        x, zeros = halo.surround(self, x, self.reach)
+        return conv3d_with_zeros(x, zeros, self.weight, self.bias)
+
+
+class FrameConv2d(nn.Conv2d):
+    """A two-dimensional convolution of every frame: (B, C_in, T, H, W) -> (B, C_out, T, H', W')."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, reach: Reach, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride)
+        self.reach = reach
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
+        x, zeros = halo.surround(self, x, self.reach)
+        return conv3d_with_zeros(x, zeros, self.weight.unsqueeze(2), self.bias, stride=(1, *self.stride))
+
+
+def conv3d_with_zeros(
+    x: Tensor, zeros: Reach, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...] = (1, 1, 1)
+) -> Tensor:
+    """Convolve `x` (B, C, T, H, W) as if `zeros` zero frames and pixels lay around it."""
+    if x.shape[2] == 1 and zeros.before == weight.shape[2] - 1:
+        # A frame with nothing before it meets one tap; the others would multiply zeros.
+        weight = weight[:, :, -1:]
+        zeros = zeros._replace(before=0)
+    if zeros.before == 0 and zeros.top == zeros.bottom and zeros.left == zeros.right:
+        return F.conv3d(x, weight, bias, stride, padding=(0, zeros.top, zeros.left))
+    return F.conv3d(F.pad(x, (zeros.left, zeros.right, zeros.top, zeros.bottom, zeros.before, 0)), weight, bias, stride)

@@ -1,0 +1,100 @@
+"""Changes of resolution. The clip's first frame stands alone: no temporal resampling touches it.
+
+`split_first_frame` is where that is decided; a tensor without the clip's first frame has nothing to set apart.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from wan_vae.model.halo import Halo, Reach
+from wan_vae.model.layers import CausalConv3d, FrameConv2d
+
+
+def split_first_frame(x: Tensor, halo: Halo) -> tuple[Tensor, Tensor]:
+    """Split (B, C, T, H, W) in the clip's first frame, empty if it is not in `x`, and the frames after it."""
+    first = 1 if halo.at_start else 0
+    return x[:, :, :first], x[:, :, first:]
+
+
+class Downsample(nn.Module):
+    """Halves height and width, and time if `temporal` (`Resample`, downsample2d and 3d, in Wan's vae.py).
+
+    (B, C, T, H, W) -> (B, C, T', H/2, W/2) with T' = T, or (T + 1) / 2 at the clip's start and T / 2 after it.
+    """
+
+    def __init__(self, channels: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.conv = FrameConv2d(channels, channels, reach=Reach(bottom=1, right=1), stride=2)
+        self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        x = self.conv(x, halo)
+        if self.time_conv is None:
+            return x
+        first, _ = split_first_frame(x, halo)
+        # Before the clip's start lies nothing, not even zeros: the first window is frames 0, 1 and 2.
+        x, _ = halo.surround(self.time_conv, x, Reach(before=1))
+        if x.shape[2] < self.time_conv.kernel_size[0]:
+            return first
+        return torch.cat([first, self.time_conv(x)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width, and time if `temporal` (`Resample`, upsample2d and 3d, in Wan's vae.py).
+
+    (B, C, T, H, W) -> (B, C_out, T', 2H, 2W) with T' = T, or 2T - 1 at the clip's start and 2T after it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.time_conv = CausalConv3d(in_channels, 2 * in_channels, (3, 1, 1)) if temporal else None
+        self.conv = FrameConv2d(in_channels, out_channels, reach=Reach(top=1, bottom=1, left=1, right=1))
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        if self.time_conv is not None:
+            first, rest = split_first_frame(x, halo)
+            if rest.shape[2] > 0:
+                pairs = rearrange(self.time_conv(rest, halo), "b (two c) t h w -> b c (t two) h w", two=2)
+                x = torch.cat([first, pairs], dim=2)
+        return self.conv(F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"), halo)
+
+
+class AverageShortcut(nn.Module):
+    """Wan2.2's shortcut around a level of the encoder (`AvgDown3D` in Wan's vae2_2.py).
+
+    Non-overlapping groups of (channels x time x height x width) are averaged to the output width. A clip of odd length
+    gets zero frames on its left.
+    """
+
+    def __init__(self, out_channels: int, *, time: int, space: int) -> None:
+        super().__init__()
+        self.out_channels, self.time, self.space = out_channels, time, space
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % self.time, 0))
+        values = rearrange(x, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=self.time, q=self.space, r=self.space)
+        return reduce(values, "b (c group) t h w -> b c t h w", "mean", c=self.out_channels)
+
+
+class RepeatShortcut(nn.Module):
+    """Wan2.2's shortcut around a level of the decoder (`DupUp3D` in Wan's vae2_2.py).
+
+    Channels are repeated and unfolded into time, height and width; of the clip's first frame one copy is kept.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, time: int, space: int) -> None:
+        super().__init__()
+        self.repeats = out_channels * time * space * space // in_channels
+        self.time, self.space = time, space
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        x = rearrange(
+            x.repeat_interleave(self.repeats, dim=1),
+            "b (c p q r) t h w -> b c (t p) (h q) (w r)",
+            p=self.time,
+            q=self.space,
+            r=self.space,
+        )
+        return x[:, :, self.time - 1 :] if halo.at_start else x

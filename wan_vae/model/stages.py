@@ -1,0 +1,57 @@
+"""The stages that encoder and decoder share: a run of blocks, the middle, and the head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from wan_vae.config import VAEConfig
+from wan_vae.model.blocks import AttentionBlock
+from wan_vae.model.halo import Halo
+from wan_vae.model.layers import CausalConv3d, RMSNorm
+from wan_vae.model.residual_blocks import residual_block
+
+
+class Blocks(nn.ModuleList):
+    """Residual blocks one after the other, the first of which changes the width.
+
+    With `recompute` set, activations inside a block are computed again in the backward pass rather than kept.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, count: int, config: VAEConfig) -> None:
+        widths = [in_channels] + [out_channels] * count
+        super().__init__(residual_block(widths[index], out_channels, config) for index in range(count))
+        self.recompute = False
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        for block in self:
+            if self.recompute and halo.repeatable and torch.is_grad_enabled():
+                x = checkpoint(block, x, halo, use_reentrant=False)
+            else:
+                x = block(x, halo)
+        return x
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    def __init__(self, channels: int, config: VAEConfig) -> None:
+        super().__init__()
+        self.block1 = residual_block(channels, channels, config)
+        self.attention = AttentionBlock(channels)
+        self.block2 = residual_block(channels, channels, config)
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        return self.block2(self.attention(self.block1(x, halo)), halo)
+
+
+class Head(nn.Module):
+    """norm, SiLU and the last 3x3x3 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(in_channels)
+        self.conv = CausalConv3d(in_channels, out_channels)
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        return self.conv(F.silu(self.norm(x)), halo)

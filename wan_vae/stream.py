@@ -1,0 +1,70 @@
+"""One clip passing through the network chunk by chunk, in memory that does not grow with its length.
+
+A stream belongs to its caller. The model keeps nothing of it, so any number of streams can share one model.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wan_vae.errors import UserError
+from wan_vae.model.halo import Halo, StreamHalo
+
+Pass = Callable[[Tensor, Halo], Tensor]
+
+
+class Stream:
+    """Feeds what is pushed to it to `network` in passes of the first frame alone, then multiples of `group` frames.
+
+    Args:
+        network: What a pass computes, from (B, C, n, H, W) and the halo of this stream.
+        group: Frames that go together after the first: a multiple of the temporal compression when encoding, any
+            number of latents when decoding.
+        unit: The smallest number of frames that can follow the first; `group` is a multiple of it.
+    """
+
+    def __init__(self, network: Pass, *, group: int, unit: int) -> None:
+        self._network = network
+        self._group = group
+        self._unit = unit
+        self._halo = StreamHalo()
+        self._waiting: list[Tensor] = []
+        self._passed = 0
+
+    def push(self, x: Tensor) -> Tensor | None:
+        """Take the clip's next (B, C, n, H, W), any n, and return what can be computed by now, if anything."""
+        if x.shape[2] > 0:
+            self._waiting.append(x)
+        results = []
+        while (count := self._next_pass()) > 0:
+            results.append(self._network(self._take(count), self._halo))
+            self._halo.advance()
+            self._passed += count
+        return torch.cat(results, dim=2) if results else None
+
+    def flush(self) -> None:
+        """End the clip.
+
+        Raises:
+            UserError: Nothing was pushed, or frames are left over that do not make up a latent.
+        """
+        left = sum(chunk.shape[2] for chunk in self._waiting)
+        total = self._passed + left
+        if total == 0:
+            raise UserError("The stream ended without a single frame; push at least one.")
+        if left > 0:
+            raise UserError(
+                f"The stream ended after {total} frames; {total - left} or {total - left + self._unit} would fit."
+            )
+
+    def _next_pass(self) -> int:
+        waiting = sum(chunk.shape[2] for chunk in self._waiting)
+        if self._halo.at_start:
+            return min(waiting, 1)
+        return min(waiting // self._unit * self._unit, self._group)
+
+    def _take(self, count: int) -> Tensor:
+        joined = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting, dim=2)
+        self._waiting = [joined[:, :, count:]] if joined.shape[2] > count else []
+        return joined[:, :, :count]

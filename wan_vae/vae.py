@@ -1,0 +1,261 @@
+"""The VAE: the public face of the library."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_checkpoint
+from wan_vae.config import VAEConfig, load_config
+from wan_vae.errors import UserError
+from wan_vae.model.autoencoder import Autoencoder
+from wan_vae.model.halo import Halo
+from wan_vae.model.stages import Blocks
+from wan_vae.posterior import Posterior
+from wan_vae.stream import Stream
+
+
+class WanVAE(Autoencoder):
+    """The video VAE of Wan2.1, Wan2.2, Qwen-Image and their relatives.
+
+    Two kinds of latents are kept apart: *raw* latents are what the network emits (and what diffusers and ComfyUI
+    store); *final* latents are `(raw - mean) / std` by channel (what Wan's own code and the diffusion models use).
+
+    Sizes: a video (B, 3, T, H, W) in [-1, 1] needs T = 1 + 4k, and H and W that are multiples of the spatial
+    compression (8, or 16 for Wan2.2); it becomes latents (B, z, t, h, w) with t = 1 + k.
+
+    Memory and time: where no gradients are recorded, a clip passes through the network a few latents at a time. That
+    never changes the result. `latents_per_pass` sets how many: more is faster on a large GPU and takes more memory.
+    Where gradients are recorded, the whole clip passes at once.
+    """
+
+    @classmethod
+    def from_config(cls, config: VAEConfig | str | Path, **changes: Any) -> "WanVAE":
+        """Build a VAE with random weights, ready to be trained.
+
+        Args:
+            config: A `VAEConfig`, a preset's name such as "wan2.1", or the path of a YAML file.
+            changes: Fields of the config to set to other values, such as `block="dense"`.
+        """
+        if not isinstance(config, VAEConfig):
+            config = load_config(config)
+        return cls(VAEConfig.from_dict({**config.to_dict(), **changes}, origin="the changed config"))
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "WanVAE":
+        """Load trained weights, ready for inference: in eval mode, with gradients off for the weights.
+
+        Args:
+            source: A name ("wan2.1", "wan2.2", "qwen-image", "lightvae"; fetched from the Hugging Face hub and
+                cached), a checkpoint file in any layout, or a folder in diffusers' layout.
+            device: Where the weights go; default the CPU.
+            dtype: What they are converted to; default as stored.
+
+        Raises:
+            CheckpointError: The checkpoint is missing, damaged, incomplete, of another model, or holds NaN.
+        """
+        checkpoint = read_checkpoint(resolve_checkpoint(source))
+        return cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
+
+    @classmethod
+    def from_weights(
+        cls,
+        config: VAEConfig,
+        weights: dict[str, Tensor],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "WanVAE":
+        """Build a VAE around weights named as in `state_dict()`, which are not copied where they need no conversion."""
+        with torch.device("meta"):
+            vae = cls(config)
+        converted = {
+            name: weight.to(device=device, dtype=dtype if weight.is_floating_point() else None)
+            for name, weight in weights.items()
+        }
+        vae.load_state_dict(converted, assign=True)
+        return vae.eval().requires_grad_(False)
+
+    def save(self, path: str | Path, *, layout: str = "wan") -> None:
+        """Write the weights as they are, in their own dtype.
+
+        Args:
+            path: A safetensors file, or, for the layout "diffusers", a folder.
+            layout: "wan" for the keys of Wan's own files, "diffusers" for those of `AutoencoderKLWan`.
+
+        Raises:
+            UserError: There is no such layout, or it cannot hold this config.
+        """
+        write_checkpoint(Path(path), self.config, self.state_dict(), layout=layout)
+
+    def encode(self, video: Tensor, *, latents_per_pass: int | None = None) -> Tensor:
+        """(B, 3, T, H, W) in [-1, 1] -> final latents (B, z, t, h, w): the posterior's mean, normalized.
+
+        Raises:
+            UserError: T, H or W does not fit; the message says what would.
+        """
+        return self.normalize(self.posterior(video, latents_per_pass=latents_per_pass).mode())
+
+    def posterior(self, video: Tensor, *, latents_per_pass: int | None = None) -> Posterior:
+        """(B, 3, T, H, W) in [-1, 1] -> the distribution of its raw latents (B, z, t, h, w)."""
+        self._check_video(video, whole=True)
+        if latents_per_pass is None and self._records_gradients(video):
+            return Posterior.from_moments(self._encode_pass(video, Halo()))
+        stream = self._encoding(latents_per_pass)
+        moments = stream.push(video)
+        stream.flush()
+        assert moments is not None
+        return Posterior.from_moments(moments)
+
+    def decode(self, latents: Tensor, *, latents_per_pass: int | None = None) -> Tensor:
+        """Final latents (B, z, t, h, w) -> video (B, 3, T, H, W), clamped to [-1, 1].
+
+        Raises:
+            UserError: The latents have another number of channels or dimensions than this model's.
+        """
+        self._check_latents(latents)
+        if latents_per_pass is None and self._records_gradients(latents):
+            return self._decode_pass(latents, Halo())
+        stream = self._decoding(latents_per_pass)
+        video = stream.push(latents)
+        stream.flush()
+        assert video is not None
+        return video
+
+    def encode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
+        """Encode a clip that arrives in chunks of (B, 3, n, H, W), any n; yields final latents as soon as they are due.
+
+        The concatenated latents are those of `encode`; memory does not grow with the clip's length.
+
+        Raises:
+            UserError: The clip ended after a number of frames that is not 1 + 4k.
+        """
+        stream = self._encoding(latents_per_pass)
+        for chunk in chunks:
+            self._check_video(chunk, whole=False)
+            moments = stream.push(chunk)
+            if moments is not None:
+                yield self.normalize(Posterior.from_moments(moments).mode())
+        stream.flush()
+
+    def decode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
+        """Decode final latents that arrive in chunks of (B, z, n, h, w), any n; yields (B, 3, m, H, W) in [-1, 1]."""
+        stream = self._decoding(latents_per_pass)
+        for chunk in chunks:
+            self._check_latents(chunk)
+            video = stream.push(chunk)
+            if video is not None:
+                yield video
+        stream.flush()
+
+    def forward(
+        self, video: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Posterior]:
+        """Reconstruct a whole clip in one pass, as training does.
+
+        Args:
+            video: (B, 3, T, H, W) in [-1, 1].
+            sample: Decode a draw from the posterior rather than its mode.
+            generator: Where the draw comes from.
+
+        Returns:
+            The reconstruction (B, 3, T, H, W), not clamped, and the posterior of the raw latents.
+        """
+        self._check_video(video, whole=True)
+        posterior = Posterior.from_moments(self._encode_pass(video, Halo()))
+        raw = posterior.sample(generator) if sample else posterior.mode()
+        return self.pixels(raw, Halo()), posterior
+
+    def normalize(self, raw: Tensor) -> Tensor:
+        """Raw latents (B, z, t, h, w) -> final latents."""
+        mean, std = self._statistics(raw)
+        return ((raw - mean) / std).to(raw.dtype)
+
+    def denormalize(self, final: Tensor) -> Tensor:
+        """Final latents (B, z, t, h, w) -> raw latents."""
+        mean, std = self._statistics(final)
+        return (final * std + mean).to(final.dtype)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Whether a backward pass recomputes the activations inside each residual block instead of keeping them."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.recompute = enabled
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.quant_conv.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.quant_conv.weight.device
+
+    def _encode_pass(self, video: Tensor, halo: Halo) -> Tensor:
+        return self.moments(video.to(self.dtype), halo)
+
+    def _decode_pass(self, latents: Tensor, halo: Halo) -> Tensor:
+        return self.pixels(self.denormalize(latents.to(self.dtype)), halo).clamp(-1.0, 1.0)
+
+    def _encoding(self, latents_per_pass: int | None) -> Stream:
+        unit = self.config.temporal_compression
+        return Stream(self._encode_pass, group=unit * _checked_latents_per_pass(latents_per_pass), unit=unit)
+
+    def _decoding(self, latents_per_pass: int | None) -> Stream:
+        return Stream(self._decode_pass, group=_checked_latents_per_pass(latents_per_pass), unit=1)
+
+    def _records_gradients(self, x: Tensor) -> bool:
+        weights = (parameter.requires_grad for parameter in self.parameters())
+        return torch.is_grad_enabled() and (x.requires_grad or any(weights))
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        # Always at least float32: the statistics have five digits, bfloat16 has three.
+        wide = torch.promote_types(like.dtype, torch.float32)
+        shape = (1, -1, 1, 1, 1)
+        mean = torch.tensor(self.config.latent_mean, dtype=wide, device=like.device).view(shape)
+        std = torch.tensor(self.config.latent_std, dtype=wide, device=like.device).view(shape)
+        return mean, std
+
+    def _check_video(self, video: Tensor, *, whole: bool) -> None:
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise UserError(f"A video is (B, 3, T, H, W), but this one is {tuple(video.shape)}.")
+        if not video.is_floating_point():
+            raise UserError(
+                f"A video holds values in [-1, 1], but this one is {video.dtype}; divide by 127.5, minus 1."
+            )
+        frames, height, width = video.shape[2:]
+        for name, size in (("height", height), ("width", width)):
+            multiple = self.config.spatial_compression
+            if size % multiple or size == 0:
+                fitting = _fitting(size, multiple, offset=0)
+                raise UserError(f"The {name} {size} is not a multiple of {multiple}; {fitting} would fit.")
+        unit = self.config.temporal_compression
+        if whole and (frames == 0 or (frames - 1) % unit):
+            raise UserError(f"{frames} frames are not 1 + {unit}k; {_fitting(frames, unit, offset=1)} would fit.")
+
+    def _check_latents(self, latents: Tensor) -> None:
+        channels = self.config.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels or latents.numel() == 0:
+            raise UserError(
+                f"Latents of this model are (B, {channels}, t, h, w), but these are {tuple(latents.shape)}."
+            )
+        if not latents.is_floating_point():
+            raise UserError(f"Latents are floating point numbers, but these are {latents.dtype}.")
+
+
+def _checked_latents_per_pass(latents_per_pass: int | None) -> int:
+    if latents_per_pass is None:
+        return 1
+    if latents_per_pass < 1:
+        raise UserError(f"latents_per_pass is {latents_per_pass}; it must be at least 1.")
+    return latents_per_pass
+
+
+def _fitting(size: int, multiple: int, *, offset: int) -> str:
+    below = (size - offset) // multiple * multiple + offset
+    return " or ".join(str(fit) for fit in (below, below + multiple) if fit > 0)
