@@ -91,13 +91,15 @@ class VAEConfig:
             if odd:
                 raise UserError(f"a decoder level is {odd[0]} channels wide; upsampling halves it, so it must be even.")
             return
-        for index, temporal in enumerate((*self.temporal_downsample, None)):
-            folded = 1 if temporal is None else 8 if temporal else 4
-            finer, coarser = ((1, *multipliers)[index], multipliers[index])
-            if finer * folded % coarser:
+        # Each shortcut groups (encoder) or repeats (decoder) whole channels.
+        folds = [8 if temporal else 4 for temporal in self.temporal_downsample]
+        encoder = zip((1, *multipliers), multipliers, (*folds, 1), strict=False)
+        decoder = zip((multipliers[-1], *multipliers[:0:-1]), multipliers[:0:-1], folds[::-1], strict=False)
+        for narrow, wide, fold in (*encoder, *((out, into, fold) for into, out, fold in decoder)):
+            if narrow * fold % wide:
                 raise UserError(
-                    f"width_multipliers is {list(multipliers)}; a level's shortcut cannot go from {finer}"
-                    f" to {coarser} times the width: {finer} * {folded} is not a multiple of {coarser}."
+                    f"width_multipliers is {list(multipliers)}; a level's shortcut folds {narrow} * {fold} widths of"
+                    f" channels, space and time to {wide}, which does not divide them."
                 )
 
     @property

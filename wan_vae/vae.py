@@ -117,7 +117,7 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: The latents have another number of channels or dimensions than this model's.
         """
-        self._check_latents(latents)
+        self._check_latents(latents, whole=True)
         if latents_per_pass is None and self._records_gradients(latents):
             return self._decode_pass(latents, Halo())
         stream = self._decoding(latents_per_pass)
@@ -146,7 +146,7 @@ class WanVAE(Autoencoder):
         """Decode final latents that arrive in chunks of (B, z, n, h, w), any n; yields (B, 3, m, H, W) in [-1, 1]."""
         stream = self._decoding(latents_per_pass)
         for chunk in chunks:
-            self._check_latents(chunk)
+            self._check_latents(chunk, whole=False)
             video = stream.push(chunk)
             if video is not None:
                 yield video
@@ -238,9 +238,9 @@ class WanVAE(Autoencoder):
         if whole and (frames == 0 or (frames - 1) % unit):
             raise UserError(f"{frames} frames are not 1 + {unit}k; {_fitting(frames, unit, offset=1)} would fit.")
 
-    def _check_latents(self, latents: Tensor) -> None:
+    def _check_latents(self, latents: Tensor, *, whole: bool) -> None:
         channels = self.config.latent_channels
-        if latents.ndim != 5 or latents.shape[1] != channels or latents.numel() == 0:
+        if latents.ndim != 5 or latents.shape[1] != channels or (whole and latents.numel() == 0):
             raise UserError(
                 f"Latents of this model are (B, {channels}, t, h, w), but these are {tuple(latents.shape)}."
             )

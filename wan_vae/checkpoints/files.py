@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +98,11 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
             raise OSError(f"{path} could not be written: {error}") from error
 
 
+def holds_tensors(path: Path) -> bool:
+    """Whether a file starts like a checkpoint of torch or of safetensors."""
+    return _is_torch(path) or _start(path).endswith(b"{")
+
+
 def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
     for place in (folder, folder / "vae"):
         if (place / "config.json").is_file() and (place / DIFFUSERS_FILE).is_file():
@@ -113,10 +117,7 @@ def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    # By content, not by name: a zip archive or a pickle is torch's, anything else must be safetensors.
-    with path.open("rb") as file:
-        start = file.read(2)
-    if zipfile.is_zipfile(path) or start[:1] == b"\x80":
+    if _is_torch(path):
         return _read_torch(path), {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -126,10 +127,23 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is not a readable checkpoint ({size} bytes): {error}.") from error
 
 
+def _is_torch(path: Path) -> bool:
+    # By content, not by name: torch's files are zip archives or, if old, pickles. A safetensors file starts with eight
+    # bytes of header length, of which any may be the first, and the header's brace.
+    start = _start(path)
+    return start.startswith(b"PK\x03\x04") or (start.startswith(b"\x80") and not start.endswith(b"{"))
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(9)
+
+
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        # Only zip archives can be mapped; older files are pickles.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # As an open file, because torch goes by the name where it is given one.
+        with path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than weights and is not loaded, because it could run code."

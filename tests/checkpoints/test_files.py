@@ -1,0 +1,265 @@
+"""Every layout in and out, bit for bit, and a sentence for every file that is not one of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from safetensors.torch import load_file, save_file
+
+from tests.helpers import diffusers_vae, random_vae, random_video, small_config, small_configs, stored_config
+from wan_vae import CheckpointError, UserError, VAEConfig, WanVAE
+from wan_vae.checkpoints import read_checkpoint
+from wan_vae.checkpoints.layouts import stored_names
+from wan_vae.config import BLOCK_KINDS
+
+STANDARD = {"width_multipliers": (1, 2, 4, 4), "temporal_downsample": (False, True, True), "blocks_per_level": 2}
+
+
+def standard_vae(**changes: object) -> WanVAE:
+    """A narrow VAE of Wan2.1's structure, which a file without metadata can be told to be."""
+    return random_vae(small_config(**STANDARD, encoder_width=2, decoder_width=2, **changes), torch.float32)
+
+
+def native(vae: WanVAE, layout: str = "wan") -> dict[str, torch.Tensor]:
+    """The weights under a layout's names, as somebody else's file has them: without our metadata."""
+    names = stored_names(list(vae.state_dict()), vae.config, layout)
+    return {names[name]: weight.clone() for name, weight in vae.state_dict().items()}
+
+
+def assert_same_weights(ours: WanVAE, theirs: WanVAE) -> None:
+    expected = theirs.state_dict()
+    assert list(ours.state_dict()) == list(expected)
+    assert all(torch.equal(weight, expected[name]) for name, weight in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("level_shortcuts", [False, True])
+def test_from_diffusers_to_wan_and_back(level_shortcuts: bool, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    config = small_config(**STANDARD, level_shortcuts=level_shortcuts, patch_size=1 + level_shortcuts)
+    diffusers_vae(config).save_pretrained(tmp_path / "theirs")
+    WanVAE.from_pretrained(tmp_path / "theirs").save(tmp_path / "wan.safetensors", layout="wan")
+    WanVAE.from_pretrained(tmp_path / "wan.safetensors").save(tmp_path / "again", layout="diffusers")
+    before = load_file(tmp_path / "theirs" / "diffusion_pytorch_model.safetensors")
+    after = load_file(tmp_path / "again" / "diffusion_pytorch_model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    marked = ("decoder.middle.0.residual.0.gamma", "decoder.upsamples.0.upsamples.0.residual.2.weight")
+    assert marked[level_shortcuts] in load_file(tmp_path / "wan.safetensors")
+
+
+def test_diffusers_builds_the_same_model_from_our_folder(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    vae = random_vae(small_config(**STANDARD, level_shortcuts=True, patch_size=2))
+    vae.save(tmp_path / "vae", layout="diffusers")
+    theirs = diffusers.AutoencoderKLWan.from_pretrained(tmp_path / "vae").to(torch.float64)
+    video = random_video(5, 16, 32)
+    torch.testing.assert_close(theirs.encode(video).latent_dist.mean, vae.posterior(video).mean)
+    assert stored_config(tmp_path / "vae")["latents_mean"] == list(vae.config.latent_mean)
+
+
+@settings(max_examples=20)
+@given(config=small_configs())
+def test_our_own_files_carry_their_config(config: VAEConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("saved") / "vae.safetensors"
+    vae = random_vae(config, torch.float32)
+    vae.save(path)
+    loaded = WanVAE.from_pretrained(path)
+    assert loaded.config == config
+    assert_same_weights(loaded, vae)
+
+
+@pytest.mark.parametrize("layout", ["wan", "diffusers"])
+@pytest.mark.parametrize("changes", [{}, {"level_shortcuts": True, "patch_size": 2}, {"output_upscale": 2}])
+def test_a_strangers_file_is_known_by_its_tensors(changes: dict[str, object], layout: str, tmp_path: Path) -> None:
+    vae = standard_vae(**changes)
+    path = tmp_path / "misleading name.bin"
+    save_file(native(vae, layout), path)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.layout == layout
+    assert {**checkpoint.config.to_dict(), "latent_mean": 0, "latent_std": 0} == {
+        **small_config(**STANDARD, encoder_width=2, decoder_width=2, **changes).to_dict(),
+        "bottleneck_ratio": 4,
+        "dense_growth": 32,
+        "dense_layers": 4,
+        "latent_mean": 0,
+        "latent_std": 0,
+    }
+    assert_same_weights(WanVAE.from_pretrained(path), vae)
+
+
+@pytest.mark.parametrize(("channels", "mean", "std"), [(16, -0.7571, 2.8184), (48, -0.2289, 0.4765)])
+def test_the_latent_statistics_of_the_published_models(channels: int, mean: float, std: float, tmp_path: Path) -> None:
+    vae = standard_vae(latent_channels=channels, level_shortcuts=channels == 48, patch_size=1 + (channels == 48))
+    save_file(native(vae), tmp_path / "vae.safetensors")
+    config = read_checkpoint(tmp_path / "vae.safetensors").config
+    assert (config.latent_mean[0], config.latent_std[0]) == (mean, std)
+
+
+@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"model_state": w, "step": 7}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files_wrapped_or_not(wrap: object, zipped: bool, tmp_path: Path) -> None:
+    vae, path = standard_vae(), tmp_path / "Wan2.1_VAE.pth"
+    torch.save(wrap(native(vae)), path, _use_new_zipfile_serialization=zipped)
+    assert_same_weights(WanVAE.from_pretrained(path), vae)
+
+
+def test_a_prefix_is_seen_through(tmp_path: Path) -> None:
+    vae = standard_vae()
+    weights = {f"model.{name}": weight for name, weight in native(vae).items()}
+    save_file(weights | {"optimizer.lr": torch.ones(1)}, tmp_path / "vae.safetensors")
+    assert_same_weights(WanVAE.from_pretrained(tmp_path / "vae.safetensors"), vae)
+
+
+def test_a_pipelines_folder_holds_its_vae_in_vae(tmp_path: Path) -> None:
+    vae = standard_vae()
+    vae.save(tmp_path / "vae", layout="diffusers")
+    assert_same_weights(WanVAE.from_pretrained(tmp_path), vae)
+
+
+def test_dtype_is_converted_and_otherwise_kept(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    standard_vae().to(torch.bfloat16).save(path)
+    assert WanVAE.from_pretrained(path).dtype == torch.bfloat16
+    assert WanVAE.from_pretrained(path, dtype=torch.float32).dtype == torch.float32
+
+
+def test_the_digest_is_of_the_weights_alone(tmp_path: Path) -> None:
+    vae = standard_vae()
+    vae.save(tmp_path / "wan.safetensors")
+    vae.save(tmp_path / "folder", layout="diffusers")
+    torch.save(native(vae), tmp_path / "wan.pth")
+    digests = {read_checkpoint(tmp_path / name).digest() for name in ("wan.safetensors", "folder", "wan.pth")}
+    assert len(digests) == 1
+    vae.quant_conv.bias[0] += 1
+    vae.save(tmp_path / "changed.safetensors")
+    assert read_checkpoint(tmp_path / "changed.safetensors").digest() not in digests
+
+
+def test_a_load_maps_the_file_instead_of_copying_it(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    standard_vae().save(path)
+    weights = read_checkpoint(path).weights
+    vae = WanVAE.from_weights(read_checkpoint(path).config, weights)
+    assert all(weight.data_ptr() == weights[name].data_ptr() for name, weight in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("block", [kind for kind in BLOCK_KINDS if kind != "wan"])
+def test_diffusers_has_wans_block_only(block: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"no residual block of kind '{block}'"):
+        random_vae(small_config(block=block)).save(tmp_path / "vae", layout="diffusers")
+    assert not any(tmp_path.iterdir())
+
+
+def save_corrupt(path: Path) -> None:
+    standard_vae().save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def save_half(path: Path) -> None:
+    save_file({name: weight for name, weight in native(standard_vae()).items() if "encoder" not in name}, path)
+
+
+def save_other_model(path: Path) -> None:
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2, 2)}, path)
+
+
+def save_nan(path: Path) -> None:
+    weights = native(standard_vae())
+    weights["decoder.conv1.weight"][0, 0, 0, 0, :2] = torch.nan
+    save_file(weights, path)
+
+
+def save_misshapen(path: Path) -> None:
+    weights = native(standard_vae())
+    weights["decoder.middle.2.residual.2.weight"] = torch.zeros(8, 8, 1, 3, 3)
+    weights["decoder.extra"] = torch.zeros(1)
+    save_file(weights, path)
+
+
+def save_code(path: Path) -> None:
+    torch.save({"state_dict": native(standard_vae()), "trainer": pytest.raises}, path)
+
+
+def save_text(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 507609880\n", encoding="utf-8")
+
+
+def save_list(path: Path) -> None:
+    torch.save([torch.zeros(1)], path)
+
+
+def save_cut_zip(path: Path) -> None:
+    torch.save(native(standard_vae()), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist|neither a file"),
+        (lambda path: path.touch(), r"not a readable checkpoint \(0 bytes\)"),
+        (lambda path: path.mkdir(), "no diffusers folder"),
+        (save_corrupt, "not a readable checkpoint"),
+        (save_half, "half a checkpoint: it lacks 'encoder.conv1.weight'"),
+        (save_other_model, "no Wan VAE: it holds 'model.diffusion_model"),
+        (save_nan, "2 of .* values of decoder.conv_in.weight are NaN"),
+        (save_misshapen, r"layout 'wan'.*1 unexpected, the first decoder.extra; 1 misshapen, .*middle.2.*\(8, 8, 1"),
+        (save_code, "could run code"),
+        (save_text, "not a readable checkpoint"),
+        (save_list, "holds a list"),
+        (save_cut_zip, "not a readable checkpoint|damaged"),
+    ],
+)
+def test_what_is_no_checkpoint_gets_a_sentence(make: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    make(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        WanVAE.from_pretrained(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_config_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    vae = standard_vae()
+    save_file(native(vae, "diffusers"), tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "vae" / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
+        WanVAE.from_pretrained(tmp_path / "vae")
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"z_dim": 3}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="does not describe an architecture"):
+        WanVAE.from_pretrained(tmp_path / "vae")
+
+
+@pytest.mark.parametrize("first_byte", [0x80, ord("P")])
+def test_a_safetensors_header_may_start_like_another_format(first_byte: int, tmp_path: Path) -> None:
+    vae, path = standard_vae(), tmp_path / "vae"
+    for padding in range(256):
+        save_file(native(vae), path, metadata={"padding": "x" * padding})
+        if path.read_bytes()[0] == first_byte:
+            break
+    assert_same_weights(WanVAE.from_pretrained(path), vae)
+
+
+@pytest.mark.parametrize("name", ["vae.pth", "vae", "vae.safetensors/"])
+def test_a_name_that_is_no_safetensors_file_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"safetensors|not a file name"):
+        standard_vae().save(tmp_path / name.rstrip("/") if name != "vae.safetensors/" else tmp_path, layout="wan")
+
+
+def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no layout 'comfy'; the layouts are wan and diffusers"):
+        standard_vae().save(tmp_path / "vae.safetensors", layout="comfy")
+
+
+def test_a_name_on_the_hub_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"wan2.1 could not be fetched from huggingface.co/Wan-AI") as caught:
+        WanVAE.from_pretrained("wan2.1")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(CheckpointError, match=r"lightvae, qwen-image, wan2.1, wan2.2"):
+        WanVAE.from_pretrained("wan3")

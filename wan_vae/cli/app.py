@@ -1,0 +1,74 @@
+"""The commands gathered, and what becomes of their errors."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import click
+import typer
+
+import wan_vae
+from wan_vae.cli.convert import convert
+from wan_vae.cli.decode import decode
+from wan_vae.cli.encode import encode
+from wan_vae.cli.info import info
+from wan_vae.cli.reconstruct import reconstruct
+from wan_vae.errors import UserError
+
+app = typer.Typer(
+    name="wan-vae",
+    help="The video VAE of Wan2.1 and its siblings: clips to latents and back.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (encode, decode, reconstruct, info, convert):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(wan_vae.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and exit: 0 if it worked, 2 for what the user can mend, 130 after Ctrl-C.
+
+    Args:
+        arguments: Without the program's name; default those the program was started with.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(app(arguments, prog_name="wan-vae", standalone_mode=False) or 0)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; no output was written.", code=130)
+    except click.ClickException as error:
+        _fail(error.format_message(), code=2)
+    except UserError as error:
+        _fail(str(error), code=2)
+    except OSError as error:
+        # A full disk, a file without permission: the system's sentence, and the path it is about.
+        _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), code=2)
+
+
+def _fail(message: str, *, code: int) -> NoReturn:
+    typer.echo(f"wan-vae: {message}", err=True)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # An exception, so that half-written outputs are removed on the way out.
+    raise SystemExit(128 + number)

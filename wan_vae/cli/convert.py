@@ -1,0 +1,30 @@
+"""`wan-vae convert`: a checkpoint from one layout to another."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_vae.cli import options
+from wan_vae.cli.report import print_result
+from wan_vae.files import check_output
+
+
+def convert(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint in any layout, or the name of a published one.")],
+    out: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder for the layout diffusers.")],
+    layout: Annotated[options.Layout, typer.Option(help="How OUT names its weights.")],
+    overwrite: options.OverwriteOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Write CHECKPOINT to OUT in another layout; every weight stays as it is, bit for bit."""
+    check_output(out, overwrite=overwrite, inputs=(Path(checkpoint),))
+
+    from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_checkpoint
+
+    found = read_checkpoint(resolve_checkpoint(checkpoint))
+    write_checkpoint(out, found.config, found.weights, layout=layout.value)
+    print_result(
+        {"output": out, "layout": layout.value, "tensors": len(found.weights), "from_layout": found.layout},
+        as_json=as_json,
+    )

@@ -1,0 +1,75 @@
+"""`wan-vae decode`: latents to a clip."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_vae.cli import options
+from wan_vae.cli.report import Progress, peak_memory, print_result
+from wan_vae.errors import LatentsError
+from wan_vae.files import check_output
+
+
+def decode(
+    latents: Annotated[Path, typer.Argument(help="A latents file that `encode` wrote.")],
+    clip: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
+    checkpoint: options.CheckpointOption,
+    device: options.DeviceOption = options.Device.auto,
+    dtype: options.DtypeOption = options.Precision.auto,
+    lossless: options.LosslessOption = False,
+    overwrite: options.OverwriteOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had."""
+    check_output(clip, overwrite=overwrite, inputs=(latents, Path(checkpoint)))
+
+    import torch
+
+    from wan_vae.cli.model import load_model
+    from wan_vae.fitting import video_to_frames
+    from wan_vae.latents_file import LatentsFile
+    from wan_vae.video import create_clip
+
+    source = LatentsFile(latents)
+    info = source.info
+    model = load_model(checkpoint, device, dtype)
+    vae, config = model.vae, model.vae.config
+    if config.latent_channels != info.config.latent_channels:
+        raise LatentsError(
+            f"{latents} holds {info.config.latent_channels} channels, but {checkpoint} decodes"
+            f" {config.latent_channels}; use the checkpoint that encoded it."
+        )
+    if (config.spatial_compression, config.temporal_compression) != (
+        info.config.spatial_compression,
+        info.config.temporal_compression,
+    ):
+        raise LatentsError(f"{latents} was encoded at another compression than that of {checkpoint}.")
+    if model.digest != info.checkpoint:
+        logging.getLogger("wan_vae").warning(f"{latents} was encoded by other weights than those of {checkpoint}.")
+    width, height = info.width * config.output_upscale, info.height * config.output_upscale
+    writer = create_clip(
+        clip,
+        width=width,
+        height=height,
+        fps=info.fps,
+        color=info.color,
+        pixel_aspect=info.pixel_aspect,
+        lossless=lossless,
+    )
+    progress, written = Progress(info.frames), 0
+    with writer, torch.inference_mode():
+        decoded = vae.decode_stream(chunk.to(vae.device) for chunk in source.chunks(1))
+        for frames in progress.over(video_to_frames(video, width, height) for video in decoded):
+            writer.write(frames[: info.frames - written])
+            written += len(frames)
+    result = {
+        "output": clip,
+        "frames": info.frames,
+        "size": f"{width}x{height}",
+        "fps": info.fps,
+        "frames_per_second": progress.frames_per_second(),
+        "peak_memory": peak_memory(vae.device),
+    }
+    print_result(result, as_json=as_json)

@@ -1,0 +1,66 @@
+"""`wan-vae encode`: a clip to latents."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_vae.cli import options
+from wan_vae.cli.report import Progress, peak_memory, print_result
+from wan_vae.files import check_output
+
+
+def encode(
+    clip: Annotated[Path, typer.Argument(help="A video, an animation, an image, or a folder of images.")],
+    latents: Annotated[Path, typer.Argument(help="The latents file to write, such as clip.safetensors.")],
+    checkpoint: options.CheckpointOption,
+    device: options.DeviceOption = options.Device.auto,
+    dtype: options.DtypeOption = options.Precision.auto,
+    size: options.SizeOption = None,
+    frames: options.FramesOption = None,
+    fps: options.FpsOption = None,
+    overwrite: options.OverwriteOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Encode CLIP into LATENTS, a file that holds all that `decode` needs to give the clip back."""
+    check_output(latents, overwrite=overwrite, inputs=(clip, Path(checkpoint)))
+
+    import torch
+
+    from wan_vae.cli.model import load_model
+    from wan_vae.fitting import FittedClip
+    from wan_vae.latents_file import LatentsInfo, LatentsWriter
+
+    with (
+        options.open_selected(clip, size, frames, fps) as source,
+        LatentsWriter(latents) as writer,
+        torch.inference_mode(),
+    ):
+        model = load_model(checkpoint, device, dtype)
+        vae, config = model.vae, model.vae.config
+        progress = Progress(source.info.frames)
+        fitted = FittedClip(progress.over(source.chunks(config.temporal_compression)), config, vae.device)
+        for chunk in vae.encode_stream(fitted):
+            writer.write(chunk)
+        shape = writer.finish(
+            LatentsInfo(
+                frames=fitted.frames,
+                width=source.info.width,
+                height=source.info.height,
+                fps=source.info.fps,
+                pixel_aspect=source.info.pixel_aspect,
+                color=source.info.color,
+                config=config,
+                checkpoint=model.digest,
+            )
+        )
+    result = {
+        "output": latents,
+        "latents": shape,
+        "frames": fitted.frames,
+        "size": f"{source.info.width}x{source.info.height}",
+        "fps": source.info.fps,
+        "frames_per_second": progress.frames_per_second(),
+        "peak_memory": peak_memory(vae.device),
+    }
+    print_result(result, as_json=as_json)

@@ -1,0 +1,23 @@
+"""The model that a command line asks for."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint
+from wan_vae.cli.options import Device, Precision, torch_device, torch_dtype
+from wan_vae.vae import WanVAE
+
+
+class Model(NamedTuple):
+    """A VAE on its device, and the digest of the checkpoint that it comes from."""
+
+    vae: WanVAE
+    digest: str
+
+
+def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Model:
+    """Load a checkpoint as `--checkpoint`, `--device` and `--dtype` ask."""
+    on = torch_device(device)
+    found = read_checkpoint(resolve_checkpoint(checkpoint))
+    vae = WanVAE.from_weights(found.config, found.weights, device=on, dtype=torch_dtype(dtype, on))
+    return Model(vae, found.digest())
