@@ -4,9 +4,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 import wan_vae
@@ -17,10 +16,13 @@ from wan_vae.cli.info import info
 from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.errors import UserError
 
+INTERRUPTED = 130
+# typer has click inside or beside it, depending on its version; this is the class either way.
+UsageError: Any = typer.BadParameter.__base__
+
 app = typer.Typer(
     name="wan-vae",
     help="The video VAE of Wan2.1 and its siblings: clips to latents and back.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -52,20 +54,31 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        sys.exit(app(arguments, prog_name="wan-vae", standalone_mode=False) or 0)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; no output was written.", code=130)
-    except click.ClickException as error:
+        code = (
+            app(
+                list(sys.argv[1:] if arguments is None else arguments) or ["--help"],
+                prog_name="wan-vae",
+                standalone_mode=False,
+            )
+            or 0
+        )
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except UsageError as error:
         _fail(error.format_message(), code=2)
     except UserError as error:
         _fail(str(error), code=2)
     except OSError as error:
         # A full disk, a file without permission: the system's sentence, and the path it is about.
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), code=2)
+    # typer turns Ctrl-C into an exception of its own or, in later versions, into this code.
+    if code == INTERRUPTED:
+        _fail("interrupted; no output was written.", code=code)
+    sys.exit(code)
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
-    typer.echo(f"wan-vae: {message}", err=True)
+    typer.echo(f"wan-vae: {message.rstrip('.')}.", err=True)
     sys.exit(code)
 
 

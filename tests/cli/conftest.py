@@ -1,0 +1,28 @@
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.running import write_clip
+from tests.helpers import random_vae, small_config
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that compresses 2x2 in space and 2 in time."""
+    path = tmp_path_factory.mktemp("checkpoint") / "vae.safetensors"
+    random_vae(small_config(), torch.float32).save(path)
+    return path
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Six frames of 19x13 at 30000/1001 frames a second."""
+    return write_clip(tmp_path / "clip.mkv", frames=6, width=19, height=13, fps=Fraction(30000, 1001))
+
+
+@pytest.fixture
+def long_clip(tmp_path: Path) -> Path:
+    """A clip that takes a while."""
+    return write_clip(tmp_path / "long.mkv", frames=400, width=128, height=96, fps=Fraction(25))

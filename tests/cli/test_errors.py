@@ -1,0 +1,290 @@
+"""Every mistake gets one sentence on standard error and exit code 2, and leaves nothing behind."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.cli.running import Outcome, run, start, write_clip
+from tests.helpers import random_vae, small_config
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def assert_one_sentence(outcome: Outcome, *words: str) -> None:
+    assert (outcome.code, outcome.out) == (2, ""), outcome
+    assert outcome.err.startswith("wan-vae: ")
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.endswith(".\n")
+    for word in words:
+        assert word in outcome.err
+
+
+BAD_CLIPS: dict[str, Callable[[Path], object]] = {
+    "missing.mp4": lambda path: None,
+    "text.mp4": lambda path: path.write_text("This is not a video.\n" * 100, encoding="utf-8"),
+    "empty.mp4": lambda path: path.touch(),
+    "folder": lambda path: path.mkdir(),
+    "cut.mkv": lambda path: path.write_bytes(
+        (data := write_clip(path, frames=9, width=64, height=48, fps=Fraction(25)).read_bytes())[: len(data) // 2]
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+@pytest.mark.parametrize("name", BAD_CLIPS)
+def test_bad_clips(
+    name: str, command: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    BAD_CLIPS[name](tmp_path / name)
+    before = listing(tmp_path)
+    out = tmp_path / ("out.safetensors" if command == "encode" else "out.mkv")
+    assert_one_sentence(run(capsys, command, tmp_path / name, out, "--checkpoint", checkpoint), name)
+    assert listing(tmp_path) == before
+
+
+def corrupt(checkpoint: Path, path: Path) -> None:
+    path.write_bytes(checkpoint.read_bytes()[:1000])
+
+
+def half(checkpoint: Path, path: Path) -> None:
+    weights = load_file(checkpoint)
+    save_file({name: weight for name, weight in weights.items() if not name.startswith("encoder")}, path)
+
+
+def other_model(checkpoint: Path, path: Path) -> None:
+    save_file({"text_model.embeddings.weight": torch.zeros(2, 2)}, path)
+
+
+def nan(checkpoint: Path, path: Path) -> None:
+    weights = load_file(checkpoint)
+    weights["encoder.conv1.bias"][0] = torch.nan
+    with safe_open(checkpoint, "pt") as file:
+        save_file(weights, path, metadata=file.metadata())
+
+
+@pytest.mark.parametrize("spoil", [corrupt, half, other_model, nan])
+def test_bad_checkpoints(
+    spoil: Callable[[Path, Path], None],
+    clip: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoil(checkpoint, tmp_path / "bad.safetensors")
+    before = listing(tmp_path)
+    bad = tmp_path / "bad.safetensors"
+    for arguments in (
+        ("encode", clip, tmp_path / "out.safetensors", "--checkpoint", bad),
+        ("reconstruct", clip, tmp_path / "out.mkv", "--checkpoint", bad),
+        ("convert", bad, tmp_path / "out.safetensors", "--layout", "wan"),
+        ("info", bad),
+    ):
+        assert_one_sentence(run(capsys, *arguments), "bad.safetensors")
+        assert listing(tmp_path) == before
+
+
+def cut_latents(latents: Path) -> None:
+    latents.write_bytes(latents.read_bytes()[:-100])
+
+
+def nan_latents(latents: Path) -> None:
+    with safe_open(latents, "pt") as file:
+        metadata, tensor = file.metadata(), file.get_tensor("latents").clone()
+    tensor[0, 0, 2, 0, 0] = torch.nan
+    save_file({"latents": tensor}, latents, metadata=metadata)
+
+
+def other_version(latents: Path) -> None:
+    with safe_open(latents, "pt") as file:
+        metadata, tensor = file.metadata(), file.get_tensor("latents")
+        save_file({"latents": tensor}, latents, metadata=metadata | {"version": "2"})
+
+
+def wrong_size(latents: Path) -> None:
+    with safe_open(latents, "pt") as file:
+        metadata, tensor = file.metadata(), file.get_tensor("latents")
+        save_file({"latents": tensor[:, :, :2].contiguous()}, latents, metadata=metadata)
+
+
+def no_metadata(latents: Path) -> None:
+    save_file({"latents": torch.zeros(1, 3, 4, 7, 10)}, latents)
+
+
+@pytest.mark.parametrize("spoil", [cut_latents, nan_latents, other_version, wrong_size, no_metadata, Path.unlink])
+def test_bad_latents(
+    spoil: Callable[[Path], None], clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents = tmp_path / "l.safetensors"
+    run(capsys, "encode", clip, latents, "--checkpoint", checkpoint)
+    spoil(latents)
+    before = listing(tmp_path)
+    assert_one_sentence(run(capsys, "decode", latents, tmp_path / "o.mkv", "--checkpoint", checkpoint), "l.safetensors")
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("changes", [{"latent_channels": 2}, {"temporal_downsample": (False,)}])
+def test_latents_of_another_architecture(
+    changes: dict[str, object], clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents, other = tmp_path / "l.safetensors", tmp_path / "other.safetensors"
+    random_vae(small_config(**changes), torch.float32).save(other)
+    run(capsys, "encode", clip, latents, "--checkpoint", checkpoint)
+    assert_one_sentence(run(capsys, "decode", latents, tmp_path / "o.mkv", "--checkpoint", other), "l.safetensors")
+
+
+def test_outputs_that_would_destroy_something(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept.mkv").write_text("precious", encoding="utf-8")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "cat.png").write_text("precious", encoding="utf-8")
+    (tmp_path / "link.mkv").symlink_to(clip)
+    before = listing(tmp_path)
+    for out, words in (
+        (clip, ("both input and output",)),
+        (tmp_path / "link.mkv", ("both input and output",)),
+        (tmp_path / "kept.mkv", ("exists", "--overwrite")),
+        (tmp_path / "pictures", ("already holds files",)),
+        (tmp_path / "nowhere" / "out.mkv", ("no folder", "nowhere")),
+        (clip / "out.mkv", ("no folder",)),
+        (tmp_path / "out.xyz", ("out.xyz",)),
+    ):
+        assert_one_sentence(run(capsys, "reconstruct", clip, out, "--checkpoint", checkpoint), *words)
+        assert listing(tmp_path) == before
+    arguments = ("reconstruct", clip, clip, "--checkpoint", checkpoint, "--overwrite")
+    assert_one_sentence(run(capsys, *arguments), "both input and output")
+    arguments = ("convert", checkpoint, checkpoint, "--layout", "wan", "--overwrite")
+    assert_one_sentence(run(capsys, *arguments), "both input and output")
+
+
+def test_overwrite_replaces_only_when_done(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    out.write_text("old", encoding="utf-8")
+    (tmp_path / "text.mp4").write_text("no video", encoding="utf-8")
+    arguments = (out, "--checkpoint", checkpoint, "--overwrite")
+    assert run(capsys, "encode", tmp_path / "text.mp4", *arguments).code == 2
+    assert out.read_text(encoding="utf-8") == "old"
+    assert run(capsys, "encode", clip, *arguments).code == 0
+    assert out.stat().st_size > 1000
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder(clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    out = tmp_path / "locked" / "out.mkv"
+    assert_one_sentence(run(capsys, "reconstruct", clip, out, "--checkpoint", checkpoint), "not writable")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--size", "640"), ("'640'", "WIDTHxHEIGHT")),
+        (("--frames", "3"), ("'3'", "A:B")),
+        (("--frames", "-:2"), ("A:B",)),
+        (("--frames", "2:2"), ("6",)),
+        (("--frames", "9:"), ("6",)),
+        (("--fps", "fast"), ("'fast'",)),
+        (("--fps", "1/0"), ("'1/0'",)),
+        (("--fps", "-3"), ("-3",)),
+        (("--size", "0x4"), ("0x4",)),
+        (("--device", "tpu"), ("tpu", "auto")),
+        (("--dtype", "fp8"), ("fp8",)),
+        (("--nonsense",), ("--nonsense",)),
+    ],
+)
+def test_bad_options(
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
+    clip: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = listing(tmp_path)
+    command = ("encode", clip, tmp_path / "out.safetensors", "--checkpoint", checkpoint, *arguments)
+    assert_one_sentence(run(capsys, *command), *words)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("encode", clip, tmp_path / "out.safetensors", "--checkpoint", checkpoint, "--device", "cuda")
+    assert_one_sentence(run(capsys, *command), "--device cuda is not available", "cpu is")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+def test_an_interrupted_run_leaves_nothing(
+    command: str, number: signal.Signals, code: int, long_clip: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    out = folder / ("out.safetensors" if command == "encode" else "out.mkv")
+    process = start(command, long_clip, out, "--checkpoint", checkpoint)
+    deadline = time.monotonic() + 60
+    while not any(folder.iterdir()) and command == "reconstruct":
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(2 if command == "reconstruct" else 8)
+    assert process.poll() is None, "it ended too early to be interrupted"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not any(folder.iterdir())
+    if number == signal.SIGINT:
+        assert err.splitlines()[-1] == "wan-vae: interrupted; no output was written."
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct", "convert"])
+def test_a_full_disk(command: str, checkpoint: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", frames=40, width=64, height=48, fps=Fraction(25))
+    before = listing(tmp_path)
+    out = tmp_path / ("out.mkv" if command == "reconstruct" else "out.safetensors")
+    source = (checkpoint, out, "--layout", "wan") if command == "convert" else (clip, out, "--checkpoint", checkpoint)
+
+    # As on a full disk, writing fails in the middle.
+    process = start(
+        command, *source, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
+    )
+    out_text, err = process.communicate(timeout=120)
+    assert_one_sentence(Outcome(process.returncode, out_text, err))
+    assert listing(tmp_path) == before
+
+
+def test_help_needs_no_torch() -> None:
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "wan_vae", "--help"], capture_output=True, text=True, check=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "wan_vae.cli.app" in imported
+    assert not imported & {"torch", "numpy", "av", "safetensors"}
+    assert "reconstruct" in process.stdout
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "reconstruct", "info", "convert"])
+def test_scripts_are_the_commands(command: str) -> None:
+    script = Path(__file__).parents[2] / "scripts" / f"{command}.py"
+    process = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    assert f"wan-vae {command}" in process.stdout

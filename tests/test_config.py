@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from tests.helpers import small_config, small_configs
+from wan_vae import UserError, VAEConfig
+from wan_vae.config import load_config, preset_names
+
+
+@given(small_configs())
+def test_a_config_survives_its_dictionary(config: VAEConfig) -> None:
+    assert VAEConfig.from_dict(config.to_dict(), origin="test") == config
+
+
+def test_qwen_image_shares_the_latent_space_of_wan21() -> None:
+    assert load_config("qwen-image") == load_config("wan2.1")
+
+
+def test_compression() -> None:
+    config = load_config("wan2.2")
+    assert (config.spatial_compression, config.temporal_compression) == (16, 4)
+    assert (config.input_channels, config.output_channels) == (12, 12)
+    assert (len(config.latent_mean), len(config.latent_std)) == (48, 48)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_channels": 0}, "latent_channels is 0"),
+        ({"encoder_width": 1.5}, "encoder_width is 1.5"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"block": "vgg"}, "block is 'vgg'"),
+        ({"width_multipliers": ()}, r"width_multipliers is \[\]"),
+        ({"temporal_downsample": (True, True)}, "temporal_downsample has 2 entries; 2 levels have 1"),
+        ({"latent_mean": (0.0,)}, "latent_mean has 1 values for 3"),
+        ({"latent_std": (1.0, 0.0, 1.0)}, "latent_std holds 0.0"),
+        ({"decoder_width": 3, "width_multipliers": (2, 1)}, "3 channels wide; upsampling halves"),
+        ({"level_shortcuts": True}, r"width_multipliers is \[1, 2\]; a level's shortcut"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("hub: {}", "no section `architecture`"),
+        ("architecture: {latent_channels: 3}", "does not describe an architecture: missing 1[0-9] required"),
+        ("architecture: {depth: 3}", "unexpected keyword argument 'depth'"),
+    ],
+)
+def test_a_bad_file_gets_a_sentence(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(tmp_path / "bad.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(UserError, match=r"neither a preset .*wan2.1.* nor a YAML file"):
+        load_config("wan9")
+
+
+def test_a_users_file_is_read_like_a_preset(tmp_path: Path) -> None:
+    from wan_vae.config import config_folder
+
+    (tmp_path / "mine.yaml").write_bytes((config_folder() / "tiny.yaml").read_bytes())
+    assert load_config(tmp_path / "mine.yaml") == load_config("tiny")
+    assert "mine" not in preset_names()

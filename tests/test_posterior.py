@@ -1,0 +1,37 @@
+import torch
+
+from wan_vae import Posterior
+
+
+def posterior() -> Posterior:
+    generator = torch.Generator().manual_seed(0)
+    return Posterior.from_moments(torch.randn(2, 6, 2, 3, 4, dtype=torch.float64, generator=generator))
+
+
+def test_kl_is_that_of_torch_distributions() -> None:
+    ours = posterior()
+    normal = torch.distributions.Normal(ours.mean, (0.5 * ours.logvar).exp())
+    standard = torch.distributions.Normal(torch.zeros_like(ours.mean), torch.ones_like(ours.mean))
+    expected = torch.distributions.kl_divergence(normal, standard).sum(dim=(1, 2, 3, 4))
+    torch.testing.assert_close(ours.kl(), expected)
+
+
+def test_samples_have_the_mean_and_the_variance() -> None:
+    ours = posterior()
+    generator = torch.Generator().manual_seed(1)
+    samples = torch.stack([ours.sample(generator) for _ in range(4000)])
+    deviation = (0.5 * ours.logvar).exp()
+    assert ((samples.mean(dim=0) - ours.mean).abs() / deviation).max() < 0.1
+    assert ((samples.std(dim=0) / deviation) - 1).abs().max() < 0.1
+
+
+def test_samples_repeat_with_their_generator() -> None:
+    first, second = (posterior().sample(torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(posterior().mode(), posterior().mean)
+
+
+def test_the_log_variance_is_clamped() -> None:
+    extreme = Posterior.from_moments(torch.tensor([0.0, 1e9]).view(1, 2, 1, 1, 1))
+    assert extreme.logvar.item() == 20
+    assert torch.isfinite(extreme.kl()).all()

@@ -1,0 +1,135 @@
+"""The public class: what it takes, what it refuses, and what it says then."""
+
+import pytest
+import torch
+
+from tests.helpers import random_latents, random_vae, random_video, small_config
+from wan_vae import UserError, WanVAE
+from wan_vae.config import preset_names
+
+
+@pytest.fixture(scope="module")
+def vae() -> WanVAE:
+    return random_vae(small_config(temporal_downsample=(True, True), width_multipliers=(1, 1, 1)))
+
+
+def test_shapes(vae: WanVAE) -> None:
+    latents = vae.encode(random_video(9, 8, 12, batch=2))
+    assert latents.shape == (2, 3, 3, 2, 3)
+    assert vae.decode(latents).shape == (2, 3, 9, 8, 12)
+
+
+def test_encode_is_the_normalized_mean(vae: WanVAE) -> None:
+    video = random_video(5, 4, 8)
+    posterior = vae.posterior(video)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latent_mean, vae.config.latent_std))
+    torch.testing.assert_close(vae.encode(video), (posterior.mean - mean) / std)
+    torch.testing.assert_close(vae.denormalize(vae.encode(video)), posterior.mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_are_not_rounded_to_half_precision(vae: WanVAE, dtype: torch.dtype) -> None:
+    raw = random_latents(vae.config, 2, 3, 3).to(dtype)
+    exact = vae.normalize(raw.to(torch.float64))
+    assert vae.normalize(raw).dtype == dtype
+    assert ((vae.normalize(raw) - exact).abs() <= torch.finfo(dtype).eps * exact.abs() / 2 * 1.001).all()
+
+
+def test_decoded_values_are_clamped(vae: WanVAE) -> None:
+    loud = random_vae(vae.config)
+    loud.decoder.head.conv.weight.mul_(100)
+    decoded = loud.decode(random_latents(vae.config, 2, 2, 2))
+    assert (decoded.min(), decoded.max()) == (-1, 1)
+
+
+def test_video_in_another_precision_is_converted() -> None:
+    vae = random_vae(small_config(), torch.float32)
+    assert vae.encode(random_video(3, 4, 4)).dtype == torch.float32
+
+
+def test_forward_samples_on_request(vae: WanVAE) -> None:
+    video = random_video(5, 4, 4)
+    first, posterior = vae(video, sample=True, generator=torch.Generator().manual_seed(3))
+    again, _ = vae(video, sample=True, generator=torch.Generator().manual_seed(3))
+    mode, _ = vae(video)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, mode)
+    torch.testing.assert_close(mode, vae.decode(vae.normalize(posterior.mode())))
+
+
+def test_a_fresh_attention_block_is_the_identity() -> None:
+    block = WanVAE(small_config()).encoder.middle.attention
+    x = torch.randn(1, 8, 2, 3, 3)
+    torch.testing.assert_close(block(x), x + block.proj.bias.view(1, -1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 8, 8, 8), r"8 frames are not 1 \+ 4k; 5 or 9 would fit"),
+        ((1, 3, 0, 8, 8), r"0 frames are not 1 \+ 4k; 1 would fit"),
+        ((1, 3, 9, 250, 8), "height 250 is not a multiple of 4; 248 or 252 would fit"),
+        ((1, 3, 9, 8, 3), "width 3 is not a multiple of 4; 4 would fit"),
+        ((3, 9, 8, 8), r"\(B, 3, T, H, W\), but this one is \(3, 9, 8, 8\)"),
+        ((1, 9, 3, 8, 8), r"\(B, 3, T, H, W\), but this one is \(1, 9, 3, 8, 8\)"),
+    ],
+)
+def test_videos_that_do_not_fit(vae: WanVAE, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        vae.encode(torch.zeros(shape))
+
+
+def test_integers_are_no_video(vae: WanVAE) -> None:
+    with pytest.raises(UserError, match=r"\[-1, 1\], but this one is torch.uint8; divide by 127.5"):
+        vae.encode(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 3, 3), (3, 2, 3, 3), (1, 3, 0, 3, 3)])
+def test_latents_that_do_not_fit(vae: WanVAE, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"are \(B, 3, t, h, w\), but these are"):
+        vae.decode(torch.zeros(shape))
+
+
+def test_a_stream_that_ends_early_says_what_would_fit(vae: WanVAE) -> None:
+    with pytest.raises(UserError, match="ended after 8 frames; 5 or 9 would fit"):
+        list(vae.encode_stream(random_video(8, 4, 4).split(3, dim=2)))
+
+
+@pytest.mark.parametrize("stream", [WanVAE.encode_stream, WanVAE.decode_stream])
+def test_a_stream_of_nothing_is_refused(vae: WanVAE, stream: object) -> None:
+    with pytest.raises(UserError, match="without a single frame"):
+        list(stream(vae, []))
+
+
+def test_a_pass_computes_at_least_one_latent(vae: WanVAE) -> None:
+    with pytest.raises(UserError, match="latents_per_pass is 0"):
+        vae.encode(random_video(5, 4, 4), latents_per_pass=0)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_builds(name: str) -> None:
+    with torch.device("meta"):
+        vae = WanVAE.from_config(name)
+    assert vae.config.spatial_compression == (16 if name == "wan2.2" else 8)
+
+
+def test_the_size_of_the_published_models() -> None:
+    with torch.device("meta"):
+        sizes = {
+            name: sum(parameter.numel() for parameter in WanVAE.from_config(name).parameters())
+            for name in ("wan2.1", "wan2.2")
+        }
+    assert sizes == {"wan2.1": 126_892_531, "wan2.2": 704_688_668}
+
+
+def test_a_config_can_be_changed_by_name() -> None:
+    assert WanVAE.from_config("tiny", block="dense", dense_growth=4).config.dense_growth == 4
+    with pytest.raises(UserError, match="block is 'vgg'; the kinds are wan, resnet"):
+        WanVAE.from_config("tiny", block="vgg")
+
+
+def test_loaded_weights_are_frozen_and_in_eval_mode(vae: WanVAE) -> None:
+    loaded = WanVAE.from_weights(vae.config, vae.state_dict())
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert not loaded.encode(random_video(5, 4, 4)).requires_grad
