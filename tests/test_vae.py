@@ -133,3 +133,12 @@ def test_loaded_weights_are_frozen_and_in_eval_mode(vae: WanVAE) -> None:
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert not loaded.encode(random_video(5, 4, 4)).requires_grad
+
+
+def test_streams_record_no_gradients(vae: WanVAE) -> None:
+    trainable = random_vae(vae.config).requires_grad_(True)
+    streamed = torch.cat(
+        list(trainable.decode_stream(trainable.encode_stream(random_video(5, 4, 8).split(2, dim=2)))), 2
+    )
+    assert not streamed.requires_grad
+    assert torch.is_grad_enabled()

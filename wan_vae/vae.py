@@ -126,10 +126,11 @@ class WanVAE(Autoencoder):
         assert video is not None
         return video
 
+    @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
         """Encode a clip that arrives in chunks of (B, 3, n, H, W), any n; yields final latents as soon as they are due.
 
-        The concatenated latents are those of `encode`; memory does not grow with the clip's length.
+        The concatenated latents are those of `encode`; memory does not grow with the clip's length. No gradients.
 
         Raises:
             UserError: The clip ended after a number of frames that is not 1 + 4k.
@@ -142,8 +143,12 @@ class WanVAE(Autoencoder):
                 yield self.normalize(Posterior.from_moments(moments).mode())
         stream.flush()
 
+    @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
-        """Decode final latents that arrive in chunks of (B, z, n, h, w), any n; yields (B, 3, m, H, W) in [-1, 1]."""
+        """Decode final latents that arrive in chunks of (B, z, n, h, w), any n; yields (B, 3, m, H, W) in [-1, 1].
+
+        The concatenated frames are those of `decode`; memory does not grow with the clip's length. No gradients.
+        """
         stream = self._decoding(latents_per_pass)
         for chunk in chunks:
             self._check_latents(chunk, whole=False)

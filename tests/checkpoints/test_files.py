@@ -260,6 +260,29 @@ def test_a_name_on_the_hub_cannot_be_reached_offline(tmp_path: Path, monkeypatch
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_is_fetched_from_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = standard_vae(latent_channels=16)
+    save_file(native(vae, "diffusers"), tmp_path / "fetched.safetensors")
+    asked = []
+
+    def fetch(*where: str) -> str:
+        asked.append(where)
+        return str(tmp_path / "fetched.safetensors")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    assert_same_weights(WanVAE.from_pretrained("wan2.1"), vae)
+    assert asked == [("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "vae/diffusion_pytorch_model.safetensors")]
+
+
+def test_saving_to_a_folder_that_holds_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "precious.txt").touch()
+    with pytest.raises(UserError, match="already holds files"):
+        standard_vae().save(tmp_path / "vae", layout="diffusers")
+    with pytest.raises(UserError, match="no folder"):
+        standard_vae().save(tmp_path / "nowhere" / "vae.safetensors")
+
+
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(CheckpointError, match=r"lightvae, qwen-image, wan2.1, wan2.2"):
         WanVAE.from_pretrained("wan3")

@@ -17,7 +17,7 @@ from wan_vae.checkpoints.detect import CONFIG_KEY, Detected, config_to_diffusers
 from wan_vae.checkpoints.layouts import LAYOUTS, stored_names
 from wan_vae.config import VAEConfig
 from wan_vae.errors import CheckpointError, UserError
-from wan_vae.files import written_beside
+from wan_vae.files import check_output, written_beside
 from wan_vae.model.autoencoder import Autoencoder
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
@@ -85,6 +85,7 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
         raise UserError(f"{path} is not a file name for layout {layout!r}; name a file that ends in .safetensors.")
     if not is_folder and path.suffix != ".safetensors":
         raise UserError(f"{path} would be a safetensors file; name one that ends in .safetensors.")
+    check_output(path, overwrite=True)
     names = stored_names(list(weights), config, layout)
     stored = {names[name]: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
