@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -12,9 +13,7 @@ import numpy as np
 from wan_vae.video.audio import AudioSource
 from wan_vae.video.color import Color
 from wan_vae.video.orientation import Picture
-
-Clipped = Picture
-"""(frames, height, width, 3) RGB of full range, 0..255 for uint8 and 0..65535 for uint16."""
+from wan_vae.video.timing import resampled_count
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class ClipInfo:
         width: Of the pictures as they are given out: turned upright, and resized if that was asked for.
         height: Likewise.
         fps: Pictures a second, exact; the average where the rate is variable.
-        frames: Number of pictures; None where it is known only once all are read.
+        frames: Number of pictures, counted in the file without decoding it. Interlaced video that stores the two
+            fields of a picture apart has fewer; in all else, fewer is an error while reading.
         color: How RGB and what is stored relate.
         pixel_aspect: Width of a pixel over its height, 1 for square; a new size keeps the shape of the whole.
         bit_depth: Bits of a channel in the source; above 8, pictures come as uint16.
@@ -40,7 +40,7 @@ class ClipInfo:
     width: int
     height: int
     fps: Fraction
-    frames: int | None
+    frames: int
     color: Color
     pixel_aspect: Fraction
     bit_depth: int
@@ -67,6 +67,24 @@ class Selection:
     fps: Fraction | None
 
 
+def selected_info(source: ClipInfo, selection: Selection, duration: Fraction) -> ClipInfo:
+    """The description of a source whose frames are selected already, as it is once resized and resampled.
+
+    Args:
+        source: The description, with the number of selected frames.
+        selection: What is wanted.
+        duration: For how long the selected frames are shown, in seconds.
+    """
+    info = source
+    if selection.fps is not None:
+        info = replace(info, fps=selection.fps, frames=resampled_count(duration, selection.fps))
+    if selection.size is not None:
+        width, height = selection.size
+        aspect = info.pixel_aspect * Fraction(info.width * height, info.height * width)
+        info = replace(info, width=width, height=height, pixel_aspect=aspect.limit_denominator(1000))
+    return info
+
+
 class Notices:
     """Warns the user, of each thing once."""
 
@@ -78,6 +96,15 @@ class Notices:
         if notice not in self._given:
             self._given.add(notice)
             logging.getLogger("wan_vae").warning(notice)
+
+
+def notice_variable_rate(path: Path, info: ClipInfo, selection: Selection, notices: Notices) -> None:
+    """Tell what becomes of a variable frame rate, if there is one."""
+    if info.variable_frame_rate and selection.fps is None:
+        notices.give(
+            f"{path} has a variable frame rate; its frames are kept one for one at the average rate, "
+            f"{float(info.fps):.3f} a second, unless a rate is given to resample them to."
+        )
 
 
 class Source(Protocol):
@@ -118,7 +145,7 @@ class Clip:
             self._reading.close()
             self._reading = None
 
-    def chunks(self, count: int) -> Iterator[Clipped]:
+    def chunks(self, count: int) -> Iterator[Picture]:
         """Read from the first picture on, `count` pictures at a time, in memory that does not grow with the clip.
 
         Yields:

@@ -13,7 +13,7 @@ _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"s
 def check_whole(path: Path) -> None:
     """Refuse a file that is empty or shorter than its own outermost structure says.
 
-    Knows MP4 and MOV, Matroska and WebM, AVI and WebP; of others only emptiness is seen.
+    Knows MP4 and MOV, Matroska and WebM, AVI, WebP and GIF; of others only emptiness is seen.
 
     Raises:
         ClipError: The file is empty or cut short.
@@ -25,7 +25,7 @@ def check_whole(path: Path) -> None:
         declared = _declared_length(file, actual)
     if declared > actual:
         raise ClipError(
-            f"{path} is cut short: {actual} bytes of the {declared} that it says it has; fetch or copy it again."
+            f"{path} is cut short: it has {actual} bytes and should have {declared} or more; fetch or copy it again."
         )
 
 
@@ -37,6 +37,10 @@ def _declared_length(file: BinaryIO, actual: int) -> int:
         return 0 if size in (0, 0xFFFFFFFF) else 8 + size - size % 2
     if head[4:8] in _ISO_BOXES:
         return _iso_length(file, actual)
+    if head.startswith(b"GIF8"):
+        file.seek(-min(actual, 64), 2)
+        # A semicolon ends a GIF; some programs pad it.
+        return 0 if file.read().rstrip(b"\0").endswith(b";") else actual + 1
     if head.startswith(_EBML):
         return _matroska_length(file)
     return 0

@@ -1,12 +1,14 @@
 """Turning pictures upright: video display matrices and EXIF orientations."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
+import av
 import numpy as np
 import numpy.typing as npt
 
-Picture = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-"""(height, width, channels), 0..255 for uint8 and 0..65535 for uint16."""
+Picture = npt.NDArray[Any]
+"""(height, width, channels) of full range: uint8, 0..255, or uint16, 0..65535."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,22 @@ _EXIF = {
 }
 
 
+_CLOCKWISE = (Orientation(), _EXIF[6], _EXIF[3], _EXIF[8])
+
+
 def from_exif(tag: int) -> Orientation:
     """The orientation an EXIF tag asks for; none for a value outside 1..8, as cameras write 0 for unknown."""
     return _EXIF.get(tag, Orientation())
+
+
+def from_frame(frame: av.VideoFrame) -> Orientation:
+    """The orientation of a decoded frame, by the display matrix it carries, if any."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV lists nothing when there is one item of a kind it does not know, such as EXIF; the angle it still gives.
+        return _CLOCKWISE[round(-frame.rotation / 90) % 4]
+    return Orientation() if matrix is None else from_display_matrix(bytes(cast(bytes, matrix)))
 
 
 def from_display_matrix(matrix: bytes) -> Orientation:

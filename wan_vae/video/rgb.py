@@ -23,6 +23,11 @@ def bit_depth(layout: av.VideoFormat) -> int:
     return max(component.bits for component in layout.components if not component.is_alpha)
 
 
+def is_transparent(picture: Picture) -> bool:
+    """Whether a (height, width, 3 or 4) picture is less than opaque anywhere."""
+    return picture.shape[2] == 4 and bool(picture[..., 3].min() < np.iinfo(picture.dtype).max)
+
+
 def over_black(picture: Picture) -> Picture:
     """A (height, width, 4) RGBA picture, alpha not multiplied in, laid over black: (height, width, 3), same dtype."""
     top = np.iinfo(picture.dtype).max
@@ -73,34 +78,31 @@ class RgbConverter:
 
     def _pixel_format(self) -> str:
         if self._numpy_matrix:
-            return "yuva444p16le" if self._alpha else "yuv444p16le"
+            return f"yuv{'a' if self._alpha else ''}444p{self._depth}le"
         if self._deep:
             return "rgba64le" if self._alpha else "rgb48le"
         return "rgba" if self._alpha else "rgb24"
 
     def _from_deep_yuv(self, frame: av.VideoFrame) -> Picture:
-        """RGB of a yuv444p16 frame.
+        """RGB of a frame with chroma at full resolution, in the stream's own depth.
 
         swscale takes white to 65283 rather than 65535 here, and so cannot be trusted with more than 8 bits. It is
-        right about chroma's position and resolution, and brings any depth to 16 bits by shifting.
+        right about where chroma lies and how to interpolate it.
         """
-        # White of full range is all ones in the source's depth, hence not quite 65535 once shifted.
-        white = 65536 - (1 << (16 - min(self._depth, 16)))
-        black, luma_span, chroma_span = (0, white, white) if self.color.full_range else (4096, 56064, 57344)
-        red_weight, green_weight, blue_weight = self.color.luma_weights
+        unit, top = 1 << (self._depth - 8), (1 << self._depth) - 1
+        black, luma_span, chroma_span = (0, top, top) if self.color.full_range else (16 * unit, 219 * unit, 224 * unit)
         luma, blue_difference, red_difference = (
-            plane(frame, index, 1, np.uint16)[..., 0].astype(np.float32) for index in range(3)
+            (plane(frame, index, 1, np.uint16)[..., 0].astype(np.float32) - zero) * np.float32(65535 / span)
+            for index, (zero, span) in enumerate([(black, luma_span), *[(128 * unit, chroma_span)] * 2])
         )
-        luma = (luma - black) * np.float32(65535 / luma_span)
-        blue_difference = (blue_difference - 32768) * np.float32(65535 / chroma_span)
-        red_difference = (red_difference - 32768) * np.float32(65535 / chroma_span)
-        channels = 4 if self._alpha else 3
-        picture = np.empty((frame.height, frame.width, channels), np.uint16)
+        red_weight, green_weight, blue_weight = self.color.luma_weights
         red = luma + np.float32(2 * (1 - red_weight)) * red_difference
         blue = luma + np.float32(2 * (1 - blue_weight)) * blue_difference
         green = (luma - np.float32(red_weight) * red - np.float32(blue_weight) * blue) / np.float32(green_weight)
-        for channel, values in enumerate((red, green, blue)):
-            picture[..., channel] = np.clip(np.rint(values), 0, 65535)
+        channels = [red, green, blue]
         if self._alpha:
-            picture[..., 3] = plane(frame, 3, 1, np.uint16)[..., 0]
+            channels.append(plane(frame, 3, 1, np.uint16)[..., 0] * np.float32(65535 / top))
+        picture = np.empty((frame.height, frame.width, len(channels)), np.uint16)
+        for index, channel in enumerate(channels):
+            picture[..., index] = np.clip(np.rint(channel), 0, 65535)
         return picture

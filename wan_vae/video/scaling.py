@@ -27,7 +27,7 @@ def frame_of(picture: Picture) -> av.VideoFrame:
 def plane(frame: av.VideoFrame, index: int, channels: int, dtype: type[np.uint8] | type[np.uint16]) -> Picture:
     """One plane as (height, width, channels), a view of the frame's memory without the padding of its lines."""
     stored = frame.planes[index]
-    lines = np.frombuffer(stored, dtype).reshape(stored.height, -1)
+    lines = np.frombuffer(memoryview(stored), dtype).reshape(stored.height, -1)
     return lines[:, : stored.width * channels].reshape(stored.height, stored.width, channels)
 
 

@@ -16,6 +16,9 @@ _REORDERING = 64
 
 _LARGEST_DENOMINATOR = 1001
 
+# How late a picture may come, in pictures of the new rate, and still count as there: containers round times.
+_LATENESS = Fraction(1, 8)
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -38,11 +41,16 @@ class Timing:
     end: Fraction
 
 
-def in_order(times: Iterable[Fraction]) -> Iterator[Fraction]:
-    """Times given in decoding order, sorted, in constant memory."""
-    waiting: list[Fraction] = []
-    for time in times:
-        heapq.heappush(waiting, time)
+def span(frames: tuple[int | None, int | None]) -> str:
+    """A slice as it is written, "3:" for (3, None)."""
+    return ":".join("" if number is None else str(number) for number in frames)
+
+
+def in_order(shown: Iterable[tuple[Fraction, Fraction]]) -> Iterator[tuple[Fraction, Fraction]]:
+    """Pictures' times and durations given in decoding order, sorted by time, in constant memory."""
+    waiting: list[tuple[Fraction, Fraction]] = []
+    for time_and_duration in shown:
+        heapq.heappush(waiting, time_and_duration)
         if len(waiting) > _REORDERING:
             yield heapq.heappop(waiting)
     while waiting:
@@ -50,9 +58,8 @@ def in_order(times: Iterable[Fraction]) -> Iterator[Fraction]:
 
 
 def measure(
-    times: Iterable[Fraction],
+    shown: Iterable[tuple[Fraction, Fraction]],
     *,
-    last_duration: Fraction,
     tick: Fraction,
     rates: Iterable[Fraction],
     frames: tuple[int | None, int | None],
@@ -60,8 +67,8 @@ def measure(
     """Find the rate of the pictures `frames` selects, a slice, from when each picture of the source appears.
 
     Args:
-        times: Seconds, ascending.
-        last_duration: How long the last picture of the source is shown, 0 if that is not known.
+        shown: When each picture appears and for how long it is shown, in seconds, by ascending time; only the last
+            duration is used, and may be 0 for not known.
         tick: The container's unit of time: a constant rate's times are off by at most one.
         rates: What the container says the rate is, best guess first; taken if the times agree.
         frames: First picture and the one after the last, as in a slice.
@@ -71,10 +78,11 @@ def measure(
     """
     first, stop = frames[0] or 0, math.inf if frames[1] is None else frames[1]
     total = count = 0
-    start = last = Fraction(0)
+    start = last = last_duration = Fraction(0)
     end: Fraction | None = None
     slowest, fastest = Fraction(0), Fraction(1_000_000)
-    for time in times:
+    for time, duration in shown:
+        last_duration = duration
         if total == first:
             start = time
         if first <= total < stop:
@@ -87,8 +95,7 @@ def measure(
             end = time
         total += 1
     if count == 0:
-        shown = ":".join("" if number is None else str(number) for number in frames)
-        raise ClipError(f"frames {shown} selects no frame: the clip has {total}, numbered from 0.")
+        raise ClipError(f"frames {span(frames)} selects no frame: the clip has {total}, numbered from 0.")
     constant = slowest <= fastest
     rate = _fitting_rate(slowest, fastest, rates) if constant else None
     if end is None:
@@ -101,11 +108,21 @@ def measure(
 
 def _fitting_rate(slowest: Fraction, fastest: Fraction, rates: Iterable[Fraction]) -> Fraction | None:
     middle = (slowest + fastest) / 2 if slowest else None
-    whole = [Fraction(round(middle)), Fraction(round(middle * 1001 / 1000) * 1000, 1001)] if middle else []
-    for rate in [*rates, *whole]:
+    for rate in [*map(_unrounded, rates), *(_usual_rates(middle) if middle else [])]:
         if slowest <= rate <= fastest and 0 < rate <= 1000:
             return rate
     return _readable(middle) if middle else None
+
+
+def _usual_rates(rate: Fraction) -> list[Fraction]:
+    """The whole number nearest to a rate, and the nearest of those that are 1000/1001 of one."""
+    return [Fraction(round(rate)), Fraction(round(rate * 1001 / 1000) * 1000, 1001)]
+
+
+def _unrounded(rate: Fraction) -> Fraction:
+    # FFmpeg keeps numerators of Matroska's rates below 30000, which makes 19001/317 of 60000/1001.
+    near = [usual for usual in _usual_rates(rate) if abs(usual - rate) < rate / 1_000_000]
+    return near[0] if near else rate
 
 
 def _readable(rate: Fraction) -> Fraction:
@@ -114,28 +131,29 @@ def _readable(rate: Fraction) -> Fraction:
 
 def resampled_count(duration: Fraction, rate: Fraction) -> int:
     """How many pictures `resample` makes of `duration` seconds at `rate` pictures a second."""
-    return max(1, _nearest(duration * rate))
+    return max(1, math.floor(duration * rate + Fraction(1, 2)))
 
 
-def resample(timed: Iterable[tuple[Fraction, T]], duration: Fraction, rate: Fraction) -> Iterator[T]:
+def resample(timed: Iterable[tuple[Fraction, T]], duration: Fraction, rate: Fraction | None) -> Iterator[T]:
     """Repeat or leave out pictures so that they come `rate` a second and last as long as before.
+
+    Each picture made is what is seen at its time in the source.
 
     Args:
         timed: When each picture appears, in seconds after the first, ascending; and the picture.
         duration: When the last disappears, likewise.
-        rate: Pictures a second.
+        rate: Pictures a second; None for every picture once.
     """
+    if rate is None:
+        yield from (picture for _, picture in timed)
+        return
     made = 0
     held: list[T] = []
     for time, picture in timed:
-        while held and made < _nearest(time * rate):
+        while held and made < math.ceil(time * rate - _LATENESS):
             yield held[0]
             made += 1
         held = [picture]
     while held and made < resampled_count(duration, rate):
         yield held[0]
         made += 1
-
-
-def _nearest(number: Fraction) -> int:
-    return math.floor(number + Fraction(1, 2))
