@@ -25,4 +25,4 @@ def clip(tmp_path: Path) -> Path:
 @pytest.fixture
 def long_clip(tmp_path: Path) -> Path:
     """A clip that takes a while."""
-    return write_clip(tmp_path / "long.mkv", frames=400, width=128, height=96, fps=Fraction(25))
+    return write_clip(tmp_path / "long.mkv", frames=2000, width=128, height=96, fps=Fraction(25))

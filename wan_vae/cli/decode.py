@@ -1,8 +1,9 @@
 """`wan-vae decode`: latents to a clip."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,12 @@ from wan_vae.cli import options
 from wan_vae.cli.report import Progress, peak_memory, print_result
 from wan_vae.errors import LatentsError
 from wan_vae.files import check_output
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wan_vae.config import VAEConfig
 
 
 def decode(
@@ -36,16 +43,7 @@ def decode(
     info = source.info
     model = load_model(checkpoint, device, dtype)
     vae, config = model.vae, model.vae.config
-    if config.latent_channels != info.config.latent_channels:
-        raise LatentsError(
-            f"{latents} holds {info.config.latent_channels} channels, but {checkpoint} decodes"
-            f" {config.latent_channels}; use the checkpoint that encoded it."
-        )
-    if (config.spatial_compression, config.temporal_compression) != (
-        info.config.spatial_compression,
-        info.config.temporal_compression,
-    ):
-        raise LatentsError(f"{latents} was encoded at another compression than that of {checkpoint}.")
+    _check_same_latent_space(info.config, config, f"{latents} cannot be decoded by {checkpoint}")
     if model.digest != info.checkpoint:
         logging.getLogger("wan_vae").warning(f"{latents} was encoded by other weights than those of {checkpoint}.")
     width, height = info.width * config.output_upscale, info.height * config.output_upscale
@@ -58,12 +56,18 @@ def decode(
         pixel_aspect=info.pixel_aspect,
         lossless=lossless,
     )
-    progress, written = Progress(info.frames), 0
+    progress = Progress(info.frames)
+
+    def true_frames() -> Iterator["NDArray[np.uint8]"]:
+        left = info.frames
+        for video in vae.decode_stream(chunk.to(vae.device) for chunk in source.chunks(1)):
+            frames = video_to_frames(video, width, height)[:left]
+            left -= len(frames)
+            yield frames
+
     with writer, torch.inference_mode():
-        decoded = vae.decode_stream(chunk.to(vae.device) for chunk in source.chunks(1))
-        for frames in progress.over(video_to_frames(video, width, height) for video in decoded):
-            writer.write(frames[: info.frames - written])
-            written += len(frames)
+        for frames in progress.over(true_frames()):
+            writer.write(frames)
     result = {
         "output": clip,
         "frames": info.frames,
@@ -73,3 +77,12 @@ def decode(
         "peak_memory": peak_memory(vae.device),
     }
     print_result(result, as_json=as_json)
+
+
+def _check_same_latent_space(encoded: "VAEConfig", decoding: "VAEConfig", refusal: str) -> None:
+    for name in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
+        if getattr(encoded, name) != getattr(decoding, name):
+            raise LatentsError(
+                f"{refusal}, whose {name.replace('_', ' ')} is {getattr(decoding, name)} and not"
+                f" {getattr(encoded, name)}; use the checkpoint that encoded it."
+            )
