@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from wan_vae import VAEConfig, WanVAE
 from wan_vae.checkpoints.detect import config_to_diffusers
 from wan_vae.config import BLOCK_KINDS
-from wan_vae.model.autoencoder import Autoencoder
 
 
 def small_config(**changes: object) -> VAEConfig:
@@ -132,10 +131,3 @@ def diffusers_vae(config: VAEConfig) -> nn.Module:
 def stored_config(path: Path) -> dict[str, object]:
     """Read the config.json of a diffusers folder."""
     return json.loads((path / "config.json").read_text(encoding="utf-8"))
-
-
-def whole_moments(vae: Autoencoder, video: Tensor) -> Tensor:
-    """Encode a clip in one pass."""
-    from wan_vae.model.halo import Halo
-
-    return vae.moments(video, Halo())

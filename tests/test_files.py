@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_an_exception_leaves_what_was_there(error: type[BaseException], is_folde
 
 def test_an_empty_folder_is_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    check_output(tmp_path / "out", overwrite=False)
+    check_output(tmp_path / "out", overwrite=False, may_be_folder=True)
     with written_beside(tmp_path / "out") as beside:
         beside.mkdir()
         (beside / "0.png").touch()
@@ -47,4 +48,34 @@ def test_a_folder_with_files_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "cat.png").touch()
     with pytest.raises(UserError, match="already holds files"):
-        check_output(tmp_path / "out", overwrite=True)
+        check_output(tmp_path / "out", overwrite=True, may_be_folder=True)
+
+
+def test_a_file_never_replaces_a_folder_a_pipe_or_a_device(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name, words in (("folder", "is a folder"), ("pipe", "a device or a pipe"), ("link", "a device or a pipe")):
+        with pytest.raises(UserError, match=words):
+            check_output(tmp_path / name, overwrite=True)
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "link.mp4", tmp_path / "elsewhere" / "target.mp4"
+    link.symlink_to(target)
+    check_output(link, overwrite=False)
+    with written_beside(link) as beside:
+        beside.write_text("new", encoding="utf-8")
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8") == "new"
+    with pytest.raises(UserError, match="exists; pass --overwrite"):
+        check_output(link, overwrite=False)
+
+
+def test_what_lies_in_an_input_folder_is_an_input(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "0.png").touch()
+    with pytest.raises(UserError, match="both input and output"):
+        check_output(tmp_path / "pictures" / "0.png", overwrite=True, inputs=(tmp_path / "pictures",))
+    check_output(tmp_path / "pictures" / "new.safetensors", overwrite=False, inputs=(tmp_path / "pictures",))

@@ -16,6 +16,11 @@ def test_kl_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(ours.kl(), expected)
 
 
+def test_kl_does_not_overflow_in_half_precision() -> None:
+    loud = Posterior(torch.zeros(1, 1, 1, 100, 100, dtype=torch.float16), torch.full((1, 1, 1, 100, 100), 12.0).half())
+    assert torch.isfinite(loud.kl()).all()
+
+
 def test_samples_have_the_mean_and_the_variance() -> None:
     ours = posterior()
     generator = torch.Generator().manual_seed(1)

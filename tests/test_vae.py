@@ -6,6 +6,7 @@ import torch
 from tests.helpers import random_latents, random_vae, random_video, small_config
 from wan_vae import UserError, WanVAE
 from wan_vae.config import preset_names
+from wan_vae.model.halo import Halo
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,26 @@ def test_loaded_weights_are_frozen_and_in_eval_mode(vae: WanVAE) -> None:
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert not loaded.encode(random_video(5, 4, 4)).requires_grad
+
+
+def test_in_training_mode_the_clip_passes_at_once() -> None:
+    vae = random_vae(small_config(block="resnet")).train()
+    video = random_video(5, 4, 6)
+    with torch.no_grad():
+        whole = random_vae(vae.config).train().moments(video, Halo())
+        torch.testing.assert_close(vae.posterior(video).mean, whole.chunk(2, dim=1)[0])
+
+
+def test_weights_of_mixed_precision_are_promoted(vae: WanVAE) -> None:
+    weights = {name: weight.to(torch.bfloat16) for name, weight in vae.state_dict().items()}
+    weights["quant_conv.bias"] = weights["quant_conv.bias"].to(torch.float32)
+    loaded = WanVAE.from_weights(vae.config, weights)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_a_stream_of_changing_sizes_is_refused(vae: WanVAE) -> None:
+    with pytest.raises(UserError, match=r"\(1, 3, 2, 8, 8\), which in more than time differs"):
+        list(vae.encode_stream([random_video(3, 4, 8), random_video(2, 8, 8)]))
 
 
 def test_streams_record_no_gradients(vae: WanVAE) -> None:

@@ -1,10 +1,11 @@
 """Everything the architecture depends on, in one frozen dataclass, and the presets shipped as YAML."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -59,18 +60,19 @@ class VAEConfig:
     dense_layers: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("width_multipliers", "temporal_downsample", "latent_mean", "latent_std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
-                raise UserError(f"{field.name} is {value!r}; it must be a whole number of at least 1.")
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            if not _is_of_type(value, field.type):
+                raise UserError(f"{field.name} is {value!r}; it must be {_TYPE_NAMES[field.type]}.")
         if self.block not in BLOCK_KINDS:
             raise UserError(f"block is {self.block!r}; the kinds are {', '.join(BLOCK_KINDS)}.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be in [0, 1).")
-        if not self.width_multipliers or min(self.width_multipliers) < 1:
-            raise UserError(f"width_multipliers is {list(self.width_multipliers)}; it needs positive whole numbers.")
+        if not 1 <= len(self.width_multipliers) <= 8:
+            raise UserError(f"width_multipliers is {list(self.width_multipliers)}; there can be 1 to 8 levels.")
         if len(self.temporal_downsample) != len(self.width_multipliers) - 1:
             raise UserError(
                 f"temporal_downsample has {len(self.temporal_downsample)} entries; {len(self.width_multipliers)} levels"
@@ -127,13 +129,37 @@ class VAEConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, origin: str) -> "VAEConfig":
+    def from_dict(cls, values: Any, *, origin: str) -> "VAEConfig":
         """Build a config from untrusted values; `origin` names where they come from in the error."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"{origin} does not describe an architecture: it is {values!r}, not names with values.")
         try:
             return cls(**values)
         except (TypeError, UserError) as error:
             message = str(error).replace("VAEConfig.__init__() ", "")
             raise UserError(f"{origin} does not describe an architecture: {message}") from error
+
+
+_LARGEST = 4096
+_TYPE_NAMES: dict[Any, str] = {
+    int: f"a whole number from 1 to {_LARGEST}",
+    bool: "true or false",
+    float: "a finite number",
+    str: "a word",
+    tuple[int, ...]: f"a list of whole numbers from 1 to {_LARGEST}",
+    tuple[bool, ...]: "a list of true and false",
+    tuple[float, ...]: "a list of finite numbers (in YAML, 0.001 or 1.0e-3)",
+}
+
+
+def _is_of_type(value: object, kind: object) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(kind, type) and not get_args(kind):
+        return isinstance(value, kind)
+    return isinstance(value, tuple) and all(_is_of_type(item, get_args(kind)[0]) for item in value)
 
 
 def config_folder() -> Path:

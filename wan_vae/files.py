@@ -9,26 +9,40 @@ from pathlib import Path
 from wan_vae.errors import UserError
 
 
-def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
+def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = (), may_be_folder: bool = False) -> None:
     """Refuse an output that could not be written, or that would destroy something, before any work is done.
 
+    Args:
+        path: The output. Where it is a symbolic link, what it leads to counts.
+        overwrite: Whether an existing file may be replaced. A folder that holds files never is, nor a device or pipe.
+        inputs: What the output is made from.
+        may_be_folder: Whether the output can be a folder; an empty one is then taken over.
+
     Raises:
-        UserError: `path` is one of `inputs`, exists while `overwrite` is false, lies in a folder that is missing or
-            not writable, or is a folder holding files (a folder is never replaced, not even with `overwrite`).
+        UserError: One of these speaks against it.
     """
+    target = path.resolve()
     for source in inputs:
-        if path.exists() and source.exists() and path.samefile(source):
+        if target.exists() and source.exists() and _belongs_to(target, source.resolve()):
             raise UserError(f"{path} is both input and output; name another output.")
-    folder = path.parent
+    folder = target.parent
     if not folder.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {folder}; create it first.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written: the folder {folder} is not writable; name another place.")
-    if path.is_dir():
-        if any(path.iterdir()):
+    if target.is_dir():
+        if not may_be_folder:
+            raise UserError(f"{path} is a folder; name a file.")
+        if any(target.iterdir()):
             raise UserError(f"{path} is a folder that already holds files; name a new or empty one.")
-    elif path.exists() and not overwrite:
+    elif target.exists() and not target.is_file():
+        raise UserError(f"{path} is a device or a pipe and cannot be replaced by a file; name a file.")
+    elif target.exists() and not overwrite:
         raise UserError(f"{path} exists; pass --overwrite to replace it, or name another output.")
+
+
+def _belongs_to(target: Path, source: Path) -> bool:
+    return target.samefile(source) or (source.is_dir() and source in target.parents)
 
 
 @contextmanager
@@ -38,6 +52,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     On success it is renamed onto `path` in one step; on any exception, Ctrl-C included, it is removed, so that a
     half-written output never stands under the asked name and nothing is left behind.
     """
+    path = path.resolve()
     beside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         yield beside

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wan_vae.config import VAEConfig
+from wan_vae.errors import UserError
 
 Frames = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -55,7 +56,13 @@ class FittedClip:
 
 
 def video_to_frames(video: Tensor, width: int, height: int) -> NDArray[np.uint8]:
-    """Crop (1, 3, n, H, W) in [-1, 1] and round it to uint8 RGB, (n, height, width, 3)."""
+    """Crop (1, 3, n, H, W) in [-1, 1] and round it to uint8 RGB, (n, height, width, 3).
+
+    Raises:
+        UserError: A value is NaN.
+    """
     cropped = video[0, :, :, :height, :width].to(torch.float32)
+    if torch.isnan(cropped).any():
+        raise UserError(f"The network gave NaN for pixels in {video.dtype}; compute in a wider dtype.")
     levels = ((cropped + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()

@@ -81,10 +81,11 @@ class LatentsInfo:
                 config=VAEConfig.from_dict(json.loads(metadata["config"]), origin="its config"),
                 checkpoint=metadata["checkpoint"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise LatentsError(f"its metadata is damaged: {error}.") from error
-        if min(info.frames, info.width, info.height) < 1 or min(info.fps, info.pixel_aspect) <= 0:
-            raise LatentsError("its metadata is damaged: a size or rate is not positive.")
+        counts, ratios = (info.frames, info.width, info.height), (info.fps, info.pixel_aspect)
+        if min(counts) < 1 or not all(Fraction(1, 2**16) <= ratio <= 2**16 for ratio in ratios):
+            raise LatentsError("its metadata is damaged: a size or rate is not possible.")
         return info
 
 
@@ -112,8 +113,17 @@ class LatentsWriter:
         self._stack.__exit__(kind, error, traceback)
 
     def write(self, latents: Tensor) -> None:
-        """Append final latents (1, z, n, h, w), all chunks of one dtype and size."""
+        """Append final latents (1, z, n, h, w), all chunks of one dtype and size.
+
+        Raises:
+            LatentsError: A value is NaN or infinite.
+        """
         frames = latents[0].transpose(0, 1).contiguous().cpu()
+        if not torch.isfinite(frames).all():
+            raise LatentsError(
+                f"{self._path} was not written: the network gave NaN or infinite latents from latent frame"
+                f" {self._frames} on in {frames.dtype}; compute in a wider dtype."
+            )
         self._first = frames[:1] if self._first is None else self._first
         assert (frames.shape[1:], frames.dtype) == (self._first.shape[1:], self._first.dtype)
         self._spool.write(frames.view(torch.uint8).numpy().data)

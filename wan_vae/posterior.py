@@ -35,4 +35,6 @@ class Posterior:
 
     def kl(self) -> Tensor:
         """Return the Kullback-Leibler divergence from a standard normal, summed over each clip's latents: (B,)."""
-        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(dim=1)
+        wide = torch.promote_types(self.mean.dtype, torch.float32)  # a sum of thousands of terms
+        mean, logvar = self.mean.to(wide), self.logvar.to(wide)
+        return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)

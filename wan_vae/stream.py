@@ -31,9 +31,18 @@ class Stream:
         self._halo = StreamHalo()
         self._waiting: list[Tensor] = []
         self._passed = 0
+        self._rest: tuple[int, ...] | None = None
 
     def push(self, x: Tensor) -> Tensor | None:
-        """Take the clip's next (B, C, n, H, W), any n, and return what can be computed by now, if anything."""
+        """Take the clip's next (B, C, n, H, W), any n, and return what can be computed by now, if anything.
+
+        Raises:
+            UserError: B, C, H or W is not that of the chunks before.
+        """
+        rest = (*x.shape[:2], *x.shape[3:])
+        if self._rest is not None and rest != self._rest:
+            raise UserError(f"A chunk is {tuple(x.shape)}, which in more than time differs from the chunks before it.")
+        self._rest = rest
         if x.shape[2] > 0:
             self._waiting.append(x)
         results = []

@@ -1,6 +1,7 @@
 """The VAE: the public face of the library."""
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ class WanVAE(Autoencoder):
 
     Memory and time: where no gradients are recorded, a clip passes through the network a few latents at a time. That
     never changes the result. `latents_per_pass` sets how many: more is faster on a large GPU and takes more memory.
-    Where gradients are recorded, the whole clip passes at once.
+    Where gradients are recorded, and in training mode, whose batch norms look at all frames, a whole clip passes at
+    once; streams are for eval mode.
     """
 
     @classmethod
@@ -53,7 +55,7 @@ class WanVAE(Autoencoder):
             source: A name ("wan2.1", "wan2.2", "qwen-image", "lightvae"; fetched from the Hugging Face hub and
                 cached), a checkpoint file in any layout, or a folder in diffusers' layout.
             device: Where the weights go; default the CPU.
-            dtype: What they are converted to; default as stored.
+            dtype: What they are converted to; default as stored, or the widest of those stored.
 
         Raises:
             CheckpointError: The checkpoint is missing, damaged, incomplete, of another model, or holds NaN.
@@ -73,6 +75,8 @@ class WanVAE(Autoencoder):
         """Build a VAE around weights named as in `state_dict()`, which are not copied where they need no conversion."""
         with torch.device("meta"):
             vae = cls(config)
+        floating = [weight.dtype for weight in weights.values() if weight.is_floating_point()]
+        dtype = reduce(torch.promote_types, floating) if dtype is None else dtype
         converted = {
             name: weight.to(device=device, dtype=dtype if weight.is_floating_point() else None)
             for name, weight in weights.items()
@@ -103,7 +107,7 @@ class WanVAE(Autoencoder):
     def posterior(self, video: Tensor, *, latents_per_pass: int | None = None) -> Posterior:
         """(B, 3, T, H, W) in [-1, 1] -> the distribution of its raw latents (B, z, t, h, w)."""
         self._check_video(video, whole=True)
-        if latents_per_pass is None and self._records_gradients(video):
+        if latents_per_pass is None and self._needs_whole_clip(video):
             return Posterior.from_moments(self._encode_pass(video, Halo()))
         stream = self._encoding(latents_per_pass)
         moments = stream.push(video)
@@ -118,7 +122,7 @@ class WanVAE(Autoencoder):
             UserError: The latents have another number of channels or dimensions than this model's.
         """
         self._check_latents(latents, whole=True)
-        if latents_per_pass is None and self._records_gradients(latents):
+        if latents_per_pass is None and self._needs_whole_clip(latents):
             return self._decode_pass(latents, Halo())
         stream = self._decoding(latents_per_pass)
         video = stream.push(latents)
@@ -186,7 +190,7 @@ class WanVAE(Autoencoder):
         return (final * std + mean).to(final.dtype)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Whether a backward pass recomputes the activations inside each residual block instead of keeping them."""
+        """Whether a backward pass recomputes the activations inside the levels' residual blocks, or keeps them."""
         for module in self.modules():
             if isinstance(module, Blocks):
                 module.recompute = enabled
@@ -214,9 +218,9 @@ class WanVAE(Autoencoder):
     def _decoding(self, latents_per_pass: int | None) -> Stream:
         return Stream(self._decode_pass, group=_checked_latents_per_pass(latents_per_pass), unit=1)
 
-    def _records_gradients(self, x: Tensor) -> bool:
+    def _needs_whole_clip(self, x: Tensor) -> bool:
         weights = (parameter.requires_grad for parameter in self.parameters())
-        return torch.is_grad_enabled() and (x.requires_grad or any(weights))
+        return self.training or (torch.is_grad_enabled() and (x.requires_grad or any(weights)))
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # Always at least float32: the statistics have five digits, bfloat16 has three.
@@ -227,7 +231,7 @@ class WanVAE(Autoencoder):
         return mean, std
 
     def _check_video(self, video: Tensor, *, whole: bool) -> None:
-        if video.ndim != 5 or video.shape[1] != 3:
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] == 0:
             raise UserError(f"A video is (B, 3, T, H, W), but this one is {tuple(video.shape)}.")
         if not video.is_floating_point():
             raise UserError(

@@ -178,6 +178,29 @@ def save_misshapen(path: Path) -> None:
     save_file(weights, path)
 
 
+def save_whole_numbers(path: Path) -> None:
+    weights = native(standard_vae())
+    weights["decoder.conv1.weight"] = weights["decoder.conv1.weight"].to(torch.int8)
+    save_file(weights, path)
+
+
+def save_no_dimensions(path: Path) -> None:
+    save_file(native(standard_vae()) | {"conv2.weight": torch.tensor(1.0)}, path)
+
+
+def save_two_models(path: Path) -> None:
+    weights = native(standard_vae())
+    save_file({f"{model}.{name}": weight.clone() for model in ("a", "b") for name, weight in weights.items()}, path)
+
+
+def save_deep_metadata(path: Path) -> None:
+    save_file(native(standard_vae()), path, metadata={"wan_vae.config": "[" * 5000})
+
+
+def save_numbered(path: Path) -> None:
+    torch.save({0: torch.zeros(1)}, path)
+
+
 def save_code(path: Path) -> None:
     torch.save({"state_dict": native(standard_vae()), "trainer": pytest.raises}, path)
 
@@ -206,6 +229,13 @@ def save_cut_zip(path: Path) -> None:
         (save_other_model, "no Wan VAE: it holds 'model.diffusion_model"),
         (save_nan, "2 of .* values of decoder.conv_in.weight are NaN"),
         (save_misshapen, r"layout 'wan'.*1 unexpected, the first decoder.extra; 1 misshapen, .*middle.2.*\(8, 8, 1"),
+        (save_whole_numbers, "1 of a wrong type, the first decoder.conv1.weight is torch.int8"),
+        (save_no_dimensions, "make no sense"),
+        (save_two_models, "holds 2 models, 'a.' and 'b.'"),
+        (save_deep_metadata, "make no sense"),
+        (save_numbered, "no tensor at all"),
+        (lambda path: path.write_bytes(b"\x80\x02"), "damaged"),
+        (lambda path: path.write_bytes(b"\x80\x05garbage"), "damaged"),
         (save_code, "could run code"),
         (save_text, "not a readable checkpoint"),
         (save_list, "holds a list"),
@@ -227,9 +257,23 @@ def test_a_damaged_config_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "vae" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
         WanVAE.from_pretrained(tmp_path / "vae")
-    (tmp_path / "vae" / "config.json").write_text(json.dumps({"z_dim": 3}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="does not describe an architecture"):
-        WanVAE.from_pretrained(tmp_path / "vae")
+    for values in (
+        {"z_dim": 3},
+        {"patch_size": "x"},
+        {"patch_size": 0},
+        {"out_channels": "12"},
+        {"z_dim": 3, "dim_mult": 1},
+    ):
+        (tmp_path / "vae" / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        with pytest.raises(CheckpointError, match="does not describe an architecture|make no sense"):
+            WanVAE.from_pretrained(tmp_path / "vae")
+
+
+def test_an_edited_config_counts(tmp_path: Path) -> None:
+    standard_vae().save(tmp_path / "vae", layout="diffusers")
+    values = stored_config(tmp_path / "vae") | {"latents_mean": [1.0, 2.0, 3.0]}
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    assert read_checkpoint(tmp_path / "vae").config.latent_mean == (1.0, 2.0, 3.0)
 
 
 @pytest.mark.parametrize("first_byte", [0x80, ord("P")])

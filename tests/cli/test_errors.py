@@ -126,6 +126,54 @@ def no_metadata(latents: Path) -> None:
     save_file({"latents": torch.zeros(1, 3, 4, 7, 10)}, latents)
 
 
+def spoil_metadata(**changes: str) -> Callable[[Path], None]:
+    def spoil(latents: Path) -> None:
+        with safe_open(latents, "pt") as file:
+            save_file({"latents": file.get_tensor("latents")}, latents, metadata=file.metadata() | changes)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fps": "1/0"},
+        {"fps": "1e400"},
+        {"fps": "0"},
+        {"frames": "many"},
+        {"pixel_aspect": "100000000000/3"},
+        {"color": '{"matrix": "foo", "full_range": false}'},
+        {"color": '{"matrix": ["bt709"], "full_range": false}'},
+        {"color": '{"matrix": "bt709", "full_range": false, "primaries": "a"}'},
+        {"color": "[" * 5000},
+        {"config": "{}"},
+        {"config": "[]"},
+    ],
+)
+def test_damaged_metadata(
+    changes: dict[str, str], clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents = tmp_path / "l.safetensors"
+    run(capsys, "encode", clip, latents, "--checkpoint", checkpoint)
+    spoil_metadata(**changes)(latents)
+    assert_one_sentence(run(capsys, "info", latents), "l.safetensors")
+    assert_one_sentence(run(capsys, "decode", latents, tmp_path / "o.mkv", "--checkpoint", checkpoint), "l.safetensors")
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+def test_values_that_overflow_are_not_written(
+    command: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loud, out = tmp_path / "loud.safetensors", tmp_path / ("o.safetensors" if command == "encode" else "o.mkv")
+    vae = random_vae(small_config(), torch.float32)
+    vae.encoder.head.conv.weight.mul_(3e5)
+    vae.save(loud)
+    before = listing(tmp_path)
+    arguments = (command, clip, out, "--checkpoint", loud, "--dtype", "fp16")
+    assert_one_sentence(run(capsys, *arguments), "NaN", "float16", "wider")
+    assert listing(tmp_path) == before
+
+
 @pytest.mark.parametrize("spoil", [cut_latents, nan_latents, other_version, wrong_size, no_metadata, Path.unlink])
 def test_bad_latents(
     spoil: Callable[[Path], None], clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -206,7 +254,13 @@ def test_an_unwritable_folder(clip: Path, checkpoint: Path, tmp_path: Path, caps
         (("--fps", "fast"), ("'fast'",)),
         (("--fps", "1/0"), ("'1/0'",)),
         (("--fps", "-3"), ("-3",)),
+        (("--fps", "1e9"), ("1e9",)),
+        (("--fps", "1000000"), ("1000000",)),
         (("--size", "0x4"), ("0x4",)),
+        (("--size", "100000x100000"), ("100000x100000",)),
+        (("--size", "99999999999x9"), ("99999999999x9",)),
+        (("--frames", "0:99999999999999999999999"), ("A:B",)),
+        (("--frames", "-3:"), ("-3:",)),
         (("--device", "tpu"), ("tpu", "auto")),
         (("--dtype", "fp8"), ("fp8",)),
         (("--nonsense",), ("--nonsense",)),
@@ -234,7 +288,7 @@ def test_a_device_that_is_not_there(
     assert_one_sentence(run(capsys, *command), "--device cuda is not available", "cpu is")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("command", ["encode", "reconstruct"])
 def test_an_interrupted_run_leaves_nothing(
     command: str, number: signal.Signals, code: int, long_clip: Path, checkpoint: Path, tmp_path: Path

@@ -131,6 +131,16 @@ def test_compiles_to_one_graph() -> None:
     assert relative_difference(result, expected) <= 1e-6
 
 
+def test_compiles_with_sampling_and_checkpointing() -> None:
+    vae = WanVAE(small_config(block="dense"))
+    vae.set_gradient_checkpointing(True)
+    reconstruction, posterior = torch.compile(vae, fullgraph=True, backend="aot_eager")(
+        random_video(5, 4, 6, dtype=torch.float32), sample=True
+    )
+    (reconstruction.mean() + posterior.kl().mean()).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in vae.parameters() if parameter.grad is not None)
+
+
 @pytest.mark.parametrize("block", BLOCK_KINDS)
 def test_gradient_checkpointing_changes_no_gradient(block: str) -> None:
     def gradients(enabled: bool) -> list[torch.Tensor]:
@@ -143,6 +153,20 @@ def test_gradient_checkpointing_changes_no_gradient(block: str) -> None:
     kept, recomputed = gradients(False), gradients(True)
     assert len(kept) == len(recomputed) == sum(1 for _ in random_vae(small_config(block=block)).parameters())
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradient_checkpointing_counts_a_batch_once_in_batch_norms(compiled: bool) -> None:
+    def statistics(enabled: bool) -> dict[str, torch.Tensor]:
+        vae = random_vae(small_config(block="resnet")).requires_grad_(True).train()
+        vae.set_gradient_checkpointing(enabled)
+        step = torch.compile(vae, backend="aot_eager") if compiled else vae
+        step(random_video(5, 4, 6))[0].sum().backward()
+        return {name: value for name, value in vae.state_dict().items() if "running" in name or "tracked" in name}
+
+    kept, recomputed = statistics(False), statistics(True)
+    assert len(kept) > 6
+    torch.testing.assert_close(recomputed, kept)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:

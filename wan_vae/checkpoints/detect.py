@@ -61,29 +61,24 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], diffusers_config: Mappin
         diffusers_config: The `config.json` beside a file in a diffusers folder.
 
     Raises:
-        CheckpointError: It is in no layout of a Wan VAE.
+        UserError: It is in no layout of a Wan VAE, or holds several models.
+        ArithmeticError, IndexError, TypeError, ValueError: Shapes or config are of no such network.
     """
     for layout, marks in MARKS.items():
-        marked = next((name for name in shapes if name.endswith(marks.mark)), None)
-        if marked is not None:
-            prefix = marked[: -len(marks.mark)]
-            if CONFIG_KEY in metadata:
-                config = _config_from_metadata(metadata[CONFIG_KEY])
-            elif diffusers_config is not None:
+        prefixes = [name.removesuffix(marks.mark) for name in shapes if name.endswith(marks.mark)]
+        if len(prefixes) > 1:
+            raise CheckpointError(f"it holds {len(prefixes)} models, {' and '.join(map(repr, prefixes))}; save one.")
+        if prefixes:
+            # A config.json is there to be edited, so it counts more than what we wrote into the file.
+            if diffusers_config is not None:
                 config = config_from_diffusers(diffusers_config)
+            elif CONFIG_KEY in metadata:
+                config = VAEConfig.from_dict(json.loads(metadata[CONFIG_KEY]), origin=f"its metadata {CONFIG_KEY!r}")
             else:
-                config = _config_from_shapes(shapes, prefix, marks)
-            return Detected(layout, prefix, config)
-    first = min(shapes, default="no tensor at all")
-    raise CheckpointError(f"it is no Wan VAE: it holds {first!r}, but not {MARKS['wan'].mark!r} or its diffusers name.")
-
-
-def _config_from_metadata(text: str) -> VAEConfig:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"its metadata {CONFIG_KEY!r} is not JSON: {error}.") from error
-    return VAEConfig.from_dict(values, origin=f"its metadata {CONFIG_KEY!r}")
+                config = _config_from_shapes(shapes, prefixes[0], marks)
+            return Detected(layout, prefixes[0], config)
+    held = f"it holds {min(shapes)!r}" if shapes else "it holds no tensor at all"
+    raise CheckpointError(f"it is no Wan VAE: {held}, but not {MARKS['wan'].mark!r} or its diffusers name.")
 
 
 def _config_from_shapes(shapes: Shapes, prefix: str, marks: Marks) -> VAEConfig:

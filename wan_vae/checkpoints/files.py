@@ -1,25 +1,26 @@
-"""Reading and writing checkpoint files: safetensors, torch's .pth, and diffusers' folders."""
+"""Checkpoints read and written as a whole: files in any layout, and diffusers' folders."""
 
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from wan_vae.checkpoints.detect import CONFIG_KEY, Detected, config_to_diffusers, detect
 from wan_vae.checkpoints.layouts import LAYOUTS, stored_names
+from wan_vae.checkpoints.tensors import read_tensors
 from wan_vae.config import VAEConfig
 from wan_vae.errors import CheckpointError, UserError
 from wan_vae.files import check_output, written_beside
 from wan_vae.model.autoencoder import Autoencoder
 
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -61,11 +62,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path, diffusers_config = _open_folder(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.")
-    tensors, metadata = _read_tensors(path)
+    tensors, metadata = read_tensors(path)
     try:
         found = detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata, diffusers_config)
     except UserError as error:
         raise CheckpointError(f"{origin} cannot be used: {error}") from error
+    except (ArithmeticError, IndexError, RecursionError, TypeError, ValueError) as error:
+        # The numbers in the file contradict each other in a way that nobody thought of.
+        raise CheckpointError(f"{origin} cannot be used: its shapes or its config make no sense ({error}).") from error
     weights = _pick(tensors, found, origin)
     _check_finite(weights, origin)
     return Checkpoint(path, found.layout, found.config, weights)
@@ -85,7 +89,7 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
         raise UserError(f"{path} is not a file name for layout {layout!r}; name a file that ends in .safetensors.")
     if not is_folder and path.suffix != ".safetensors":
         raise UserError(f"{path} would be a safetensors file; name one that ends in .safetensors.")
-    check_output(path, overwrite=True)
+    check_output(path, overwrite=True, may_be_folder=is_folder)
     names = stored_names(list(weights), config, layout)
     stored = {names[name]: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
@@ -99,64 +103,17 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
             raise OSError(f"{path} could not be written: {error}") from error
 
 
-def holds_tensors(path: Path) -> bool:
-    """Whether a file starts like a checkpoint of torch or of safetensors."""
-    return _is_torch(path) or _start(path).endswith(b"{")
-
-
 def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
     for place in (folder, folder / "vae"):
         if (place / "config.json").is_file() and (place / DIFFUSERS_FILE).is_file():
             try:
                 values = json.loads((place / "config.json").read_text(encoding="utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CheckpointError(f"{place / 'config.json'} is not JSON: {error}.") from error
             if not isinstance(values, dict):
                 raise CheckpointError(f"{place / 'config.json'} does not hold a JSON object.")
             return place / DIFFUSERS_FILE, values
     raise CheckpointError(f"{folder} is no diffusers folder: config.json and {DIFFUSERS_FILE} are not both in it.")
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if _is_torch(path):
-        return _read_torch(path), {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        size = path.stat().st_size
-        raise CheckpointError(f"{path} is not a readable checkpoint ({size} bytes): {error}.") from error
-
-
-def _is_torch(path: Path) -> bool:
-    # By content, not by name: torch's files are zip archives or, if old, pickles. A safetensors file starts with eight
-    # bytes of header length, of which any may be the first, and the header's brace.
-    start = _start(path)
-    return start.startswith(b"PK\x03\x04") or (start.startswith(b"\x80") and not start.endswith(b"{"))
-
-
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(9)
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        # As an open file, because torch goes by the name where it is given one.
-        with path.open("rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than weights and is not loaded, because it could run code."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    for wrapper in ("model_state", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors.")
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
 def _pick(tensors: Mapping[str, Tensor], found: Detected, origin: Path) -> dict[str, Tensor]:
@@ -171,16 +128,23 @@ def _pick(tensors: Mapping[str, Tensor], found: Detected, origin: Path) -> dict[
         for name, here in wanted.items()
         if name in tensors and tensors[name].shape != expected[here].shape
     ]
-    faults = [
-        f"{len(names)} {fault}, the first {names[0]}"
-        for fault, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if names
+    mistyped = [
+        f"{name} is {tensors[name].dtype}"
+        for name, here in wanted.items()
+        if name in tensors and not _types_agree(tensors[name].dtype, expected[here].dtype)
     ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "of a wrong type": mistyped}
+    faults = [f"{len(faulty)} {kind}, the first {faulty[0]}" for kind, faulty in kinds.items() if faulty]
     if faults:
         raise CheckpointError(
             f"{origin} does not fit the layout {found.layout!r} that its names suggest: {'; '.join(faults)}."
         )
     return {here: tensors[name] for name, here in wanted.items()}
+
+
+def _types_agree(stored: torch.dtype, expected: torch.dtype) -> bool:
+    # Counters of batch norms are whole numbers; all else is floating point of any usual width.
+    return stored in FLOATING if expected.is_floating_point else stored == expected
 
 
 def _check_finite(weights: Mapping[str, Tensor], origin: Path) -> None:

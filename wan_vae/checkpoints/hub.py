@@ -12,7 +12,7 @@ def resolve_checkpoint(source: str | Path) -> Path:
     Raises:
         CheckpointError: There is no such path or name, or the hub cannot be reached and the cache has no copy.
     """
-    if Path(source).exists():
+    if str(source) and Path(source).exists():
         return Path(source)
     trained = [name for name in preset_names() if "hub" in read_preset(name)]
     if str(source) not in trained:
@@ -22,13 +22,12 @@ def resolve_checkpoint(source: str | Path) -> Path:
 
 def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     hub = read_preset(name)["hub"]
     try:
         return Path(hf_hub_download(hub["repository"], hub["file"]))
-    except (HfHubHTTPError, OSError) as error:
-        # The hub's own messages run over many lines; offline, a missing cache entry is an OSError.
+    except Exception as error:
+        # Whatever goes wrong on the way, down to the sockets, there is no file; messages run over many lines.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{name} could not be fetched from huggingface.co/{hub['repository']} ({reason}); with no network, fetch"

@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: Without the program's name; default those the program was started with.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), _terminate)
     try:
         code = (
             app(
@@ -71,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         # A full disk, a file without permission: the system's sentence, and the path it is about.
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), code=2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        _fail(f"there is not enough memory ({str(error).splitlines()[0]}); take a smaller --size", code=2)
     # typer turns Ctrl-C into an exception of its own or, in later versions, into this code.
     if code == INTERRUPTED:
         _fail("interrupted; no output was written.", code=code)

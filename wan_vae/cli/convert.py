@@ -18,7 +18,12 @@ def convert(
     as_json: options.JsonOption = False,
 ) -> None:
     """Write CHECKPOINT to OUT in another layout; every weight stays as it is, bit for bit."""
-    check_output(out, overwrite=overwrite, inputs=(Path(checkpoint),))
+    check_output(
+        out,
+        overwrite=overwrite,
+        inputs=(Path(checkpoint),),
+        may_be_folder=layout is options.Layout.diffusers and not out.suffix,
+    )
 
     from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_checkpoint
 

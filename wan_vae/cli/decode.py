@@ -30,7 +30,7 @@ def decode(
     as_json: options.JsonOption = False,
 ) -> None:
     """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had."""
-    check_output(clip, overwrite=overwrite, inputs=(latents, Path(checkpoint)))
+    check_output(clip, overwrite=overwrite, inputs=(latents, Path(checkpoint)), may_be_folder=not clip.suffix)
 
     import torch
 
@@ -44,7 +44,7 @@ def decode(
     model = load_model(checkpoint, device, dtype)
     vae, config = model.vae, model.vae.config
     _check_same_latent_space(info.config, config, f"{latents} cannot be decoded by {checkpoint}")
-    if model.digest != info.checkpoint:
+    if model.checkpoint.digest() != info.checkpoint:
         logging.getLogger("wan_vae").warning(f"{latents} was encoded by other weights than those of {checkpoint}.")
     width, height = info.width * config.output_upscale, info.height * config.output_upscale
     writer = create_clip(

@@ -51,7 +51,7 @@ def encode(
                 pixel_aspect=source.info.pixel_aspect,
                 color=source.info.color,
                 config=config,
-                checkpoint=model.digest,
+                checkpoint=model.checkpoint.digest(),
             )
         )
     result = {

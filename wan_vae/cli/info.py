@@ -26,7 +26,7 @@ def describe(path: Path) -> dict[str, Any]:
     if not path.exists():
         return describe_checkpoint(path)
 
-    from wan_vae.checkpoints.files import holds_tensors
+    from wan_vae.checkpoints.tensors import holds_tensors
     from wan_vae.latents_file import latents_metadata
 
     if not holds_tensors(path):

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint
+from wan_vae.checkpoints import Checkpoint, read_checkpoint, resolve_checkpoint
 from wan_vae.cli.options import Device, Precision, torch_device, torch_dtype
 from wan_vae.vae import WanVAE
 
 
 class Model(NamedTuple):
-    """A VAE on its device, and the digest of the checkpoint that it comes from."""
+    """A VAE on its device, and the checkpoint that it comes from."""
 
     vae: WanVAE
-    digest: str
+    checkpoint: Checkpoint
 
 
 def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Model:
@@ -20,4 +20,4 @@ def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Mode
     on = torch_device(device)
     found = read_checkpoint(resolve_checkpoint(checkpoint))
     vae = WanVAE.from_weights(found.config, found.weights, device=on, dtype=torch_dtype(dtype, on))
-    return Model(vae, found.digest())
+    return Model(vae, found)

@@ -1,5 +1,6 @@
 """`wan-vae reconstruct`: a clip to latents and back, to see and to measure what the model keeps."""
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,7 @@ def reconstruct(
     PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Sound is carried over where
     OUT's format can hold it.
     """
-    check_output(out, overwrite=overwrite, inputs=(clip, Path(checkpoint)))
+    check_output(out, overwrite=overwrite, inputs=(clip, Path(checkpoint)), may_be_folder=not out.suffix)
 
     import torch
 
@@ -44,6 +45,10 @@ def reconstruct(
     from wan_vae.video import create_clip
 
     with options.open_selected(clip, size, frames, fps) as source, torch.inference_mode():
+        if source.info.bit_depth > 8:
+            logging.getLogger("wan_vae").warning(
+                f"{clip} has {source.info.bit_depth} bits a channel; {out} is written with 8."
+            )
         vae = load_model(checkpoint, device, dtype).vae
         config, info = vae.config, source.info
         width, height = info.width * config.output_upscale, info.height * config.output_upscale

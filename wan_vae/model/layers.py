@@ -54,14 +54,26 @@ class FrameConv2d(nn.Conv2d):
         return conv3d_with_zeros(x, zeros, self.weight.unsqueeze(2), self.bias, stride=(1, *self.stride))
 
 
+def _onednn_serves(x: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False  # the compiler makes that choice itself
+    return x.device.type == "cpu" and x.dtype == torch.float32 and bool(torch.backends.mkldnn.enabled)
+
+
 def conv3d_with_zeros(
     x: Tensor, zeros: Reach, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...] = (1, 1, 1)
 ) -> Tensor:
     """Convolve `x` (B, C, T, H, W) as if `zeros` zero frames and pixels lay around it."""
     if x.shape[2] == 1 and zeros.before == weight.shape[2] - 1:
-        # A frame with nothing before it meets one tap; the others would multiply zeros.
+        # An exact saving: a frame with nothing before it meets one tap, the others would multiply zeros.
         weight = weight[:, :, -1:]
         zeros = zeros._replace(before=0)
-    if zeros.before == 0 and zeros.top == zeros.bottom and zeros.left == zeros.right:
-        return F.conv3d(x, weight, bias, stride, padding=(0, zeros.top, zeros.left))
-    return F.conv3d(F.pad(x, (zeros.left, zeros.right, zeros.top, zeros.bottom, zeros.before, 0)), weight, bias, stride)
+    padding = (0, zeros.top, zeros.left)
+    if zeros.before > 0 or zeros.top != zeros.bottom or zeros.left != zeros.right:
+        x = F.pad(x, (zeros.left, zeros.right, zeros.top, zeros.bottom, zeros.before, 0))
+        padding = (0, 0, 0)
+    if _onednn_serves(x):
+        # PyTorch itself takes oneDNN for large inputs only; with few frames or channels its own way is several times
+        # slower, and unfolds the input into a matrix 27 times its size.
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, bias, stride, padding)

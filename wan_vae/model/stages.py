@@ -1,5 +1,9 @@
 """The stages that encoder and decoder share: a run of blocks, the middle, and the head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,10 +30,31 @@ class Blocks(nn.ModuleList):
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         for block in self:
             if self.recompute and halo.repeatable and torch.is_grad_enabled():
-                x = checkpoint(block, x, halo, use_reentrant=False)
+                x = checkpoint(block, x, halo, use_reentrant=False, **_contexts(block))
             else:
                 x = block(x, halo)
         return x
+
+
+def _contexts(block: nn.Module) -> dict[str, Any]:
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm3d)]
+    if not norms or torch.compiler.is_compiling():  # the compiler knows what is done twice
+        return {}
+    return {"context_fn": lambda: (nullcontext(), _statistics_kept(norms))}
+
+
+@contextmanager
+def _statistics_kept(norms: list[nn.BatchNorm3d]) -> Iterator[None]:
+    # Otherwise a batch would count twice in the running statistics, when it passes and when it is recomputed.
+    momenta = [norm.momentum for norm in norms]
+    counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 class Middle(nn.Module):

@@ -50,6 +50,11 @@ class Color:
     primaries: int = UNSPECIFIED
     transfer: int = UNSPECIFIED
 
+    def __post_init__(self) -> None:
+        codes = (self.primaries, self.transfer)
+        if self.matrix not in _CODE_OF_MATRIX or not all(isinstance(code, int) and 0 <= code < 256 for code in codes):
+            raise ClipError(f"{self} is no color; the matrices are {', '.join(_CODE_OF_MATRIX)}.")
+
     @property
     def matrix_code(self) -> int:
         """Code point of the matrix in ISO/IEC 23091-2."""

@@ -9,6 +9,12 @@ from wan_vae.video.clip import Clip, Notices, Selection, Source
 from wan_vae.video.image_reader import IMAGE_SUFFIXES, ImageSource
 from wan_vae.video.timing import span
 
+LARGEST_SIDE = 16384
+"""Pixels; twice the side of 8K."""
+
+FASTEST = 1000
+"""Frames a second that a clip can be resampled to."""
+
 
 def open_clip(
     path: Path,
@@ -35,10 +41,10 @@ def open_clip(
         ClipError: `path` is missing, is not a clip, is damaged or cut short as far as can be seen, or an option is
             out of range or selects no frames.
     """
-    if size is not None and min(size) < 1:
-        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height start at 1.")
-    if fps is not None and fps <= 0:
-        raise ClipError(f"{fps} frames a second is not possible; give a rate above 0.")
+    if size is not None and not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
+        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {LARGEST_SIDE}.")
+    if fps is not None and not Fraction(1, FASTEST) <= fps <= FASTEST:
+        raise ClipError(f"{fps} frames a second is not possible; give a rate from 1/{FASTEST} to {FASTEST}.")
     if any(number is not None and number < 0 for number in frames):
         raise ClipError(
             f"frames {span(frames)} counts from the end, which is not supported; count from 0 at the start."
