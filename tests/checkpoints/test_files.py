@@ -265,7 +265,7 @@ def test_a_damaged_config_gets_a_sentence(tmp_path: Path) -> None:
         {"z_dim": 3, "dim_mult": 1},
     ):
         (tmp_path / "vae" / "config.json").write_text(json.dumps(values), encoding="utf-8")
-        with pytest.raises(CheckpointError, match="does not describe an architecture|make no sense"):
+        with pytest.raises(CheckpointError, match=r"does not describe an architecture|make no sense"):
             WanVAE.from_pretrained(tmp_path / "vae")
 
 

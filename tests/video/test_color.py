@@ -56,6 +56,20 @@ def test_halved_chroma_is_close_on_smooth_content(tmp_path: Path, matrix: str, l
     assert psnr(pictures[0], rgb_from_yuv([luma, blue, red], matrix, False, bits) * top, top) >= 50
 
 
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize(("bits", "layout"), [(8, "gray"), (10, "gray10le")])
+def test_gray_has_a_range_too(tmp_path: Path, full_range: bool, bits: int, layout: str) -> None:
+    unit = 1 << (bits - 8)
+    black, white = (0, 256 * unit - 1) if full_range else (16 * unit, 235 * unit)
+    luma = np.linspace(black, white, 64).round().astype(np.uint8 if bits == 8 else np.uint16)
+    frame = frame_of_planes([np.tile(luma, (48, 1))], layout)
+    _, pictures = read_all(encode(tmp_path / "a.mkv", [frame], full_range=full_range))
+    top = np.iinfo(pictures.dtype).max
+    wanted = (luma.astype(float) - black) / (white - black) * top
+    assert np.abs(pictures[0] - wanted[None, :, None]).max() <= 0.51
+    assert (pictures[0, :, 0].max(), pictures[0, :, -1].min()) == (0, top)
+
+
 @pytest.mark.parametrize(("width", "height", "matrix"), [(64, 48, "bt601"), (64, 720, "bt709"), (1280, 48, "bt709")])
 def test_untagged_color_goes_by_size(tmp_path: Path, width: int, height: int, matrix: str) -> None:
     gray = [np.full((height, width), 100, np.uint8)] * 3

@@ -36,6 +36,7 @@ class Format:
         options: Settings of the encoder.
         odd_pixel_format: The same for pictures of odd width or height, where the encoder needs another for those.
         fastest: The most pictures a second that can be stored, None where there is no such limit.
+        ticks: The parts of a second that the container counts time in, None where any rate can be stored exactly.
     """
 
     container: str
@@ -44,6 +45,7 @@ class Format:
     options: dict[str, str] = field(default_factory=dict)
     odd_pixel_format: str | None = None
     fastest: int | None = None
+    ticks: int | None = None
 
     @property
     def is_rgb(self) -> bool:
@@ -67,8 +69,8 @@ LOSSY = {
     # AVI stores no times, so frames must come in the order they are shown in.
     ".avi": _h264("avi", bf="0"),
     ".webm": Format("webm", "libvpx-vp9", "yuv420p", _VP9 | {"crf": "20"}),
-    ".gif": Format("gif", "gif", "pal8", fastest=50),
-    ".webp": Format("webp", "libwebp", "bgra", {"quality": "90"}, fastest=1000),
+    ".gif": Format("gif", "gif", "pal8", fastest=50, ticks=100),
+    ".webp": Format("webp", "libwebp", "bgra", {"quality": "90"}, fastest=1000, ticks=1000),
 }
 
 LOSSLESS = {
@@ -77,7 +79,7 @@ LOSSLESS = {
     ".mkv": Format("matroska", "ffv1", "bgr0", _FFV1),
     ".avi": Format("avi", "ffv1", "bgr0", _FFV1),
     ".webm": Format("webm", "libvpx-vp9", "gbrp", _VP9 | {"lossless": "1"}),
-    ".webp": Format("webp", "libwebp", "bgra", {"lossless": "1"}, fastest=1000),
+    ".webp": Format("webp", "libwebp", "bgra", {"lossless": "1"}, fastest=1000, ticks=1000),
 }
 
 

@@ -3,7 +3,7 @@
 import av
 import numpy as np
 
-from wan_vae.video.color import RGB, Color, stored_color
+from wan_vae.video.color import RANGE_LIMITED, RGB, Color, stored_color
 from wan_vae.video.orientation import Picture
 from wan_vae.video.scaling import Scaler, plane
 
@@ -11,6 +11,11 @@ from wan_vae.video.scaling import Scaler, plane
 def is_yuv(layout: av.VideoFormat) -> bool:
     """Whether samples are luma and chroma; palettes and greys are not."""
     return not layout.is_rgb and len(layout.components) >= 3
+
+
+def is_gray(layout: av.VideoFormat) -> bool:
+    """Whether samples are luma alone, of 8 bits or little-endian."""
+    return layout.name == "gray" or (layout.name.startswith("gray") and layout.name.endswith("le"))
 
 
 def has_alpha(layout: av.VideoFormat) -> bool:
@@ -53,6 +58,7 @@ class RgbConverter:
         self._alpha = has_alpha(layout)
         self._depth = bit_depth(layout)
         self._numpy_matrix = self._deep and is_yuv(layout)
+        self._gray_is_limited = int(frame.color_range) == RANGE_LIMITED
         options = "out_range=full"
         if is_yuv(layout):
             self.color = stored_color(
@@ -72,6 +78,8 @@ class RgbConverter:
 
     def __call__(self, frame: av.VideoFrame) -> Picture:
         """The frame as RGB or RGBA."""
+        if is_gray(frame.format):
+            return self._from_gray(frame)
         if self._numpy_matrix:
             return self._from_deep_yuv(self._scale(frame))
         return plane(self._scale(frame), 0, 4 if self._alpha else 3, np.uint16 if self._deep else np.uint8)
@@ -82,6 +90,15 @@ class RgbConverter:
         if self._deep:
             return "rgba64le" if self._alpha else "rgb48le"
         return "rgba" if self._alpha else "rgb24"
+
+    def _from_gray(self, frame: av.VideoFrame) -> Picture:
+        """RGB of a frame of luma alone, whose range swscale does not look at."""
+        dtype = np.uint16 if self._deep else np.uint8
+        black, span, top = 0, (1 << self._depth) - 1, np.iinfo(dtype).max
+        if self._gray_is_limited:
+            black, span = 16 << (self._depth - 8), 219 << (self._depth - 8)
+        luma = (plane(frame, 0, 1, dtype).astype(np.float32) - black) * np.float32(top / span)
+        return np.repeat(np.clip(np.rint(luma), 0, top).astype(dtype), 3, axis=2)
 
     def _from_deep_yuv(self, frame: av.VideoFrame) -> Picture:
         """RGB of a frame with chroma at full resolution, in the stream's own depth.

@@ -1,5 +1,6 @@
 """Clips to write, whatever they are."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -22,6 +23,7 @@ from wan_vae.video.ffmpeg import reason
 from wan_vae.video.image_writer import PICTURE_SUFFIXES, FolderSink, PictureSink
 from wan_vae.video.orientation import Picture
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 _SOUNDLESS = (".gif", ".webp")
 
@@ -100,7 +102,8 @@ class ClipWriter:
         try:
             yield
         except (av.error.FFmpegError, OSError) as error:
-            raise ClipError(f"{self._path} cannot be written ({reason(error)}); make room or name another.") from error
+            hint = "; make room or name another place" if error.errno in NO_ROOM else ""
+            raise ClipError(f"{self._path} cannot be written ({reason(error)}){hint}.") from error
 
 
 def create_clip(
@@ -166,6 +169,8 @@ def create_clip(
             raise ClipError(
                 f"{path} cannot hold {float(fps):g} frames a second; give at most {form.fastest}, or name an .mp4."
             )
+        if form.ticks is not None and form.ticks % fps != 0:
+            notices.give(f"{path} counts time in 1/{form.ticks} s, so its rate will only be near {float(fps):g}.")
         make_sink = partial(
             AvSink,
             form=form,
