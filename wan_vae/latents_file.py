@@ -13,7 +13,7 @@ A safetensors file with one tensor, `latents` (1, z, t, h, w), final (normalized
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -116,7 +116,7 @@ class LatentsWriter:
         """Append final latents (1, z, n, h, w), all chunks of one dtype and size.
 
         Raises:
-            LatentsError: A value is NaN or infinite.
+            LatentsError: A value is NaN or infinite, or there is no room.
         """
         frames = latents[0].transpose(0, 1).contiguous().cpu()
         if not torch.isfinite(frames).all():
@@ -126,11 +126,16 @@ class LatentsWriter:
             )
         self._first = frames[:1] if self._first is None else self._first
         assert (frames.shape[1:], frames.dtype) == (self._first.shape[1:], self._first.dtype)
-        self._spool.write(frames.view(torch.uint8).numpy().data)
+        with self._reported():
+            self._spool.write(frames.view(torch.uint8).numpy().data)
         self._frames += frames.shape[0]
 
     def finish(self, info: LatentsInfo) -> tuple[int, ...]:
-        """Write the file and return the shape of its tensor, (1, z, t, h, w)."""
+        """Write the file and return the shape of its tensor, (1, z, t, h, w).
+
+        Raises:
+            LatentsError: There is no room.
+        """
         assert self._first is not None, "nothing was written"
         _, channels, height, width = self._first.shape
         shape = (1, channels, self._frames, height, width)
@@ -143,13 +148,22 @@ class LatentsWriter:
         }
         header = json.dumps({"__metadata__": info.to_metadata(), "latents": tensor}).encode()
         header += b" " * (-len(header) % 8)
-        with self._beside.open("wb") as file:
+        with self._reported(), self._beside.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for channel in range(channels):
                 for frame in range(self._frames):
                     self._spool.seek(frame * frame_bytes + channel * plane_bytes)
                     file.write(self._spool.read(plane_bytes))
         return shape
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LatentsError(
+                f"{self._path} cannot be written ({error.strerror}); make room or name another."
+            ) from error
 
 
 class LatentsFile:

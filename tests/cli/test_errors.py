@@ -327,7 +327,7 @@ def test_a_full_disk(command: str, checkpoint: Path, tmp_path: Path) -> None:
         command, *source, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
     )
     out_text, err = process.communicate(timeout=120)
-    assert_one_sentence(Outcome(process.returncode, out_text, err))
+    assert_one_sentence(Outcome(process.returncode, out_text, err), out.name)
     assert listing(tmp_path) == before
 
 
