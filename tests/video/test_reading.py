@@ -1,5 +1,6 @@
 """What comes out of sources of every kind."""
 
+import gc
 import subprocess
 import sys
 from fractions import Fraction
@@ -229,3 +230,18 @@ def test_frames_and_rates_hold_with_b_frames_in_avi(tmp_path: Path) -> None:
 def test_importing_needs_no_torch() -> None:
     code = "import sys, wan_vae.video; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_frames_go_without_waiting_for_the_garbage_collector(tmp_path: Path) -> None:
+    # Frames are few and large: the collector, which counts objects, would let hundreds of megabytes wait.
+    path = encode(tmp_path / "a.mkv", rgb_frames(smooth_pictures(40, 48, 64), "yuv420p"))
+    gc.collect()
+    gc.disable()
+    try:
+        with open_clip(path) as clip:
+            for _ in clip.chunks(4):
+                pass
+        left = sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 4

@@ -17,7 +17,7 @@ from wan_vae.video.clip import ClipInfo, Notices, Selection, notice_variable_rat
 from wan_vae.video.extent import check_whole
 from wan_vae.video.ffmpeg import file_url, reason
 from wan_vae.video.finishing import Finisher
-from wan_vae.video.orientation import Picture, from_frame
+from wan_vae.video.orientation import Orientation, Picture, from_frame
 from wan_vae.video.rgb import RgbConverter, bit_depth, is_transparent
 from wan_vae.video.timing import Timing, in_order, measure, resample
 
@@ -154,16 +154,19 @@ class AvSource:
         finish = Finisher(self._path, self.info, self._notices)
         first, stop = self._selection.frames
         to_rgb: RgbConverter | None = None
+        orientation: Orientation | None = None
         time = Fraction(0)
         # Not the frames' own: those the decoder held back until the end have none.
         tick = stream.time_base
         for number, frame in enumerate(islice(self._frames(container, stream), first, stop)):
             to_rgb = to_rgb or self._converter(frame, stream)
+            # Once: a frame asked for its side data is part of a reference cycle and stays until the next collection.
+            orientation = orientation or from_frame(frame)
             if self._timing.constant or frame.pts is None or tick is None:
                 time = number / self._timing.rate
             else:
                 time = max(time, frame.pts * tick - self._timing.start)
-            yield time, finish(from_frame(frame).apply(to_rgb(frame)))
+            yield time, finish(orientation.apply(to_rgb(frame)))
 
     def _frames(self, container: "InputContainer", stream: "VideoStream") -> Iterator[av.VideoFrame]:
         """Every frame, in the order of showing.
