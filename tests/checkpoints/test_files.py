@@ -97,6 +97,12 @@ def test_the_latent_statistics_of_the_published_models(channels: int, mean: floa
     assert (config.latent_mean[0], config.latent_std[0]) == (mean, std)
 
 
+def test_an_unknown_latent_space_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_file(native(standard_vae(latent_channels=5)), tmp_path / "vae.safetensors")
+    assert read_checkpoint(tmp_path / "vae.safetensors").config.latent_std == (1.0,) * 5
+    assert "final latents will be the raw ones" in caplog.text
+
+
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"model_state": w, "step": 7}])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_files_wrapped_or_not(wrap: object, zipped: bool, tmp_path: Path) -> None:

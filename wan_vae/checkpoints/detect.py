@@ -1,6 +1,7 @@
 """What a checkpoint is, told from its tensors' names and shapes, never from its file's name."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -94,7 +95,10 @@ def _config_from_shapes(shapes: Shapes, prefix: str, marks: Marks) -> VAEConfig:
     if latent_channels == base.latent_channels:
         mean, std = base.latent_mean, base.latent_std
     else:
-        # An unknown latent space: raw and final latents are then the same.
+        logging.getLogger("wan_vae").warning(
+            f"Nothing says what the mean and spread of these {latent_channels} latent channels are: final latents will"
+            " be the raw ones."
+        )
         mean, std = (0.0,) * latent_channels, (1.0,) * latent_channels
     values = base.to_dict() | {
         "latent_channels": latent_channels,
