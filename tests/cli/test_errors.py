@@ -296,7 +296,7 @@ def test_an_interrupted_run_leaves_nothing(
     folder = tmp_path / "out"
     folder.mkdir()
     out = folder / ("out.safetensors" if command == "encode" else "out.mkv")
-    process = start(command, long_clip, out, "--checkpoint", checkpoint)
+    process = start(command, long_clip, out, "--checkpoint", checkpoint, "--fps", "1000")
     try:
         # A latents file has no name until it is whole, so of an encoding run nothing is to be seen.
         begun = time.monotonic() + (10 if command == "encode" else 60)
