@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wan_vae.checkpoints import Checkpoint, read_checkpoint, resolve_checkpoint
-from wan_vae.cli.allocator import keep_freed_memory
+from wan_vae.cli.allocator import return_freed_memory
 from wan_vae.cli.options import Device, Precision, torch_device, torch_dtype
 from wan_vae.vae import WanVAE
 
@@ -18,7 +18,7 @@ class Model(NamedTuple):
 
 def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Model:
     """Load a checkpoint as `--checkpoint`, `--device` and `--dtype` ask."""
-    keep_freed_memory()
+    return_freed_memory()
     on = torch_device(device)
     found = read_checkpoint(resolve_checkpoint(checkpoint))
     vae = WanVAE.from_weights(found.config, found.weights, device=on, dtype=torch_dtype(dtype, on))
