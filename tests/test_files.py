@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from wan_vae import UserError
-from wan_vae.files import check_output, written_beside
+from wan_vae.files import check_distinct, check_output, written_beside
 
 
 def test_the_output_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -79,3 +79,12 @@ def test_what_lies_in_an_input_folder_is_an_input(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="both input and output"):
         check_output(tmp_path / "pictures" / "0.png", overwrite=True, inputs=(tmp_path / "pictures",))
     check_output(tmp_path / "pictures" / "new.safetensors", overwrite=False, inputs=(tmp_path / "pictures",))
+
+
+def test_outputs_of_one_run_are_apart(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "a.mkv")
+    check_distinct(tmp_path / "a.mkv", tmp_path / "b.mkv", tmp_path / "a")
+    for other, words in (("a.mkv", "two outputs"), ("link", "two outputs"), ("a.mkv/b.png", "inside the other")):
+        for pair in ((tmp_path / "a.mkv", tmp_path / other), (tmp_path / other, tmp_path / "a.mkv")):
+            with pytest.raises(UserError, match=words):
+                check_distinct(*pair)

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 
 from wan_vae.errors import UserError
@@ -39,6 +40,20 @@ def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = (), 
         raise UserError(f"{path} is a device or a pipe and cannot be replaced by a file; name a file.")
     elif target.exists() and not overwrite:
         raise UserError(f"{path} exists; pass --overwrite to replace it, or name another output.")
+
+
+def check_distinct(*outputs: Path) -> None:
+    """Refuse outputs of one run of which one would replace or lie in another.
+
+    Raises:
+        UserError: Two of them are the same, or one is a folder that the other is in.
+    """
+    for first, second in combinations(outputs, 2):
+        one, other = first.resolve(), second.resolve()
+        if one == other:
+            raise UserError(f"{second} is named for two outputs; name another for one of them.")
+        if one in other.parents or other in one.parents:
+            raise UserError(f"{first} and {second} are two outputs, one inside the other; name places apart.")
 
 
 def _belongs_to(target: Path, source: Path) -> bool:

@@ -170,6 +170,27 @@ def test_nothing_is_left_after_an_error(tmp_path: Path, name: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.webp", "folder", "a.png"])
+def test_a_finished_clip_appears_when_it_is_left_without_an_error(tmp_path: Path, name: str) -> None:
+    pictures = smooth_pictures(1, 16, 24)
+
+    def write(error: Exception | None) -> None:
+        with create_clip(
+            tmp_path / name, width=24, height=16, fps=Fraction(25), color=Color("rgb", True), lossless=True
+        ) as clip:
+            clip.write(pictures)
+            clip.finish()
+            assert not (tmp_path / name).exists()
+            if error is not None:
+                raise error
+
+    with pytest.raises(RuntimeError, match="elsewhere"):
+        write(RuntimeError("elsewhere"))
+    assert list(tmp_path.iterdir()) == []
+    write(None)
+    assert np.array_equal(read_all(tmp_path / name)[1], pictures)
+
+
 def test_an_image_file_holds_one_picture(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match=r"\.png\) holds one picture, not several; name a folder"):
         write(tmp_path / "a.png", smooth_pictures(2, 8, 8))

@@ -2,19 +2,17 @@
 
 import logging
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.report import Progress, peak_memory, print_result
-from wan_vae.files import check_output
-
-if TYPE_CHECKING:
-    from wan_vae.fitting import Frames
+from wan_vae.errors import UserError
+from wan_vae.files import check_distinct, check_output, written_beside
 
 
 def reconstruct(
@@ -27,6 +25,12 @@ def reconstruct(
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
     lossless: options.LosslessOption = False,
+    side_by_side: Annotated[
+        Path | None, typer.Option(help="Also write a clip with the source on the left and OUT on the right.")
+    ] = None,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(help="Also write a PNG of a few frames: source, reconstruction, error.")
+    ] = None,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -35,52 +39,77 @@ def reconstruct(
     PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Sound is carried over where
     OUT's format can hold it.
     """
-    check_output(out, overwrite=overwrite, inputs=(clip, Path(checkpoint)), may_be_folder=not out.suffix)
+    if contact_sheet is not None and contact_sheet.suffix.lower() != ".png":
+        raise UserError(f"--contact-sheet is {contact_sheet}, but it is a PNG file; name one that ends in .png.")
+    outputs = [path for path in (out, side_by_side, contact_sheet) if path is not None]
+    for path in outputs:
+        check_output(path, overwrite=overwrite, inputs=(clip, Path(checkpoint)), may_be_folder=not path.suffix)
+    check_distinct(*outputs)
 
     import torch
 
+    from wan_vae import comparison
     from wan_vae.cli.model import load_model
-    from wan_vae.fitting import FittedClip, video_to_frames
+    from wan_vae.contact_sheet import ContactSheet
     from wan_vae.metrics import Fidelity
+    from wan_vae.reconstruction import reconstructed
     from wan_vae.video import create_clip
 
-    with options.open_selected(clip, size, frames, fps) as source, torch.inference_mode():
+    with (
+        options.open_selected(clip, size, frames, fps) as source,
+        ExitStack() as written,
+        torch.inference_mode(),
+    ):
         if source.info.bit_depth > 8:
             logging.getLogger("wan_vae").warning(
                 f"{clip} has {source.info.bit_depth} bits a channel; {out} is written with 8."
             )
         vae = load_model(checkpoint, device, dtype).vae
         config, info = vae.config, source.info
+        if contact_sheet is not None and config.output_upscale != 1:
+            raise UserError(
+                f"{checkpoint} decodes to {config.output_upscale} times the size, so the source has no pixels for"
+                " --contact-sheet to show errors against; take --side-by-side instead."
+            )
         width, height = info.width * config.output_upscale, info.height * config.output_upscale
-        fidelity = Fidelity() if config.output_upscale == 1 else None
-        progress, originals = Progress(info.frames), _Queue()
-        fitted = FittedClip(
-            originals.passing(progress.over(source.chunks(config.temporal_compression))), config, vae.device
-        )
-        with create_clip(
-            out,
-            width=width,
+        create = partial(
+            create_clip,
             height=height,
             fps=info.fps,
             color=info.color,
             pixel_aspect=info.pixel_aspect,
             lossless=lossless,
             audio=source.audio,
-        ) as writer:
-            written = 0
-            for video in vae.decode_stream(vae.encode_stream(fitted)):
-                # Padded frames come out only after the last true one went in.
-                decoded = video_to_frames(video, width, height)[: fitted.frames - written]
-                for frame in decoded:
-                    original = originals.take()
-                    if fidelity is not None:
-                        fidelity.update(original[None], frame[None])
-                writer.write(decoded)
-                written += len(decoded)
+        )
+        writer = written.enter_context(create(out, width=width))
+        pairs = None
+        if side_by_side is not None:
+            pairs = written.enter_context(create(side_by_side, width=comparison.side_by_side_width(width)))
+        sheet = ContactSheet(info.frames) if contact_sheet is not None else None
+        fidelity = Fidelity() if config.output_upscale == 1 else None
+        progress, count = Progress(info.frames), 0
+        chunks = progress.over(source.chunks(config.temporal_compression))
+        for original, decoded in reconstructed(vae, chunks, width, height):
+            writer.write(decoded[None])
+            if pairs is not None:
+                pairs.write(comparison.side_by_side(original, decoded)[None])
+            if sheet is not None:
+                sheet.add(original, decoded)
+            if fidelity is not None:
+                fidelity.update(original[None], decoded[None])
+            count += 1
+        # Leaving only renames, so that no output stands if another could not be completed.
+        writer.finish()
+        if pairs is not None:
+            pairs.finish()
+        if sheet is not None and contact_sheet is not None:
+            sheet.save(written.enter_context(written_beside(contact_sheet)))
     psnr = None if fidelity is None else fidelity.psnr()
     result = {
         "output": out,
-        "frames": written,
+        "side_by_side": side_by_side,
+        "contact_sheet": contact_sheet,
+        "frames": count,
         "size": f"{width}x{height}",
         "fps": info.fps,
         # JSON has no infinity.
@@ -90,18 +119,3 @@ def reconstruct(
         "peak_memory": peak_memory(vae.device),
     }
     print_result(result, as_json=as_json)
-
-
-class _Queue:
-    """Frames on their way through the network, kept until their reconstruction comes out."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Frames] = deque()
-
-    def passing(self, chunks: "Iterable[Frames]") -> "Iterator[Frames]":
-        for chunk in chunks:
-            self._waiting.extend(chunk)
-            yield chunk
-
-    def take(self) -> "Frames":
-        return self._waiting.popleft()

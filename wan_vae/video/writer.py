@@ -53,6 +53,7 @@ class ClipWriter:
         self._make_sink = make_sink
         self._shape = (height, width, 3)
         self._count = 0
+        self._ended = False
 
     def __enter__(self) -> "ClipWriter":
         with self._reported(), ExitStack() as stack:
@@ -86,16 +87,30 @@ class ClipWriter:
                 self._sink.write(picture)
                 self._count += 1
 
+    def finish(self) -> None:
+        """Complete the clip, so that leaving it only gives it its name; without this, leaving completes it.
+
+        For outputs that are to stand together or not at all: finish them all before leaving the first.
+
+        Raises:
+            ClipError: There were no frames, or there is no room, or the file cannot be written for another reason.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        with self._reported():
+            if self._count == 0:
+                self._sink.abort()
+                raise ClipError(f"{self._path} was not written, for there were no frames; write at least one.")
+            self._sink.finish()
+
     def _conclude(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is None:
+            self.finish()
+        elif not self._ended:
             self._sink.abort()
-        elif self._count == 0:
-            self._sink.abort()
-            raise ClipError(f"{self._path} was not written, for there were no frames; write at least one.")
-        else:
-            self._sink.finish()
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

@@ -1,0 +1,40 @@
+"""A clip through the network and back, each frame with its source at its side."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wan_vae.fitting import FittedClip, Frames, video_to_frames
+from wan_vae.vae import WanVAE
+
+
+def reconstructed(
+    vae: WanVAE, chunks: Iterable[Frames], width: int, height: int
+) -> Iterator[tuple[Frames, NDArray[np.uint8]]]:
+    """Encode and decode a clip as a stream, in memory that does not grow with its length.
+
+    Args:
+        vae: The model.
+        chunks: Arrays (n, h, w, 3), uint8 or uint16, RGB of full range. n of `config.temporal_compression` is best.
+        width: Of the decoded frames: w times `config.output_upscale`.
+        height: Likewise, of h.
+
+    Yields:
+        Each frame as it came, (h, w, 3), and as it was decoded, (height, width, 3).
+
+    Raises:
+        UserError: The network gave NaN.
+    """
+    waiting: deque[Frames] = deque()
+
+    def kept() -> Iterator[Frames]:
+        for chunk in chunks:
+            waiting.extend(chunk)
+            yield chunk
+
+    for video in vae.decode_stream(vae.encode_stream(FittedClip(kept(), vae.config, vae.device))):
+        # Padded frames come out only after the last true one, when none waits any more.
+        for frame in video_to_frames(video, width, height)[: len(waiting)]:
+            yield waiting.popleft(), frame
