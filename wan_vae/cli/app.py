@@ -14,6 +14,7 @@ from wan_vae.cli.decode import decode
 from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
 from wan_vae.cli.reconstruct import reconstruct
+from wan_vae.cli.train import train
 from wan_vae.errors import UserError
 
 INTERRUPTED = 130
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, reconstruct, info, convert):
+for command in (encode, decode, reconstruct, info, convert, train):
     app.command()(command)
 
 
@@ -46,20 +47,21 @@ def options(
     """Take the options that come before a command."""
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> NoReturn:
     """Run a command line and exit: 0 if it worked, 2 for what the user can mend, 130 after Ctrl-C.
 
     Args:
         arguments: Without the program's name; default those the program was started with.
+        program: The commands, for scripts that have their own.
     """
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), _terminate)
     try:
         code = (
-            app(
+            program(
                 list(sys.argv[1:] if arguments is None else arguments) or ["--help"],
-                prog_name="wan-vae",
+                prog_name=program.info.name,
                 standalone_mode=False,
             )
             or 0

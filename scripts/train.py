@@ -1,0 +1,10 @@
+"""`wan-vae train` for people who cloned the repository and did not install it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from wan_vae.cli import main
+
+main(["train", *sys.argv[1:]])

@@ -1,0 +1,171 @@
+"""Training batches: random crops of clips, and photos that a virtual camera pans and zooms over."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from wan_vae.errors import UserError
+from wan_vae.train.frames import PHOTO_SUFFIXES, VIDEO_SUFFIXES, StoredClip, find_sources, store_clip
+from wan_vae.train.recipe import DataSection, Recipe, Stage
+
+LARGEST_ZOOM_OUT = 1.5
+PAN_PIXELS_PER_FRAME = 1.5
+ZOOM_PER_FRAME = 0.005
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run trains on, and what it is validated on.
+
+    Attributes:
+        videos: Clips to crop from.
+        photos: Clips of one frame each.
+        held_out: Clips and photos that training never sees.
+    """
+
+    videos: tuple[StoredClip, ...]
+    photos: tuple[StoredClip, ...]
+    held_out: tuple[StoredClip, ...]
+
+
+def store_sources(data: DataSection, folder: Path) -> Sources:
+    """Bring everything a recipe names into the frame store at `folder`.
+
+    Raises:
+        UserError: A source cannot be read, or a name that is to be held out is not among them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [(path, True) for path in find_sources(data.videos, VIDEO_SUFFIXES)]
+    paths += [(path, False) for path in find_sources(data.photos, PHOTO_SUFFIXES)]
+    unknown = set(data.held_out) - {path.name for path, _ in paths}
+    if unknown:
+        raise UserError(f"held_out names {min(unknown)}, which is not among the training data.")
+    videos: list[StoredClip] = []
+    photos: list[StoredClip] = []
+    held_out: list[StoredClip] = []
+    for path, is_video in paths:
+        short_side = data.video_short_side if is_video else data.photo_short_side
+        stored = store_clip(path, folder, short_side=short_side, most_frames=data.most_frames, enlarge=is_video)
+        (held_out if path.name in data.held_out else videos if is_video else photos).append(stored)
+    if not videos and not photos:
+        raise UserError("held_out names every source; leave something to train on.")
+    return Sources(tuple(videos), tuple(photos), tuple(held_out))
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What one process takes in at once.
+
+    Attributes:
+        video: (B, 3, T, crop, crop) in [-1, 1].
+        origins: Of every clip: where it was cut from.
+    """
+
+    video: Tensor
+    origins: tuple[str, ...]
+
+
+class TrainingBatches(Dataset[TrainingBatch]):
+    """The batches of a whole run by number; each depends on the seed and its number alone, whatever came before.
+
+    Args:
+        sources: What to cut from.
+        recipe: Its stages and its seed.
+        batches_per_step: Batches, over all processes, that an optimizer step takes.
+    """
+
+    def __init__(self, sources: Sources, recipe: Recipe, batches_per_step: int) -> None:
+        self._videos = [(clip.name, clip.frames()) for clip in sources.videos]
+        self._photos = [(clip.name, clip.frames()[0]) for clip in sources.photos]
+        self._recipe = recipe
+        self._batches_per_step = batches_per_step
+
+    def __len__(self) -> int:
+        return self._recipe.steps * self._batches_per_step
+
+    def __getitem__(self, number: int) -> TrainingBatch:
+        step = number // self._batches_per_step
+        stage = self._recipe.stages[self._recipe.stage_at(step)[0]]
+        # All processes of a step draw the same length, so that none waits for another.
+        lengths, shares = zip(*sorted(stage.lengths.items()), strict=True)
+        shares_of_one = np.array(shares) / sum(shares)
+        length = int(np.random.default_rng((self._recipe.seed, 0, step)).choice(lengths, p=shares_of_one))
+        random = np.random.default_rng((self._recipe.seed, 1, number))
+        clips = [self._clip(stage, length, random) for _ in range(stage.batch)]
+        return TrainingBatch(torch.stack([video for video, _ in clips]), tuple(origin for _, origin in clips))
+
+    def _clip(self, stage: Stage, length: int, random: np.random.Generator) -> tuple[Tensor, str]:
+        fitting = [(name, frames) for name, frames in self._videos if len(frames) >= length]
+        if self._photos and (not fitting or random.random() < stage.photo_share):
+            name, photo = self._photos[random.integers(len(self._photos))]
+            levels, where = _camera_path(photo, length, stage.crop, random)
+        elif fitting:
+            name, frames = fitting[random.integers(len(fitting))]
+            levels, where = _crop(frames, length, stage.crop, random)
+        else:
+            raise UserError(f"no training clip has {length} frames, which stage {stage.name} asks for.")
+        if random.random() < 0.5:
+            levels = levels.flip(-1)
+        return levels / 127.5 - 1, f"{name} {where}"
+
+
+def _crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
+    """Cut out (3, T, crop, crop) in [0, 255], from a square up to `LARGEST_ZOOM_OUT` as large."""
+    count, height, width = frames.shape[:3]
+    side = min(round(crop * random.uniform(1, LARGEST_ZOOM_OUT)), height, width)
+    first = int(random.integers(count - length + 1))
+    top, left = int(random.integers(height - side + 1)), int(random.integers(width - side + 1))
+    square = np.array(frames[first : first + length, top : top + side, left : left + side])
+    levels = torch.from_numpy(square).permute(0, 3, 1, 2).to(torch.float32)
+    if side != crop:
+        levels = F.interpolate(levels, size=(crop, crop), mode="bicubic", antialias=True).clamp(0, 255)
+    return levels.transpose(0, 1), f"frame {first}, {side} pixels at {left},{top}"
+
+
+def _camera_path(photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
+    """Move a window over a photo: (3, T, crop, crop) in [0, 255]."""
+    height, width = photo.shape[:2]
+    # In photo pixels per pixel of the crop; at most half of the photo's short side is seen.
+    scale = random.uniform(1, max(1.0, 0.5 * min(height, width) / crop))
+    half = 0.5 * crop * scale
+    center = [random.uniform(min(half, side / 2), max(side - half, side / 2)) for side in (width, height)]
+    pan = random.normal(0, PAN_PIXELS_PER_FRAME, 2) * scale
+    zoom = random.normal(0, ZOOM_PER_FRAME)
+    image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].to(torch.float32)
+    if scale > 1:  # otherwise pixels that fall between the crop's would be skipped
+        image = F.interpolate(
+            image, size=(round(height / scale), round(width / scale)), mode="bilinear", antialias=True
+        )
+    paths = []
+    for time in range(length):
+        away = time - (length - 1) / 2
+        view = half * math.exp(zoom * away)
+        x, y = (center[axis] + pan[axis] * away for axis in (0, 1))
+        paths.append([[2 * view / width, 0, 2 * x / width - 1], [0, 2 * view / height, 2 * y / height - 1]])
+    grid = F.affine_grid(torch.tensor(paths, dtype=torch.float32), [length, 3, crop, crop], align_corners=False)
+    levels = F.grid_sample(image.expand(length, -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
+    return levels.transpose(0, 1), f"{scale:.2f} times reduced around {center[0]:.0f},{center[1]:.0f}"
+
+
+def whole_clips(clips: Sequence[StoredClip], length: int, multiple: int) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Return the first `length` frames of clips, cropped in the middle to multiples of `multiple`; photos stand still.
+
+    Clips that are shorter give as many frames as 1 + 4k allows.
+    """
+    chosen = []
+    for clip in clips:
+        frames = clip.frames()
+        count = min(len(frames), length)
+        kept = frames[: 1 + (count - 1) // 4 * 4]
+        height, width = (side // multiple * multiple for side in kept.shape[1:3])
+        top, left = (kept.shape[1] - height) // 2, (kept.shape[2] - width) // 2
+        chosen.append((clip.name, np.array(kept[:, top : top + height, left : left + width])))
+    return chosen
