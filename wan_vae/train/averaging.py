@@ -3,29 +3,34 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from wan_vae.vae import WanVAE
 
 
 class MovingAverage:
-    """A copy of a model whose weights follow the model's slowly.
+    """A copy of a VAE whose weights follow the VAE's slowly.
 
     At first it follows faster, with a decay of (1 + n) / (10 + n) after n steps, so that short runs are not dominated
     by where they began.
 
     Args:
-        model: What to follow.
+        vae: What to follow.
         decay: Share of the average that a step keeps, in the long run.
+
+    Attributes:
+        model: The copy, in eval mode.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, vae: WanVAE, decay: float) -> None:
+        self.model = copy.deepcopy(vae).eval().requires_grad_(False)
         self._decay = decay
 
     @torch.no_grad()
-    def follow(self, model: nn.Module, steps: int) -> None:
-        """Move towards `model` after its optimizer step number `steps`, counted from 0."""
+    def follow(self, vae: WanVAE, steps: int) -> None:
+        """Move towards `vae` after its optimizer step number `steps`, counted from 0."""
         decay = min(self._decay, (1 + steps) / (10 + steps))
-        current: dict[str, Tensor] = model.state_dict()
+        current: dict[str, Tensor] = vae.state_dict()
         for name, average in self.model.state_dict().items():
             if average.is_floating_point():
                 average.lerp_(current[name], 1 - decay)

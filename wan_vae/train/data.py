@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 from wan_vae.train.frames import PHOTO_SUFFIXES, VIDEO_SUFFIXES, StoredClip, find_sources, store_clip
 from wan_vae.train.recipe import DataSection, Recipe, Stage
@@ -106,10 +107,10 @@ class TrainingBatches(Dataset[TrainingBatch]):
         fitting = [(name, frames) for name, frames in self._videos if len(frames) >= length]
         if self._photos and (not fitting or random.random() < stage.photo_share):
             name, photo = self._photos[random.integers(len(self._photos))]
-            levels, where = _camera_path(photo, length, stage.crop, random)
+            levels, where = camera_path(photo, length, stage.crop, random)
         elif fitting:
             name, frames = fitting[random.integers(len(fitting))]
-            levels, where = _crop(frames, length, stage.crop, random)
+            levels, where = random_crop(frames, length, stage.crop, random)
         else:
             raise UserError(f"no training clip has {length} frames, which stage {stage.name} asks for.")
         if random.random() < 0.5:
@@ -117,7 +118,7 @@ class TrainingBatches(Dataset[TrainingBatch]):
         return levels / 127.5 - 1, f"{name} {where}"
 
 
-def _crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
+def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
     """Cut out (3, T, crop, crop) in [0, 255], from a square up to `LARGEST_ZOOM_OUT` as large."""
     count, height, width = frames.shape[:3]
     side = min(round(crop * random.uniform(1, LARGEST_ZOOM_OUT)), height, width)
@@ -130,7 +131,7 @@ def _crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.random.G
     return levels.transpose(0, 1), f"frame {first}, {side} pixels at {left},{top}"
 
 
-def _camera_path(photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
+def camera_path(photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
     """Move a window over a photo: (3, T, crop, crop) in [0, 255]."""
     height, width = photo.shape[:2]
     # In photo pixels per pixel of the crop; at most half of the photo's short side is seen.
@@ -155,17 +156,13 @@ def _camera_path(photo: NDArray[np.uint8], length: int, crop: int, random: np.ra
     return levels.transpose(0, 1), f"{scale:.2f} times reduced around {center[0]:.0f},{center[1]:.0f}"
 
 
-def whole_clips(clips: Sequence[StoredClip], length: int, multiple: int) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Return the first `length` frames of clips, cropped in the middle to multiples of `multiple`; photos stand still.
-
-    Clips that are shorter give as many frames as 1 + 4k allows.
-    """
+def whole_clips(clips: Sequence[StoredClip], length: int, config: VAEConfig) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Return the first `length` frames of clips, cropped in the middle to sizes and lengths that a model takes."""
     chosen = []
     for clip in clips:
-        frames = clip.frames()
-        count = min(len(frames), length)
-        kept = frames[: 1 + (count - 1) // 4 * 4]
-        height, width = (side // multiple * multiple for side in kept.shape[1:3])
-        top, left = (kept.shape[1] - height) // 2, (kept.shape[2] - width) // 2
-        chosen.append((clip.name, np.array(kept[:, top : top + height, left : left + width])))
+        frames = clip.frames()[:length]
+        count = len(frames) - (len(frames) - 1) % config.temporal_compression
+        height, width = (side - side % config.spatial_compression for side in frames.shape[1:3])
+        top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+        chosen.append((clip.name, np.array(frames[:count, top : top + height, left : left + width])))
     return chosen

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wan_vae.config import VAEConfig, load_config
+from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -234,8 +234,3 @@ def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) ->
         place = ".".join(str(part) for part in first["loc"]) or "the recipe"
         value = f", but it is {first['input']!r}" if isinstance(first["input"], (str, int, float)) else ""
         raise UserError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}{value}.") from error
-
-
-def architecture(section: ModelSection) -> VAEConfig | None:
-    """Return the architecture that a recipe trains from random weights, None where it starts from a checkpoint."""
-    return None if section.preset is None else load_config(section.preset)

@@ -1,32 +1,34 @@
 """The mean and standard deviation of every latent channel over the training data."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from wan_vae.config import VAEConfig
+from wan_vae.fitting import FittedClip, Frames
 from wan_vae.vae import WanVAE
 
 FRAMES_PER_CLIP = 17
 
 
 @torch.no_grad()
-def with_measured_statistics(vae: WanVAE, videos: list[Tensor]) -> WanVAE:
+def with_measured_statistics(vae: WanVAE, clips: Sequence[Frames]) -> WanVAE:
     """Return the VAE in eval mode with the statistics of its raw latents, so that final latents are near normal.
 
     Args:
         vae: A VAE; its weights are shared.
-        videos: Clips (1, 3, T, H, W) in [-1, 1]; each counts the same, whatever its size.
+        clips: Arrays (n, height, width, 3); each counts the same, whatever its size.
     """
     means, squares = [], []
-    for video in videos:
-        raw = vae.eval().posterior(video.to(vae.device)).mode().double()
+    for frames in clips:
+        final = torch.cat(list(vae.eval().encode_stream(FittedClip([frames], vae.config, vae.device))), dim=2)
+        raw = vae.denormalize(final).double()
         means.append(raw.mean(dim=(0, 2, 3, 4)))
         squares.append(raw.square().mean(dim=(0, 2, 3, 4)))
     mean = torch.stack(means).mean(dim=0)
     std = (torch.stack(squares).mean(dim=0) - mean.square()).clamp(min=1e-12).sqrt()
-    config: VAEConfig = dataclasses.replace(vae.config, latent_mean=_rounded(mean), latent_std=_rounded(std))
+    config = dataclasses.replace(vae.config, latent_mean=_rounded(mean), latent_std=_rounded(std))
     return WanVAE.from_weights(config, vae.state_dict())
 
 

@@ -1,0 +1,82 @@
+"""The adversary: a discriminator of space-time patches, and its side of the training."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+class PatchDiscriminator(nn.Module):
+    """(B, 3, T, H, W) -> scores of overlapping patches (B, 1, t, h, w), high for real clips.
+
+    The PatchGAN of pix2pix (Isola et al. 2017) with 3-D convolutions; the stride in time begins with the second
+    layer, and group norm stands for batch norm, whose statistics would differ from process to process.
+    """
+
+    def __init__(self, width: int = 32, layers: int = 3) -> None:
+        super().__init__()
+        widths = [3] + [width * 2**layer for layer in range(layers)]
+        self.convs = nn.ModuleList(
+            nn.Conv3d(
+                widths[layer],
+                widths[layer + 1],
+                kernel_size=(3, 4, 4),
+                stride=(1 if layer == 0 else 2, 2, 2),
+                padding=(1, 1, 1),
+            )
+            for layer in range(layers)
+        )
+        self.norms = nn.ModuleList(
+            nn.Identity() if layer == 0 else nn.GroupNorm(8, widths[layer + 1]) for layer in range(layers)
+        )
+        self.score = nn.Conv3d(widths[-1], 1, kernel_size=3, padding=1)
+
+    def forward(self, video: Tensor) -> Tensor:
+        x = video
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.leaky_relu(norm(conv(x)), 0.2)
+        return self.score(x)
+
+
+class Adversary:
+    """A discriminator that learns to tell reconstructions from clips, under the hinge loss (Lim and Ye 2017).
+
+    Attributes:
+        model: The discriminator as `accelerate` prepared it.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        discriminator = PatchDiscriminator()
+        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=0.0, betas=(0.5, 0.9))
+        self.model, self._optimizer = accelerator.prepare(discriminator, optimizer)
+        self._accelerator = accelerator
+
+    def loss_of(self, reconstruction: Tensor) -> Tensor:
+        """How far a reconstruction is from being taken for real; its gradient leaves the discriminator alone."""
+        discriminator = self._accelerator.unwrap_model(self.model).requires_grad_(False)
+        loss = -discriminator(reconstruction).mean()
+        discriminator.requires_grad_(True)
+        return loss
+
+    def learn(self, video: Tensor, reconstruction: Tensor, rate: float) -> Tensor:
+        """Take a step towards scores above 1 for `video` and below -1 for `reconstruction`; returns the loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        real, fake = self.model(torch.cat([video, reconstruction.detach()])).chunk(2)
+        loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        self._accelerator.backward(loss)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights and optimizer state."""
+        weights = self._accelerator.unwrap_model(self.model).state_dict()
+        return {"weights": weights, "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._accelerator.unwrap_model(self.model).load_state_dict(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
