@@ -88,3 +88,17 @@ def test_outputs_of_one_run_are_apart(tmp_path: Path) -> None:
         for pair in ((tmp_path / "a.mkv", tmp_path / other), (tmp_path / other, tmp_path / "a.mkv")):
             with pytest.raises(UserError, match=words):
                 check_distinct(*pair)
+
+
+def test_others_may_read_what_was_written_as_far_as_the_user_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for existing in (None, 0o604):
+            out = tmp_path / "out.safetensors"
+            if existing is not None:
+                out.chmod(existing)
+            with written_beside(out) as beside:
+                beside.touch(mode=0o600)
+            assert out.stat().st_mode & 0o777 == (0o640 if existing is None else existing)
+    finally:
+        os.umask(before)

@@ -73,9 +73,18 @@ def written_beside(path: Path) -> Iterator[Path]:
         yield beside
         if path.is_dir():
             path.rmdir()  # rename does not replace a folder everywhere; check_output saw that it is empty
+        elif beside.is_file():
+            # Some writers, safetensors among them, let nobody else read what they wrote.
+            beside.chmod(path.stat().st_mode if path.exists() else _permissions_of_new_files())
         beside.replace(path)
     finally:
         if beside.is_dir():
             shutil.rmtree(beside)
         else:
             beside.unlink(missing_ok=True)
+
+
+def _permissions_of_new_files() -> int:
+    mask = os.umask(0)  # it cannot be read without being set
+    os.umask(mask)
+    return 0o666 & ~mask
