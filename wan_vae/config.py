@@ -174,7 +174,9 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name_or_path: str | Path) -> dict[str, Any]:
-    """Return a preset's YAML as a dictionary with the key `architecture` and, if it has trained weights, `hub`.
+    """Return a preset's YAML as a dictionary with the key `architecture`.
+
+    If there are trained weights, it also has `file`, a file in this package, or `hub`, a repository and a file in it.
 
     Args:
         name_or_path: A shipped preset's name, such as "wan2.1", or the path of a YAML file.

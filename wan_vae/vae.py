@@ -52,8 +52,8 @@ class WanVAE(Autoencoder):
         """Load trained weights, ready for inference: in eval mode, with gradients off for the weights.
 
         Args:
-            source: A name ("wan2.1", "wan2.2", "qwen-image", "lightvae"; fetched from the Hugging Face hub and
-                cached), a checkpoint file in any layout, or a folder in diffusers' layout.
+            source: A name ("nano", in this package; "wan2.1", "wan2.2", "qwen-image", "lightvae", fetched from the
+                Hugging Face hub and cached), a checkpoint file in any layout, or a folder in diffusers' layout.
             device: Where the weights go; default the CPU.
             dtype: What they are converted to; default as stored, or the widest of those stored.
 

@@ -5,25 +5,30 @@ from pathlib import Path
 from wan_vae.config import preset_names, read_preset
 from wan_vae.errors import CheckpointError
 
+MODELS = Path(__file__).parents[1] / "models"
+
 
 def resolve_checkpoint(source: str | Path) -> Path:
-    """Return the path of a checkpoint: `source` itself if it exists, otherwise a preset's file from the hub's cache.
+    """Return the path of a checkpoint: `source` itself if it exists, otherwise a trained preset's file.
+
+    A preset's file is in this package, or in the hub's cache, where it is fetched to when it is not there yet.
 
     Raises:
         CheckpointError: There is no such path or name, or the hub cannot be reached and the cache has no copy.
     """
     if str(source) and Path(source).exists():
         return Path(source)
-    trained = [name for name in preset_names() if "hub" in read_preset(name)]
+    presets = {name: read_preset(name) for name in preset_names()}
+    trained = {name: preset for name, preset in presets.items() if {"hub", "file"} & preset.keys()}
     if str(source) not in trained:
         raise CheckpointError(f"{source} is neither a file, a folder nor a trained model ({', '.join(trained)}).")
-    return _download(str(source))
+    preset = trained[str(source)]
+    return MODELS / preset["file"] if "file" in preset else _download(str(source), preset["hub"])
 
 
-def _download(name: str) -> Path:
+def _download(name: str, hub: dict[str, str]) -> Path:
     from huggingface_hub import hf_hub_download
 
-    hub = read_preset(name)["hub"]
     try:
         return Path(hf_hub_download(hub["repository"], hub["file"]))
     except Exception as error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def decode(
     latents: Annotated[Path, typer.Argument(help="A latents file that `encode` wrote.")],
     clip: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
-    checkpoint: options.CheckpointOption,
+    checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     lossless: options.LosslessOption = False,

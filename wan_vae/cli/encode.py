@@ -13,7 +13,7 @@ from wan_vae.files import check_output
 def encode(
     clip: Annotated[Path, typer.Argument(help="A video, an animation, an image, or a folder of images.")],
     latents: Annotated[Path, typer.Argument(help="The latents file to write, such as clip.safetensors.")],
-    checkpoint: options.CheckpointOption,
+    checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     size: options.SizeOption = None,

@@ -41,10 +41,12 @@ class Layout(str, Enum):
     diffusers = "diffusers"
 
 
+IN_THE_PACKAGE = "nano"
 CheckpointOption = Annotated[
     str,
     typer.Option(
-        help="A checkpoint file in any layout, a diffusers folder, or a name: wan2.1, wan2.2, qwen-image, lightvae.",
+        help="A checkpoint file in any layout, a diffusers folder, or a name: nano (in the package), wan2.1, wan2.2,"
+        " qwen-image, lightvae (from the Hugging Face hub).",
         metavar="NAME|PATH",
     ),
 ]

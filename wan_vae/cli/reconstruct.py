@@ -18,7 +18,7 @@ from wan_vae.files import check_distinct, check_output, written_beside
 def reconstruct(
     clip: Annotated[Path, typer.Argument(help="A video, an animation, an image, or a folder of images.")],
     out: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
-    checkpoint: options.CheckpointOption,
+    checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     size: options.SizeOption = None,
