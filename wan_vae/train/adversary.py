@@ -37,7 +37,10 @@ class PatchDiscriminator(nn.Module):
         x = video
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.leaky_relu(norm(conv(x)), 0.2)
-        return self.score(x)
+        # In float32 whatever the rest is in: of a convolution to a single channel, the gradient that oneDNN computes in
+        # bfloat16 is not the same each time, and a run that goes on would not be the same run.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.score(x.float())
 
 
 class Adversary:

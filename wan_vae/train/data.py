@@ -81,6 +81,9 @@ class TrainingBatches(Dataset[TrainingBatch]):
         sources: What to cut from.
         recipe: Its stages and its seed.
         batches_per_step: Batches, over all processes, that an optimizer step takes.
+
+    Raises:
+        UserError: No clip is as long as a stage asks for, and there is no photo to stand in.
     """
 
     def __init__(self, sources: Sources, recipe: Recipe, batches_per_step: int) -> None:
@@ -88,6 +91,11 @@ class TrainingBatches(Dataset[TrainingBatch]):
         self._photos = [(clip.name, clip.frames()[0]) for clip in sources.photos]
         self._recipe = recipe
         self._batches_per_step = batches_per_step
+        longest = max((len(frames) for _, frames in self._videos), default=0)
+        for stage in recipe.stages:
+            for length, share in stage.lengths.items():
+                if share and length > longest and not self._photos:
+                    raise UserError(f"no training clip has {length} frames, which stage {stage.name} asks for.")
 
     def __len__(self) -> int:
         return self._recipe.steps * self._batches_per_step
@@ -108,11 +116,9 @@ class TrainingBatches(Dataset[TrainingBatch]):
         if self._photos and (not fitting or random.random() < stage.photo_share):
             name, photo = self._photos[random.integers(len(self._photos))]
             levels, where = camera_path(photo, length, stage.crop, random)
-        elif fitting:
+        else:
             name, frames = fitting[random.integers(len(fitting))]
             levels, where = random_crop(frames, length, stage.crop, random)
-        else:
-            raise UserError(f"no training clip has {length} frames, which stage {stage.name} asks for.")
         if random.random() < 0.5:
             levels = levels.flip(-1)
         return levels / 127.5 - 1, f"{name} {where}"

@@ -40,10 +40,10 @@ class PrincipalComponents(nn.Module):
         patches = torch.cat([self._patches(video).flatten(0, 3) for video in videos]).double()
         mean = patches.mean(dim=0)
         covariance = torch.cov((patches - mean).T)
-        # Ascending, so the largest are last; a negative one is a rounding error of zero.
+        # Ascending, so the largest are last. Of clips that never change, all are zero but for rounding errors.
         variances, vectors = torch.linalg.eigh(covariance)
         count = self.components.shape[0]
-        scale = variances[-count:].clamp(min=0).mean().sqrt()
+        scale = variances[-count:].mean().clamp(min=1e-12).sqrt()
         self.mean.copy_(mean)
         self.components.copy_(vectors[:, -count:].flip(1).T / scale)
 

@@ -12,10 +12,11 @@ from wan_vae.errors import UserError
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -120,6 +121,12 @@ class Stage(_Section):
     taught: bool = False
     loss: LossSection = LossSection()
 
+    @model_validator(mode="after")
+    def _some_length(self) -> "Stage":
+        if not any(self.lengths.values()):
+            raise ValueError("lengths must name a clip length with a share above 0")
+        return self
+
 
 class LpipsSection(_Section):
     """The network behind LPIPS.
@@ -142,8 +149,9 @@ class Recipe(_Section):
         data: What it is trained on.
         stages: One after the other.
         lpips: The network behind LPIPS, where a stage or the validation wants it.
+        optimizer: "adamw", or "muon", which takes fewer steps from random weights and is untried for fine-tuning.
         betas: Of AdamW.
-        weight_decay: Of AdamW.
+        weight_decay: Of the optimizer.
         gradient_clip: Longest gradient, by norm over all weights; longer ones are scaled down.
         ema_decay: Of the exponential moving average of the weights, which is what is validated and kept in the end.
         mixed_precision: "bf16", "fp16" or "no"; None leaves it to accelerate's launcher.
@@ -155,12 +163,13 @@ class Recipe(_Section):
         validation_frames: with this many frames of each, 1 + 4k.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     model: ModelSection
     data: DataSection
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     lpips: LpipsSection | None = None
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: Weight = 0.0
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Share = 0.999
@@ -192,11 +201,16 @@ class Recipe(_Section):
         raise IndexError(step)
 
     def check_fits(self, config: VAEConfig) -> None:
-        """Refuse crops and lengths that the architecture cannot take.
+        """Refuse crops and lengths that the architecture cannot take, and an architecture that cannot be trained.
 
         Raises:
-            UserError: A stage's crop or length does not fit; the message names it.
+            UserError: A stage's crop or length does not fit, or the decoder upscales; the message names it.
         """
+        if config.output_upscale != 1:
+            raise UserError(
+                f"this model decodes to {config.output_upscale} times the size, and nothing of that size is there to"
+                f" compare with; train one with output_upscale 1."
+            )
         space, time = config.spatial_compression, config.temporal_compression
         lengths = [(stage.name, length) for stage in self.stages for length in stage.lengths]
         for where, length in [*lengths, ("validation_frames", self.validation_frames)]:
@@ -226,7 +240,9 @@ def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) ->
     if not isinstance(content, dict):
         raise UserError(f"{path} is no recipe: it is {content!r}, not names with values.")
     for section, values in (changes or {}).items():
-        content[section] = {**(content.get(section) or {}), **values}
+        found = content.get(section) or {}
+        if isinstance(found, dict):  # otherwise it is refused below, as it stands
+            content[section] = {**found, **values}
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

@@ -1,6 +1,5 @@
 """The state of a run on disk: all that is needed to go on as if it had never stopped."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,39 @@ def save_state(folder: Path, recipe: Recipe, state: dict[str, Any]) -> None:
 def load_state(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     """Return the state of the run in `folder`, None where none has begun.
 
+    Stages that the run has not reached may have changed.
+
     Raises:
         UserError: The file is damaged, or is that of another recipe; the message names the entry that differs.
     """
     path = folder / FILE_NAME
+    for leftover in folder.glob(f".{path.stem}.partial-*"):
+        leftover.unlink(missing_ok=True)  # of a run that was killed while it saved
     if not path.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        then = _flat(state["recipe"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        # Through the recipe, so that entries which did not exist then have their defaults.
+        then = Recipe.model_validate(state["recipe"])
+    except Exception as error:
+        # What a damaged file makes the unpickler do is anybody's guess.
         raise UserError(f"{path} is not the state of a training run, or is damaged; name another --out.") from error
-    now = _flat(recipe.model_dump(mode="json"))
-    for name in sorted({*then, *now} - _MAY_DIFFER):
-        if then.get(name) != now.get(name):
+    begun = then.stage_at(max(0, int(state["step"]) - 1))[0] + 1
+    was, now = (_fixed(one, begun) for one in (then, recipe))
+    for name in sorted({*was, *now}):
+        if was.get(name) != now.get(name):
             raise UserError(
-                f"{folder} holds a run whose recipe has {name} = {then.get(name)!r}, not {now.get(name)!r}; go on with"
+                f"{folder} holds a run whose recipe has {name} = {was.get(name)!r}, not {now.get(name)!r}; go on with"
                 f" that recipe, or name another --out."
             )
     return state
+
+
+def _fixed(recipe: Recipe, begun: int) -> dict[str, Any]:
+    """Return what must not change any more once so many stages have begun, by dotted name."""
+    values = recipe.model_dump(mode="json")
+    flat = _flat({**values, "stages": values["stages"][:begun]})
+    return {name: value for name, value in flat.items() if name not in _MAY_DIFFER}
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

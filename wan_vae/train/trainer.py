@@ -22,6 +22,7 @@ from wan_vae.train.averaging import MovingAverage
 from wan_vae.train.data import TrainingBatch, TrainingBatches, store_sources, whole_clips
 from wan_vae.train.lesson import Lesson
 from wan_vae.train.losses import kl_per_value, random_frames
+from wan_vae.train.optimizer import make_optimizer
 from wan_vae.train.principal import PrincipalComponents
 from wan_vae.train.recipe import Recipe
 from wan_vae.train.schedule import learning_rate
@@ -70,8 +71,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self._vae = starting_point(recipe, state, device)
         self._average = MovingAverage(self._vae, recipe.ema_decay)
-        trained = [weight for weight in self._vae.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay)
+        optimizer = make_optimizer(self._vae, recipe.optimizer, recipe.betas, recipe.weight_decay)
         lesson = Lesson(self._vae)
         if recipe.model.compile:
             lesson.compile()
@@ -97,7 +97,7 @@ class Trainer:
         """
         last = self._recipe.steps if max_steps is None else min(max_steps, self._recipe.steps)
         main = self._accelerator.is_main_process
-        log = SummaryWriter(str(self._folder / "log"), purge_step=self.step) if main else None
+        log = SummaryWriter(str(self._folder / "log"), purge_step=self.step + 1) if main else None
         progress = tqdm(total=last, initial=self.step, unit="step", disable=None if main else True)
         figures: dict[str, float] = {}
         try:
@@ -172,6 +172,8 @@ class Trainer:
             if self._accelerator.sync_gradients:
                 norm = self._accelerator.clip_grad_norm_(self._vae.parameters(), self._recipe.gradient_clip)
                 losses["gradient_norm"] = cast(Tensor, norm)
+                if self._accelerator.scaler is None and not torch.isfinite(losses["gradient_norm"]):
+                    self._stop_for(batch, losses)  # with a scaler, such steps are its business
             self._optimizer.step()
             self._optimizer.zero_grad()
             if adversary is not None:
@@ -185,8 +187,8 @@ class Trainer:
             save_file({"video": batch.video}, beside, {"origins": "\n".join(batch.origins)})
         bad = ", ".join(f"{name} is {loss.item()}" for name, loss in losses.items() if not torch.isfinite(loss))
         raise UserError(
-            f"step {self.step}: the loss is not a number ({bad or 'its sum is infinite'}); the batch is in {path} and"
-            f" came from {'; '.join(batch.origins)}. A lower learning rate may help."
+            f"step {self.step}: the loss or its gradient is not a number ({bad or 'the sum is infinite'}); the batch is"
+            f" in {path} and came from {'; '.join(batch.origins)}. A lower learning rate may help."
         )
 
     def _validate(self, log: SummaryWriter | None) -> dict[str, float]:
@@ -234,7 +236,7 @@ class Trainer:
             return
         vae: WanVAE = self._average.model
         if self._recipe.model.trainable == "all":
-            clips = whole_clips(self._sources.videos, FRAMES_PER_CLIP, vae.config)
+            clips = whole_clips(self._sources.videos or self._sources.photos, FRAMES_PER_CLIP, vae.config)
             vae = with_measured_statistics(vae, [frames for _, frames in clips])
         with written_beside(self._folder / WEIGHTS_NAME) as beside:
             vae.save(beside)

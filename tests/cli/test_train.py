@@ -1,0 +1,248 @@
+"""`wan-vae train`: a run that is killed, interrupted or refused."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.cli.running import Outcome, run, start
+from tests.cli.test_errors import assert_one_sentence, listing
+from tests.helpers import random_vae, small_config
+from tests.train.runs import (
+    HELD_OUT,
+    Material,
+    assert_same,
+    make_material,
+    read_state,
+    recipe_values,
+    stage_values,
+    write_backbone,
+)
+from wan_vae import WanVAE
+from wan_vae.cli import main
+from wan_vae.train import WEIGHTS_NAME, Recipe, trainer
+from wan_vae.train.schedule import learning_rate
+from wan_vae.train.state import FILE_NAME
+
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return make_material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every command is a process of its own to accelerate, and computes on the CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    forget_accelerate()
+
+
+def forget_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def recipe(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    stages = (stage_values(steps=10, batch=1, taught=True), stage_values(steps=STEPS - 10, batch=1))
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    values = recipe_values(material, *stages, checkpoint_every=1)
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        with pytest.raises(SystemExit) as exit_:
+            main(["train", str(recipe), "--out", str(folder)])
+    forget_accelerate()
+    assert exit_.value.code == 0
+    return folder
+
+
+def begin(recipe: Path, folder: Path) -> subprocess.Popen[str]:
+    """Start a run and wait until it has a state."""
+    process = start("train", recipe, "--out", folder)
+    until = time.monotonic() + 120
+    while not (folder / FILE_NAME).exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    return process
+
+
+def finish(capsys: pytest.CaptureFixture[str], recipe: Path, folder: Path) -> Outcome:
+    outcome = run(capsys, "train", recipe, "--out", folder)
+    forget_accelerate()
+    return outcome
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def assert_same_run(folder: Path, straight: Path) -> None:
+    for part in (load_file, metadata_of):
+        assert_same(part(folder / WEIGHTS_NAME), part(straight / WEIGHTS_NAME))
+    assert_same(read_state(folder), read_state(straight))
+
+
+def test_a_killed_run_goes_on_the_same(
+    recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = begin(recipe, tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / WEIGHTS_NAME).exists()
+    assert 0 < read_state(tmp_path)["step"] < STEPS
+    assert finish(capsys, recipe, tmp_path).code == 0
+    assert_same_run(tmp_path, straight)
+
+
+def test_an_interrupted_run_goes_on_the_same(
+    recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = begin(recipe, tmp_path)
+    process.send_signal(signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (130, ""), err
+    step = read_state(tmp_path)["step"]
+    assert 0 < step < STEPS
+    assert err == f"wan-vae: stopped after step {step}; the same command goes on from there.\n"
+    assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "frames", "log"}
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+    assert finish(capsys, recipe, tmp_path).code == 0
+    assert_same_run(tmp_path, straight)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("times", [1, 2])
+def test_signals_in_a_step(
+    times: int,
+    number: signal.Signals,
+    code: int,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.getsignal(number)
+
+    def interrupted(of: Recipe, step: int) -> float:
+        for _ in range(times if step == 2 else 0):
+            signal.raise_signal(number)
+        return learning_rate(of, step)
+
+    monkeypatch.setattr(trainer, "learning_rate", interrupted)
+    outcome = run(capsys, "train", recipe, "--out", tmp_path)
+    # The first waits for the step to end, the second does not.
+    assert (outcome.code, outcome.out) == (code if times == 1 else 130, "")
+    assert outcome.err.count("\n") == 1
+    assert read_state(tmp_path)["step"] == (3 if times == 1 else 2)
+    assert number != signal.SIGINT or signal.getsignal(number) == before
+
+
+def test_what_it_prints(recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run(capsys, "train", recipe, "--out", tmp_path, "--max-steps", 2, "--json")
+    result = outcome.result()
+    assert result.keys() == {"run", "weights", "steps", "psnr", "ssim"}
+    assert (result["run"], result["weights"], result["steps"]) == (str(tmp_path), str(tmp_path / WEIGHTS_NAME), 2)
+    WanVAE.from_pretrained(tmp_path / WEIGHTS_NAME)
+    again = finish(capsys, recipe, straight)
+    assert again.code == 0
+    assert "vae.safetensors" in again.out
+    assert str(STEPS) in again.out
+
+
+def test_options_replace_the_recipes_entries(
+    material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
+    values = recipe_values(material, stage_values(batch=1, crop=32, steps=1, loss={"lpips": 0.1}))
+    values["data"] |= {"videos": "nowhere", "photos": "nowhere"}
+    del values["model"]
+    (tmp_path / "named.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    options = ("--checkpoint", "vae.safetensors", "--videos", material.videos, "--photos", material.photos)
+    backbone = write_backbone(tmp_path / "alex.safetensors")
+    outcome = run(capsys, "train", "named.yaml", *options, "--lpips-backbone", backbone, "--json")
+    assert json.loads(outcome.out)["run"] == str(Path("runs") / "named")
+    assert json.loads(outcome.out)["lpips"] > 0
+    state = read_state(tmp_path / "runs" / "named")
+    assert state["recipe"]["model"]["checkpoint"] == "vae.safetensors"
+    assert state["recipe"]["data"]["videos"] == str(material.videos)
+
+
+def test_mistakes(recipe: Path, material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    for name, changes in (("unknown", {"sede": 1}), ("large", {"stages": [stage_values(crop=17)]})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values | changes), encoding="utf-8")
+    (tmp_path / "text.mp4").write_text("no video", encoding="utf-8")
+    before = listing(tmp_path)
+    out = ("--out", tmp_path / "run")
+    for arguments, words in (
+        ((tmp_path / "nowhere.yaml", *out), ("no recipe", "nowhere.yaml", "configs/train/")),
+        ((tmp_path / "unknown.yaml", *out), ("unknown.yaml", "sede", "not permitted")),
+        ((recipe, *out, "--max-steps", "0"), ("--max-steps", "greater than or equal to 1")),
+        ((recipe, *out, "--speed", "1"), ("--speed",)),
+        ((), ("recipe",)),
+    ):
+        outcome = run(capsys, "train", *arguments)
+        assert_one_sentence(outcome._replace(err=outcome.err.replace("RECIPE", "recipe")), *words)
+        assert listing(tmp_path) == before
+    for arguments, words in (
+        ((tmp_path / "large.yaml",), ("crop 17", "multiple of 2")),
+        ((recipe, "--videos", tmp_path / "nowhere"), ("nowhere", "neither a file nor a folder")),
+        ((recipe, "--videos", tmp_path / "text.mp4"), (HELD_OUT, "held_out")),
+        ((recipe, "--checkpoint", tmp_path / "text.mp4"), ("text.mp4",)),
+        ((recipe, "--lpips-backbone", tmp_path / "nowhere"), ("nowhere does not exist",)),
+    ):
+        assert_one_sentence(run(capsys, "train", *arguments, *out), *words)
+        assert not (tmp_path / "run" / FILE_NAME).exists()
+
+
+def test_another_recipes_run(recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8")) | {"ema_decay": 0.5}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    before = (straight / FILE_NAME).stat().st_mtime_ns
+    outcome = run(capsys, "train", tmp_path / "other.yaml", "--out", straight)
+    assert_one_sentence(outcome, "ema_decay = 0.999, not 0.5", "--out")
+    assert (straight / FILE_NAME).stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_not_a_number(material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = recipe_values(material, stage_values(batch=1, learning_rate=1e30))
+    (tmp_path / "fast.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    outcome = run(capsys, "train", tmp_path / "fast.yaml", "--out", tmp_path / "run")
+    assert_one_sentence(outcome, "not a number", "bad_batch_step_", "frame ")
+
+
+def test_without_the_packages(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    missing = ("accelerate", "tensorboard")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
+    outcome = run(capsys, "train", recipe, "--out", tmp_path / "run")
+    assert_one_sentence(outcome, "accelerate, tensorboard", "pip install 'wan-vae[train]'")
+    assert not (tmp_path / "run").exists()
