@@ -334,5 +334,5 @@ def test_saving_to_a_folder_that_holds_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(CheckpointError, match=r"lightvae, qwen-image, wan2.1, wan2.2"):
+    with pytest.raises(CheckpointError, match=r"lightvae, nano, qwen-image, wan2.1, wan2.2"):
         WanVAE.from_pretrained("wan3")

@@ -180,7 +180,8 @@ def test_fine_tuning_leaves_its_checkpoint_alone(material: Material, tmp_path: P
 
 def test_what_is_not_a_number_stops_the_run(material: Material, tmp_path: Path) -> None:
     recipe = small_recipe(material, stage_values(learning_rate=1e30), checkpoint_every=1)
-    with pytest.raises(UserError, match=r"step (\d): the loss or its gradient is not a number \(.* is (nan|inf)") as error:
+    message = r"step (\d): the loss or its gradient is not a number \(.* is (nan|inf)"
+    with pytest.raises(UserError, match=message) as error:
         train(recipe, tmp_path / "run")
     message = str(error.value)
     step = int(message.split(":")[0].removeprefix("step "))

@@ -93,7 +93,13 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     a, b, c = QUINTIC
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
+    # Each iteration multiplies x from the left by a polynomial in x x^T. These commute, so it is enough to iterate on
+    # their product, which is many times smaller than x.
+    square = x @ x.T
+    identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    product = identity
     for _ in range(ITERATIONS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        current = product @ square @ product
+        product = (a * identity + b * current + c * current @ current) @ product
+    x = product @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
