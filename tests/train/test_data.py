@@ -32,7 +32,7 @@ def recipe_of(*stages: dict[str, Any], seed: int = 0) -> Recipe:
 
 def clip_of(path: Path, frames: np.ndarray) -> StoredClip:
     np.save(path, frames)
-    return StoredClip(path.name, path)
+    return StoredClip(path.name, path, len(frames))
 
 
 def ramp(height: int, width: int) -> np.ndarray:

@@ -63,7 +63,7 @@ def test_a_run_that_was_stopped_goes_on_the_same(
     parted = train(recipe, tmp_path / "parted", *breaks)
     assert straight["step"] == 6
     assert straight.keys() == {
-        "recipe", "step", "config", "weights", "average", "optimizer", "principal", "adversary"
+        "recipe", "sources", "step", "config", "weights", "average", "optimizer", "principal", "adversary"
     }  # fmt: skip
     assert_same(parted, straight)
     assert weights_of(tmp_path / "parted")[1] == weights_of(tmp_path / "straight")[1]

@@ -55,8 +55,9 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
         program: The commands, for scripts that have their own.
     """
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), _terminate)
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _terminate)
     try:
         code = (
             program(

@@ -82,7 +82,9 @@ def _signals_as_requests(trainer: "Trainer") -> Iterator[list[int]]:
         trainer.request_stop()
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, request) for number in numbers}
+    # What is ignored, as by nohup, stays ignored.
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request) for number in heard}
     try:
         yield received
     finally:

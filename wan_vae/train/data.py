@@ -1,7 +1,7 @@
 """Training batches: random crops of clips, and photos that a virtual camera pans and zooms over."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,10 @@ class Sources:
     videos: tuple[StoredClip, ...]
     photos: tuple[StoredClip, ...]
     held_out: tuple[StoredClip, ...]
+
+    def names(self) -> dict[str, list[str]]:
+        """Return the file names of all, by which a run knows its sources again wherever they lie."""
+        return {kind: [clip.name for clip in clips] for kind, clips in vars(self).items()}
 
 
 def store_sources(data: DataSection, folder: Path) -> Sources:
@@ -87,11 +91,11 @@ class TrainingBatches(Dataset[TrainingBatch]):
     """
 
     def __init__(self, sources: Sources, recipe: Recipe, batches_per_step: int) -> None:
-        self._videos = [(clip.name, clip.frames()) for clip in sources.videos]
-        self._photos = [(clip.name, clip.frames()[0]) for clip in sources.photos]
+        self._videos = sources.videos
+        self._photos = sources.photos
         self._recipe = recipe
         self._batches_per_step = batches_per_step
-        longest = max((len(frames) for _, frames in self._videos), default=0)
+        longest = max((clip.count for clip in self._videos), default=0)
         for stage in recipe.stages:
             for length, share in stage.lengths.items():
                 if share and length > longest and not self._photos:
@@ -112,16 +116,16 @@ class TrainingBatches(Dataset[TrainingBatch]):
         return TrainingBatch(torch.stack([video for video, _ in clips]), tuple(origin for _, origin in clips))
 
     def _clip(self, stage: Stage, length: int, random: np.random.Generator) -> tuple[Tensor, str]:
-        fitting = [(name, frames) for name, frames in self._videos if len(frames) >= length]
+        fitting = [clip for clip in self._videos if clip.count >= length]
         if self._photos and (not fitting or random.random() < stage.photo_share):
-            name, photo = self._photos[random.integers(len(self._photos))]
-            levels, where = camera_path(photo, length, stage.crop, random)
+            clip = self._photos[random.integers(len(self._photos))]
+            levels, where = camera_path(clip.frames()[0], length, stage.crop, random)
         else:
-            name, frames = fitting[random.integers(len(fitting))]
-            levels, where = random_crop(frames, length, stage.crop, random)
+            clip = fitting[random.integers(len(fitting))]
+            levels, where = random_crop(clip.frames(), length, stage.crop, random)
         if random.random() < 0.5:
             levels = levels.flip(-1)
-        return levels / 127.5 - 1, f"{name} {where}"
+        return levels / 127.5 - 1, f"{clip.name} {where}"
 
 
 def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
@@ -162,13 +166,11 @@ def camera_path(photo: NDArray[np.uint8], length: int, crop: int, random: np.ran
     return levels.transpose(0, 1), f"{scale:.2f} times reduced around {center[0]:.0f},{center[1]:.0f}"
 
 
-def whole_clips(clips: Sequence[StoredClip], length: int, config: VAEConfig) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Return the first `length` frames of clips, cropped in the middle to sizes and lengths that a model takes."""
-    chosen = []
+def whole_clips(clips: Sequence[StoredClip], length: int, config: VAEConfig) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield the first `length` frames of clips, cropped in the middle to sizes and lengths that a model takes."""
     for clip in clips:
         frames = clip.frames()[:length]
         count = len(frames) - (len(frames) - 1) % config.temporal_compression
         height, width = (side - side % config.spatial_compression for side in frames.shape[1:3])
         top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
-        chosen.append((clip.name, np.array(frames[:count, top : top + height, left : left + width])))
-    return chosen
+        yield clip.name, np.array(frames[:count, top : top + height, left : left + width])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +27,15 @@ class StoredClip:
     Attributes:
         name: The source's file name.
         path: Of the stored array (n, height, width, 3), uint8 RGB.
+        count: n.
     """
 
     name: str
     path: Path
+    count: int
 
     def frames(self) -> NDArray[np.uint8]:
-        """Return the frames, mapped from disk."""
+        """Return the frames, mapped from disk; the file is open for as long as they are held."""
         mapped: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
         return mapped
 
@@ -68,26 +71,30 @@ def store_clip(source: Path, folder: Path, *, short_side: int, most_frames: int,
     status = source.stat()
     identity = [str(source.resolve()), status.st_size, status.st_mtime_ns, short_side, most_frames, enlarge]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    stored = StoredClip(source.name, folder / f"{source.stem}-{digest}.npy")
-    if not stored.path.exists():
+    path = folder / f"{source.stem}-{digest}.npy"
+    if not path.exists():
         with open_clip(source) as clip:
             scale = short_side / min(clip.info.width, clip.info.height)
             scale = scale if enlarge else min(scale, 1.0)
             size = round(clip.info.width * scale), round(clip.info.height * scale)
-        with open_clip(source, size=size, frames=(0, most_frames)) as clip, written_beside(stored.path) as beside:
+        with open_clip(source, size=size, frames=(0, most_frames)) as clip, written_beside(path) as beside:
             _write(beside, clip.info.frames, size, clip.chunks(16))
-    return stored
+    return StoredClip(source.name, path, count=len(np.load(path, mmap_mode="r")))
 
 
 def _write(path: Path, most_frames: int, size: tuple[int, int], chunks: Iterator[Frames]) -> None:
-    written = 0
-    shape = (most_frames, size[1], size[0], 3)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    for chunk in chunks:
-        array[written : written + len(chunk)] = eight_bits(chunk)
-        written += len(chunk)
-    array.flush()
-    if written < most_frames:  # an interlaced source may have fewer frames than its file says
-        kept = np.array(array[:written])
-        with path.open("wb") as file:
-            np.save(file, kept)
+    # Written rather than mapped: a disk that is full is then an error, not the end of the process.
+    with path.open("wb") as file:
+        _write_header(file, most_frames, size)
+        begin, written = file.tell(), 0
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(eight_bits(chunk)).data)
+            written += len(chunk)
+        file.seek(0)
+        _write_header(file, written, size)  # an interlaced source may have fewer frames than its file says
+        assert file.tell() == begin
+
+
+def _write_header(file: BinaryIO, frames: int, size: tuple[int, int]) -> None:
+    shape = (frames, size[1], size[0], 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

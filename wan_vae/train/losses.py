@@ -16,8 +16,9 @@ def kl_per_value(posterior: Posterior, video: Tensor) -> Tensor:
 
 
 def random_frames(reconstruction: Tensor, video: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Choose `count` frames of every clip, the same of both: two (B * count, 3, H, W)."""
+    """Choose at most `count` frames of every clip, the same of both: two (B * count, 3, H, W)."""
     batch, _, length = video.shape[:3]
+    count = min(count, length)
     chosen = torch.randint(length, (batch, count), device=video.device)
     rows = torch.arange(batch, device=video.device)[:, None]
     return (

@@ -10,10 +10,11 @@ from wan_vae.files import written_beside
 from wan_vae.train.recipe import Recipe
 
 FILE_NAME = "state.pt"
-# How often something is looked at, and where files lie, changes nothing of the weights.
+# How often something is looked at, and where files lie, changes nothing of the weights; how the same is computed,
+# nothing but their rounding.
 _MAY_DIFFER = {
     "log_every", "validate_every", "checkpoint_every", "validation_clips", "validation_frames",
-    "data.videos", "data.photos", "data.workers", "lpips.backbone",
+    "model.compile", "model.gradient_checkpointing", "data.videos", "data.photos", "data.workers", "lpips.backbone",
 }  # fmt: skip
 
 

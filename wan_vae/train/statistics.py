@@ -1,7 +1,7 @@
 """The mean and standard deviation of every latent channel over the training data."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ FRAMES_PER_CLIP = 17
 
 
 @torch.no_grad()
-def with_measured_statistics(vae: WanVAE, clips: Sequence[Frames]) -> WanVAE:
+def with_measured_statistics(vae: WanVAE, clips: Iterable[Frames]) -> WanVAE:
     """Return the VAE in eval mode with the statistics of its raw latents, so that final latents are near normal.
 
     Args:
@@ -23,7 +23,7 @@ def with_measured_statistics(vae: WanVAE, clips: Sequence[Frames]) -> WanVAE:
     means, squares = [], []
     for frames in clips:
         final = torch.cat(list(vae.eval().encode_stream(FittedClip([frames], vae.config, vae.device))), dim=2)
-        raw = vae.denormalize(final).double()
+        raw = vae.denormalize(final).cpu().double()  # not every device has float64
         means.append(raw.mean(dim=(0, 2, 3, 4)))
         squares.append(raw.square().mean(dim=(0, 2, 3, 4)))
     mean = torch.stack(means).mean(dim=0)

@@ -1,13 +1,15 @@
 """The training loop: seeded step by step, so that a run that was stopped goes on as if it never had been."""
 
+import logging
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -32,6 +34,7 @@ from wan_vae.train.statistics import FRAMES_PER_CLIP, with_measured_statistics
 from wan_vae.train.validation import validate
 from wan_vae.vae import WanVAE
 
+CLIPS_FOR_STATISTICS = 64
 WEIGHTS_NAME = "vae.safetensors"
 BATCHES_FOR_COMPONENTS = 32
 
@@ -60,8 +63,12 @@ class Trainer:
         self._accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
             gradient_accumulation_steps=recipe.gradient_accumulation,
-            # A frozen encoder, and the temporal convolutions of a single frame, get no gradients.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                # A frozen encoder, and the temporal convolutions of a single frame, get no gradients.
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                # The others wait while the first process decodes clips and validates.
+                InitProcessGroupKwargs(timeout=timedelta(days=1)),
+            ],
         )
         folder.mkdir(parents=True, exist_ok=True)
         state = load_state(folder, recipe)
@@ -82,7 +89,8 @@ class Trainer:
         self._perceptual = None if lpips is None else Perceptual(lpips.network, lpips.backbone).to(device)
         with self._accelerator.main_process_first():
             self._sources = store_sources(recipe.data, folder / "frames")
-        self._principal = self._fitted_components(fit=state is None) if any(s.taught for s in recipe.stages) else None
+        fit = state is None or "principal" not in state
+        self._principal = self._fitted_components(fit=fit) if any(s.taught for s in recipe.stages) else None
         if state is not None:
             self._restore(state)
 
@@ -96,6 +104,10 @@ class Trainer:
             UserError: A loss was not a number; its batch was written to the folder.
         """
         last = self._recipe.steps if max_steps is None else min(max_steps, self._recipe.steps)
+        if self.step >= last:
+            logging.getLogger("wan_vae").warning(
+                f"{self._folder} holds a run that has done {self.step} steps already; name another --out for a new one."
+            )
         main = self._accelerator.is_main_process
         log = SummaryWriter(str(self._folder / "log"), purge_step=self.step + 1) if main else None
         progress = tqdm(total=last, initial=self.step, unit="step", disable=None if main else True)
@@ -214,11 +226,15 @@ class Trainer:
     def _save(self) -> None:
         if self._accelerator.is_main_process:
             parts = {name: part.state_dict() for name, part in self._parts().items()}
-            save_state(self._folder, self._recipe, {"step": self.step, "config": self._vae.config.to_dict(), **parts})
+            about = {"step": self.step, "config": self._vae.config.to_dict(), "sources": self._sources.names()}
+            save_state(self._folder, self._recipe, {**about, **parts})
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if state["sources"] != self._sources.names():
+            raise UserError(f"{self._folder} holds a run on other clips and photos; name another --out.")
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if name in state:  # a stage to come may have been changed to need what no stage before it did
+                part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -236,8 +252,10 @@ class Trainer:
             return
         vae: WanVAE = self._average.model
         if self._recipe.model.trainable == "all":
-            clips = whole_clips(self._sources.videos or self._sources.photos, FRAMES_PER_CLIP, vae.config)
-            vae = with_measured_statistics(vae, [frames for _, frames in clips])
+            sources = self._sources.videos or self._sources.photos
+            chosen = sources[:: -(-len(sources) // CLIPS_FOR_STATISTICS)]
+            clips = whole_clips(chosen, FRAMES_PER_CLIP, vae.config)
+            vae = with_measured_statistics(vae, (frames for _, frames in clips))
         with written_beside(self._folder / WEIGHTS_NAME) as beside:
             vae.save(beside)
 

@@ -1,6 +1,6 @@
 """How well held-out clips are reconstructed, in figures and in pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(vae: WanVAE, clips: Sequence[tuple[str, NDArray[np.uint8]]], perceptual: Perceptual | None) -> Validation:
+def validate(vae: WanVAE, clips: Iterable[tuple[str, NDArray[np.uint8]]], perceptual: Perceptual | None) -> Validation:
     """Reconstruct clips, arrays (n, height, width, 3), and compare."""
     figures: dict[str, list[float]] = {"psnr": [], "ssim": []}
     strips = {}
