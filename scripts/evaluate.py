@@ -21,7 +21,7 @@ app = typer.Typer(name="evaluate", add_completion=False, rich_markup_mode=None, 
 def evaluate(
     bench: Annotated[Path, typer.Argument(help="The shots: a YAML file such as configs/evaluation/bench.yaml.")],
     clips: Annotated[Path, typer.Option(help="The folder that the clips are in.")],
-    checkpoint: options.CheckpointOption,
+    checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
     backbone: Annotated[
         Path | None, typer.Option(help="torchvision's AlexNet, for LPIPS, which is left out without it.")
     ] = None,
