@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wan_vae.errors import UserError
+from wan_vae.yaml_file import read_yaml
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -159,12 +159,7 @@ def load_ablation(path: Path) -> Ablation:
     Raises:
         UserError: There is no such file, or it is not what it should be; the message names the entry.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"There is no {path}; configs/ablation/ holds two settings to start from.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, missing=f"There is no {path}; configs/ablation/ holds two settings to start from.")
     try:
         return Ablation.model_validate(content)
     except ValidationError as error:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
+from wan_vae.yaml_file import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -231,12 +231,7 @@ def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) ->
     Raises:
         UserError: There is no such file, or it is no recipe; the message names the entry.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"There is no recipe {path}; configs/train/ holds some to start from.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, missing=f"There is no recipe {path}; configs/train/ holds some to start from.")
     if not isinstance(content, dict):
         raise UserError(f"{path} is no recipe: it is {content!r}, not names with values.")
     for section, values in (changes or {}).items():
