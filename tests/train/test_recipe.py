@@ -80,7 +80,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no data": (minimal(data={}), "data: name videos, photos, or both"),
     "LPIPS without its backbone": (minimal(stages=[stage_values(loss={"lpips": 1})]), "section lpips must name"),
     "LPIPS section without its backbone": (minimal(lpips={"network": "vgg"}), r"lpips\.backbone: Field required"),
-    "another precision": (minimal(mixed_precision="int8"), "mixed_precision: .*'bf16'.*'int8'"),
+    "another precision": (minimal(mixed_precision="fp16"), "mixed_precision: .*'bf16'.*'fp16'"),
     "a list": (["model", "data"], "is no recipe: it is "),
     "nothing": ("", "is no recipe: it is None"),
     "not YAML": ("model: {preset: [", "is not a YAML file: "),

@@ -296,6 +296,15 @@ def test_what_cannot_begin(changes: dict[str, Any], message: str, material: Mate
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
+def test_a_precision_that_would_need_scaled_gradients(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UserError, match=r"set mixed_precision to fp16, .*bf16 or no\."):
+        Trainer(small_recipe(material, mixed_precision=None), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_clips_that_are_too_short_are_found_before_the_first_step(material: Material, tmp_path: Path) -> None:
     stages = (stage_values(), stage_values(name="last", lengths={17: 1.0}))
     recipe = small_recipe(material, *stages, data={"videos": str(material.videos), "workers": 1})

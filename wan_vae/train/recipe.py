@@ -154,7 +154,7 @@ class Recipe(_Section):
         weight_decay: Of the optimizer.
         gradient_clip: Longest gradient, by norm over all weights; longer ones are scaled down.
         ema_decay: Of the exponential moving average of the weights, which is what is validated and kept in the end.
-        mixed_precision: "bf16", "fp16" or "no"; None leaves it to accelerate's launcher.
+        mixed_precision: "bf16" or "no"; None leaves it to accelerate's launcher.
         gradient_accumulation: Batches to an optimizer step; accelerate's launcher may set another number.
         log_every: Steps between two entries of the log.
         validate_every: Steps between two validations.
@@ -173,7 +173,7 @@ class Recipe(_Section):
     weight_decay: Weight = 0.0
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Share = 0.999
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    mixed_precision: Literal["no", "bf16"] | None = None
     gradient_accumulation: Count = 1
     log_every: Count = 20
     validate_every: Count = 1000

@@ -70,6 +70,11 @@ class Trainer:
                 InitProcessGroupKwargs(timeout=timedelta(days=1)),
             ],
         )
+        if self._accelerator.mixed_precision not in ("no", "bf16"):  # which accelerate's launcher may ask for
+            raise UserError(
+                f"accelerate's launcher set mixed_precision to {self._accelerator.mixed_precision}, in which gradients"
+                " would have to be scaled; set it to bf16 or no."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         state = load_state(folder, recipe)
         self.step = 0 if state is None else int(state["step"])
@@ -184,8 +189,8 @@ class Trainer:
             if self._accelerator.sync_gradients:
                 norm = self._accelerator.clip_grad_norm_(self._vae.parameters(), self._recipe.gradient_clip)
                 losses["gradient_norm"] = cast(Tensor, norm)
-                if self._accelerator.scaler is None and not torch.isfinite(losses["gradient_norm"]):
-                    self._stop_for(batch, losses)  # with a scaler, such steps are its business
+                if not torch.isfinite(losses["gradient_norm"]):
+                    self._stop_for(batch, losses)
             self._optimizer.step()
             self._optimizer.zero_grad()
             if adversary is not None:
@@ -243,7 +248,6 @@ class Trainer:
             "optimizer": self._optimizer,
             "principal": self._principal,
             "adversary": self._adversary,
-            "scaler": self._accelerator.scaler,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
