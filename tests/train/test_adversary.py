@@ -6,12 +6,15 @@ from accelerate import Accelerator
 
 from tests.helpers import random_video
 from wan_vae.train.adversary import Adversary, PatchDiscriminator
+from wan_vae.train.bad_batch import NotANumberError
+
+CLIP = 1.0
 
 
 @pytest.fixture
 def adversary() -> Adversary:
     torch.manual_seed(0)
-    return Adversary(Accelerator())
+    return Adversary(Accelerator(), CLIP)
 
 
 def weights(adversary: Adversary) -> list[torch.Tensor]:
@@ -63,9 +66,34 @@ def test_it_goes_on_from_its_state(adversary: Adversary) -> None:
     videos = [random_video(3, 16, 16, dtype=torch.float32, seed=seed) for seed in range(3)]
     adversary.learn(videos[0], -videos[0], 0.01)
     state = copy.deepcopy(adversary.state_dict())
-    other = Adversary(Accelerator())
+    other = Adversary(Accelerator(), CLIP)
     other.load_state_dict(state)
     for one in (adversary, other):
         for video in videos[1:]:
             one.learn(video, 0.5 * video, 0.01)
     assert all(torch.equal(one, two) for one, two in zip(weights(adversary), weights(other), strict=True))
+
+
+def test_long_gradients_are_scaled_down() -> None:
+    video = random_video(3, 16, 16, dtype=torch.float32)
+    lengths = {}
+    for clip in (1e-3, 1e3):
+        torch.manual_seed(0)
+        adversary = Adversary(Accelerator(), clip)
+        adversary.learn(video, -video, 0.01)
+        # After a single step AdamW's momentum is half of its gradient, by its beta.
+        momenta = [state["exp_avg"] for state in adversary.state_dict()["optimizer"]["state"].values()]
+        lengths[clip] = 2 * torch.cat([momentum.flatten() for momentum in momenta]).norm().item()
+    assert lengths[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert lengths[1e3] > 0.01
+
+
+def test_what_is_not_a_number_changes_no_weight(adversary: Adversary) -> None:
+    before = weights(adversary)
+    video = random_video(3, 16, 16, dtype=torch.float32)
+    with pytest.raises(NotANumberError, match="discriminator is nan"):
+        adversary.learn(video, video * float("nan"), 0.01)
+    adversary.model.norms[1].register_full_backward_hook(lambda module, into, out: (into[0] * float("inf"),))
+    with pytest.raises(NotANumberError, match=r"discriminator_gradient_norm is (inf|nan)"):
+        adversary.learn(video, -video, 0.01)
+    assert all(torch.equal(one, other) for one, other in zip(before, weights(adversary), strict=True))

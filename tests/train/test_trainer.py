@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -197,6 +198,20 @@ def test_what_is_not_a_number_stops_the_run(material: Material, tmp_path: Path) 
     # The state is that of the last step whose loss was a number, and not what came of it.
     assert read_state(tmp_path / "run")["step"] == step
     assert not (tmp_path / "run" / WEIGHTS_NAME).exists()
+
+
+def test_a_discriminator_that_is_not_a_number_stops_the_run(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Trainer(small_recipe(material, adversarial(lpips=0)), tmp_path)
+    assert run._adversary is not None
+    torch.nn.init.constant_(run._adversary.model.score.bias, float("nan"))
+    # Each of several processes has a batch of its own to keep.
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "process_index", 1)
+    with pytest.raises(UserError, match=r"step 0: .*\(discriminator is nan\).*bad_batch_step_0_process_1\.safetensors"):
+        run.run()
+    assert (tmp_path / "bad_batch_step_0_process_1.safetensors").exists()
 
 
 @pytest.mark.parametrize("trainable", ["all", "decoder"])

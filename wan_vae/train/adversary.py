@@ -1,11 +1,13 @@
 """The adversary: a discriminator of space-time patches, and its side of the training."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+
+from wan_vae.train.bad_batch import check_numbers
 
 
 class PatchDiscriminator(nn.Module):
@@ -46,15 +48,20 @@ class PatchDiscriminator(nn.Module):
 class Adversary:
     """A discriminator that learns to tell reconstructions from clips, under the hinge loss (Lim and Ye 2017).
 
+    Args:
+        accelerator: Prepares the discriminator and takes its steps.
+        gradient_clip: Longest gradient, by norm over all weights; longer ones are scaled down.
+
     Attributes:
         model: The discriminator as `accelerate` prepared it.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, gradient_clip: float) -> None:
         discriminator = PatchDiscriminator()
         optimizer = torch.optim.AdamW(discriminator.parameters(), lr=0.0, betas=(0.5, 0.9))
         self.model, self._optimizer = accelerator.prepare(discriminator, optimizer)
         self._accelerator = accelerator
+        self._gradient_clip = gradient_clip
 
     def loss_of(self, reconstruction: Tensor) -> Tensor:
         """How far a reconstruction is from being taken for real; its gradient leaves the discriminator alone."""
@@ -64,12 +71,20 @@ class Adversary:
         return loss
 
     def learn(self, video: Tensor, reconstruction: Tensor, rate: float) -> Tensor:
-        """Take a step towards scores above 1 for `video` and below -1 for `reconstruction`; returns the loss."""
+        """Take a step towards scores above 1 for `video` and below -1 for `reconstruction`; returns the loss.
+
+        Raises:
+            NotANumberError: The loss or its gradient is not one; no weight was changed.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         real, fake = self.model(torch.cat([video, reconstruction.detach()])).chunk(2)
         loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        check_numbers({"discriminator": loss})
         self._accelerator.backward(loss)
+        if self._accelerator.sync_gradients:
+            norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._gradient_clip)
+            check_numbers({"discriminator_gradient_norm": cast(Tensor, norm)})
         self._optimizer.step()
         self._optimizer.zero_grad()
         return loss.detach()

@@ -152,7 +152,8 @@ class Recipe(_Section):
         optimizer: "adamw", or "muon", which takes fewer steps from random weights and is untried for fine-tuning.
         betas: Of AdamW.
         weight_decay: Of the optimizer.
-        gradient_clip: Longest gradient, by norm over all weights; longer ones are scaled down.
+        gradient_clip: Longest gradient, by norm over all weights, of the VAE and of the discriminator; longer ones are
+            scaled down.
         ema_decay: Of the exponential moving average of the weights, which is what is validated and kept in the end.
         mixed_precision: "bf16" or "no"; None leaves it to accelerate's launcher.
         gradient_accumulation: Batches to an optimizer step; accelerate's launcher may set another number.

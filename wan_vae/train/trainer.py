@@ -4,13 +4,12 @@ import logging
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -21,6 +20,7 @@ from wan_vae.files import written_beside
 from wan_vae.perceptual import Perceptual
 from wan_vae.train.adversary import Adversary
 from wan_vae.train.averaging import MovingAverage
+from wan_vae.train.bad_batch import NotANumberError, check_numbers, keep_batch
 from wan_vae.train.data import TrainingBatch, TrainingBatches, store_sources, whole_clips
 from wan_vae.train.lesson import Lesson
 from wan_vae.train.losses import kl_per_value, random_frames
@@ -89,7 +89,7 @@ class Trainer:
             lesson.compile()
         self._lesson, self._optimizer = self._accelerator.prepare(lesson, optimizer)
         has_adversary = any(stage.loss.adversarial for stage in recipe.stages)
-        self._adversary = Adversary(self._accelerator) if has_adversary else None
+        self._adversary = Adversary(self._accelerator, recipe.gradient_clip) if has_adversary else None
         lpips = recipe.lpips
         self._perceptual = None if lpips is None else Perceptual(lpips.network, lpips.backbone).to(device)
         with self._accelerator.main_process_first():
@@ -119,7 +119,10 @@ class Trainer:
         figures: dict[str, float] = {}
         try:
             for number, batch in self._batches(last):
-                losses = self._train(number, batch)
+                try:
+                    losses = self._train(number, batch)
+                except NotANumberError as error:
+                    raise self._stopped_by(batch, error) from error
                 if not self._accelerator.sync_gradients:
                     continue
                 self._average.follow(self._vae, self.step)
@@ -183,14 +186,12 @@ class Trainer:
             if code is not None:
                 losses["code"] = (posterior.mean.float() - code).square().mean()
                 total = total + losses["code"]
-            if not torch.isfinite(total):
-                self._stop_for(batch, losses)
+            check_numbers({**losses, "total": total})
             self._accelerator.backward(total)
             if self._accelerator.sync_gradients:
                 norm = self._accelerator.clip_grad_norm_(self._vae.parameters(), self._recipe.gradient_clip)
                 losses["gradient_norm"] = cast(Tensor, norm)
-                if not torch.isfinite(losses["gradient_norm"]):
-                    self._stop_for(batch, losses)
+                check_numbers({"gradient_norm": losses["gradient_norm"]})
             self._optimizer.step()
             self._optimizer.zero_grad()
             if adversary is not None:
@@ -198,14 +199,14 @@ class Trainer:
         losses |= {"total": total, "learning_rate": torch.tensor(rate)}
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _stop_for(self, batch: TrainingBatch, losses: dict[str, Tensor]) -> NoReturn:
-        path = self._folder / f"bad_batch_step_{self.step}.safetensors"
-        with written_beside(path) as beside:
-            save_file({"video": batch.video}, beside, {"origins": "\n".join(batch.origins)})
-        bad = ", ".join(f"{name} is {loss.item()}" for name, loss in losses.items() if not torch.isfinite(loss))
-        raise UserError(
-            f"step {self.step}: the loss or its gradient is not a number ({bad or 'the sum is infinite'}); the batch is"
-            f" in {path} and came from {'; '.join(batch.origins)}. A lower learning rate may help."
+    def _stopped_by(self, batch: TrainingBatch, error: NotANumberError) -> UserError:
+        # Each process has a batch of its own, and several may stop at once.
+        process = f"_process_{self._accelerator.process_index}" if self._accelerator.num_processes > 1 else ""
+        path = self._folder / f"bad_batch_step_{self.step}{process}.safetensors"
+        keep_batch(path, batch)
+        return UserError(
+            f"step {self.step}: the loss or its gradient is not a number ({error}); the batch is in {path} and came"
+            f" from {'; '.join(batch.origins)}. A lower learning rate may help."
         )
 
     def _validate(self, log: SummaryWriter | None) -> dict[str, float]:
