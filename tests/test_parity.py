@@ -63,6 +63,32 @@ def test_small_models(changes: dict[str, object], layout: str, dtype: torch.dtyp
         check_upscaling(theirs, ours, dtype)
 
 
+@pytest.mark.parametrize("style", sorted(STYLES))
+def test_bfloat16_is_no_further_from_the_truth_than_theirs(style: str) -> None:
+    config = small_config(**STYLES[style], patch_size=2 if style == "2.2" else 1)
+    theirs = diffusers_vae(config)
+    ours = matching(theirs, config)
+    video, latents = random_video(9, 96, 96), random_latents(config, 3, 6, 6)
+    found = {}
+    with torch.no_grad():
+        for dtype in (torch.float64, torch.bfloat16):
+            theirs, ours, raw = theirs.to(dtype), ours.to(dtype), ours.denormalize(latents).to(dtype)
+            found[dtype] = {
+                "our means": ours.posterior(video.to(dtype)).mean,
+                "their means": theirs.encode(video.to(dtype)).latent_dist.mean,
+                "our frames": ours.decode(ours.normalize(raw)),
+                "their frames": theirs.decode(raw).sample,
+            }
+    errors = {
+        name: (found[torch.bfloat16][name].double() - truth).square().mean(dim=(0, 1, 3, 4)).sqrt()
+        for name, truth in found[torch.float64].items()
+    }
+    for kind in ("means", "frames"):
+        assert errors[f"our {kind}"].mean() < errors[f"their {kind}"].mean()
+        # Few numbers in each: a single latent or frame may be off by chance.
+        assert (errors[f"our {kind}"] < 1.1 * errors[f"their {kind}"]).all()
+
+
 def check_upscaling(theirs: torch.nn.Module, ours: WanVAE, dtype: torch.dtype) -> None:
     latents = random_latents(ours.config, 2, 2, 3, dtype=dtype)
     twelve = theirs.to(dtype).decode(ours.to(dtype).denormalize(latents)).sample

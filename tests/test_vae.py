@@ -151,6 +151,18 @@ def test_weights_of_mixed_precision_are_promoted(vae: WanVAE) -> None:
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
+def test_each_half_computes_in_its_own_dtype() -> None:
+    config = small_config()
+    vae, wide = random_vae(config), random_vae(config)
+    video = random_video(5, 8, 16)
+    assert vae.set_dtypes(encoder=torch.float64, decoder=torch.float32) is vae
+    latents = vae.encode(video)
+    torch.testing.assert_close(latents, wide.encode(video), rtol=0, atol=0)
+    decoded = vae.decode(latents)
+    assert (vae.dtype, decoded.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(decoded, wide.decode(latents).float())
+
+
 def test_a_stream_of_changing_sizes_is_refused(vae: WanVAE) -> None:
     with pytest.raises(UserError, match=r"\(1, 3, 2, 8, 8\), which in more than time differs"):
         list(vae.encode_stream([random_video(3, 4, 8), random_video(2, 8, 8)]))

@@ -195,9 +195,23 @@ class WanVAE(Autoencoder):
             if isinstance(module, Blocks):
                 module.recompute = enabled
 
+    def set_dtypes(self, *, encoder: torch.dtype, decoder: torch.dtype) -> "WanVAE":
+        """Convert the weights of each half in place: a decoder bears a lower precision than latents kept for training.
+
+        Streams that have begun must not go on with it.
+        """
+        for half, dtype in (
+            (self.encoder, encoder),
+            (self.quant_conv, encoder),
+            (self.post_quant_conv, decoder),
+            (self.decoder, decoder),
+        ):
+            half.to(dtype)
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
+        """The dtype of the encoder's weights, and of the decoder's unless `set_dtypes` gave it another."""
         return self.quant_conv.weight.dtype
 
     @property
@@ -209,7 +223,8 @@ class WanVAE(Autoencoder):
         return self.moments(video.to(self.dtype), halo)
 
     def _decode_pass(self, latents: Tensor, halo: Halo) -> Tensor:
-        return self.pixels(self.denormalize(latents.to(self.dtype)), halo).clamp(-1.0, 1.0)
+        raw = self.denormalize(latents.to(self.post_quant_conv.weight.dtype))
+        return self.pixels(raw, halo).clamp(-1.0, 1.0)
 
     def _encoding(self, latents_per_pass: int | None) -> Stream:
         unit = self.config.temporal_compression

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from tests.cli.running import read_clip, run, write_clip
 from tests.helpers import random_vae, small_config
 from wan_vae import WanVAE
+from wan_vae.cli.model import load_model
+from wan_vae.cli.options import Device, Precision
 from wan_vae.fitting import video_to_frames
 from wan_vae.latents_file import LatentsFile
 from wan_vae.video import open_clip
@@ -114,6 +116,19 @@ def test_dtypes(dtype: str, clip: Path, checkpoint: Path, tmp_path: Path, capsys
     run(capsys, "encode", clip, latents, "--checkpoint", checkpoint, "--dtype", dtype)
     assert LatentsFile(latents).dtype == {"fp32": "F32", "bf16": "BF16"}[dtype]
     assert run(capsys, "decode", latents, tmp_path / "o.mkv", "--checkpoint", checkpoint, "--dtype", dtype).code == 0
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "decoder"),
+    [({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16), ({"avx512_bf16": False}, torch.float32)],
+)
+def test_a_cpu_decodes_in_bfloat16_where_it_multiplies_it(
+    capabilities: dict[str, bool], decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    vae = load_model("nano", Device.cpu, Precision.auto).vae
+    latents = vae.encode(torch.zeros(1, 3, 1, 8, 8))
+    assert (latents.dtype, vae.decode(latents).dtype) == (torch.float32, decoder)
 
 
 def test_info_of_each_kind(clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from wan_vae.checkpoints import Checkpoint, read_checkpoint, resolve_checkpoint
 from wan_vae.cli.allocator import return_freed_memory
-from wan_vae.cli.options import Device, Precision, torch_device, torch_dtype
+from wan_vae.cli.options import Device, Precision, torch_device, torch_dtypes
 from wan_vae.vae import WanVAE
 
 
@@ -21,5 +21,5 @@ def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Mode
     return_freed_memory()
     on = torch_device(device)
     found = read_checkpoint(resolve_checkpoint(checkpoint))
-    vae = WanVAE.from_weights(found.config, found.weights, device=on, dtype=torch_dtype(dtype, on))
-    return Model(vae, found)
+    vae = WanVAE.from_weights(found.config, found.weights, device=on)
+    return Model(vae.set_dtypes(**torch_dtypes(dtype, on)._asdict()), found)

@@ -4,7 +4,7 @@ import re
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -51,7 +51,10 @@ CheckpointOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one.")]
-DtypeOption = Annotated[Precision, typer.Option(help="What to compute in; auto is bf16 on CUDA and fp32 elsewhere.")]
+DtypeOption = Annotated[
+    Precision,
+    typer.Option(help="What to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32."),
+]
 SizeOption = Annotated[str | None, typer.Option(help="Scale the clip to this size first.", metavar="WIDTHxHEIGHT")]
 FramesOption = Annotated[
     str | None, typer.Option(help="Take these frames only, counted from 0; B is not included.", metavar="A:B")
@@ -120,10 +123,32 @@ def torch_device(device: Device) -> "torch.device":
     return torch.device(device.value)
 
 
-def torch_dtype(dtype: Precision, device: "torch.device") -> "torch.dtype":
-    """Return the dtype asked for; auto is bfloat16 where it is fast and near lossless, float32 elsewhere."""
+class Dtypes(NamedTuple):
+    """What the two halves of the network compute in."""
+
+    encoder: "torch.dtype"
+    decoder: "torch.dtype"
+
+
+def torch_dtypes(dtype: Precision, device: "torch.device") -> Dtypes:
+    """Return the dtypes asked for; auto is bfloat16 where it is fast and near lossless, float32 elsewhere.
+
+    Latents, which are kept and trained on, are near lossless in float32 only; a GPU encodes in bfloat16 all the same.
+    """
     import torch
 
-    if dtype is Precision.auto:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype.value]
+    if dtype is not Precision.auto:
+        both = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype.value]
+        return Dtypes(both, both)
+    if device.type == "cuda":
+        return Dtypes(torch.bfloat16, torch.bfloat16)
+    return Dtypes(torch.float32, torch.bfloat16 if device.type == "cpu" and _multiplies_bfloat16() else torch.float32)
+
+
+def _multiplies_bfloat16() -> bool:
+    import torch
+
+    # Without these instructions bfloat16 is computed by way of float32, which is slower than float32 itself. Old
+    # versions of torch cannot tell.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
