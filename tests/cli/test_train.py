@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -77,13 +79,25 @@ def straight(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def begin(recipe: Path, folder: Path) -> subprocess.Popen[str]:
-    """Start a run and wait until it has a state."""
-    process = start("train", recipe, "--out", folder)
-    until = time.monotonic() + 120
+@pytest.fixture(scope="module")
+def helped(recipe: Path) -> Path:
+    """The same recipe, which gives the same weights, with a process that prepares its batches."""
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    values["data"]["workers"] = 1
+    path = recipe.with_name("helped.yaml")
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def begin(recipe: Path, folder: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """Start a run in a process group of its own and wait until it has a state; returns it and its workers."""
+    process = start("train", recipe, "--out", folder, start_new_session=True)
+    until = time.monotonic() + 240
     while not (folder / FILE_NAME).exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
-    return process
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    return process, workers
 
 
 def finish(capsys: pytest.CaptureFixture[str], recipe: Path, folder: Path) -> Outcome:
@@ -104,31 +118,41 @@ def assert_same_run(folder: Path, straight: Path) -> None:
 
 
 def test_a_killed_run_goes_on_the_same(
-    recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, helped: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = begin(recipe, tmp_path)
+    process, workers = begin(helped, tmp_path)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
+    assert not psutil.wait_procs(workers, timeout=60)[1]
     assert not (tmp_path / WEIGHTS_NAME).exists()
     assert 0 < read_state(tmp_path)["step"] < STEPS
     assert finish(capsys, recipe, tmp_path).code == 0
     assert_same_run(tmp_path, straight)
 
 
-def test_an_interrupted_run_goes_on_the_same(
-    recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_signaled_with_its_workers_goes_on_the_same(
+    number: signal.Signals,
+    code: int,
+    recipe: Path,
+    helped: Path,
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    process = begin(recipe, tmp_path)
-    process.send_signal(signal.SIGINT)
+    process, workers = begin(helped, tmp_path)
+    # As Ctrl-C does, and many a job scheduler.
+    os.killpg(process.pid, number)
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert (process.returncode, out) == (130, ""), err
+    assert (process.returncode, out) == (code, ""), err
     step = read_state(tmp_path)["step"]
     assert 0 < step < STEPS
     assert err == f"wan-vae: stopped after step {step}; the same command goes on from there.\n"
+    assert not any(worker.is_running() for worker in workers)
     assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "frames", "log"}
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
     assert finish(capsys, recipe, tmp_path).code == 0

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from tests.helpers import small_config
 from tests.train.runs import HELD_OUT, Material, small_recipe, stage_values
@@ -143,14 +142,6 @@ def test_lengths_that_no_clip_has_are_refused_at_once(sources: Sources) -> None:
     with pytest.raises(UserError, match="no training clip has 11 frames, which stage long ones asks for"):
         TrainingBatches(without_photos, recipe_of(*stages), 1)
     TrainingBatches(without_photos, recipe_of(stage_values(lengths={9: 1.0, 11: 0.0})), 1)
-
-
-def test_workers_give_the_same_batches(sources: Sources) -> None:
-    batches = TrainingBatches(sources, recipe_of(stage_values()), 1)
-    loader = DataLoader(batches, batch_size=None, sampler=range(1, 4), num_workers=1)
-    for number, batch in zip(range(1, 4), loader, strict=True):
-        assert torch.equal(batch.video, batches[number].video)
-        assert batch.origins == batches[number].origins
 
 
 @settings(max_examples=40)

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from wan_vae.train.averaging import MovingAverage
 from wan_vae.train.bad_batch import NotANumberError, check_numbers, keep_batch
 from wan_vae.train.data import TrainingBatch, TrainingBatches, store_sources, whole_clips
 from wan_vae.train.lesson import Lesson
+from wan_vae.train.loading import loaded
 from wan_vae.train.losses import kl_per_value, random_frames
 from wan_vae.train.optimizer import make_optimizer
 from wan_vae.train.principal import PrincipalComponents
@@ -156,9 +156,7 @@ class Trainer:
         parts, processes = self._accelerator.gradient_accumulation_steps, self._accelerator.num_processes
         per_step = parts * processes
         mine = range(self.step * per_step + self._accelerator.process_index, last * per_step, processes)
-        batches = TrainingBatches(self._sources, self._recipe, per_step)
-        loader = DataLoader(batches, batch_size=None, sampler=mine, num_workers=self._recipe.data.workers)
-        return zip(mine, loader, strict=True)
+        return loaded(TrainingBatches(self._sources, self._recipe, per_step), mine, self._recipe.data.workers)
 
     def _train(self, number: int, batch: TrainingBatch) -> dict[str, Tensor]:
         # All that is random in a step, dropout included, follows from its number: nothing else needs to be kept.
