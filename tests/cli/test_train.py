@@ -261,6 +261,18 @@ def test_a_loss_that_is_not_a_number(material: Material, tmp_path: Path, capsys:
     assert_one_sentence(outcome, "not a number", "bad_batch_step_", "frame ")
 
 
+def test_memory_that_is_not_there(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(of: Recipe, step: int) -> float:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual.")
+
+    monkeypatch.setattr(trainer, "learning_rate", too_large)
+    outcome = run(capsys, "train", recipe, "--out", tmp_path)
+    assert_one_sentence(outcome, "2.00 GiB)", "crop, batch or lengths", "model.gradient_checkpointing")
+    assert "--size" not in outcome.err
+
+
 def test_without_the_packages(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,7 @@ def test_two_processes_are_two_parts_of_a_step(material: Material, tmp_path: Pat
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], printed
+    assert [out.count("steps") for out, _ in printed] == [1, 0]
     pair = read_state(tmp_path / "pair")
     for part in ("weights", "average", "principal", "optimizer", "adversary"):
         assert_same(pair[part], alone[part], relative=1e-3, absolute=2e-5)

@@ -13,6 +13,7 @@ from wan_vae.cli.convert import convert
 from wan_vae.cli.decode import decode
 from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
+from wan_vae.cli.memory import shortage
 from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.cli.train import train
 from wan_vae.errors import UserError
@@ -77,9 +78,10 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
         # A full disk, a file without permission: the system's sentence, and the path it is about.
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), code=2)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        missing = shortage(error)
+        if missing is None:
             raise
-        _fail(f"there is not enough memory ({str(error).splitlines()[0]}); take a smaller --size", code=2)
+        _fail(f"there is not enough memory ({missing}); take a smaller --size", code=2)
     # typer turns Ctrl-C into an exception of its own or, in later versions, into this code.
     if code == INTERRUPTED:
         _fail("interrupted; no output was written.", code=code)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wan_vae.cli import options
+from wan_vae.cli.memory import shortage
 from wan_vae.cli.report import print_result
 from wan_vae.errors import UserError
 
@@ -60,14 +61,25 @@ def train(
     if checkpoint is not None:
         changes["model"] = {"checkpoint": checkpoint, "preset": None}
     folder = Path("runs") / recipe.stem if out is None else out
-    trainer = Trainer(load_recipe(recipe, changes), folder)
-    with _signals_as_requests(trainer) as received:
-        figures = trainer.run(max_steps)
+    try:
+        trainer = Trainer(load_recipe(recipe, changes), folder)
+        with _signals_as_requests(trainer) as received:
+            figures = trainer.run(max_steps)
+    except (MemoryError, RuntimeError) as error:
+        lacking = shortage(error)
+        if lacking is None:
+            raise
+        raise UserError(
+            f"there is not enough memory ({lacking.rstrip('.')}); lower crop, batch or lengths of the recipe's stages,"
+            " or set model.gradient_checkpointing to true."
+        ) from error
     if trainer.stopped:
-        typer.echo(f"wan-vae: stopped after step {trainer.step}; the same command goes on from there.", err=True)
+        if trainer.is_main:
+            typer.echo(f"wan-vae: stopped after step {trainer.step}; the same command goes on from there.", err=True)
         raise SystemExit(128 + (received[0] if received else signal.SIGTERM))
-    weights = folder / WEIGHTS_NAME
-    print_result({"run": folder, "weights": weights, "steps": trainer.step, **figures}, as_json=as_json)
+    if trainer.is_main:
+        weights = folder / WEIGHTS_NAME
+        print_result({"run": folder, "weights": weights, "steps": trainer.step, **figures}, as_json=as_json)
 
 
 @contextmanager

@@ -51,6 +51,7 @@ class Trainer:
     Attributes:
         step: Optimizer steps done so far.
         stopped: Whether `run` ended because it was requested to.
+        is_main: Whether this is the one of the run's processes that writes and prints.
 
     Raises:
         UserError: The data cannot be read, the recipe does not fit the model, or the folder holds another run.
@@ -75,6 +76,7 @@ class Trainer:
                 f"accelerate's launcher set mixed_precision to {self._accelerator.mixed_precision}, in which gradients"
                 " would have to be scaled; set it to bf16 or no."
             )
+        self.is_main: bool = self._accelerator.is_main_process
         folder.mkdir(parents=True, exist_ok=True)
         state = load_state(folder, recipe)
         self.step = 0 if state is None else int(state["step"])
@@ -109,13 +111,12 @@ class Trainer:
             UserError: A loss was not a number; its batch was written to the folder.
         """
         last = self._recipe.steps if max_steps is None else min(max_steps, self._recipe.steps)
-        if self.step >= last:
+        if self.step >= last and self.is_main:
             logging.getLogger("wan_vae").warning(
                 f"{self._folder} holds a run that has done {self.step} steps already; name another --out for a new one."
             )
-        main = self._accelerator.is_main_process
-        log = SummaryWriter(str(self._folder / "log"), purge_step=self.step + 1) if main else None
-        progress = tqdm(total=last, initial=self.step, unit="step", disable=None if main else True)
+        log = SummaryWriter(str(self._folder / "log"), purge_step=self.step + 1) if self.is_main else None
+        progress = tqdm(total=last, initial=self.step, unit="step", disable=None if self.is_main else True)
         figures: dict[str, float] = {}
         try:
             for number, batch in self._batches(last):
@@ -228,7 +229,7 @@ class Trainer:
         return principal.to(self._accelerator.device)
 
     def _save(self) -> None:
-        if self._accelerator.is_main_process:
+        if self.is_main:
             parts = {name: part.state_dict() for name, part in self._parts().items()}
             about = {"step": self.step, "config": self._vae.config.to_dict(), "sources": self._sources.names()}
             save_state(self._folder, self._recipe, {**about, **parts})
@@ -251,7 +252,7 @@ class Trainer:
         return {name: part for name, part in parts.items() if part is not None}
 
     def _write_weights(self) -> None:
-        if not self._accelerator.is_main_process:
+        if not self.is_main:
             return
         vae: WanVAE = self._average.model
         if self._recipe.model.trainable == "all":

@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from wan_vae.cli.memory import shortage
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried a lot.\nSee the manual."),
+            "CUDA out of memory. Tried a lot.",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory",
+        ),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+    ],
+)
+def test_errors_about_memory(error: Exception, line: str | None) -> None:
+    assert shortage(error) == line
+
+
+def test_what_torch_says_on_a_cpu() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert shortage(error.value) is not None
