@@ -1,9 +1,12 @@
 """Frame 0 stands alone in every temporal resampling; the rest is checked by hand on small tensors."""
 
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wan_vae.model.halo import Halo, StreamHalo
-from wan_vae.model.resample import AverageShortcut, Downsample, RepeatShortcut, Upsample
+from wan_vae.model.resample import AverageShortcut, DoublingConv2d, Downsample, RepeatShortcut, Upsample
 
 
 def clip(frames: int) -> torch.Tensor:
@@ -25,6 +28,15 @@ def test_down_keeps_frame_0_and_then_looks_at_it() -> None:
     down = with_taps(Downsample(1, temporal=True), torch.tensor([100.0, 10.0, 1.0]))
     assert down(clip(5), Halo())[0, 0, :, 0, 0].tolist() == [1.0, 123.0, 345.0]
     assert down(clip(1), Halo())[0, 0, :, 0, 0].tolist() == [1.0]
+
+
+@given(frames=st.integers(1, 3), height=st.integers(1, 5), width=st.integers(1, 5))
+def test_doubling_and_convolving_are_one(frames: int, height: int, width: int) -> None:
+    layer = DoublingConv2d(3, 2).to(torch.float64)
+    x = torch.randn(2, 3, frames, height, width, dtype=torch.float64)
+    doubled = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+    expected = F.conv3d(doubled, layer.weight.unsqueeze(2), layer.bias, padding=(0, 1, 1))
+    torch.testing.assert_close(layer(x, Halo()), expected)
 
 
 def test_up_keeps_frame_0_and_does_not_look_at_it() -> None:

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d, RMSNorm
+from wan_vae.model.layers import CausalConv3d, NormSiLU, RMSNorm
 
 
 class PlainBlock(nn.Module):
@@ -16,15 +16,15 @@ class PlainBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(in_channels)
+        self.norm1 = NormSiLU(in_channels)
         self.conv1 = CausalConv3d(in_channels, out_channels)
-        self.norm2 = RMSNorm(out_channels)
+        self.norm2 = NormSiLU(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        x = self.conv1(F.silu(self.norm1(x)), halo)
-        return self.conv2(self.dropout(F.silu(self.norm2(x))), halo)
+        x = self.conv1(self.norm1(x), halo)
+        return self.conv2(self.dropout(self.norm2(x)), halo)
 
 
 class ResidualBlock(PlainBlock):

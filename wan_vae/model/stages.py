@@ -5,14 +5,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wan_vae.config import VAEConfig
 from wan_vae.model.blocks import AttentionBlock
 from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d, RMSNorm
+from wan_vae.model.layers import CausalConv3d, NormSiLU
 from wan_vae.model.residual_blocks import residual_block
 
 
@@ -75,8 +74,8 @@ class Head(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(in_channels)
+        self.norm = NormSiLU(in_channels)
         self.conv = CausalConv3d(in_channels, out_channels)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        return self.conv(F.silu(self.norm(x)), halo)
+        return self.conv(self.norm(x), halo)
