@@ -25,13 +25,13 @@ def test_the_demo_clip_comes_back() -> None:
     fidelity, by_frame = Fidelity(), []
     with open_clip(PACKAGE / "demo" / "bunny.mp4", frames=(0, 13)) as clip, torch.inference_mode():
         for source, decoded in reconstructed(vae, clip.chunks(4), clip.info.width, clip.info.height):
-            fidelity.update(source[None], decoded[None])
+            fidelity.add(source, decoded)
             alone = Fidelity()
-            alone.update(source[None], decoded[None])
-            by_frame.append(alone.psnr())
-    assert fidelity.psnr() > 24
+            alone.add(source, decoded)
+            by_frame.append(alone.score().psnr)
+    assert fidelity.score().psnr > 24
     # No flash at the start, and no trails towards the end.
-    assert min(by_frame) > fidelity.psnr() - 3
+    assert min(by_frame) > fidelity.score().psnr - 3
 
 
 def test_final_latents_are_near_normal() -> None:

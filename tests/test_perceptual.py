@@ -48,6 +48,14 @@ def test_distances_grow_with_noise(perceptual: Perceptual, pictures: torch.Tenso
     assert (distances > 0).all()
 
 
+def test_frames_are_compared_as_pictures(perceptual: Perceptual, pictures: torch.Tensor) -> None:
+    frames = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    levels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
+    expected = perceptual(levels[:1], levels[1:]).item()
+    assert perceptual.distance(frames[0], frames[1]) == pytest.approx(expected, rel=1e-4)
+    assert perceptual.distance(frames[0].astype("uint16") * 257, frames[1]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_every_weight_comes_from_the_file(perceptual: Perceptual, backbone: Path) -> None:
     stored = {name: tensor for name, tensor in load_file(backbone).items() if name.startswith("features")}
     filled = {name.split("net.slice")[1][2:]: value for name, value in perceptual.named_parameters() if ".net." in name}

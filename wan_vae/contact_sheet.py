@@ -104,11 +104,11 @@ class ContactSheet:
             height, width = reconstruction.shape[:2]
             self._layout = Layout.of(width, height)
             fidelity = Fidelity()
-            fidelity.update(source[None], reconstruction[None])
+            fidelity.add(source, reconstruction)
             left = eight_bits(source)
             pictures = (left, reconstruction, error_picture(left, reconstruction))
             first, second, third = (_drawn(picture, self._layout) for picture in pictures)
-            self._rows.append(_Row(self._frames, fidelity.psnr(), (first, second, third)))
+            self._rows.append(_Row(self._frames, fidelity.score().psnr, (first, second, third)))
         self._frames += 1
 
     def draw(self) -> Image.Image:

@@ -1,45 +1,22 @@
 """How well a model reconstructs shots of clips."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from wan_vae.bench import Shot
 from wan_vae.contact_sheet import ContactSheet
 from wan_vae.errors import UserError
-from wan_vae.fitting import Frames
-from wan_vae.metrics import Fidelity
+from wan_vae.metrics import Fidelity, Score, mean_score
 from wan_vae.perceptual import Perceptual
 from wan_vae.reconstruction import reconstructed
 from wan_vae.vae import WanVAE
 from wan_vae.video import open_clip
 
 _MEASURES = (("PSNR (dB)", "psnr", 2), ("SSIM", "ssim", 4), ("LPIPS", "lpips", 4))
-
-
-@dataclass(frozen=True)
-class Score:
-    """How close a reconstruction is to its source, each value a mean over frames or over shots.
-
-    Attributes:
-        psnr: In dB, on RGB; infinite where a frame came back exactly.
-        ssim: At most 1, on RGB; None for frames smaller than its window.
-        lpips: 0 or more, less is closer; None where it was not measured.
-    """
-
-    psnr: float
-    ssim: float | None
-    lpips: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values as JSON types; JSON has no infinity."""
-        return {**vars(self), "psnr": "infinite" if self.psnr == math.inf else self.psnr}
 
 
 @dataclass(frozen=True)
@@ -73,7 +50,7 @@ def evaluate_shot(
         vae: The model.
         shot: What to reconstruct.
         short_side: Pixels of the shorter side that it is scaled to; the longer one becomes the nearest even number.
-        perceptual: Measures LPIPS, on the device of `vae`; None to leave that out.
+        perceptual: Measures LPIPS; None to leave that out.
         sheet: A PNG file to draw the frames in; None for no such file.
 
     Raises:
@@ -86,28 +63,17 @@ def evaluate_shot(
         )
     with open_clip(shot.clip) as clip:
         size = scaled_size(clip.info.width, clip.info.height, short_side)
-    fidelity, distances, count = Fidelity(), 0.0, 0
+    fidelity, count = Fidelity(perceptual), 0
     with open_clip(shot.clip, size=size, frames=(shot.start, shot.stop)) as clip, torch.inference_mode():
         drawing = ContactSheet(clip.info.frames) if sheet is not None else None
         for source, decoded in reconstructed(vae, clip.chunks(vae.config.temporal_compression), *size):
-            fidelity.update(source[None], decoded[None])
-            if perceptual is not None:
-                distances += perceptual(_picture(source, vae.device), _picture(decoded, vae.device)).item()
+            fidelity.add(source, decoded)
             if drawing is not None:
                 drawing.add(source, decoded)
             count += 1
     if drawing is not None and sheet is not None:
         drawing.save(sheet)
-    lpips = None if perceptual is None else distances / count
-    return Result(shot, count, size, Score(fidelity.psnr(), fidelity.ssim(), lpips))
-
-
-def mean_score(results: Sequence[Result]) -> Score:
-    """Return the mean over shots, in which each counts the same however long it is; None where any shot has None."""
-    scores = [result.score for result in results]
-    psnr = _mean([score.psnr for score in scores])
-    assert psnr is not None
-    return Score(psnr, _mean([score.ssim for score in scores]), _mean([score.lpips for score in scores]))
+    return Result(shot, count, size, fidelity.score())
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
@@ -122,7 +88,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         }
         for result in results
     ]
-    return {"shots": shots, "mean": mean_score(results).to_dict()}
+    return {"shots": shots, "mean": mean_score([result.score for result in results]).to_dict()}
 
 
 def markdown_table(results: Sequence[Result]) -> str:
@@ -131,8 +97,8 @@ def markdown_table(results: Sequence[Result]) -> str:
     Returns:
         Lines that each end in a newline.
     """
-    mean = mean_score(results)
-    scores = [*(result.score for result in results), mean]
+    scores = [result.score for result in results]
+    mean = mean_score(scores)
     measures = [measure for measure in _MEASURES if any(getattr(score, measure[1]) is not None for score in scores)]
 
     def row(shot: str, size: str, score: Score) -> tuple[str, ...]:
@@ -158,13 +124,3 @@ def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 def _described(result: Result) -> str:
     return f"{result.shot.clip.name}, frames {result.shot.start} to {result.shot.start + result.frames - 1}"
-
-
-def _picture(frame: Frames, device: torch.device) -> Tensor:
-    values = torch.from_numpy(frame.astype(np.float32)).to(device) * (2 / np.iinfo(frame.dtype).max) - 1
-    return values.permute(2, 0, 1)[None]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(values) if len(present) == len(values) else None

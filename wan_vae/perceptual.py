@@ -4,11 +4,13 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wan_vae.checkpoints.tensors import read_tensors
 from wan_vae.errors import CheckpointError, UserError
+from wan_vae.fitting import Frames
 
 _TORCHVISION_NAMES = {"alex": "alexnet", "vgg": "vgg16"}
 # Below these, in pixels, the last features have no extent.
@@ -51,6 +53,16 @@ class Perceptual(nn.Module):
                 f"{width}x{height} is too small for LPIPS; each side must have {self._smallest_side} pixels or more."
             )
         return self._distance(a, b).flatten()
+
+    @torch.no_grad()
+    def distance(self, a: Frames, b: Frames) -> float:
+        """Compare two frames (height, width, 3), uint8 or uint16 of full range."""
+        return self(self._picture(a), self._picture(b)).item()
+
+    def _picture(self, frame: Frames) -> Tensor:
+        device = next(self.parameters()).device
+        values = torch.from_numpy(frame.astype(np.float32)).to(device) * (2 / np.iinfo(frame.dtype).max) - 1
+        return values.permute(2, 0, 1)[None]
 
     def train(self, mode: bool = True) -> "Perceptual":
         # A training loop that switches all its modules must not switch the dropout in this one on.

@@ -47,6 +47,12 @@ def test_lpips_where_it_can_be_measured(material: Material) -> None:
     assert found.scalars["lpips"] > 0
 
 
+def test_ssim_is_left_out_where_a_clip_is_too_small_for_it() -> None:
+    small = [(name, frames[:, :10, :12]) for name, frames in clips()]
+    found = validate(random_vae(small_config(), torch.float32), [*clips(), *small], None)
+    assert found.scalars.keys() == {"psnr"}
+
+
 def test_nothing_is_changed() -> None:
     vae = random_vae(small_config(block="resnet"), torch.float32)
     before = {name: value.clone() for name, value in vae.state_dict().items()}

@@ -1,7 +1,6 @@
 """`wan-vae reconstruct`: a clip to latents and back, to see and to measure what the model keeps."""
 
 import logging
-import math
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -96,7 +95,7 @@ def reconstruct(
             if sheet is not None:
                 sheet.add(original, decoded)
             if fidelity is not None:
-                fidelity.update(original[None], decoded[None])
+                fidelity.add(original, decoded)
             count += 1
         # Leaving only renames, so that no output stands if another could not be completed.
         writer.finish()
@@ -104,7 +103,7 @@ def reconstruct(
             pairs.finish()
         if sheet is not None and contact_sheet is not None:
             sheet.save(written.enter_context(written_beside(contact_sheet)))
-    psnr = None if fidelity is None else fidelity.psnr()
+    score = {} if fidelity is None else fidelity.score().to_dict()
     result = {
         "output": out,
         "side_by_side": side_by_side,
@@ -112,9 +111,8 @@ def reconstruct(
         "frames": count,
         "size": f"{width}x{height}",
         "fps": info.fps,
-        # JSON has no infinity.
-        "psnr": "infinite" if psnr == math.inf else psnr,
-        "ssim": None if fidelity is None else fidelity.ssim(),
+        "psnr": score.get("psnr"),
+        "ssim": score.get("ssim"),
         "frames_per_second": progress.frames_per_second(),
         "peak_memory": peak_memory(vae.device),
     }
