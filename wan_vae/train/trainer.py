@@ -23,7 +23,7 @@ from wan_vae.train.bad_batch import NotANumberError, check_numbers, keep_batch
 from wan_vae.train.data import TrainingBatch, TrainingBatches, store_sources, whole_clips
 from wan_vae.train.lesson import Lesson
 from wan_vae.train.loading import loaded
-from wan_vae.train.losses import kl_per_value, random_frames
+from wan_vae.train.objective import Objective
 from wan_vae.train.optimizer import make_optimizer
 from wan_vae.train.principal import PrincipalComponents
 from wan_vae.train.recipe import Recipe
@@ -94,6 +94,7 @@ class Trainer:
         self._adversary = Adversary(self._accelerator, recipe.gradient_clip) if has_adversary else None
         lpips = recipe.lpips
         self._perceptual = None if lpips is None else Perceptual(lpips.network, lpips.backbone).to(device)
+        self._objective = Objective(self._perceptual, self._adversary)
         with self._accelerator.main_process_first():
             self._sources = store_sources(recipe.data, folder / "frames")
         fit = state is None or "principal" not in state
@@ -175,18 +176,9 @@ class Trainer:
             with self._accelerator.autocast():
                 reconstruction, posterior = self._lesson(video, code)
             reconstruction = reconstruction.float()
-            losses = {"l1": (reconstruction - video).abs().mean(), "kl": kl_per_value(posterior, video)}
-            if stage.loss.lpips and self._perceptual is not None:
-                frames = random_frames(reconstruction, video, stage.loss.lpips_frames)
-                losses["lpips"] = self._perceptual(*frames).mean()
-            if adversary is not None and step_of_stage >= stage.loss.adversarial_warmup:
-                losses["adversarial"] = adversary.loss_of(reconstruction)
-            total = torch.stack([getattr(stage.loss, name) * loss for name, loss in losses.items()]).sum()
-            if code is not None:
-                losses["code"] = (posterior.mean.float() - code).square().mean()
-                total = total + losses["code"]
-            check_numbers({**losses, "total": total})
-            self._accelerator.backward(total)
+            losses = self._objective(stage, step_of_stage, video, reconstruction, posterior, code)
+            check_numbers(losses)
+            self._accelerator.backward(losses["total"])
             if self._accelerator.sync_gradients:
                 norm = self._accelerator.clip_grad_norm_(self._vae.parameters(), self._recipe.gradient_clip)
                 losses["gradient_norm"] = cast(Tensor, norm)
@@ -195,7 +187,7 @@ class Trainer:
             self._optimizer.zero_grad()
             if adversary is not None:
                 losses["discriminator"] = adversary.learn(video, reconstruction, rate)
-        losses |= {"total": total, "learning_rate": torch.tensor(rate)}
+        losses["learning_rate"] = torch.tensor(rate)
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _stopped_by(self, batch: TrainingBatch, error: NotANumberError) -> UserError:
