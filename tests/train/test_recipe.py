@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from wan_vae.config import load_config
 from wan_vae.errors import UserError
 from wan_vae.train import Recipe, load_recipe
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs" / "train"
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
@@ -34,6 +36,17 @@ def test_shipped_recipes_load_and_fit_their_models(path: Path) -> None:
     recipe = load_recipe(path)
     recipe.check_fits(load_config(recipe.model.preset or recipe.model.checkpoint or ""))
     assert recipe.steps == sum(stage.steps for stage in recipe.stages)
+
+
+def test_what_the_recipe_for_decoders_suggests(tmp_path: Path) -> None:
+    text = (CONFIGS / "finetune_decoder.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "taken_in.yaml"
+    path.write_text(re.sub(r"^( *)# ((  )?\w+:)", r"\1\2", text, flags=re.MULTILINE), encoding="utf-8")
+    recipe = load_recipe(path)
+    assert recipe.data.held_out == ("one.mp4", "another.mp4")
+    assert recipe.lpips is not None
+    assert recipe.lpips.network == "vgg"
+    assert recipe.stages[0].loss.lpips > 0
 
 
 def test_a_recipe_comes_back_from_its_json(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from wan_vae import WanVAE
 from wan_vae.errors import UserError
 from wan_vae.train import WEIGHTS_NAME, Recipe, Trainer
 from wan_vae.train.data import store_sources, whole_clips
+from wan_vae.train.validation import validate
 
 TAUGHT = stage_values(name="taught", steps=2, batch=1, taught=True, warmup=1)
 
@@ -64,7 +65,7 @@ def test_a_run_that_was_stopped_goes_on_the_same(
     parted = train(recipe, tmp_path / "parted", *breaks)
     assert straight["step"] == 6
     assert straight.keys() == {
-        "recipe", "sources", "step", "config", "weights", "average", "optimizer", "principal", "adversary"
+        "recipe", "sources", "step", "at_start", "config", "weights", "average", "optimizer", "principal", "adversary"
     }  # fmt: skip
     assert_same(parted, straight)
     assert weights_of(tmp_path / "parted")[1] == weights_of(tmp_path / "straight")[1]
@@ -246,6 +247,31 @@ def test_the_weights_that_are_kept(material: Material, tmp_path: Path) -> None:
     again = Trainer(recipe, tmp_path)
     again.run()
     assert_same(dict(WanVAE.from_pretrained(tmp_path / WEIGHTS_NAME).state_dict()), dict(vae.state_dict()))
+
+
+def test_what_is_gained_over_a_checkpoint(material: Material, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "vae.safetensors"
+    random_vae(small_config(), torch.float32).save(checkpoint)
+    recipe = small_recipe(material, model={"checkpoint": str(checkpoint)})
+    sources = store_sources(recipe.data, tmp_path / "run" / "frames")
+    vae = WanVAE.from_pretrained(checkpoint)
+    before = validate(vae, whole_clips(sources.held_out, recipe.validation_frames, vae.config), None).scalars
+    for last in (1, 2):  # the second goes on from the state of the first
+        figures = Trainer(recipe, tmp_path / "run").run(last)
+        assert figures.keys() == {"psnr_at_start", "ssim_at_start", "psnr", "ssim"}
+        assert {name: figures[f"{name}_at_start"] for name in ("psnr", "ssim")} == pytest.approx(before)
+        assert figures["psnr"] != figures["psnr_at_start"]
+    log = EventAccumulator(str(tmp_path / "run" / "log")).Reload()
+    assert [event.step for event in log.Scalars("validation/psnr")] == [0, 1, 2]
+
+
+def test_a_notice_where_nothing_is_held_out(
+    material: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Trainer(small_recipe(material), tmp_path / "held_out").run(1)
+    assert not caplog.records
+    Trainer(small_recipe(material, data={"videos": str(material.videos)}), tmp_path / "all").run(1)
+    assert "held_out in the recipe's section data" in caplog.text
 
 
 def test_photos_are_enough(material: Material, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class Recipe(_Section):
         mixed_precision: "bf16" or "no"; None leaves it to accelerate's launcher.
         gradient_accumulation: Batches to an optimizer step; accelerate's launcher may set another number.
         log_every: Steps between two entries of the log.
-        validate_every: Steps between two validations.
+        validate_every: Steps between two validations; a checkpoint is validated before the first step, too.
         checkpoint_every: Steps between two checkpoints of the run.
         validation_clips: At most this many held-out clips are validated on,
         validation_frames: with this many frames of each, 1 + 4k.

@@ -80,6 +80,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         state = load_state(folder, recipe)
         self.step = 0 if state is None else int(state["step"])
+        self._at_start: dict[str, float] = {} if state is None else state.get("at_start", {})
         device = self._accelerator.device
 
         torch.manual_seed(recipe.seed)
@@ -106,7 +107,8 @@ class Trainer:
         """Train to the end of the recipe, or until `max_steps` steps are done in all, and write the weights.
 
         Returns:
-            The last validation's figures, or the last logged losses where nothing is held out.
+            The last validation's figures and, where trained weights were gone on from, theirs as `psnr_at_start` and so
+            on; or the last logged losses where nothing is held out.
 
         Raises:
             UserError: A loss was not a number; its batch was written to the folder.
@@ -116,10 +118,17 @@ class Trainer:
             logging.getLogger("wan_vae").warning(
                 f"{self._folder} holds a run that has done {self.step} steps already; name another --out for a new one."
             )
+        if not self._sources.held_out and self.is_main:
+            logging.getLogger("wan_vae").warning(
+                "nothing is held out, so the losses on what is trained on are all that is measured; list file names as"
+                " held_out in the recipe's section data to see how well clips come back that training never sees."
+            )
         log = SummaryWriter(str(self._folder / "log"), purge_step=self.step + 1) if self.is_main else None
         progress = tqdm(total=last, initial=self.step, unit="step", disable=None if self.is_main else True)
         figures: dict[str, float] = {}
         try:
+            if self.step == 0 and self._recipe.model.checkpoint is not None:
+                self._at_start = {f"{name}_at_start": value for name, value in self._validate(log).items()}
             for number, batch in self._batches(last):
                 try:
                     losses = self._train(number, batch)
@@ -148,7 +157,7 @@ class Trainer:
         self._save()
         if not self.stopped:
             self._write_weights()
-        return figures
+        return {**self._at_start, **figures}
 
     def request_stop(self) -> None:
         """Let `run` end after the step it is in, with the run's state kept; may be called from a signal handler."""
@@ -223,7 +232,12 @@ class Trainer:
     def _save(self) -> None:
         if self.is_main:
             parts = {name: part.state_dict() for name, part in self._parts().items()}
-            about = {"step": self.step, "config": self._vae.config.to_dict(), "sources": self._sources.names()}
+            about = {
+                "step": self.step,
+                "at_start": self._at_start,
+                "config": self._vae.config.to_dict(),
+                "sources": self._sources.names(),
+            }
             save_state(self._folder, self._recipe, {**about, **parts})
 
     def _restore(self, state: dict[str, Any]) -> None:
