@@ -46,6 +46,7 @@ def evaluate(
     from wan_vae.cli.model import load_model
     from wan_vae.evaluation import evaluate_shot, markdown_table, summary
     from wan_vae.perceptual import Perceptual
+    from wan_vae.provenance import code_version
 
     perceptual = None if backbone is None else Perceptual("alex", backbone)
     model = load_model(checkpoint, device, dtype)
@@ -56,8 +57,9 @@ def evaluate(
         "checkpoint": Path(checkpoint).name,
         "digest": model.checkpoint.digest(),
         "device": torch.cuda.get_device_name(on) if on.type == "cuda" else on.type,
-        "dtype": str(next(model.vae.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(model.dtypes),
         "torch": torch.__version__,
+        "wan_vae": code_version(),
     }
     with ExitStack() as written:
         folder = None

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def evaluate(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
 def test_the_script(clip: Path, vae: WanVAE) -> None:
     folder = clip.parent
     vae.save(folder / "vae.safetensors")
-    outputs = ("--json", "out.json", "--markdown", "out.md", "--sheets", "sheets")
+    outputs = ("--dtype", "fp32", "--json", "out.json", "--markdown", "out.md", "--sheets", "sheets")
     done = evaluate(folder, *outputs)
     assert done.returncode == 0, done.stderr
     assert (folder / "out.md").read_text(encoding="utf-8") == done.stdout
@@ -144,6 +145,7 @@ def test_the_script(clip: Path, vae: WanVAE) -> None:
     assert "LPIPS was not measured" in done.stdout
     values = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     assert (values["checkpoint"], values["device"], values["dtype"]) == ("vae.safetensors", "cpu", "float32")
+    assert values["wan_vae"].startswith(version("wan_vae"))
     assert [shot["frames"] for shot in values["shots"]] == [2, 3]
     assert sorted(path.name for path in (folder / "sheets").iterdir()) == ["clip-000.png", "clip-002.png"]
 

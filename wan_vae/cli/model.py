@@ -5,15 +5,16 @@ from typing import NamedTuple
 
 from wan_vae.checkpoints import Checkpoint, read_checkpoint, resolve_checkpoint
 from wan_vae.cli.allocator import return_freed_memory
-from wan_vae.cli.options import Device, Precision, torch_device, torch_dtypes
+from wan_vae.cli.options import Device, Dtypes, Precision, torch_device, torch_dtypes
 from wan_vae.vae import WanVAE
 
 
 class Model(NamedTuple):
-    """A VAE on its device, and the checkpoint that it comes from."""
+    """A VAE on its device, the checkpoint that it comes from, and what its halves compute in."""
 
     vae: WanVAE
     checkpoint: Checkpoint
+    dtypes: Dtypes
 
 
 def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Model:
@@ -21,5 +22,6 @@ def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Mode
     return_freed_memory()
     on = torch_device(device)
     found = read_checkpoint(resolve_checkpoint(checkpoint))
+    dtypes = torch_dtypes(dtype, on)
     vae = WanVAE.from_weights(found.config, found.weights, device=on)
-    return Model(vae.set_dtypes(**torch_dtypes(dtype, on)._asdict()), found)
+    return Model(vae.set_dtypes(encoder=dtypes.encoder, decoder=dtypes.decoder), found, dtypes)

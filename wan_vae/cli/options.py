@@ -129,6 +129,10 @@ class Dtypes(NamedTuple):
     encoder: "torch.dtype"
     decoder: "torch.dtype"
 
+    def __str__(self) -> str:
+        encoder, decoder = (str(dtype).removeprefix("torch.") for dtype in self)
+        return encoder if encoder == decoder else f"{encoder} (encoder) and {decoder} (decoder)"
+
 
 def torch_dtypes(dtype: Precision, device: "torch.device") -> Dtypes:
     """Return the dtypes asked for; auto is bfloat16 where it is fast and near lossless, float32 elsewhere.
@@ -150,5 +154,5 @@ def _multiplies_bfloat16() -> bool:
 
     # Without these instructions bfloat16 is computed by way of float32, which is slower than float32 itself. Old
     # versions of torch cannot tell.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
