@@ -227,6 +227,16 @@ def test_gradient_checkpointing_gives_the_same(trainable: str, block: str, mater
     assert_same(states[1]["weights"], states[0]["weights"], relative=1e-4, absolute=1e-6)
 
 
+def test_compiled_graphs_that_recompute_are_not_split(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    for checkpointing in (False, True):
+        model = {"preset": str(material.preset), "compile": True, "gradient_checkpointing": checkpointing}
+        Trainer(small_recipe(material, model=model), tmp_path)
+        assert torch._dynamo.config.optimize_ddp is not checkpointing
+
+
 def test_the_weights_that_are_kept(material: Material, tmp_path: Path) -> None:
     recipe = small_recipe(material)
     run = Trainer(recipe, tmp_path)

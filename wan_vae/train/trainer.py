@@ -90,6 +90,9 @@ class Trainer:
         lesson = Lesson(self._vae)
         if recipe.model.compile:
             lesson.compile()
+            # DistributedDataParallel has compiled graphs split, to send gradients early. The torch of years ago refuses
+            # to split one that recomputes activations (https://github.com/pytorch/pytorch/issues/104674).
+            torch._dynamo.config.optimize_ddp = not recipe.model.gradient_checkpointing
         self._lesson, self._optimizer = self._accelerator.prepare(lesson, optimizer)
         has_adversary = any(stage.loss.adversarial for stage in recipe.stages)
         self._adversary = Adversary(self._accelerator, recipe.gradient_clip) if has_adversary else None
