@@ -14,7 +14,7 @@ from wan_vae.fitting import Frames
 
 _TORCHVISION_NAMES = {"alex": "alexnet", "vgg": "vgg16"}
 # Below these, in pixels, the last features have no extent.
-_SMALLEST_SIDES = {"alex": 31, "vgg": 16}
+SMALLEST_SIDES = {"alex": 31, "vgg": 16}
 
 
 class Perceptual(nn.Module):
@@ -36,7 +36,7 @@ class Perceptual(nn.Module):
             raise CheckpointError(
                 f"{backbone} does not exist; name a safetensors file with torchvision's {_TORCHVISION_NAMES[network]}."
             )
-        self._smallest_side = _SMALLEST_SIDES[network]
+        self._smallest_side = SMALLEST_SIDES[network]
         self._distance = _random_lpips(network)
         _fill(self._distance.net, backbone, _TORCHVISION_NAMES[network])
         self.requires_grad_(False).eval()

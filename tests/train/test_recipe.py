@@ -131,6 +131,8 @@ def test_changes_to_a_section_that_is_none(tmp_path: Path) -> None:
         ({"lengths": {5: 1.0, 4: 0.5}}, {}, {}, r"clips: 4 frames are not 1 \+ 2k"),
         ({}, {"validation_frames": 4}, {}, r"validation_frames: 4 frames are not 1 \+ 2k"),
         ({}, {}, {"output_upscale": 2}, "2 times the size"),
+        ({"crop": 30, "loss": {"lpips": 1}}, {"lpips": {"backbone": "a"}}, {}, "clips: the crop 30 .* 32 or more"),
+        ({"crop": 14, "loss": {"lpips": 1}}, {"lpips": {"network": "vgg", "backbone": "a"}}, {}, "14 .* 16 or more"),
     ],
 )
 def test_sizes_that_do_not_fit_the_model(
@@ -139,6 +141,15 @@ def test_sizes_that_do_not_fit_the_model(
     recipe = Recipe.model_validate(minimal(stages=[stage_values(**stage)], **changes))
     with pytest.raises(UserError, match=message):
         recipe.check_fits(small_config(**config))
+
+
+@pytest.mark.parametrize(("network", "crop"), [("alex", 32), ("vgg", 16)])
+def test_the_smallest_crops_that_lpips_takes(network: str, crop: int) -> None:
+    lpips = {"network": network, "backbone": "a"}
+    Recipe.model_validate(minimal(stages=[stage_values(crop=crop, loss={"lpips": 1})], lpips=lpips)).check_fits(
+        small_config()
+    )
+    Recipe.model_validate(minimal(stages=[stage_values(crop=8)], lpips=lpips)).check_fits(small_config())
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5))

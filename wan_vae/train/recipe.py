@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
+from wan_vae.perceptual import SMALLEST_SIDES
 from wan_vae.yaml_file import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -202,7 +203,7 @@ class Recipe(_Section):
         raise IndexError(step)
 
     def check_fits(self, config: VAEConfig) -> None:
-        """Refuse crops and lengths that the architecture cannot take, and an architecture that cannot be trained.
+        """Refuse crops and lengths that the architecture or LPIPS cannot take, and an architecture that has no target.
 
         Raises:
             UserError: A stage's crop or length does not fit, or the decoder upscales; the message names it.
@@ -220,6 +221,12 @@ class Recipe(_Section):
         for stage in self.stages:
             if stage.crop % space:
                 raise UserError(f"{stage.name}: the crop {stage.crop} is not a multiple of {space}.")
+            smallest = SMALLEST_SIDES[self.lpips.network] if self.lpips is not None and stage.loss.lpips else 0
+            if stage.crop < smallest:
+                raise UserError(
+                    f"{stage.name}: the crop {stage.crop} is too small for LPIPS; with this model and network,"
+                    f" {-(-smallest // space) * space} or more would work."
+                )
 
 
 def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) -> Recipe:
