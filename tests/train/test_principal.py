@@ -113,3 +113,14 @@ def test_their_state_is_all_they_are() -> None:
     video = random_video(5, 4, 4, seed=2)
     assert torch.equal(other(video), principal(video))
     assert not any(True for _ in principal.parameters())
+
+
+def test_they_are_those_of_all_patches_at_once() -> None:
+    # Far from zero, where sums of squares would be the first to lose digits.
+    videos = [3 + 0.01 * random_video(5, 8, 12, seed=seed) for seed in range(3)]
+    principal = fitted(videos)
+    patches = torch.cat([principal._patches(video).flatten(0, 3) for video in videos])
+    torch.testing.assert_close(principal.mean, patches.mean(dim=0))
+    directions = torch.linalg.svd(patches - patches.mean(dim=0), full_matrices=False)[2][:3]
+    cosines = torch.nn.functional.cosine_similarity(principal.components, directions).abs()
+    torch.testing.assert_close(cosines, torch.ones(3, dtype=torch.float64))

@@ -36,16 +36,22 @@ class PrincipalComponents(nn.Module):
 
     @torch.no_grad()
     def fit(self, videos: Iterable[Tensor]) -> None:
-        """Measure mean and components over clips."""
-        patches = torch.cat([self._patches(video).flatten(0, 3) for video in videos]).double()
-        mean = patches.mean(dim=0)
-        covariance = torch.cov((patches - mean).T)
+        """Measure mean and components over clips, in memory that does not grow with their number."""
+        size = len(self.mean)
+        count, total, products = 0, torch.zeros(size).double(), torch.zeros(size, size).double()
+        for video in videos:
+            patches = self._patches(video).flatten(0, 3).double()
+            count += len(patches)
+            total += patches.sum(dim=0)
+            products += patches.T @ patches
+        mean = total / count
+        covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
         # Ascending, so the largest are last. Of clips that never change, all are zero but for rounding errors.
         variances, vectors = torch.linalg.eigh(covariance)
-        count = self.components.shape[0]
-        scale = variances[-count:].mean().clamp(min=1e-12).sqrt()
+        kept = self.components.shape[0]
+        scale = variances[-kept:].mean().clamp(min=1e-12).sqrt()
         self.mean.copy_(mean)
-        self.components.copy_(vectors[:, -count:].flip(1).T / scale)
+        self.components.copy_(vectors[:, -kept:].flip(1).T / scale)
 
     @torch.no_grad()
     def forward(self, video: Tensor) -> Tensor:
