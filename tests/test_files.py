@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from wan_vae import UserError
-from wan_vae.files import check_distinct, check_output, written_beside
+from wan_vae.files import check_distinct, check_output, remove_partial, written_beside
 
 
 def test_the_output_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -102,3 +102,13 @@ def test_others_may_read_what_was_written_as_far_as_the_user_lets_them(tmp_path:
             assert out.stat().st_mode & 0o777 == (0o640 if existing is None else existing)
     finally:
         os.umask(before)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    names = (".one.partial-12.pt", ".two.partial-7.npy", "one.pt", ".hidden")
+    for name in names:
+        (tmp_path / name).touch()
+    remove_partial(tmp_path, "one")
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
+    remove_partial(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names[2:])

@@ -84,6 +84,17 @@ def written_beside(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path, stem: str = "*") -> None:
+    """Remove what `written_beside` could not, of processes that were killed.
+
+    Args:
+        folder: Where they wrote; nobody may be writing there now.
+        stem: Of the outputs, their name without its suffix; default all.
+    """
+    for leftover in folder.glob(f".{stem}.partial-*"):
+        leftover.unlink(missing_ok=True)  # of several processes, another may have been faster
+
+
 def _permissions_of_new_files() -> int:
     mask = os.umask(0)  # it cannot be read without being set
     os.umask(mask)

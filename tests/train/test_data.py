@@ -50,6 +50,13 @@ def test_everything_a_recipe_names_is_stored(sources: Sources) -> None:
     assert [clip.name for clip in sources.held_out] == [HELD_OUT]
 
 
+def test_what_a_killed_run_left_half_stored_is_removed(material: Material, tmp_path: Path) -> None:
+    (tmp_path / ".a.partial-123.npy").touch()
+    store_sources(small_recipe(material).data, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_photos_can_be_held_out_and_are_not_enlarged(material: Material, tmp_path: Path) -> None:
     data = DataSection(videos=material.videos, photos=material.photos, held_out=("two.jpg",), video_short_side=16)
     found = store_sources(data, tmp_path / "frames")

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
+from wan_vae.files import remove_partial
 from wan_vae.train.frames import PHOTO_SUFFIXES, VIDEO_SUFFIXES, StoredClip, find_sources, store_clip
 from wan_vae.train.recipe import DataSection, Recipe, Stage
 
@@ -48,6 +49,7 @@ def store_sources(data: DataSection, folder: Path) -> Sources:
         UserError: A source cannot be read, or a name that is to be held out is not among them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_partial(folder)
     paths = [(path, True) for path in find_sources(data.videos, VIDEO_SUFFIXES)]
     paths += [(path, False) for path in find_sources(data.photos, PHOTO_SUFFIXES)]
     unknown = set(data.held_out) - {path.name for path, _ in paths}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from wan_vae.errors import UserError
-from wan_vae.files import written_beside
+from wan_vae.files import remove_partial, written_beside
 from wan_vae.train.recipe import Recipe
 
 FILE_NAME = "state.pt"
@@ -33,8 +33,7 @@ def load_state(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
         UserError: The file is damaged, or is that of another recipe; the message names the entry that differs.
     """
     path = folder / FILE_NAME
-    for leftover in folder.glob(f".{path.stem}.partial-*"):
-        leftover.unlink(missing_ok=True)  # of a run that was killed while it saved
+    remove_partial(folder, path.stem)
     if not path.exists():
         return None
     try:
