@@ -32,7 +32,7 @@ def test_the_shipped_bench(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("frames: [", "not YAML"),
+        ("frames: [", "is not a YAML file"),
         ("- 1", "must have frames, short_side, shots"),
         (GOOD + "speed: 3\n", "and nothing else"),
         (GOOD.replace("frames: 4", "frames: 0"), "frames: 0"),

@@ -55,7 +55,7 @@ def test_contradictions_are_refused(changes: dict[str, object], message: str) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "is not YAML"),
+        ("a: [", "is not a YAML file"),
         ("hub: {}", "no section `architecture`"),
         ("architecture: {latent_channels: 3}", "does not describe an architecture: missing 1[0-9] required"),
         ("architecture: {depth: 3}", "unexpected keyword argument 'depth'"),

@@ -5,9 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from wan_vae.errors import UserError
+from wan_vae.yaml_file import read_yaml
 
 _KEYS = ("frames", "short_side", "shots")
 
@@ -55,12 +54,7 @@ def read_bench(path: Path, clips: Path) -> Bench:
     Raises:
         UserError: The file is missing, not YAML, or does not say what it has to, or a clip is missing.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; name a YAML file such as configs/evaluation/bench.yaml.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, missing=f"{path} does not exist; name a YAML file such as configs/evaluation/bench.yaml.")
     if not isinstance(content, dict) or sorted(map(str, content)) != sorted(_KEYS):
         raise UserError(f"{path} does not list shots: it must have {', '.join(_KEYS)} and nothing else.")
     for key in ("frames", "short_side"):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from wan_vae.errors import UserError
+from wan_vae.yaml_file import read_yaml
 
 BLOCK_KINDS = ("wan", "resnet", "bottleneck", "preact", "dense", "plain")
 
@@ -186,12 +185,9 @@ def read_preset(name_or_path: str | Path) -> dict[str, Any]:
     """
     shipped = str(name_or_path) in preset_names()
     path = config_folder() / f"{name_or_path}.yaml" if shipped else Path(name_or_path)
-    if not path.is_file():
-        raise UserError(f"{name_or_path} is neither a preset ({', '.join(preset_names())}) nor a YAML file.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(
+        path, missing=f"{name_or_path} is neither a preset ({', '.join(preset_names())}) nor a YAML file."
+    )
     if not isinstance(content, dict) or not isinstance(content.get("architecture"), dict):
         raise UserError(f"{path} has no section `architecture`.")
     return content
