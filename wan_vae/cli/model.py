@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wan_vae.checkpoints import Checkpoint, read_checkpoint, resolve_checkpoint
-from wan_vae.cli.allocator import return_freed_memory
+from wan_vae.cli.allocator import keep_freed_memory
 from wan_vae.cli.options import Device, Dtypes, Precision, torch_device, torch_dtypes
 from wan_vae.vae import WanVAE
 
@@ -19,7 +19,7 @@ class Model(NamedTuple):
 
 def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Model:
     """Load a checkpoint as `--checkpoint`, `--device` and `--dtype` ask."""
-    return_freed_memory()
+    keep_freed_memory()
     on = torch_device(device)
     found = read_checkpoint(resolve_checkpoint(checkpoint))
     dtypes = torch_dtypes(dtype, on)
