@@ -1,6 +1,12 @@
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    from tests.train.runs import Material
 
 # Nothing may need a network, and nothing may be found in a cache that a fresh machine does not have.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,3 +16,21 @@ hypothesis.settings.register_profile(
     "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
 )
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> "Material":
+    """What training recipes name."""
+    # Imported here, for it takes seconds that most tests need not wait for.
+    from tests.train.runs import make_material
+
+    return make_material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.fixture
+def own_accelerate() -> Iterator[None]:
+    """Make a test that trains a process of its own to accelerate."""
+    from tests.train.runs import fresh_accelerate
+
+    with fresh_accelerate():
+        yield

@@ -7,24 +7,24 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.cli.running import Outcome, run, start
+from tests.cli.running import run, start
 from tests.cli.test_errors import assert_one_sentence, listing
 from tests.helpers import random_vae, small_config
 from tests.train.runs import (
     HELD_OUT,
     Material,
     assert_same,
-    make_material,
+    fresh_accelerate,
     read_state,
     recipe_values,
     stage_values,
@@ -36,25 +36,11 @@ from wan_vae.train import WEIGHTS_NAME, Recipe, trainer
 from wan_vae.train.schedule import learning_rate
 from wan_vae.train.state import FILE_NAME
 
+pytestmark = pytest.mark.usefixtures("own_accelerate")
+
 STEPS = 30
-
-
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory.mktemp("material"))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every command is a process of its own to accelerate, and computes on the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    forget_accelerate()
-
-
-def forget_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+# In seconds, for what takes a few on a machine that does nothing else.
+PATIENCE = 600
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +56,8 @@ def recipe(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path
 def straight(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("straight")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        with pytest.raises(SystemExit) as exit_:
-            main(["train", str(recipe), "--out", str(folder)])
-    forget_accelerate()
+    with fresh_accelerate(), pytest.raises(SystemExit) as exit_:
+        main(["train", str(recipe), "--out", str(folder)])
     assert exit_.value.code == 0
     return folder
 
@@ -89,21 +72,19 @@ def helped(recipe: Path) -> Path:
     return path
 
 
-def begin(recipe: Path, folder: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """Start a run in a process group of its own and wait until it has a state; returns it and its workers."""
-    process = start("train", recipe, "--out", folder, start_new_session=True)
-    until = time.monotonic() + 240
-    while not (folder / FILE_NAME).exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert workers
-    return process, workers
-
-
-def finish(capsys: pytest.CaptureFixture[str], recipe: Path, folder: Path) -> Outcome:
-    outcome = run(capsys, "train", recipe, "--out", folder)
-    forget_accelerate()
-    return outcome
+@contextmanager
+def begun(recipe: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """Start a run in a process group of its own, wait until it has a state, and yield it and its workers."""
+    with start("train", recipe, "--out", folder, start_new_session=True) as process:
+        try:
+            until = time.monotonic() + PATIENCE
+            while not (folder / FILE_NAME).exists() and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.002)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            assert workers
+            yield process, workers
+        finally:
+            process.kill()
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -120,14 +101,14 @@ def assert_same_run(folder: Path, straight: Path) -> None:
 def test_a_killed_run_goes_on_the_same(
     recipe: Path, helped: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process, workers = begin(helped, tmp_path)
-    process.kill()
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
-    assert not psutil.wait_procs(workers, timeout=60)[1]
+    with begun(helped, tmp_path) as (process, workers):
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGKILL
+        assert not psutil.wait_procs(workers, timeout=PATIENCE)[1]
     assert not (tmp_path / WEIGHTS_NAME).exists()
     assert 0 < read_state(tmp_path)["step"] < STEPS
-    assert finish(capsys, recipe, tmp_path).code == 0
+    assert run(capsys, "train", recipe, "--out", tmp_path).code == 0
     assert_same_run(tmp_path, straight)
 
 
@@ -141,13 +122,10 @@ def test_a_run_that_is_signaled_with_its_workers_goes_on_the_same(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    process, workers = begin(helped, tmp_path)
-    # As Ctrl-C does, and many a job scheduler.
-    os.killpg(process.pid, number)
-    try:
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
+    with begun(helped, tmp_path) as (process, workers):
+        # As Ctrl-C does, and many a job scheduler.
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (code, ""), err
     step = read_state(tmp_path)["step"]
     assert 0 < step < STEPS
@@ -155,7 +133,7 @@ def test_a_run_that_is_signaled_with_its_workers_goes_on_the_same(
     assert not any(worker.is_running() for worker in workers)
     assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "frames", "log"}
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
-    assert finish(capsys, recipe, tmp_path).code == 0
+    assert run(capsys, "train", recipe, "--out", tmp_path).code == 0
     assert_same_run(tmp_path, straight)
 
 
@@ -192,7 +170,7 @@ def test_what_it_prints(recipe: Path, straight: Path, tmp_path: Path, capsys: py
     assert result.keys() == {"run", "weights", "steps", "psnr", "ssim"}
     assert (result["run"], result["weights"], result["steps"]) == (str(tmp_path), str(tmp_path / WEIGHTS_NAME), 2)
     WanVAE.from_pretrained(tmp_path / WEIGHTS_NAME)
-    again = finish(capsys, recipe, straight)
+    again = run(capsys, "train", recipe, "--out", straight)
     assert again.code == 0
     assert "vae.safetensors" in again.out
     assert str(STEPS) in again.out

@@ -1,14 +1,18 @@
 """Training runs small enough for the tests: a model of a few thousand weights, clips of a few frames."""
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import yaml
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -113,6 +117,15 @@ def train(recipe: Recipe, folder: Path, *max_steps: int | None) -> dict[str, Any
     for last in max_steps or (None,):
         Trainer(recipe, folder).run(last)
     return read_state(folder)
+
+
+@contextmanager
+def fresh_accelerate() -> Iterator[None]:
+    """Be a process of its own to accelerate, and on the CPU, where results repeat to the bit."""
+    with mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}):
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from tests.helpers import random_video
 from wan_vae.train.adversary import Adversary, PatchDiscriminator
 from wan_vae.train.bad_batch import NotANumberError
 
+pytestmark = pytest.mark.usefixtures("own_accelerate")
+
 CLIP = 1.0
 
 
 @pytest.fixture
-def adversary() -> Adversary:
+def adversary(own_accelerate: None) -> Adversary:
     torch.manual_seed(0)
     return Adversary(Accelerator(), CLIP)
 

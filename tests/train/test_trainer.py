@@ -32,6 +32,8 @@ from wan_vae.train import WEIGHTS_NAME, Recipe, Trainer
 from wan_vae.train.data import store_sources, whole_clips
 from wan_vae.train.validation import validate
 
+pytestmark = pytest.mark.usefixtures("own_accelerate")
+
 TAUGHT = stage_values(name="taught", steps=2, batch=1, taught=True, warmup=1)
 
 
@@ -134,7 +136,7 @@ def test_two_processes_are_two_parts_of_a_step(material: Material, tmp_path: Pat
         for rank in "01"
     ]
     try:
-        printed = [process.communicate(timeout=240) for process in processes]
+        printed = [process.communicate(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()
