@@ -123,12 +123,13 @@ def test_the_model_keeps_no_state() -> None:
 
 
 def test_compiles_to_one_graph() -> None:
-    vae = WanVAE(small_config(level_shortcuts=True, width_multipliers=(1, 1)))
-    video = random_video(5, 4, 6, dtype=torch.float32)
+    # In float64, for in float32 the compiled convolutions are not the same routines and differ by rounding.
+    vae = WanVAE(small_config(level_shortcuts=True, width_multipliers=(1, 1))).to(torch.float64)
+    video = random_video(5, 4, 6)
     compiled = torch.compile(vae, fullgraph=True, backend="aot_eager")
     expected, _ = vae(video)
     result, _ = compiled(video)
-    assert relative_difference(result, expected) <= 1e-6
+    assert relative_difference(result, expected) <= 1e-12
 
 
 def test_compiles_with_sampling_and_checkpointing() -> None:
