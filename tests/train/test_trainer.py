@@ -143,13 +143,14 @@ def test_two_processes_are_two_parts_of_a_step(material: Material, tmp_path: Pat
     assert [process.returncode for process in processes] == [0, 0], printed
     assert [out.count("steps") for out, _ in printed] == [1, 0]
     pair = read_state(tmp_path / "pair")
+    # AdamW divides a gradient by its size, so that of one near zero it passes on mostly the rounding.
     for part in ("weights", "average", "principal", "optimizer", "adversary"):
-        assert_same(pair[part], alone[part], relative=1e-3, absolute=2e-5)
-    assert_same(weights_of(tmp_path / "pair")[0], weights_of(tmp_path / "alone")[0], relative=1e-3, absolute=2e-5)
+        assert_same(pair[part], alone[part], relative=1e-3, absolute=1e-4)
+    assert_same(weights_of(tmp_path / "pair")[0], weights_of(tmp_path / "alone")[0], relative=1e-3, absolute=1e-4)
     # The comparison can fail: it is of steps, whose sizes are by far larger.
     other = train(Recipe.model_validate(values), tmp_path / "single")
     with pytest.raises(AssertionError):
-        assert_same(other["weights"], alone["weights"], relative=1e-3, absolute=2e-5)
+        assert_same(other["weights"], alone["weights"], relative=1e-3, absolute=1e-4)
 
 
 @pytest.mark.parametrize("block", ["wan", "resnet"])
