@@ -22,12 +22,14 @@ class Stream:
         group: Frames that go together after the first: a multiple of the temporal compression when encoding, any
             number of latents when decoding.
         unit: The smallest number of frames that can follow the first; `group` is a multiple of it.
+        becomes: How many frames of the result come from a unit.
     """
 
-    def __init__(self, network: Pass, *, group: int, unit: int) -> None:
+    def __init__(self, network: Pass, *, group: int, unit: int, becomes: int) -> None:
         self._network = network
         self._group = group
         self._unit = unit
+        self._becomes = becomes
         self._halo = StreamHalo()
         self._waiting: list[Tensor] = []
         self._passed = 0
@@ -45,12 +47,18 @@ class Stream:
         self._rest = rest
         if x.shape[2] > 0:
             self._waiting.append(x)
-        results = []
+        due, done, result = self._due(), 0, None
         while (count := self._next_pass()) > 0:
-            results.append(self._network(self._take(count), self._halo))
+            part = self._network(self._take(count), self._halo)
             self._halo.advance()
             self._passed += count
-        return torch.cat(results, dim=2) if results else None
+            if result is None:
+                # All of it at once: parts that are joined in the end take twice the memory.
+                result = part if part.shape[2] == due else part.new_empty(*part.shape[:2], due, *part.shape[3:])
+            if result is not part:
+                result[:, :, done : done + part.shape[2]] = part
+            done += part.shape[2]
+        return result
 
     def flush(self) -> None:
         """End the clip.
@@ -66,6 +74,11 @@ class Stream:
             raise UserError(
                 f"The stream ended after {total} frames; {total - left} or {total - left + self._unit} would fit."
             )
+
+    def _due(self) -> int:
+        waiting = sum(chunk.shape[2] for chunk in self._waiting)
+        first = 1 if self._halo.at_start and waiting > 0 else 0
+        return first + (waiting - first) // self._unit * self._becomes
 
     def _next_pass(self) -> int:
         waiting = sum(chunk.shape[2] for chunk in self._waiting)

@@ -228,10 +228,12 @@ class WanVAE(Autoencoder):
 
     def _encoding(self, latents_per_pass: int | None) -> Stream:
         unit = self.config.temporal_compression
-        return Stream(self._encode_pass, group=unit * _checked_latents_per_pass(latents_per_pass), unit=unit)
+        group = unit * _checked_latents_per_pass(latents_per_pass)
+        return Stream(self._encode_pass, group=group, unit=unit, becomes=1)
 
     def _decoding(self, latents_per_pass: int | None) -> Stream:
-        return Stream(self._decode_pass, group=_checked_latents_per_pass(latents_per_pass), unit=1)
+        group = _checked_latents_per_pass(latents_per_pass)
+        return Stream(self._decode_pass, group=group, unit=1, becomes=self.config.temporal_compression)
 
     def _needs_whole_clip(self, x: Tensor) -> bool:
         weights = (parameter.requires_grad for parameter in self.parameters())

@@ -12,8 +12,9 @@ from wan_vae.model.blocks import PlainBlock, ResidualBlock
 from wan_vae.model.residual_blocks import BottleneckBlock, DenseBlock, PreActivationBlock, ResNetBlock
 
 _BLOCKS = (PlainBlock, ResNetBlock, BottleneckBlock, PreActivationBlock, DenseBlock)
-# What the shortcut is added to, before any activation that follows the sum.
-_BRANCH_ENDS = {ResidualBlock: "conv2", ResNetBlock: "norm2", BottleneckBlock: "norm3", PreActivationBlock: "conv2"}
+# What the shortcut is added to, where an activation follows the sum.
+_BRANCH_ENDS = {ResNetBlock: "norm2", BottleneckBlock: "norm3"}
+_SUMS = (ResidualBlock, PreActivationBlock)
 
 
 class BlockProbe(Frozen):
@@ -59,8 +60,9 @@ class _Watched:
         self._seen: dict[str, Tensor] = {}
         block.register_forward_hook(self._block_ran)
         if type(block) in _BRANCH_ENDS:
-            for name in (_BRANCH_ENDS[type(block)], "shortcut"):
-                block.get_submodule(name).register_forward_hook(self._keeping(name))
+            block.get_submodule(_BRANCH_ENDS[type(block)]).register_forward_hook(self._keeping("branch"))
+        if type(block) in (*_BRANCH_ENDS, *_SUMS):
+            block.get_submodule("shortcut").register_forward_hook(self._keeping("shortcut"))
 
     def _block_ran(self, block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         output.retain_grad()
@@ -86,10 +88,11 @@ class _Watched:
         )
 
     def _identity_distance(self) -> float | None:
-        if type(self._block) in _BRANCH_ENDS:
-            branch = self._seen[_BRANCH_ENDS[type(self._block)]]
-            return (_rms(branch) / _rms(self._seen["shortcut"])).item()
-        start, end = self._seen["input"], self._seen["output"].detach()
+        end = self._seen["output"].detach()
+        if type(self._block) in (*_BRANCH_ENDS, *_SUMS):
+            shortcut = self._seen["shortcut"]
+            return (_rms(self._seen.get("branch", end - shortcut)) / _rms(shortcut)).item()
+        start = self._seen["input"]
         return (_rms(end - start) / _rms(start)).item() if start.shape == end.shape else None
 
 

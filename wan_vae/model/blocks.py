@@ -18,13 +18,11 @@ class PlainBlock(nn.Module):
         super().__init__()
         self.norm1 = NormSiLU(in_channels)
         self.conv1 = CausalConv3d(in_channels, out_channels)
-        self.norm2 = NormSiLU(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = NormSiLU(out_channels, dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels)
 
-    def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        x = self.conv1(self.norm1(x), halo)
-        return self.conv2(self.dropout(self.norm2(x)), halo)
+    def forward(self, x: Tensor, halo: Halo, skip: Tensor | None = None) -> Tensor:
+        return self.conv2(self.conv1(x, halo, self.norm1), halo, self.norm2, skip)
 
 
 class ResidualBlock(PlainBlock):
@@ -34,9 +32,8 @@ class ResidualBlock(PlainBlock):
         super().__init__(in_channels, out_channels, dropout)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        branch = super().forward(x, halo)
-        return branch + self.shortcut(halo.align(x, branch))
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
+        return super().forward(x, halo, self.shortcut(x))
 
 
 class AttentionBlock(nn.Module):

@@ -1,5 +1,6 @@
 """The decoder: latents to pixels."""
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -25,16 +26,26 @@ class Decoder(nn.Module):
             DecoderLevel(widths[index], widths[index + 1], config, index) for index in range(len(multipliers))
         )
         self.head = Head(widths[-1], config.output_channels)
+        # How many levels come before the first that neither doubles the frames nor has one to follow that does.
+        self.timed = max((index + 1 for index, level in enumerate(self.levels) if level.temporal), default=0)
 
     def forward(self, latents: Tensor, halo: Halo) -> Tensor:
         x = self.middle(self.conv_in(latents, halo), halo)
-        for level in self.levels:
+        for level in self.levels[: self.timed]:
             x = level(x, halo)
-        x = self.head(x, halo)
+        # At the full size, where tensors are largest, every frame stays one: they need not all be held at once.
+        enlarged = 4 ** (len(self.levels) - 1 - self.timed)
+        largest = enlarged * x[:, :1, :1].numel() * self.head.conv.in_channels
+        x = torch.cat([self._enlarge(part, halo) for part in halo.portions(x, largest)], dim=2)
         # Two sub-pixel orders: torch.pixel_shuffle's (c, row, column), and Wan2.2's patches (c, column, row).
         s, p = self.output_upscale, self.patch_size
         x = rearrange(x, "b (c q r) t h w -> b c t (h q) (w r)", q=s, r=s)
         return rearrange(x, "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p)
+
+    def _enlarge(self, x: Tensor, halo: Halo) -> Tensor:
+        for level in self.levels[self.timed :]:
+            x = level(x, halo)
+        return self.head(x, halo)
 
 
 class DecoderLevel(nn.Module):
@@ -43,13 +54,13 @@ class DecoderLevel(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, index: int) -> None:
         super().__init__()
         last = index == len(config.width_multipliers) - 1
-        temporal = not last and config.temporal_downsample[::-1][index]
+        self.temporal = not last and config.temporal_downsample[::-1][index]
         upsampled = out_channels if config.level_shortcuts else out_channels // 2
         entering = in_channels if config.level_shortcuts or index == 0 else in_channels // 2
         self.blocks = Blocks(entering, out_channels, config.blocks_per_level + 1, config)
-        self.upsample = None if last else Upsample(out_channels, upsampled, temporal=temporal)
+        self.upsample = None if last else Upsample(out_channels, upsampled, temporal=self.temporal)
         self.shortcut = (
-            RepeatShortcut(in_channels, out_channels, time=2 if temporal else 1, space=2)
+            RepeatShortcut(in_channels, out_channels, time=2 if self.temporal else 1, space=2)
             if config.level_shortcuts and not last
             else None
         )

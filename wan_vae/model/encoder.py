@@ -1,5 +1,6 @@
 """The encoder: pixels to the moments of the latents' distribution."""
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -22,15 +23,25 @@ class Encoder(nn.Module):
             EncoderLevel(widths[index], widths[index + 1], config, index)
             for index in range(len(config.width_multipliers))
         )
+        # How many levels come before the first that halves the frames.
+        self.untimed = next((index for index, level in enumerate(self.levels) if level.temporal), len(self.levels))
         self.middle = Middle(widths[-1], config)
         self.head = Head(widths[-1], 2 * config.latent_channels)
 
     def forward(self, video: Tensor, halo: Halo) -> Tensor:
         x = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=self.patch_size, r=self.patch_size)
-        x = self.conv_in(x, halo)
-        for level in self.levels:
+        # At the full size, where tensors are largest, every frame stays one: they need not all be held at once.
+        largest = x[:, :1, :1].numel() * self.conv_in.out_channels
+        x = torch.cat([self._reduce(part, halo) for part in halo.portions(x, largest)], dim=2)
+        for level in self.levels[self.untimed :]:
             x = level(x, halo)
         return self.head(self.middle(x, halo), halo)
+
+    def _reduce(self, x: Tensor, halo: Halo) -> Tensor:
+        x = self.conv_in(x, halo)
+        for level in self.levels[: self.untimed]:
+            x = level(x, halo)
+        return x
 
 
 class EncoderLevel(nn.Module):
@@ -39,11 +50,11 @@ class EncoderLevel(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, index: int) -> None:
         super().__init__()
         last = index == len(config.width_multipliers) - 1
-        temporal = not last and config.temporal_downsample[index]
+        self.temporal = not last and config.temporal_downsample[index]
         self.blocks = Blocks(in_channels, out_channels, config.blocks_per_level, config)
-        self.downsample = None if last else Downsample(out_channels, temporal=temporal)
+        self.downsample = None if last else Downsample(out_channels, temporal=self.temporal)
         self.shortcut = (
-            AverageShortcut(out_channels, time=2 if temporal else 1, space=1 if last else 2)
+            AverageShortcut(out_channels, time=2 if self.temporal else 1, space=1 if last else 2)
             if config.level_shortcuts
             else None
         )

@@ -6,10 +6,16 @@ when it looks past the edge of its input. A halo answers that, is handed down th
 that knows; layers and models have no modes and keep no state.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from wan_vae.ops.workspace import Workspace
+
+# Enough to keep the device busy. On a CPU, less still would not stay in the cache.
+_BYTES_AT_ONCE = {"cpu": 2**25, "cuda": 2**29}
 
 
 class Reach(NamedTuple):
@@ -22,8 +28,20 @@ class Reach(NamedTuple):
     right: int = 0
 
 
+class Activation(Protocol):
+    """What is done to a layer's input before anything else: a function of each pixel alone."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """Write the result to `out`, without gradients."""
+
+
 class Halo:
-    """The halo of a whole clip: nothing lies beyond any edge. Stateless, so a pass with it is a pure function."""
+    """The halo of a whole clip: nothing lies beyond any edge. A pass with it is a pure function."""
+
+    def __init__(self) -> None:
+        self.workspace = Workspace()
 
     @property
     def at_start(self) -> bool:
@@ -35,21 +53,33 @@ class Halo:
         """Whether asking twice gives the same answer, as recomputing activations in the backward pass needs."""
         return True
 
-    def surround(self, layer: nn.Module, x: Tensor, reach: Reach) -> tuple[Tensor, Reach]:
+    def surround(
+        self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None
+    ) -> tuple[Tensor, Reach]:
         """Put around `x` (B, C, T, H, W) what is known to lie within `reach` of it.
 
         Args:
-            layer: Who asks. Each layer may ask once a pass, and what a halo remembers is kept by layer.
+            layer: Who asks. What a halo remembers is kept by layer.
             x: The layer's input.
             reach: How far the layer looks.
+            activation: What `x` has to pass through first.
 
         Returns:
             The extended tensor, and the part of `reach` where the clip ends and nothing lies.
         """
-        return x, reach
+        return (x if activation is None else activation(x)), reach
 
-    def align(self, skip: Tensor, main: Tensor) -> Tensor:
-        """Return the part of `skip` that covers the same pixels as `main`, whose layers may have used up its margin."""
+    def portions(self, x: Tensor, values: int) -> tuple[Tensor, ...]:
+        """Split `x` (B, C, T, H, W) in time, for layers that leave time as it is and then have to hold less at once.
+
+        Args:
+            x: Their input.
+            values: How many values the largest tensor among them has in one frame.
+        """
+        return (x,)
+
+    def align(self, skip: Tensor, size: torch.Size) -> Tensor:
+        """Return the middle of `skip`, `size` = (H, W), for layers beside it may have used up their margin."""
         return skip
 
 
@@ -60,6 +90,7 @@ class StreamHalo(Halo):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._started = False
         self._remembered: dict[nn.Module, Tensor] = {}
 
@@ -71,17 +102,46 @@ class StreamHalo(Halo):
     def repeatable(self) -> bool:
         return False
 
-    def surround(self, layer: nn.Module, x: Tensor, reach: Reach) -> tuple[Tensor, Reach]:
+    def surround(
+        self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None
+    ) -> tuple[Tensor, Reach]:
         if reach.before == 0:
-            return x, reach
+            return super().surround(layer, x, reach, activation)
         past = self._remembered.get(layer)
-        known = 0
+        x = self._behind(past, x, activation)
+        self._remember(layer, x, reach.before)
+        return x, reach if past is None else reach._replace(before=0)
+
+    def portions(self, x: Tensor, values: int) -> tuple[Tensor, ...]:
+        at_once = _BYTES_AT_ONCE.get(x.device.type, _BYTES_AT_ONCE["cpu"])
+        return x.split(max(1, at_once // (values * x.dtype.itemsize)), dim=2)
+
+    def _behind(self, past: Tensor | None, x: Tensor, activation: Activation | None) -> Tensor:
+        if torch.is_grad_enabled():
+            x = x if activation is None else activation(x)
+            return x if past is None else torch.cat([past, x], dim=2)
+        if past is None and activation is None:
+            return x
+        known = 0 if past is None else past.shape[2]
+        batch, channels, frames, height, width = x.shape
+        joined = self.workspace.empty((batch, channels, known + frames, height, width), like=x)
         if past is not None:
-            known = past.shape[2]
-            x = torch.cat([past, x], dim=2)
-        # A copy, because a view would keep the whole chunk alive.
-        self._remembered[layer] = x[:, :, -reach.before :].clone()
-        return x, reach._replace(before=reach.before - known)
+            joined[:, :, :known] = past
+        if activation is None:
+            joined[:, :, known:] = x
+        else:
+            activation.into(joined[:, :, known:], x)
+        return joined
+
+    def _remember(self, layer: nn.Module, x: Tensor, count: int) -> None:
+        missing = count - x.shape[2]
+        last = x[:, :, -count:] if missing <= 0 else F.pad(x, (0, 0, 0, 0, missing, 0))
+        past = self._remembered.get(layer)
+        if past is None or torch.is_grad_enabled():
+            # A copy, because a view would keep the whole chunk alive.
+            self._remembered[layer] = last.clone()
+        else:
+            past.copy_(last)
 
     def advance(self) -> None:
         """Mark the end of a chunk: what comes next is not the clip's start."""

@@ -9,13 +9,27 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo, Reach
-from wan_vae.model.layers import CausalConv3d, FrameConv2d, conv3d_with_zeros
+from wan_vae.model.layers import CausalConv3d, conv3d_with_zeros
 
 
 def split_first_frame(x: Tensor, halo: Halo) -> tuple[Tensor, Tensor]:
     """Split (B, C, T, H, W) in the clip's first frame, empty if it is not in `x`, and the frames after it."""
     first = 1 if halo.at_start else 0
     return x[:, :, :first], x[:, :, first:]
+
+
+class HalvingConv2d(nn.Conv2d):
+    """A 3x3 convolution of every other pixel, with a row below and a column to the right.
+
+    (B, C, T, H, W) -> (B, C, T, H/2, W/2).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
+        x, zeros = halo.surround(self, x, Reach(bottom=1, right=1))
+        return conv3d_with_zeros(x, zeros, self.weight.unsqueeze(2), self.bias, halo.workspace, stride=2)
 
 
 class Downsample(nn.Module):
@@ -26,7 +40,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, *, temporal: bool) -> None:
         super().__init__()
-        self.conv = FrameConv2d(channels, channels, reach=Reach(bottom=1, right=1), stride=2)
+        self.conv = HalvingConv2d(channels)
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
@@ -55,14 +69,15 @@ class DoublingConv2d(nn.Conv2d):
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         x, zeros = halo.surround(self, x, Reach(top=1, bottom=1, left=1, right=1))
         bias = None if self.bias is None else self.bias.repeat(4)
-        places = conv3d_with_zeros(x, zeros, _summed_taps(self.weight).unsqueeze(2), bias)
+        places = conv3d_with_zeros(x, zeros, _summed_taps(self.weight).unsqueeze(2), bias, halo.workspace)
         batch, _, frames, height, width = places.shape
         # At the upper and left place of a pair the taps look back, at the others ahead: one position further on.
-        doubled = places.new_empty(batch, self.out_channels, frames, height - 1, 2, width - 1, 2)
+        height, width = height - 1, width - 1
+        doubled = halo.workspace.empty((batch, self.out_channels, frames, 2 * height, 2 * width), like=places)
         for place, values in enumerate(places.chunk(4, dim=1)):
             down, right = divmod(place, 2)
-            doubled[..., down, :, right] = values[..., down : height - 1 + down, right : width - 1 + right]
-        return doubled.flatten(3, 4).flatten(4, 5)
+            doubled[..., down::2, right::2] = values[..., down : height + down, right : width + right]
+        return doubled
 
 
 def _summed_taps(weight: Tensor) -> Tensor:
@@ -91,9 +106,19 @@ class Upsample(nn.Module):
         if self.time_conv is not None:
             first, rest = split_first_frame(x, halo)
             if rest.shape[2] > 0:
-                pairs = rearrange(self.time_conv(rest, halo), "b (two c) t h w -> b c (t two) h w", two=2)
-                x = torch.cat([first, pairs], dim=2)
+                x = _in_turn(first, self.time_conv(rest, halo), halo)
         return self.conv(x, halo)
+
+
+def _in_turn(first: Tensor, pairs: Tensor, halo: Halo) -> Tensor:
+    """`first`, and then the two halves of the channels of `pairs` as frames in turn."""
+    batch, channels, frames, height, width = pairs.shape
+    start = first.shape[2]
+    out = halo.workspace.empty((batch, channels // 2, start + 2 * frames, height, width), like=pairs)
+    out[:, :, :start] = first
+    for place, half in enumerate(pairs.chunk(2, dim=1)):
+        out[:, :, start + place :: 2] = half
+    return out
 
 
 class AverageShortcut(nn.Module):
