@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wan_vae.model.halo import Halo, StreamHalo
-from wan_vae.model.resample import AverageShortcut, DoublingConv2d, Downsample, RepeatShortcut, Upsample
+from wan_vae.model.halo import Halo
+from wan_vae.model.resample import DoublingConv2d, Downsample, Upsample
 
 
 def clip(frames: int) -> torch.Tensor:
@@ -44,14 +44,3 @@ def test_up_keeps_frame_0_and_does_not_look_at_it() -> None:
     up = with_taps(Upsample(1, 1, temporal=True), taps)
     assert up(clip(3), Halo())[0, 0, :, 0, 0].tolist() == [1.0, 2.0, -2.0, 23.0, -3.0]
     assert up(clip(1), Halo())[0, 0, :, 0, 0].tolist() == [1.0]
-
-
-def test_the_average_shortcut_puts_zeros_before_an_odd_clip() -> None:
-    assert AverageShortcut(1, time=2, space=2)(clip(3))[0, 0, :, 0, 0].tolist() == [0.5, 2.5]
-
-
-def test_the_repeat_shortcut_keeps_one_copy_of_frame_0() -> None:
-    up, halo = RepeatShortcut(1, 1, time=2, space=2), StreamHalo()
-    assert up(clip(2), halo)[0, 0, :, 0, 0].tolist() == [1.0, 2.0, 2.0]
-    halo.advance()
-    assert up(clip(2), halo)[0, 0, :, 0, 0].tolist() == [1.0, 1.0, 2.0, 2.0]

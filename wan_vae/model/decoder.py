@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from wan_vae.config import VAEConfig
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d
-from wan_vae.model.resample import RepeatShortcut, Upsample
+from wan_vae.model.level_shortcuts import RepeatShortcut
+from wan_vae.model.resample import Upsample
 from wan_vae.model.stages import Blocks, Head, Middle
 
 
@@ -70,5 +71,5 @@ class DecoderLevel(nn.Module):
         if self.upsample is not None:
             main = self.upsample(main, halo)
         if self.shortcut is not None:
-            main = main + halo.align(self.shortcut(x, halo), main)
+            main = self.shortcut(x, main, halo)
         return main

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from wan_vae.config import VAEConfig
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d
-from wan_vae.model.resample import AverageShortcut, Downsample
+from wan_vae.model.level_shortcuts import AverageShortcut
+from wan_vae.model.resample import Downsample
 from wan_vae.model.stages import Blocks, Head, Middle
 
 
@@ -54,7 +55,7 @@ class EncoderLevel(nn.Module):
         self.blocks = Blocks(in_channels, out_channels, config.blocks_per_level, config)
         self.downsample = None if last else Downsample(out_channels, temporal=self.temporal)
         self.shortcut = (
-            AverageShortcut(out_channels, time=2 if self.temporal else 1, space=1 if last else 2)
+            AverageShortcut(in_channels, out_channels, time=2 if self.temporal else 1, space=1 if last else 2)
             if config.level_shortcuts
             else None
         )
@@ -64,5 +65,5 @@ class EncoderLevel(nn.Module):
         if self.downsample is not None:
             main = self.downsample(main, halo)
         if self.shortcut is not None:
-            main = main + halo.align(self.shortcut(x), main)
+            main = self.shortcut(x, main, halo)
         return main

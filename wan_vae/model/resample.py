@@ -4,8 +4,6 @@
 """
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo, Reach
@@ -119,42 +117,3 @@ def _in_turn(first: Tensor, pairs: Tensor, halo: Halo) -> Tensor:
     for place, half in enumerate(pairs.chunk(2, dim=1)):
         out[:, :, start + place :: 2] = half
     return out
-
-
-class AverageShortcut(nn.Module):
-    """Wan2.2's shortcut around a level of the encoder (`AvgDown3D` in Wan's vae2_2.py).
-
-    Non-overlapping groups of (channels x time x height x width) are averaged to the output width. A clip of odd length
-    gets zero frames on its left.
-    """
-
-    def __init__(self, out_channels: int, *, time: int, space: int) -> None:
-        super().__init__()
-        self.out_channels, self.time, self.space = out_channels, time, space
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % self.time, 0))
-        values = rearrange(x, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=self.time, q=self.space, r=self.space)
-        return reduce(values, "b (c group) t h w -> b c t h w", "mean", c=self.out_channels)
-
-
-class RepeatShortcut(nn.Module):
-    """Wan2.2's shortcut around a level of the decoder (`DupUp3D` in Wan's vae2_2.py).
-
-    Channels are repeated and unfolded into time, height and width; of the clip's first frame one copy is kept.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, *, time: int, space: int) -> None:
-        super().__init__()
-        self.repeats = out_channels * time * space * space // in_channels
-        self.time, self.space = time, space
-
-    def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        x = rearrange(
-            x.repeat_interleave(self.repeats, dim=1),
-            "b (c p q r) t h w -> b c (t p) (h q) (w r)",
-            p=self.time,
-            q=self.space,
-            r=self.space,
-        )
-        return x[:, :, self.time - 1 :] if halo.at_start else x

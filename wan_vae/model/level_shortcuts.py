@@ -1,0 +1,125 @@
+"""Wan2.2's shortcuts around a level, which have no parameters: they fold time, height and width into channels, or back.
+
+The places in a cell of (time, height, width) are numbered within each channel: `c p q r` in einops' notation. A group
+of consecutive ones is averaged, or gets the same value. As a rule it spans whole dimensions of the cell; then nothing
+has to be put in order.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from wan_vae.model.halo import Halo
+
+Cell = tuple[int, int, int]
+
+
+class Span(NamedTuple):
+    """What a group of consecutive places covers: dimensions of the cell (all or nothing of each), and channels."""
+
+    cell: tuple[bool, bool, bool]
+    channels: int
+
+
+def span_of(group: int, cell: Cell) -> Span | None:
+    """Return what `group` consecutive places cover, or None if that ends within a dimension of the cell."""
+    covered = []
+    for length in reversed(cell):
+        covered.append(group % length == 0)
+        group = group // length if covered[-1] else group
+        if not covered[-1] and group > 1:
+            return None
+    return Span((covered[2], covered[1], covered[0]), group)
+
+
+class AverageShortcut(nn.Module):
+    """Adds to a level of the encoder what went into it (`AvgDown3D` in Wan's vae2_2.py).
+
+    Non-overlapping groups of (channels x time x height x width) are averaged to the output width. A clip of odd length
+    gets zero frames on its left.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, time: int, space: int) -> None:
+        super().__init__()
+        self.cell = (time, space, space)
+        self.out_channels = out_channels
+        self.group = in_channels * math.prod(self.cell) // out_channels
+        self.span = span_of(self.group, self.cell)
+
+    def forward(self, x: Tensor, main: Tensor, halo: Halo) -> Tensor:
+        """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the averages of `x`."""
+        time, height, width = self.cell
+        x = halo.align(x, torch.Size((main.shape[3] * height, main.shape[4] * width)))
+        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
+        if self.span is None:
+            places = rearrange(x, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=height, r=width)
+            return add(main, reduce(places, "b (c group) t h w -> b c t h w", "mean", c=self.out_channels))
+        cells = x.unflatten(1, (-1, self.span.channels)) if self.span.channels > 1 else x.unsqueeze(2)
+        cells = rearrange(cells, "b c group (t p) (h q) (w r) -> b c group p q r t h w", p=time, q=height, r=width)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        for dimension, whole in enumerate((self.span.channels > 1, *self.span.cell), start=2):
+            if whole:
+                # In PyTorch a mean over dimensions between others takes many times as long as these sums.
+                parts = cells.split(1, dim=dimension)
+                cells = sum(parts[1:], start=parts[0].to(wide))
+        return add(main, (cells.flatten(1, 5) / self.group).to(main.dtype))
+
+
+class RepeatShortcut(nn.Module):
+    """Adds to a level of the decoder what went into it (`DupUp3D` in Wan's vae2_2.py).
+
+    Channels are repeated and unfolded into time, height and width; of the clip's first frame one copy is kept.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, time: int, space: int) -> None:
+        super().__init__()
+        self.cell = (time, space, space)
+        self.repeats = out_channels * math.prod(self.cell) // in_channels
+        self.span = span_of(self.repeats, self.cell)
+
+    def forward(self, x: Tensor, main: Tensor, halo: Halo) -> Tensor:
+        """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the repeated `x`."""
+        time, height, width = self.cell
+        x = halo.align(x, torch.Size((main.shape[3] // height, main.shape[4] // width)))
+        if self.span is None:
+            cells = rearrange(
+                x.repeat_interleave(self.repeats, dim=1),
+                "b (c p q r) t h w -> b c t p h q w r",
+                p=time,
+                q=height,
+                r=width,
+            )
+        else:
+            own = {
+                name: 1 if whole else size for name, size, whole in zip("pqr", self.cell, self.span.cell, strict=True)
+            }
+            x = x.repeat_interleave(self.span.channels, dim=1) if self.span.channels > 1 else x
+            cells = rearrange(x, "b (c p q r) t h w -> b c t p h q w r", **own)
+        if not halo.at_start:
+            return self._added(main, cells, time)
+        # Of the first frame's copies the last one is kept.
+        first = self._added(main[:, :, :1], cells[:, :, :1, -1:], 1)
+        rest = self._added(main[:, :, 1:], cells[:, :, 1:], time)
+        return torch.cat([first, rest], dim=2) if recorded() else main
+
+    def _added(self, main: Tensor, cells: Tensor, time: int) -> Tensor:
+        _, height, width = self.cell
+        in_cells = rearrange(main, "b c (t p) (h q) (w r) -> b c t p h q w r", p=time, q=height, r=width)
+        if recorded():
+            return rearrange(in_cells + cells, "b c t p h q w r -> b c (t p) (h q) (w r)")
+        in_cells += cells
+        return main
+
+
+def add(main: Tensor, other: Tensor) -> Tensor:
+    """Return the sum; in the place of `main`, unless gradients are recorded."""
+    return main + other if recorded() else main.add_(other)
+
+
+def recorded() -> bool:
+    """Whether somebody looks at every step, so that nothing may be overwritten."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
