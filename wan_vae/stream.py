@@ -3,31 +3,53 @@
 A stream belongs to its caller. The model keeps nothing of it, so any number of streams can share one model.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from wan_vae.errors import UserError
 from wan_vae.model.halo import Halo, StreamHalo
+from wan_vae.ops.recorded_pass import RecordedPass
+from wan_vae.ops.recording import recorded
 
 Pass = Callable[[Tensor, Halo], Tensor]
 
+# After the clip's first frame one pass remembers some things for the first time, and the next one uses them.
+_RUNS_BEFORE_RECORDING = 2
+
+
+class Pace(NamedTuple):
+    """How a clip goes through the network.
+
+    Attributes:
+        group: How many frames go together after the first: a multiple of the temporal compression when encoding, any
+            number of latents when decoding.
+        is_light: Whether a pass gives a GPU so little to do that it waits for the next launch.
+    """
+
+    group: int
+    is_light: bool = False
+
 
 class Stream:
-    """Feeds what is pushed to it to `network` in passes of the first frame alone, then multiples of `group` frames.
+    """Feeds what is pushed to it to `network` in passes of the first frame alone, then of several frames.
 
     Args:
         network: What a pass computes, from (B, C, n, H, W) and the halo of this stream.
-        group: Frames that go together after the first: a multiple of the temporal compression when encoding, any
-            number of latents when decoding.
-        unit: The smallest number of frames that can follow the first; `group` is a multiple of it.
+        pace: Chosen by the first chunk.
+        unit: The smallest number of frames that can follow the first.
         becomes: How many frames of the result come from a unit.
     """
 
-    def __init__(self, network: Pass, *, group: int, unit: int, becomes: int) -> None:
+    def __init__(self, network: Pass, *, pace: Callable[[Tensor], Pace], unit: int, becomes: int) -> None:
         self._network = network
-        self._group = group
+        self._choose_pace = pace
+        self._pace = Pace(unit)
+        self._recorded: RecordedPass | None = None
+        self._ran: Counter[int] = Counter()
         self._unit = unit
         self._becomes = becomes
         self._halo = StreamHalo()
@@ -44,12 +66,14 @@ class Stream:
         rest = (*x.shape[:2], *x.shape[3:])
         if self._rest is not None and rest != self._rest:
             raise UserError(f"A chunk is {tuple(x.shape)}, which in more than time differs from the chunks before it.")
+        if self._rest is None:
+            self._pace = self._choose_pace(x)
         self._rest = rest
         if x.shape[2] > 0:
             self._waiting.append(x)
         due, done, result = self._due(), 0, None
         while (count := self._next_pass()) > 0:
-            part = self._network(self._take(count), self._halo)
+            part = self._run(self._take(count))
             self._halo.advance()
             self._passed += count
             if result is None:
@@ -75,6 +99,16 @@ class Stream:
                 f"The stream ended after {total} frames; {total - left} or {total - left + self._unit} would fit."
             )
 
+    def _run(self, x: Tensor) -> Tensor:
+        if self._recorded is not None and self._recorded.serves(x):
+            return self._recorded(x)
+        if self._pace.is_light and x.is_cuda and not recorded() and not self._halo.at_start:
+            if self._ran[x.shape[2]] == _RUNS_BEFORE_RECORDING:
+                self._recorded = RecordedPass(lambda chunk: self._network(chunk, self._halo), x)
+                return self._recorded(x)
+            self._ran[x.shape[2]] += 1
+        return self._network(x, self._halo)
+
     def _due(self) -> int:
         waiting = sum(chunk.shape[2] for chunk in self._waiting)
         first = 1 if self._halo.at_start and waiting > 0 else 0
@@ -84,7 +118,7 @@ class Stream:
         waiting = sum(chunk.shape[2] for chunk in self._waiting)
         if self._halo.at_start:
             return min(waiting, 1)
-        return min(waiting // self._unit * self._unit, self._group)
+        return min(waiting // self._unit * self._unit, self._pace.group)
 
     def _take(self, count: int) -> Tensor:
         joined = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting, dim=2)

@@ -1,7 +1,7 @@
 """The VAE: the public face of the library."""
 
 from collections.abc import Iterable, Iterator
-from functools import reduce
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_check
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.model.autoencoder import Autoencoder
-from wan_vae.model.halo import Halo
+from wan_vae.model.halo import Halo, bytes_at_once
 from wan_vae.model.stages import Blocks
 from wan_vae.posterior import Posterior
-from wan_vae.stream import Stream
+from wan_vae.stream import Pace, Stream
+
+_MOST_LATENTS_AT_ONCE = 8
 
 
 class WanVAE(Autoencoder):
@@ -28,7 +30,7 @@ class WanVAE(Autoencoder):
     compression (8, or 16 for Wan2.2); it becomes latents (B, z, t, h, w) with t = 1 + k.
 
     Memory and time: where no gradients are recorded, a clip passes through the network a few latents at a time. That
-    never changes the result. `latents_per_pass` sets how many: more is faster on a large GPU and takes more memory.
+    never changes the result. `latents_per_pass` sets how many; default one, and on a GPU as many as keep it busy.
     Where gradients are recorded, and in training mode, whose batch norms look at all frames, a whole clip passes at
     once; streams are for eval mode.
     """
@@ -107,10 +109,12 @@ class WanVAE(Autoencoder):
     def posterior(self, video: Tensor, *, latents_per_pass: int | None = None) -> Posterior:
         """(B, 3, T, H, W) in [-1, 1] -> the distribution of its raw latents (B, z, t, h, w)."""
         self._check_video(video, whole=True)
-        if latents_per_pass is None and self._needs_whole_clip(video):
+        records = self._records(video)
+        if latents_per_pass is None and (records or self.training):
             return Posterior.from_moments(self._encode_pass(video, Halo()))
-        stream = self._encoding(latents_per_pass)
-        moments = stream.push(video)
+        with torch.set_grad_enabled(records):
+            stream = self._encoding(latents_per_pass)
+            moments = stream.push(video)
         stream.flush()
         assert moments is not None
         return Posterior.from_moments(moments)
@@ -122,10 +126,12 @@ class WanVAE(Autoencoder):
             UserError: The latents have another number of channels or dimensions than this model's.
         """
         self._check_latents(latents, whole=True)
-        if latents_per_pass is None and self._needs_whole_clip(latents):
+        records = self._records(latents)
+        if latents_per_pass is None and (records or self.training):
             return self._decode_pass(latents, Halo())
-        stream = self._decoding(latents_per_pass)
-        video = stream.push(latents)
+        with torch.set_grad_enabled(records):
+            stream = self._decoding(latents_per_pass)
+            video = stream.push(latents)
         stream.flush()
         assert video is not None
         return video
@@ -228,24 +234,39 @@ class WanVAE(Autoencoder):
 
     def _encoding(self, latents_per_pass: int | None) -> Stream:
         unit = self.config.temporal_compression
-        group = unit * _checked_latents_per_pass(latents_per_pass)
-        return Stream(self._encode_pass, group=group, unit=unit, becomes=1)
+        chosen = _checked_latents_per_pass(latents_per_pass)
+
+        def pace(video: Tensor) -> Pace:
+            pixels = video[:, :1, :1].numel() // self.config.spatial_compression**2
+            return self._pace(pixels * self.encoder.held * self.dtype.itemsize, chosen, unit)
+
+        return Stream(self._encode_pass, pace=pace, unit=unit, becomes=1)
 
     def _decoding(self, latents_per_pass: int | None) -> Stream:
-        group = _checked_latents_per_pass(latents_per_pass)
-        return Stream(self._decode_pass, group=group, unit=1, becomes=self.config.temporal_compression)
+        chosen = _checked_latents_per_pass(latents_per_pass)
 
-    def _needs_whole_clip(self, x: Tensor) -> bool:
+        def pace(latents: Tensor) -> Pace:
+            size = latents[:, :1, :1].numel() * self.decoder.held * self.post_quant_conv.weight.dtype.itemsize
+            return self._pace(size, chosen, 1)
+
+        return Stream(self._decode_pass, pace=pace, unit=1, becomes=self.config.temporal_compression)
+
+    def _pace(self, bytes_per_latent: int, latents: int | None, unit: int) -> Pace:
+        """Choose how many latents go together: where few keep the device busy, more would only take more memory."""
+        fitting = max(1, bytes_at_once(self.device) // max(1, bytes_per_latent))
+        if latents is None:
+            latents = 1 if self.device.type == "cpu" else min(fitting, _MOST_LATENTS_AT_ONCE)
+        return Pace(group=latents * unit, is_light=latents < fitting)
+
+    def _records(self, x: Tensor) -> bool:
         weights = (parameter.requires_grad for parameter in self.parameters())
-        return self.training or (torch.is_grad_enabled() and (x.requires_grad or any(weights)))
+        return torch.is_grad_enabled() and (x.requires_grad or any(weights))
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # Always at least float32: the statistics have five digits, bfloat16 has three.
         wide = torch.promote_types(like.dtype, torch.float32)
-        shape = (1, -1, 1, 1, 1)
-        mean = torch.tensor(self.config.latent_mean, dtype=wide, device=like.device).view(shape)
-        std = torch.tensor(self.config.latent_std, dtype=wide, device=like.device).view(shape)
-        return mean, std
+        mean, std = self.config.latent_mean, self.config.latent_std
+        return _by_channel(mean, wide, like.device), _by_channel(std, wide, like.device)
 
     def _check_video(self, video: Tensor, *, whole: bool) -> None:
         if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] == 0:
@@ -274,10 +295,15 @@ class WanVAE(Autoencoder):
             raise UserError(f"Latents are floating point numbers, but these are {latents.dtype}.")
 
 
-def _checked_latents_per_pass(latents_per_pass: int | None) -> int:
-    if latents_per_pass is None:
-        return 1
-    if latents_per_pass < 1:
+@lru_cache(maxsize=16)
+def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept, because a GPU that is handed numbers stops to take them.
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1, 1)
+
+
+def _checked_latents_per_pass(latents_per_pass: int | None) -> int | None:
+    if latents_per_pass is not None and latents_per_pass < 1:
         raise UserError(f"latents_per_pass is {latents_per_pass}; it must be at least 1.")
     return latents_per_pass
 

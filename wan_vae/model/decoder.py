@@ -29,6 +29,8 @@ class Decoder(nn.Module):
         self.head = Head(widths[-1], config.output_channels)
         # How many levels come before the first that neither doubles the frames nor has one to follow that does.
         self.timed = max((index + 1 for index, level in enumerate(self.levels) if level.temporal), default=0)
+        # Values of the largest tensor that is held for all frames of a pass, per latent pixel.
+        self.held = 4**self.timed * config.temporal_compression * widths[self.timed]
 
     def forward(self, latents: Tensor, halo: Halo) -> Tensor:
         x = self.middle(self.conv_in(latents, halo), halo)

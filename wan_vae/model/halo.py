@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wan_vae.ops.recording import recorded
 from wan_vae.ops.workspace import Workspace
 
-# Enough to keep the device busy. On a CPU, less still would not stay in the cache.
-_BYTES_AT_ONCE = {"cpu": 2**25, "cuda": 2**29}
+
+def bytes_at_once(device: torch.device) -> int:
+    """Return the size of a tensor that keeps the device busy. On a CPU, less still would not stay in the cache."""
+    return 2**29 if device.type == "cuda" else 2**25
 
 
 class Reach(NamedTuple):
@@ -113,11 +116,10 @@ class StreamHalo(Halo):
         return x, reach if past is None else reach._replace(before=0)
 
     def portions(self, x: Tensor, values: int) -> tuple[Tensor, ...]:
-        at_once = _BYTES_AT_ONCE.get(x.device.type, _BYTES_AT_ONCE["cpu"])
-        return x.split(max(1, at_once // (values * x.dtype.itemsize)), dim=2)
+        return torch.split(x, max(1, bytes_at_once(x.device) // (values * x.dtype.itemsize)), dim=2)
 
     def _behind(self, past: Tensor | None, x: Tensor, activation: Activation | None) -> Tensor:
-        if torch.is_grad_enabled():
+        if recorded():
             x = x if activation is None else activation(x)
             return x if past is None else torch.cat([past, x], dim=2)
         if past is None and activation is None:
@@ -137,7 +139,7 @@ class StreamHalo(Halo):
         missing = count - x.shape[2]
         last = x[:, :, -count:] if missing <= 0 else F.pad(x, (0, 0, 0, 0, missing, 0))
         past = self._remembered.get(layer)
-        if past is None or torch.is_grad_enabled():
+        if past is None or recorded():
             # A copy, because a view would keep the whole chunk alive.
             self._remembered[layer] = last.clone()
         else:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from wan_vae.model.halo import Activation, Halo, Reach
 from wan_vae.ops.convolution import convolve
 from wan_vae.ops.norm_silu import norm_silu, norm_silu_into, rms_norm
+from wan_vae.ops.recording import recorded
 from wan_vae.ops.workspace import Workspace
 
 
@@ -90,9 +91,25 @@ def conv3d_with_zeros(
         weight = weight[:, :, -1:]
         zeros = zeros._replace(before=0)
     if zeros.top == zeros.bottom and zeros.left == zeros.right:
-        sides, padding = (0, 0, 0, 0), (zeros.top, zeros.left)
+        padding = (zeros.top, zeros.left)
+        zeros = Reach(before=zeros.before)
     else:
-        sides, padding = (zeros.left, zeros.right, zeros.top, zeros.bottom), (0, 0)
-    if zeros.before > 0 or any(sides):
-        x = F.pad(x, (*sides, zeros.before, 0))
+        padding = (0, 0)
+    if any(zeros):
+        x = _padded(x, zeros, workspace)
     return convolve(x, weight, bias, workspace, padding=padding, stride=stride, skip=skip)
+
+
+def _padded(x: Tensor, zeros: Reach, workspace: Workspace) -> Tensor:
+    if recorded():
+        return F.pad(x, (zeros.left, zeros.right, zeros.top, zeros.bottom, zeros.before, 0))
+    batch, channels, frames, height, width = x.shape
+    size = (zeros.before + frames, zeros.top + height + zeros.bottom, zeros.left + width + zeros.right)
+    padded = workspace.empty((batch, channels, *size), like=x)
+    padded[:, :, : zeros.before].zero_()
+    padded[..., : zeros.top, :].zero_()
+    padded[..., zeros.top + height :, :].zero_()
+    padded[..., : zeros.left].zero_()
+    padded[..., zeros.left + width :].zero_()
+    padded[:, :, zeros.before :, zeros.top : zeros.top + height, zeros.left : zeros.left + width] = x
+    return padded

@@ -14,6 +14,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo
+from wan_vae.ops.recording import recorded
 
 Cell = tuple[int, int, int]
 
@@ -58,13 +59,19 @@ class AverageShortcut(nn.Module):
         if self.span is None:
             places = rearrange(x, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=height, r=width)
             return add(main, reduce(places, "b (c group) t h w -> b c t h w", "mean", c=self.out_channels))
-        cells = x.unflatten(1, (-1, self.span.channels)) if self.span.channels > 1 else x.unsqueeze(2)
-        cells = rearrange(cells, "b c group (t p) (h q) (w r) -> b c group p q r t h w", p=time, q=height, r=width)
+        cells = rearrange(
+            x,
+            "b (c group) (t p) (h q) (w r) -> b c group p q r t h w",
+            group=self.span.channels,
+            p=time,
+            q=height,
+            r=width,
+        )
         wide = torch.promote_types(x.dtype, torch.float32)
         for dimension, whole in enumerate((self.span.channels > 1, *self.span.cell), start=2):
             if whole:
                 # In PyTorch a mean over dimensions between others takes many times as long as these sums.
-                parts = cells.split(1, dim=dimension)
+                parts = torch.split(cells, 1, dim=dimension)
                 cells = sum(parts[1:], start=parts[0].to(wide))
         return add(main, (cells.flatten(1, 5) / self.group).to(main.dtype))
 
@@ -118,8 +125,3 @@ class RepeatShortcut(nn.Module):
 def add(main: Tensor, other: Tensor) -> Tensor:
     """Return the sum; in the place of `main`, unless gradients are recorded."""
     return main + other if recorded() else main.add_(other)
-
-
-def recorded() -> bool:
-    """Whether somebody looks at every step, so that nothing may be overwritten."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling()

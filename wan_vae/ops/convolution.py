@@ -1,12 +1,13 @@
 """Convolution with bias and an added tensor, by the fastest way that this machine has."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wan_vae.ops.recording import recorded
 from wan_vae.ops.workspace import Workspace
-
-_DTYPES_OF_ONEDNN = (torch.float32, torch.bfloat16)
 
 
 def convolve(
@@ -27,16 +28,21 @@ def convolve(
         stride: In height and width.
         skip: Of the result's shape (B, C_out, T', H', W').
     """
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    if not recorded and _onednn_serves(x):
+    if not recorded() and _onednn_serves(x):
         return _by_onednn(x, weight, bias, workspace, padding, stride, skip)
     out = F.conv3d(x, weight, bias, (1, stride, stride), (0, *padding))
     return out if skip is None else out + skip
 
 
 def _onednn_serves(x: Tensor) -> bool:
-    available = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
-    return x.device.type == "cpu" and x.dtype in _DTYPES_OF_ONEDNN and bool(available)
+    return x.device.type == "cpu" and bool(torch.backends.mkldnn.enabled) and _onednn_computes(x.dtype)
+
+
+@cache
+def _onednn_computes(dtype: torch.dtype) -> bool:
+    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise_"):
+        return False  # a build without oneDNN
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _by_onednn(

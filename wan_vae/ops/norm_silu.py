@@ -32,7 +32,7 @@ def norm_silu_into(out: Tensor, x: Tensor, gamma: Tensor) -> None:
     # Each step of the arithmetic would fetch from memory what the one before has put there: on a CPU twice to five
     # times as slow as a few rows after the other, which stay in the cache.
     rows = max(1, _VALUES_IN_CACHE // max(1, x.shape[0] * x.shape[1] * x.shape[4]))
-    for frame, target in zip(x.split(1, dim=2), out.split(1, dim=2), strict=True):
-        for part, place in zip(frame.split(rows, dim=3), target.split(rows, dim=3), strict=True):
+    for frame, target in zip(torch.split(x, 1, dim=2), torch.split(out, 1, dim=2), strict=True):
+        for part, place in zip(torch.split(frame, rows, dim=3), torch.split(target, rows, dim=3), strict=True):
             wide = part.to(torch.promote_types(x.dtype, torch.float32))
             place.copy_(F.silu(rms_norm(wide, gamma), inplace=True))

@@ -7,6 +7,8 @@ import weakref
 import torch
 from torch import Tensor
 
+from wan_vae.ops.recording import recorded
+
 
 class Workspace:
     """Gives out tensors whose memory comes back by itself when the last view of them is gone.
@@ -26,7 +28,7 @@ class Workspace:
 
         It is stored channels-last; where gradients are recorded, it is any new tensor.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if recorded():
             return like.new_empty(shape)
         if like.device.type != "cpu":
             return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
