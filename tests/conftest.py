@@ -1,4 +1,5 @@
 import os
+import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,22 @@ if TYPE_CHECKING:
 
 # Nothing may need a network, and nothing may be found in a cache that a fresh machine does not have.
 os.environ["HF_HUB_OFFLINE"] = "1"
+_cache = tempfile.TemporaryDirectory(prefix="wan-vae-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 # Timings of numerical code on shared machines say nothing.
 hypothesis.settings.register_profile(
     "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
 )
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_kernels() -> None:
+    """Give all tests what the command line gives itself: the compiled kernels, where there is a compiler."""
+    from wan_vae.cli.kernels import build_kernels_once
+
+    build_kernels_once()
 
 
 @pytest.fixture(scope="session")

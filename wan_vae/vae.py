@@ -221,6 +221,11 @@ class WanVAE(Autoencoder):
         return self.quant_conv.weight.dtype
 
     @property
+    def decoder_dtype(self) -> torch.dtype:
+        """The dtype of the decoder's weights."""
+        return self.post_quant_conv.weight.dtype
+
+    @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.quant_conv.weight.device
@@ -229,7 +234,7 @@ class WanVAE(Autoencoder):
         return self.moments(video.to(self.dtype), halo)
 
     def _decode_pass(self, latents: Tensor, halo: Halo) -> Tensor:
-        raw = self.denormalize(latents.to(self.post_quant_conv.weight.dtype))
+        raw = self.denormalize(latents.to(self.decoder_dtype))
         return self.pixels(raw, halo).clamp(-1.0, 1.0)
 
     def _encoding(self, latents_per_pass: int | None) -> Stream:
@@ -246,7 +251,7 @@ class WanVAE(Autoencoder):
         chosen = _checked_latents_per_pass(latents_per_pass)
 
         def pace(latents: Tensor) -> Pace:
-            size = latents[:, :1, :1].numel() * self.decoder.held * self.post_quant_conv.weight.dtype.itemsize
+            size = latents[:, :1, :1].numel() * self.decoder.held * self.decoder_dtype.itemsize
             return self._pace(size, chosen, 1)
 
         return Stream(self._decode_pass, pace=pace, unit=1, becomes=self.config.temporal_compression)

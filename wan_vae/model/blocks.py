@@ -30,10 +30,17 @@ class ResidualBlock(PlainBlock):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__(in_channels, out_channels, dropout)
-        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
+        self.shortcut = Identity() if in_channels == out_channels else CausalConv3d(in_channels, out_channels, (1, 1, 1))
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
-        return super().forward(x, halo, self.shortcut(x))
+        return super().forward(x, halo, self.shortcut(x, halo))
+
+
+class Identity(nn.Identity):
+    """The shortcut where widths are the same."""
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
+        return x
 
 
 class AttentionBlock(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo, Reach
 from wan_vae.model.layers import CausalConv3d, conv3d_with_zeros
+from wan_vae.ops.convolution import convolve_doubled, doubles_on_the_way
 
 
 def split_first_frame(x: Tensor, halo: Halo) -> tuple[Tensor, Tensor]:
@@ -65,7 +66,10 @@ class DoublingConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
-        x, zeros = halo.surround(self, x, Reach(top=1, bottom=1, left=1, right=1))
+        reach = Reach(top=1, bottom=1, left=1, right=1)
+        x, zeros = halo.surround(self, x, reach)
+        if zeros == reach and doubles_on_the_way(x, self.weight.unsqueeze(2)):
+            return convolve_doubled(x, self.weight.unsqueeze(2), self.bias, halo.workspace)
         bias = None if self.bias is None else self.bias.repeat(4)
         places = conv3d_with_zeros(x, zeros, _summed_taps(self.weight).unsqueeze(2), bias, halo.workspace)
         batch, _, frames, height, width = places.shape

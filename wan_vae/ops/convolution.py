@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wan_vae.ops import native
+from wan_vae.ops.norm_silu import triton_serves
 from wan_vae.ops.recording import recorded
 from wan_vae.ops.workspace import Workspace
 
@@ -28,20 +30,57 @@ def convolve(
         stride: In height and width.
         skip: Of the result's shape (B, C_out, T', H', W').
     """
-    if not recorded() and _onednn_serves(x):
-        return _by_onednn(x, weight, bias, workspace, padding, stride, skip)
+    if recorded():
+        out = F.conv3d(x, weight, bias, (1, stride, stride), (0, *padding))
+        return out if skip is None else out + skip
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last_3d)
+    sizes = zip(x.shape[2:], weight.shape[2:], (0, *padding), (1, stride, stride), strict=True)
+    size = [(length + 2 * zeros - taps) // step + 1 for length, taps, zeros, step in sizes]
+    shape = (x.shape[0], weight.shape[0], *size)
+    if stride == 1 and padding == (1, 1) and native.winograd_serves(x, weight):
+        return _by_winograd(x, weight, bias, skip, workspace.empty(shape, like=x), workspace)
+    if x.device.type == "cpu" and _onednn_computes(x.dtype):
+        out = workspace.empty(shape, like=x)
+        return _by_onednn(x, weight, bias, padding, stride, skip, out)
+    if triton_serves(x):
+        from wan_vae.ops.gpu_convolution import convolve as on_gpu
+
+        return on_gpu(x, weight, bias, padding, stride, skip)
     out = F.conv3d(x, weight, bias, (1, stride, stride), (0, *padding))
-    return out if skip is None else out + skip
+    return out if skip is None else out.add_(skip)
 
 
-def _onednn_serves(x: Tensor) -> bool:
-    return x.device.type == "cpu" and bool(torch.backends.mkldnn.enabled) and _onednn_computes(x.dtype)
+def doubles_on_the_way(x: Tensor, weight: Tensor) -> bool:
+    """Whether `convolve_doubled` can convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, 1, 3, 3)."""
+    return not recorded() and native.winograd_serves(x, weight)
+
+
+def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace) -> Tensor:
+    """Convolve what `x` (B, C_in, T, H, W) is with every pixel twice in height and width: (B, C_out, T, 2H, 2W)."""
+    batch, _, frames, height, width = x.shape
+    out = workspace.empty((batch, weight.shape[0], frames, 2 * height, 2 * width), like=x)
+    return _by_winograd(x, weight, bias, None, out, workspace, doubled=True)
+
+
+def _by_winograd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    out: Tensor,
+    workspace: Workspace,
+    doubled: bool = False,
+) -> Tensor:
+    # Four times as large as the weight, and so never kept.
+    packed = workspace.empty((1, native.packed_size(weight), 1, 1, 1), like=torch.empty(0)).flatten()
+    return native.winograd_conv3d(x, weight, bias, skip, out, packed, doubled=doubled)
 
 
 @cache
 def _onednn_computes(dtype: torch.dtype) -> bool:
-    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise_"):
-        return False  # a build without oneDNN
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -49,15 +88,11 @@ def _by_onednn(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    workspace: Workspace,
     padding: tuple[int, int],
     stride: int,
     skip: Tensor | None,
+    out: Tensor,
 ) -> Tensor:
-    sizes = zip(x.shape[2:], weight.shape[2:], (0, *padding), (1, stride, stride), strict=True)
-    size = [(length + 2 * zeros - taps) // step + 1 for length, taps, zeros, step in sizes]
-    out = workspace.empty((x.shape[0], weight.shape[0], *size), like=x)
-    x = x.contiguous(memory_format=torch.channels_last_3d)
     # PyTorch has no convolution into given memory, but one that adds to what is there.
     if skip is None:
         out.zero_()

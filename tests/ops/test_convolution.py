@@ -1,0 +1,61 @@
+"""Every way to convolve gives the plain way's result."""
+
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wan_vae.ops import native
+from wan_vae.ops.convolution import convolve
+from wan_vae.ops.workspace import Workspace
+
+
+def drawn(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@given(
+    channels=st.tuples(st.sampled_from([1, 3, 16, 33]), st.sampled_from([1, 3, 16, 33])),
+    size=st.tuples(st.integers(1, 2), st.integers(0, 2), st.integers(1, 11), st.integers(1, 11)),
+    kernel=st.sampled_from([(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 1), (1, 2, 2)]),
+    stride=st.integers(1, 2),
+    channels_last=st.booleans(),
+    with_bias=st.booleans(),
+    with_skip=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+def test_without_gradients_the_result_is_the_same(
+    compiled: bool,
+    channels: tuple[int, int],
+    size: tuple[int, int, int, int],
+    kernel: tuple[int, int, int],
+    stride: int,
+    channels_last: bool,
+    with_bias: bool,
+    with_skip: bool,
+    dtype: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch, more_frames, height, width = size
+    padding = (kernel[1] // 2, kernel[2] // 2)
+    x = drawn(generator, batch, channels[0], kernel[0] + more_frames, height, width)
+    weight = drawn(generator, channels[1], channels[0], *kernel)
+    bias = drawn(generator, channels[1]) if with_bias else None
+    # What all ways start from is rounded alike.
+    x, weight, bias = (None if value is None else value.to(dtype).to(torch.float64) for value in (x, weight, bias))
+    expected = F.conv3d(x, weight, bias, (1, stride, stride), (0, *padding))
+    skip = drawn(generator, *expected.shape).to(dtype) if with_skip else None
+    expected = expected if skip is None else expected + skip
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    x = x.to(dtype, memory_format=layout)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    with torch.no_grad(), mock.patch.object(native, "library", native.library if compiled else lambda: None):
+        out = convolve(x, weight, bias, Workspace(), padding=padding, stride=stride, skip=skip)
+    assert out.dtype == dtype
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
+    scale = expected.abs().max().item() if expected.numel() else 0
+    torch.testing.assert_close(out.to(torch.float64), expected, rtol=0, atol=tolerance * max(scale, 1))

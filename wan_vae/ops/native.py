@@ -1,0 +1,157 @@
+"""Compiled CPU kernels, on tensors. Where `library` finds none, none of them can be called."""
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from wan_vae.ops.native_library import build, library
+
+__all__ = ["build", "library", "norm_silu", "norm_silu_serves", "packed_size", "winograd_conv3d", "winograd_serves"]
+
+_FEWEST_PRODUCTS, _FEWEST_PIXELS = 576, 64
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
+    """`silu(x * rsqrt(max(sum(x^2), 1e-24)) * sqrt(C) * gamma)` over the channels, in one pass over memory.
+
+    Args:
+        x: (B, C, T, H, W), float32 or bfloat16, on a CPU, the channels next to each other in memory.
+        gamma: C values, in any shape and floating-point dtype.
+        out: Takes the result; as `x`, and may be `x`. Arithmetic is float32 throughout.
+
+    Returns:
+        `out`.
+    """
+    kernels = library()
+    assert kernels is not None, "norm_silu needs the compiled kernels"
+    assert norm_silu_serves(x), (x.dtype, x.stride())
+    assert _like(out, x), (x.shape, x.dtype, out.shape, out.dtype, out.stride())
+    assert gamma.numel() == x.shape[1], gamma.shape
+    scale = (gamma.detach().to(torch.float32) * x.shape[1] ** 0.5).flatten().contiguous()
+    function = kernels.wan_vae_norm_silu_float32 if x.dtype == torch.float32 else kernels.wan_vae_norm_silu_bfloat16
+    function(_data(x), _data(scale), _data(out), _five(x.shape), _five(x.stride()), _five(out.stride()), _threads())
+    return out
+
+
+def norm_silu_serves(x: Tensor) -> bool:
+    """Whether `norm_silu` can read, or write, this tensor."""
+    return x.dtype in _DTYPES and _channels_last(x)
+
+
+def packed_size(weight: Tensor) -> int:
+    """How many float32 `winograd_conv3d` needs for this weight: 4 times its values, or a little more."""
+    kernels = library()
+    assert kernels is not None, "packed_size needs the compiled kernels"
+    size = ctypes.c_int64()
+    kernels.wan_vae_packed_size((ctypes.c_int64 * 3)(*weight.shape[:3]), ctypes.byref(size))
+    return size.value
+
+
+def winograd_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    packed: Tensor,
+    *,
+    doubled: bool = False,
+) -> Tensor:
+    """A convolution with float32 arithmetic, its rows and columns by Winograd's F(4x4, 3x3).
+
+    Valid in time, with a zero pixel on every side in space. Not differentiable. A NaN or infinity in `x` makes NaN of
+    every output that depends on it, and of others in the same 4x4 pixels. The result does not depend on the number of
+    threads, nor on what else is in the batch.
+
+    Args:
+        x: (B, C_in, T + taps - 1, H, W), float32 or bfloat16, on a CPU, channels last.
+        weight: (C_out, C_in, taps, 3, 3), as `x` in dtype, in any layout.
+        bias: (C_out,), in any floating-point dtype, or nothing.
+        residual: (B, C_out, T, H, W), as `x` in dtype, channels last, is added; may be `out`.
+        out: (B, C_out, T, H, W), as `x` in dtype, channels last, takes the result; shares no memory with `x`.
+        packed: Memory for the transformed weight: float32, contiguous, `packed_size(weight)` values or more.
+        doubled: `x` is (B, C_in, T + taps - 1, H / 2, W / 2), each of its pixels stands for 2x2 equal ones.
+
+    Returns:
+        `out`.
+
+    Raises:
+        MemoryError: There is none left for the intermediate values.
+    """
+    kernels = library()
+    assert kernels is not None, "winograd_conv3d needs the compiled kernels"
+    batch, channels, frames, height, width = out.shape
+    taps, scale = weight.shape[2], 2 if doubled else 1
+    assert x.dtype in _DTYPES, x.dtype
+    assert _channels_last(x), (x.device, x.stride())
+    assert weight.shape == (channels, x.shape[1], taps, 3, 3), (weight.shape, x.shape, out.shape)
+    assert (weight.device, weight.dtype) == (x.device, x.dtype), (weight.device, weight.dtype)
+    assert x.shape[0] == batch, (x.shape, out.shape)
+    assert x.shape[2] == frames + taps - 1, (x.shape, weight.shape, out.shape)
+    assert (x.shape[3] * scale, x.shape[4] * scale) == (height, width), (x.shape, out.shape)
+    assert out.dtype == x.dtype, out.dtype
+    assert _channels_last(out), (out.device, out.stride())
+    assert residual is None or _like(residual, out), (residual.shape, residual.dtype, residual.stride(), out.shape)
+    assert packed.dtype == torch.float32, packed.dtype
+    assert packed.is_contiguous(), packed.stride()
+    assert packed.numel() >= packed_size(weight), (packed.shape, weight.shape)
+    if bias is not None:
+        assert bias.shape == (channels,), (bias.shape, out.shape)
+        bias = bias.detach().to(torch.float32).contiguous()
+    if out.numel() == 0:
+        return out
+    function = kernels.wan_vae_winograd_float32 if x.dtype == torch.float32 else kernels.wan_vae_winograd_bfloat16
+    failed = function(
+        (ctypes.c_int64 * 7)(batch, x.shape[1], channels, frames, height, width, taps), _data(x), _five(x.stride()),
+        _data(weight), _five(weight.stride()), None if bias is None else _data(bias),
+        None if residual is None else _data(residual), _five((out if residual is None else residual).stride()),
+        _data(out), _five(out.stride()), _data(packed), ctypes.c_int(doubled), _threads()
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("There is no memory for the intermediate values of a convolution.")
+    return out
+
+
+def winograd_serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether `winograd_conv3d` can compute this convolution, and sooner than oneDNN does.
+
+    It can where `x` is float32 or bfloat16 on a CPU and channels last, and the weight (C_out, C_in, taps, 3, 3). It is
+    faster above a `C_in * C_out * taps` of 576, if there are 64 pixels: 12 channels to 16 with three taps take as long
+    as in oneDNN, 16 to 16 with one tap a tenth longer, all that is wider 0.25 to 0.9 of the time (Zen 4, two cores).
+    """
+    if library() is None or x.dtype not in _DTYPES or weight.dtype != x.dtype or not _channels_last(x):
+        return False
+    if x.dtype == torch.bfloat16 and _multiplies_bfloat16_matrices():
+        return False
+    pixels = x.numel() // max(1, x.shape[1])
+    return weight.shape[3:] == (3, 3) and weight.shape[:3].numel() > _FEWEST_PRODUCTS and pixels >= _FEWEST_PIXELS
+
+
+@functools.cache
+def _multiplies_bfloat16_matrices() -> bool:
+    """Whether oneDNN has AMX to work with, against which float32 arithmetic is slow."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16", False))
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dim() == 5 and (x.stride(1) == 1 or x.shape[1] == 1)
+
+
+def _like(x: Tensor, other: Tensor) -> bool:
+    return _channels_last(x) and x.dtype == other.dtype and x.shape == other.shape
+
+
+def _data(x: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def _five(numbers: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * 5)(*numbers)
+
+
+def _threads() -> ctypes.c_int:
+    return ctypes.c_int(torch.get_num_threads())

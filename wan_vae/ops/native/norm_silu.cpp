@@ -1,0 +1,69 @@
+// silu(x * rsqrt(max(sum of squares over the channels, 1e-24)) * scale), in one pass over memory.
+#include <cmath>
+
+#include "vectors.h"
+
+namespace {
+
+// The square of `SHORTEST` in wan_vae/model/layers.py.
+constexpr float SMALLEST = 1e-24f;
+
+template <class Value>
+void norm_silu_pixel(const Value* x, const float* scale, Value* out, int64_t channels) {
+    const int64_t whole = channels / LANES * LANES, rest = channels - whole;
+    Vector even = {}, odd = {};
+    int64_t c = 0;
+    for (; c + 2 * LANES <= channels; c += 2 * LANES) {
+        Vector first = load(x + c), second = load(x + c + LANES);
+        even += first * first;
+        odd += second * second;
+    }
+    if (c < whole) {
+        Vector last = load(x + c);
+        even += last * last;
+    }
+    if (rest > 0) {
+        Vector last = load_first(x + whole, rest);
+        odd += last * last;
+    }
+    float squares = sum_of_lanes(even + odd);
+    // Compared in this order, a NaN stays what it is.
+    squares = squares < SMALLEST ? SMALLEST : squares;
+    const float inverse = 1.0f / std::sqrt(squares);
+    for (c = 0; c < whole; c += LANES) {
+        Vector y = load(x + c) * inverse * load(scale + c);
+        store(out + c, y / (exponential(-y) + 1.0f));
+    }
+    if (rest > 0) {
+        Vector y = load_first(x + whole, rest) * inverse * load_first(scale + whole, rest);
+        store_first(out + whole, y / (exponential(-y) + 1.0f), rest);
+    }
+}
+
+template <class Value>
+void norm_silu(const Value* x, const float* scale, Value* out, const int64_t* sizes, const int64_t* x_strides,
+               const int64_t* out_strides, int threads) {
+    const int64_t batch = sizes[0], channels = sizes[1], frames = sizes[2], height = sizes[3], width = sizes[4];
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < batch * frames * height; ++row) {
+        const int64_t place[3] = {row / height / frames, row / height % frames, row % height};
+        const Value* from = x + place[0] * x_strides[0] + place[1] * x_strides[2] + place[2] * x_strides[3];
+        Value* to = out + place[0] * out_strides[0] + place[1] * out_strides[2] + place[2] * out_strides[3];
+        for (int64_t w = 0; w < width; ++w) {
+            norm_silu_pixel(from + w * x_strides[4], scale, to + w * out_strides[4], channels);
+        }
+    }
+}
+
+}  // namespace
+
+// sizes and strides: five each, for (B, C, T, H, W), in values; the stride of C is 1 whatever is said there.
+extern "C" void wan_vae_norm_silu_float32(const float* x, const float* scale, float* out, const int64_t* sizes,
+                                          const int64_t* x_strides, const int64_t* out_strides, int threads) {
+    norm_silu(x, scale, out, sizes, x_strides, out_strides, threads);
+}
+
+extern "C" void wan_vae_norm_silu_bfloat16(const BFloat16* x, const float* scale, BFloat16* out, const int64_t* sizes,
+                                           const int64_t* x_strides, const int64_t* out_strides, int threads) {
+    norm_silu(x, scale, out, sizes, x_strides, out_strides, threads);
+}

@@ -1,0 +1,150 @@
+// Vectors of the width that the target has, by GCC's and Clang's vector extensions: one source for AVX-512, AVX2 and
+// NEON.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define VECTOR_REGISTERS 32
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#define VECTOR_REGISTERS 16
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define VECTOR_REGISTERS 32
+#else
+#define VECTOR_BYTES 16
+#define VECTOR_REGISTERS 16
+#endif
+
+using Vector = float __attribute__((vector_size(VECTOR_BYTES)));
+using Bits = uint32_t __attribute__((vector_size(VECTOR_BYTES)));
+using HalfBits = uint16_t __attribute__((vector_size(VECTOR_BYTES / 2)));
+using Half = float __attribute__((vector_size(VECTOR_BYTES / 2)));
+using Wide = double __attribute__((vector_size(VECTOR_BYTES)));
+
+constexpr int64_t LANES = VECTOR_BYTES / 4;
+// Between what belongs to neighboring points; were they a whole number of pages apart, all 36 would contend for the
+// same places in the cache.
+constexpr int64_t GAP = 16;
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+constexpr int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+inline float to_float(float value) { return value; }
+
+inline float to_float(BFloat16 value) {
+    const uint32_t bits = uint32_t{value.bits} << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+inline Vector broadcast(float value) { return value - Vector{}; }
+
+inline Vector load(const float* from) {
+    Vector value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
+
+// To memory that is not read soon, past the caches; `to` a multiple of the vector's size. `flush_streams` comes before
+// another thread reads it.
+inline void stream(float* to, Vector value) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, value);
+#elif defined(__AVX__)
+    _mm256_stream_ps(to, value);
+#else
+    store(to, value);
+#endif
+}
+
+inline void flush_streams() {
+#if defined(__AVX__)
+    _mm_sfence();
+#endif
+}
+
+inline Vector load(const BFloat16* from) {
+    HalfBits half;
+    std::memcpy(&half, from, sizeof half);
+    return (Vector)(__builtin_convertvector(half, Bits) << 16);
+}
+
+// Rounds to the nearest, ties to even. A NaN whose mantissa is all ones would overflow into zero, hence the selection.
+inline void store(BFloat16* to, Vector value) {
+    Bits bits = (Bits)value;
+    Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Bits kept = (Bits)(value == value);
+    HalfBits half = __builtin_convertvector((rounded & kept) | (0x7fc0 & ~kept), HalfBits);
+    std::memcpy(to, &half, sizeof half);
+}
+
+// LANES / 2 values.
+inline Wide widen(const float* from) {
+    Half half;
+    std::memcpy(&half, from, sizeof half);
+    return __builtin_convertvector(half, Wide);
+}
+
+inline void narrow(float* to, Wide value) {
+    Half half = __builtin_convertvector(value, Half);
+    std::memcpy(to, &half, sizeof half);
+}
+
+// The first `count` lanes, zeros after them.
+template <class Value>
+inline Vector load_first(const Value* from, int64_t count) {
+    alignas(VECTOR_BYTES) Value values[LANES] = {};
+    for (int64_t lane = 0; lane < count; ++lane) values[lane] = from[lane];
+    return load(values);
+}
+
+template <class Value>
+inline void store_first(Value* to, Vector value, int64_t count) {
+    alignas(VECTOR_BYTES) Value values[LANES];
+    store(values, value);
+    for (int64_t lane = 0; lane < count; ++lane) to[lane] = values[lane];
+}
+
+inline float sum_of_lanes(Vector value) {
+    using Quarter = float __attribute__((vector_size(16)));
+    Quarter parts[LANES / 4];
+    std::memcpy(parts, &value, sizeof parts);
+    Quarter sum = parts[0];
+    for (int64_t part = 1; part < LANES / 4; ++part) sum += parts[part];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// e to the power of every lane, within 1 unit in the last place; 0 and infinity where float32 ends, NaN for NaN.
+inline Vector exponential(Vector x) {
+    // Compared in this order, a NaN stays what it is. From 128 on, the power of two below is infinity.
+    x = x < -87.0f ? broadcast(-87.0f) : x;
+    x = x > 89.0f ? broadcast(89.0f) : x;
+    // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
+    const Vector shift = broadcast(12582912.0f);
+    Vector shifted = x * 1.44269504f + shift;
+    Vector whole = shifted - shift;
+    // ln 2 in two parts, the first short enough for an exact product.
+    Vector r = x - whole * 0.693145751953125f;
+    r = r - whole * 1.42860682e-06f;
+    Vector tail = r * 0.0013748822966590524f + 0.008369628340005875f;
+    tail = tail * r + 0.04166964441537857f;
+    tail = tail * r + 0.16666512191295624f;
+    tail = tail * r + 0.49999988079071045f;
+    Vector value = tail * (r * r) + r + 1.0f;
+    Bits power = ((Bits)shifted - (Bits)shift + 127) << 23;
+    return value * (Vector)power;
+}

@@ -1,0 +1,294 @@
+// Causal 3-D convolution with arithmetic in float32, its 3x3 pixels by Winograd's minimal filtering F(4x4, 3x3).
+//
+// 16 outputs of a tile take 36 products instead of 144, or 25 among pixels that come in equal pairs. The weights are
+// transformed first, all threads together. Then a thread transforms the input of a few tiles, multiplies each of the 36
+// points by the weights, two vectors of output channels at a time, and transforms these back.
+#include <algorithm>
+#include <cstdlib>
+#include <type_traits>
+
+#include "doubled.h"
+#include "packing.h"
+#include "product.h"
+#include "transforms.h"
+#include "vectors.h"
+
+namespace {
+
+// How many frames and how many products a block has at most, a product being a tile of one frame. The weights pass by
+// once a block, hence not too few; what a block works on should stay in the second-level cache, hence not too many.
+// Measured with 16 to 384 channels.
+constexpr int64_t FRAMES = 4, PRODUCTS = 32;
+template <class Value>
+struct Image {
+    Value* data;
+    int64_t batch_stride, frame_stride, row_stride, pixel_stride;
+};
+
+struct Sizes {
+    // height and width: the output's.
+    int64_t batch, in_channels, out_channels, frames, height, width, taps;
+};
+
+template <class Value>
+struct Convolution : Sizes {
+    Image<const Value> x;
+    Image<Value> out;
+    Image<const Value> residual;
+    const float* bias;
+    // As Packing leaves them.
+    const float* weight;
+    int64_t weight_stride;
+};
+
+// How much of it one thread takes at a time. What an output value is made of, and in which order, is the same for all.
+struct Block {
+    int64_t tiles, frames;
+};
+
+Block choose_block(const Sizes& task, int64_t tiles, int threads) {
+    const int64_t chunks = rounded_up(task.frames, FRAMES) / FRAMES;
+    const int64_t frames = rounded_up(task.frames, chunks) / chunks;
+    const int64_t share = rounded_up(task.batch * chunks * tiles, threads) / threads;
+    return {std::min({std::max<int64_t>(1, PRODUCTS / frames), share, tiles}), frames};
+}
+
+// Memory that a thread keeps from call to call: fresh pages cost more than a small convolution.
+struct Scratch {
+    float* data = nullptr;
+    int64_t size = 0;
+
+    ~Scratch() { std::free(data); }
+
+    float* at_least(int64_t wanted) {
+        if (wanted > size) {
+            std::free(data);
+            size = 0;
+            data = static_cast<float*>(std::aligned_alloc(64, rounded_up(wanted * 4, 64)));
+            if (data != nullptr) size = wanted;
+        }
+        return data;
+    }
+};
+
+template <class Scheme, class Value>
+struct Worker {
+    static constexpr int64_t WINDOW = Scheme::WINDOW, PIXELS = WINDOW * WINDOW;
+    static constexpr int64_t SIDE = Scheme::SIDE, POINTS = SIDE * SIDE;
+
+    const Convolution<Value>& task;
+    const Block& block;
+    int64_t tiles_across, tiles, in_vectors, out_vectors, channels, row_stride;
+    // From one of the transformed inputs, or of the products, to the next.
+    int64_t input_stride, product_stride;
+    float* transformed;
+    float* products;
+    const Value* zeros;
+
+    Worker(const Convolution<Value>& task, const Block& block) : task(task), block(block) {
+        tiles_across = rounded_up(task.width, OUT) / OUT;
+        tiles = tiles_across * (rounded_up(task.height, OUT) / OUT);
+        in_vectors = rounded_up(task.in_channels, LANES) / LANES;
+        out_vectors = rounded_up(task.out_channels, LANES) / LANES;
+        channels = rounded_up(task.in_channels, UNROLLED);
+        // The rows that are read at the same time contend just as well.
+        row_stride = in_vectors * LANES + (in_vectors % 16 == 0 ? LANES : 0);
+        input_stride = (block.frames + task.taps - 1) * block.tiles * row_stride + GAP;
+        product_stride = block.frames * block.tiles * PANEL * LANES + GAP;
+    }
+
+    int64_t scratch_size() const {
+        return PIXELS * input_stride + POINTS * product_stride + in_vectors * LANES;
+    }
+
+    void use(float* scratch) {
+        transformed = scratch;
+        products = transformed + PIXELS * input_stride;
+        float* nothing = products + POINTS * product_stride;
+        std::fill_n(nothing, in_vectors * LANES, 0.0f);
+        zeros = reinterpret_cast<const Value*>(nothing);
+    }
+
+    void find_pixels(const Value* frame, int64_t tile, const Value** pixels) const {
+        const int64_t height = task.height * Scheme::STEP / OUT, width = task.width * Scheme::STEP / OUT;
+        const int64_t top = tile / tiles_across * Scheme::STEP - 1, left = tile % tiles_across * Scheme::STEP - 1;
+        for (int64_t i = 0; i < WINDOW; ++i) {
+            for (int64_t j = 0; j < WINDOW; ++j) {
+                const int64_t h = top + i, w = left + j;
+                const bool inside = h >= 0 && h < height && w >= 0 && w < width;
+                pixels[i * WINDOW + j] = inside ? frame + h * task.x.row_stride + w * task.x.pixel_stride : zeros;
+            }
+        }
+    }
+
+    void transform_tile(const Value** pixels, const Value** next_pixels, float* to) const {
+        for (int64_t c = 0; c < in_vectors * LANES; c += LANES) {
+            // The processor foresees no more than a row of pixels, and would wait for memory at each.
+            for (int64_t p = 0; p < PIXELS; ++p) __builtin_prefetch(next_pixels[p] + c);
+            Vector d[PIXELS];
+            if (c + LANES <= task.in_channels) {
+                for (int64_t p = 0; p < PIXELS; ++p) d[p] = load(pixels[p] + c);
+            } else {
+                for (int64_t p = 0; p < PIXELS; ++p) d[p] = load_first(pixels[p] + c, task.in_channels - c);
+            }
+            for (int64_t j = 0; j < WINDOW; ++j) Scheme::transform_input(d + j, WINDOW);
+            for (int64_t i = 0; i < WINDOW; ++i) {
+                Scheme::transform_input(d + i * WINDOW, 1);
+                for (int64_t j = 0; j < WINDOW; ++j) store(to + (i * WINDOW + j) * input_stride + c, d[i * WINDOW + j]);
+            }
+        }
+    }
+
+    // from: one row of each point's product; c: the first of its channels.
+    void store_tile(const float* from, int64_t batch, int64_t frame, int64_t tile, int64_t c, int64_t vectors) const {
+        const int64_t top = tile / tiles_across * OUT, left = tile % tiles_across * OUT;
+        const int64_t height = std::min(OUT, task.height - top), width = std::min(OUT, task.width - left);
+        const auto pixel = [&](const auto& image) {
+            return image.data + batch * image.batch_stride + frame * image.frame_stride + top * image.row_stride +
+                   left * image.pixel_stride;
+        };
+        Value* out = pixel(task.out);
+        const Value* residual = task.residual.data == nullptr ? nullptr : pixel(task.residual);
+        for (int64_t v = 0; v < vectors; ++v, c += LANES, from += LANES) {
+            Vector m[POINTS];
+            for (int64_t p = 0; p < POINTS; ++p) m[p] = load(from + p * product_stride);
+            for (int64_t j = 0; j < SIDE; ++j) Scheme::transform_output(m + j, SIDE);
+            for (int64_t i = 0; i < OUT; ++i) Scheme::transform_output(m + i * SIDE, 1);
+            const int64_t count = std::min(LANES, task.out_channels - c);
+            Vector bias = {};
+            if (task.bias != nullptr) bias = count == LANES ? load(task.bias + c) : load_first(task.bias + c, count);
+            for (int64_t i = 0; i < height; ++i) {
+                for (int64_t j = 0; j < width; ++j) {
+                    Vector value = m[i * SIDE + j] + bias;
+                    Value* to = out + i * task.out.row_stride + j * task.out.pixel_stride + c;
+                    if (residual != nullptr) {
+                        const Value* from =
+                            residual + i * task.residual.row_stride + j * task.residual.pixel_stride + c;
+                        value += count == LANES ? load(from) : load_first(from, count);
+                    }
+                    if (count == LANES) {
+                        store(to, value);
+                    } else {
+                        store_first(to, value, count);
+                    }
+                }
+            }
+        }
+    }
+
+    void run(int64_t batch, int64_t first_frame, int64_t first_tile) const {
+        const int64_t some_tiles = std::min(block.tiles, tiles - first_tile);
+        const int64_t some_frames = std::min(block.frames, task.frames - first_frame);
+        const Value* clip = task.x.data + batch * task.x.batch_stride + first_frame * task.x.frame_stride;
+        const int64_t steps = (some_frames + task.taps - 1) * some_tiles;
+        const Value* pixels[2][PIXELS];
+        find_pixels(clip, first_tile, pixels[0]);
+        for (int64_t step = 0; step < steps; ++step) {
+            const int64_t next = std::min(step + 1, steps - 1);
+            find_pixels(clip + next / some_tiles * task.x.frame_stride, first_tile + next % some_tiles,
+                        pixels[(step + 1) % 2]);
+            transform_tile(pixels[step % 2], pixels[(step + 1) % 2], transformed + step * row_stride);
+        }
+        const int64_t rows = some_frames * some_tiles, tap_stride = some_tiles * row_stride;
+        const int64_t depth = task.taps * channels;
+        for (int64_t first = 0; first < out_vectors; first += PANEL) {
+            const int64_t vectors = std::min<int64_t>(PANEL, out_vectors - first);
+            for (int64_t p = 0; p < POINTS; ++p) {
+                const auto multiply = vectors == PANEL ? multiply_all<PANEL> : multiply_all<1>;
+                const int64_t input = Scheme::input_of(p / SIDE) * WINDOW + Scheme::input_of(p % SIDE);
+                multiply(rows, transformed + input * input_stride, row_stride, tap_stride, task.taps, channels,
+                         task.weight + p * task.weight_stride + first * depth * LANES, products + p * product_stride);
+            }
+            for (int64_t t = 0; t < some_frames; ++t) {
+                for (int64_t tile = 0; tile < some_tiles; ++tile) {
+                    store_tile(products + (t * some_tiles + tile) * PANEL * LANES, batch, first_frame + t,
+                               first_tile + tile, first * LANES, vectors);
+                }
+            }
+        }
+    }
+};
+
+template <class Scheme, class Value>
+int convolve(Convolution<Value> task, const Value* weight, const WeightStrides& strides, float* packed, int threads) {
+    const int64_t tiles = (rounded_up(task.height, OUT) / OUT) * (rounded_up(task.width, OUT) / OUT);
+    const Block block = choose_block(task, tiles, threads);
+    const int64_t spaces = rounded_up(tiles, block.tiles) / block.tiles;
+    const int64_t times = rounded_up(task.frames, block.frames) / block.frames;
+    packed = reinterpret_cast<float*>(rounded_up(reinterpret_cast<intptr_t>(packed), VECTOR_BYTES));
+    const Packing<Scheme, Value> packing{weight, strides, task.in_channels, task.out_channels, task.taps, packed};
+    task.weight = packed;
+    task.weight_stride = packing.point_stride();
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Scratch scratch;
+        Worker<Scheme, Value> worker(task, block);
+        float* memory = scratch.at_least(worker.scratch_size());
+        if (memory == nullptr) {
+#pragma omp atomic write
+            failed = 1;
+        } else {
+            worker.use(memory);
+        }
+#pragma omp for schedule(static)
+        for (int64_t piece = 0; piece < packing.pieces(); ++piece) {
+            packing.pack(piece);
+            flush_streams();
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t item = 0; item < task.batch * times * spaces; ++item) {
+            if (memory == nullptr) continue;
+            const int64_t space = item % spaces, time = item / spaces % times, batch = item / spaces / times;
+            worker.run(batch, time * block.frames, space * block.tiles);
+        }
+    }
+    return failed;
+}
+
+template <class Value>
+int convolve(const int64_t* sizes, const Value* x, const int64_t* x_strides, const Value* weight,
+             const int64_t* weight_strides, const float* bias, const Value* residual, const int64_t* residual_strides,
+             Value* out, const int64_t* out_strides, float* packed, int doubled, int threads) {
+    const auto image = [](auto* data, const int64_t* s) {
+        return Image<std::remove_pointer_t<decltype(data)>>{data, s[0], s[2], s[3], s[4]};
+    };
+    const Convolution<Value> task{{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]},
+                                  image(x, x_strides),
+                                  image(out, out_strides),
+                                  image(residual, residual_strides),
+                                  bias,
+                                  nullptr,
+                                  0};
+    const int64_t* w = weight_strides;
+    const WeightStrides strides{w[0], w[1], w[2], w[3], w[4]};
+    return doubled ? convolve<Doubled>(task, weight, strides, packed, threads)
+                   : convolve<Plain>(task, weight, strides, packed, threads);
+}
+
+}  // namespace
+
+// shape: output channels, input channels, taps. size: becomes the number of values that such a weight takes, packed.
+extern "C" void wan_vae_packed_size(const int64_t* shape, int64_t* size) {
+    // The first vectors may have to wait for an aligned address.
+    *size = Packing<Plain, float>{nullptr, {}, shape[1], shape[0], shape[2], nullptr}.size() + LANES;
+}
+
+// sizes: batch, input channels, output channels, output frames, height, width, temporal taps. bias and residual may be
+// null. packed: memory for as many values as `wan_vae_packed_size` says. Strides: as in norm_silu.cpp; the weight's for
+// (C_out, C_in, taps, 3, 3). doubled: every pixel of x stands for 2x2. Returns 0, or 1 where there was no memory.
+extern "C" int wan_vae_winograd_float32(const int64_t* sizes, const float* x, const int64_t* x_strides,
+                                        const float* weight, const int64_t* weight_strides, const float* bias,
+                                        const float* residual, const int64_t* residual_strides, float* out,
+                                        const int64_t* out_strides, float* packed, int doubled, int threads) {
+    return convolve(sizes, x, x_strides, weight, weight_strides, bias, residual, residual_strides, out, out_strides,
+                    packed, doubled, threads);
+}
+
+extern "C" int wan_vae_winograd_bfloat16(const int64_t* sizes, const BFloat16* x, const int64_t* x_strides,
+                                         const BFloat16* weight, const int64_t* weight_strides, const float* bias,
+                                         const BFloat16* residual, const int64_t* residual_strides, BFloat16* out,
+                                         const int64_t* out_strides, float* packed, int doubled, int threads) {
+    return convolve(sizes, x, x_strides, weight, weight_strides, bias, residual, residual_strides, out, out_strides,
+                    packed, doubled, threads);
+}
