@@ -30,7 +30,9 @@ class ResidualBlock(PlainBlock):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__(in_channels, out_channels, dropout)
-        self.shortcut = Identity() if in_channels == out_channels else CausalConv3d(in_channels, out_channels, (1, 1, 1))
+        self.shortcut = (
+            Identity() if in_channels == out_channels else CausalConv3d(in_channels, out_channels, (1, 1, 1))
+        )
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         return super().forward(x, halo, self.shortcut(x, halo))

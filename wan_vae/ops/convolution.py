@@ -53,7 +53,7 @@ def convolve(
 
 def doubles_on_the_way(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolve_doubled` can convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, 1, 3, 3)."""
-    return not recorded() and native.winograd_serves(x, weight)
+    return not recorded() and native.winograd_serves(x, weight, doubled=True)
 
 
 def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace) -> Tensor:

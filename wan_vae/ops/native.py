@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +11,19 @@ from wan_vae.ops.native_library import build, library
 
 __all__ = ["build", "library", "norm_silu", "norm_silu_serves", "packed_size", "winograd_conv3d", "winograd_serves"]
 
-_FEWEST_PRODUCTS, _FEWEST_PIXELS = 576, 64
 _DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Least(NamedTuple):
+    """Below one of these, a convolution is left to oneDNN: `C_in * C_out * taps`, C_in, `B * T * H * W`."""
+
+    products: int
+    channels: int
+    pixels: int
+
+
+# Measured with 3 to 384 channels; doubled, float32's do for bfloat16 as well.
+_WORTHWHILE = {torch.float32: _Least(256, 1, 16), torch.bfloat16: _Least(576, 12, 512)}
 
 
 def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
@@ -115,25 +127,27 @@ def winograd_conv3d(
     return out
 
 
-def winograd_serves(x: Tensor, weight: Tensor) -> bool:
+def winograd_serves(x: Tensor, weight: Tensor, *, doubled: bool = False) -> bool:
     """Whether `winograd_conv3d` can compute this convolution, and sooner than oneDNN does.
 
-    It can where `x` is float32 or bfloat16 on a CPU and channels last, and the weight (C_out, C_in, taps, 3, 3). It is
-    faster above a `C_in * C_out * taps` of 576, if there are 64 pixels: 12 channels to 16 with three taps take as long
-    as in oneDNN, 16 to 16 with one tap a tenth longer, all that is wider 0.25 to 0.9 of the time (Zen 4, two cores).
+    It can where `x` is float32 or bfloat16 on a CPU and channels last, and the weight (C_out, C_in, taps, 3, 3). For
+    what it costs to transform the weight, and pixels with few channels, it wants the sizes in `_WORTHWHILE`; from there
+    on it takes 0.3 to 0.9 of oneDNN's time in float32, 0.6 to 1.0 in bfloat16 (Zen 4, two cores). Against oneDNN with
+    AMX, float32 arithmetic is slow.
     """
     if library() is None or x.dtype not in _DTYPES or weight.dtype != x.dtype or not _channels_last(x):
         return False
-    if x.dtype == torch.bfloat16 and _multiplies_bfloat16_matrices():
+    if weight.shape[3:] != (3, 3) or (x.dtype == torch.bfloat16 and _has_amx()):
         return False
-    pixels = x.numel() // max(1, x.shape[1])
-    return weight.shape[3:] == (3, 3) and weight.shape[:3].numel() > _FEWEST_PRODUCTS and pixels >= _FEWEST_PIXELS
+    least = _WORTHWHILE[torch.float32 if doubled else x.dtype]
+    pixels = x.shape[0] * (x.shape[2] - weight.shape[2] + 1) * x.shape[3:].numel()
+    products = weight.shape[:3].numel()
+    return products >= least.products and x.shape[1] >= least.channels and pixels >= least.pixels
 
 
 @functools.cache
-def _multiplies_bfloat16_matrices() -> bool:
-    """Whether oneDNN has AMX to work with, against which float32 arithmetic is slow."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+def _has_amx() -> bool:
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16", False))
 
 

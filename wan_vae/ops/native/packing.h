@@ -12,7 +12,7 @@ struct WeightStrides {
 };
 
 // points: SIDE^2 times the panels of PANEL vectors of outputs (the last may be one vector), each with a row for every
-// tap and channel.
+// tap and channel. All is done in float64 and rounded once.
 template <class Scheme, class Value>
 struct Packing {
     static constexpr int64_t SIDE = Scheme::SIDE;
@@ -41,7 +41,7 @@ struct Packing {
             float* rows = points + (first * depth + (tap * channels() + begin) * vectors) * LANES;
             for (int64_t v = 0; v < vectors; ++v) {
                 transpose((first + v) * LANES, begin, tap, across);
-                for (int64_t c = 0; c < count; ++c) transform(across[c], rows + (c * vectors + v) * LANES, point_stride());
+                for (int64_t c = 0; c < count; ++c) transform(across[c], rows + (c * vectors + v) * LANES);
             }
         }
     }
@@ -66,7 +66,8 @@ struct Packing {
         }
     }
 
-    static void transform(const float (*across)[LANES], float* to, int64_t point_stride) {
+    // across: the 9 taps of LANES outputs.
+    void transform(const float (*across)[LANES], float* to) const {
         alignas(VECTOR_BYTES) float packed[SIDE * SIDE][LANES];
         for (int64_t half = 0; half < LANES; half += LANES / 2) {
             Wide rows[3][SIDE];
@@ -84,6 +85,6 @@ struct Packing {
                 for (int64_t j = 0; j < SIDE; ++j) narrow(packed[i * SIDE + j] + half, values[j]);
             }
         }
-        for (int64_t p = 0; p < SIDE * SIDE; ++p) stream(to + p * point_stride, load(packed[p]));
+        for (int64_t p = 0; p < SIDE * SIDE; ++p) stream(to + p * point_stride(), load(packed[p]));
     }
 };

@@ -77,18 +77,26 @@ inline void flush_streams() {
 #endif
 }
 
+inline Vector from_bfloat16(HalfBits half) { return (Vector)(__builtin_convertvector(half, Bits) << 16); }
+
 inline Vector load(const BFloat16* from) {
     HalfBits half;
     std::memcpy(&half, from, sizeof half);
-    return (Vector)(__builtin_convertvector(half, Bits) << 16);
+    return from_bfloat16(half);
 }
 
-// Rounds to the nearest, ties to even. A NaN whose mantissa is all ones would overflow into zero, hence the selection.
+// Rounds to the nearest, ties to even; NaN stays NaN.
 inline void store(BFloat16* to, Vector value) {
+#if defined(__AVX512BF16__)
+    // What is below the smallest normal number, 2^-126, becomes zero here.
+    const auto half = _mm512_cvtneps_pbh(value);
+#else
     Bits bits = (Bits)value;
     Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    // A NaN whose mantissa is all ones would overflow into zero.
     Bits kept = (Bits)(value == value);
-    HalfBits half = __builtin_convertvector((rounded & kept) | (0x7fc0 & ~kept), HalfBits);
+    const auto half = __builtin_convertvector((rounded & kept) | (0x7fc0 & ~kept), HalfBits);
+#endif
     std::memcpy(to, &half, sizeof half);
 }
 
@@ -118,6 +126,25 @@ inline void store_first(Value* to, Vector value, int64_t count) {
     store(values, value);
     for (int64_t lane = 0; lane < count; ++lane) to[lane] = values[lane];
 }
+
+#if defined(__AVX512F__)
+template <>
+inline Vector load_first(const float* from, int64_t count) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << count) - 1), from);
+}
+
+template <>
+inline void store_first(float* to, Vector value, int64_t count) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1 << count) - 1), value);
+}
+#endif
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+template <>
+inline Vector load_first(const BFloat16* from, int64_t count) {
+    return from_bfloat16((HalfBits)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1 << count) - 1), from));
+}
+#endif
 
 inline float sum_of_lanes(Vector value) {
     using Quarter = float __attribute__((vector_size(16)));

@@ -19,6 +19,7 @@ namespace {
 // once a block, hence not too few; what a block works on should stay in the second-level cache, hence not too many.
 // Measured with 16 to 384 channels.
 constexpr int64_t FRAMES = 4, PRODUCTS = 32;
+
 template <class Value>
 struct Image {
     Value* data;
@@ -71,6 +72,11 @@ struct Scratch {
     }
 };
 
+float* scratch_of_thread(int64_t wanted) {
+    static thread_local Scratch scratch;
+    return scratch.at_least(wanted);
+}
+
 template <class Scheme, class Value>
 struct Worker {
     static constexpr int64_t WINDOW = Scheme::WINDOW, PIXELS = WINDOW * WINDOW;
@@ -97,16 +103,14 @@ struct Worker {
         product_stride = block.frames * block.tiles * PANEL * LANES + GAP;
     }
 
-    int64_t scratch_size() const {
-        return PIXELS * input_stride + POINTS * product_stride + in_vectors * LANES;
-    }
+    int64_t scratch_size() const { return PIXELS * input_stride + POINTS * product_stride + in_vectors * LANES; }
 
     void use(float* scratch) {
         transformed = scratch;
         products = transformed + PIXELS * input_stride;
-        float* nothing = products + POINTS * product_stride;
-        std::fill_n(nothing, in_vectors * LANES, 0.0f);
-        zeros = reinterpret_cast<const Value*>(nothing);
+        Value* nothing = reinterpret_cast<Value*>(products + POINTS * product_stride);
+        std::fill_n(nothing, in_vectors * LANES, Value{});
+        zeros = nothing;
     }
 
     void find_pixels(const Value* frame, int64_t tile, const Value** pixels) const {
@@ -222,9 +226,8 @@ int convolve(Convolution<Value> task, const Value* weight, const WeightStrides& 
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        static thread_local Scratch scratch;
         Worker<Scheme, Value> worker(task, block);
-        float* memory = scratch.at_least(worker.scratch_size());
+        float* memory = scratch_of_thread(worker.scratch_size());
         if (memory == nullptr) {
 #pragma omp atomic write
             failed = 1;
