@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import wan_vae
+from wan_vae.cli.benchmark import benchmark
 from wan_vae.cli.convert import convert
 from wan_vae.cli.decode import decode
 from wan_vae.cli.encode import encode
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, reconstruct, info, convert, train):
+for command in (encode, decode, reconstruct, info, convert, train, benchmark):
     app.command()(command)
 
 

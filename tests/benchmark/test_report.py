@@ -1,0 +1,26 @@
+from tests.benchmark.records import make_record
+from wan_vae.benchmark.report import report
+
+
+def test_tables() -> None:
+    text = report(make_record())
+    assert "5 frames of 32x16, on A Machine, 1 of 8 cores" in text
+    assert "8.0 GFLOP/s in fp32, 16.0 GFLOP/s in bf16" in text
+    rates = [line for line in text.splitlines() if line.startswith("encode") and "FLOP/s" in line]
+    lines = {tuple(line.split()[:3]): line for line in rates}
+    assert "2.00 (1.00 to 3.00)  2.00 (1.00 to 3.00)  not measured  4.0 GFLOP/s" in lines["encode", "fp32", "wan_vae"]
+    assert "to" not in lines["encode", "fp32", "diffusers"]
+    assert "Root mean square error of raw latents and frames against diffusers in float64:" in text
+    assert "(2 others)" in text
+    assert "Where encode in fp32 spends its 4.250 s, by layers:" in text
+
+
+def test_on_cuda_there_is_reserved_memory() -> None:
+    assert "3 MiB   5 MiB" in report(make_record(device="cuda"))
+
+
+def test_alone() -> None:
+    record = make_record(alone=True) | {"errors": None, "profiles": None}
+    text = report(record)
+    assert "diffusers" not in text
+    assert "encode  bf16   wan_vae  0.500 s" in text

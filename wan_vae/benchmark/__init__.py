@@ -1,0 +1,1 @@
+"""How fast this library is, beside `diffusers.AutoencoderKLWan`: one process for each, the same work, in turn."""

@@ -1,0 +1,110 @@
+"""`wan-vae benchmark`: how fast this library is, beside diffusers."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_vae.benchmark.job import DIRECTIONS, DTYPES, Job
+from wan_vae.cli import options
+from wan_vae.cli.kernels import build_kernels_once
+from wan_vae.errors import UserError
+from wan_vae.files import check_output, written_beside
+
+PRESET = "wan2.1"
+
+
+def benchmark(
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A trained model: a file, a folder or a name.", metavar="NAME|PATH")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Random weights for this config, a preset's name or a YAML file; default {PRESET}.",
+            metavar="NAME|PATH",
+        ),
+    ] = None,
+    size: Annotated[str, typer.Option(help="Of the clip, which is made up.", metavar="WIDTHxHEIGHT")] = "256x256",
+    frames: Annotated[int, typer.Option(min=1, help="Of the clip: 1 + 4k.")] = 17,
+    device: options.DeviceOption = options.Device.auto,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(help=f"What to compute in: some of {','.join(DTYPES)}; default fp32,bf16.", metavar="DTYPES"),
+    ] = None,
+    directions: Annotated[str, typer.Option(help="What to time.", metavar="DIRECTIONS")] = ",".join(DIRECTIONS),
+    runs: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 3,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Calls of each before that, and one more; they measure memory.")
+    ] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each on a CPU; default torch's choice.")] = None,
+    errors: Annotated[bool, typer.Option("--errors/--no-errors", help="Compare outputs with float64.")] = True,
+    profile: Annotated[bool, typer.Option("--profile", help="Print where our time goes.")] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="First measure which kernels are the fastest for this size, and remember it on this machine: for"
+            " NVIDIA GPUs; takes minutes.",
+        ),
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here, for machines.")] = None,
+    overwrite: options.OverwriteOption = False,
+) -> None:
+    """Measure this library and diffusers on the same weights and the same clip, in turn.
+
+    Ratios are of runs beside each other, with their median, least and most: above 1, this library takes less time.
+    Memory is what a call adds to the loaded model and its input.
+    """
+    if checkpoint is not None and preset is not None:
+        raise UserError("--checkpoint and --preset exclude each other; pass one of them.")
+    width, height = options.parse_size(size) or (0, 0)
+    dtypes = _chosen("--dtype", dtype or ["fp32,bf16"], DTYPES)
+    asked = _chosen("--directions", [directions], DIRECTIONS)
+    if json_file is not None:
+        sources = tuple(Path(source) for source in (checkpoint, preset) if source is not None)
+        check_output(json_file, overwrite=overwrite, inputs=sources)
+
+    from tqdm import tqdm
+
+    from wan_vae.benchmark.report import report
+    from wan_vae.benchmark.run import conduct
+
+    job = Job(
+        checkpoint=checkpoint,
+        preset=PRESET if preset is None else preset,
+        width=width,
+        height=height,
+        frames=frames,
+        device=options.torch_device(device).type,
+        dtypes=dtypes,
+        directions=asked,
+        runs=runs,
+        warmup=warmup,
+        threads=threads,
+        errors=errors,
+        profile=profile,
+        tune=tune,
+    )
+    if job.device == "cpu":
+        build_kernels_once()
+    with tqdm(unit="step", disable=None, leave=False) as bar:
+
+        def say(what: str) -> None:
+            bar.set_description_str(what, refresh=False)
+            bar.update()
+
+        record = conduct(job, say)
+    if json_file is not None:
+        with written_beside(json_file) as beside:
+            beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    typer.echo(report(record), nl=False)
+
+
+def _chosen(option: str, texts: list[str], allowed: tuple[str, ...]) -> tuple[str, ...]:
+    words = [word.strip() for text in texts for word in text.split(",")]
+    for word in words:
+        if word not in allowed:
+            raise UserError(f"{option} is {','.join(texts)!r}; it takes {', '.join(allowed)}, with commas between.")
+    return tuple(dict.fromkeys(words))
