@@ -5,6 +5,7 @@ Measuring takes minutes and happens where somebody asked for it: see `wan_vae.op
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,7 +21,7 @@ def convolve(
     def by_cudnn() -> Tensor:
         # cuDNN's own bias would be a pass over memory for itself.
         out = F.conv3d(x, weight, None, (1, stride, stride), (0, *padding))
-        return add_bias_and_residual(out, bias, skip)
+        return add_bias_and_residual(out.contiguous(memory_format=torch.channels_last_3d), bias, skip)
 
     key = selection.describe("convolve", x.device, x, weight, skip, padding=padding)
     if stride != 1 or not selection.is_open(key):
