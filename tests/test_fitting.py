@@ -1,10 +1,12 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import small_config
-from wan_vae.fitting import FittedClip, video_to_frames
+from wan_vae.errors import UserError
+from wan_vae.fitting import FittedClip, cropped_frames
 
 CPU = torch.device("cpu")
 
@@ -32,5 +34,18 @@ def test_every_level_comes_back() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
     (video, rest) = FittedClip([pixels], small_config(), CPU)
     assert rest.shape[2] == 0
-    assert np.array_equal(video_to_frames(video, 16, 16), pixels)
-    assert np.array_equal(video_to_frames(video.to(torch.float64), 5, 3), pixels[:, :3, :5])
+    assert np.array_equal(next(cropped_frames([video], 16, 16, CPU)), pixels)
+    whole, part = cropped_frames([video.to(torch.float64)[..., :3, :5], video], 5, 3, CPU)
+    assert np.array_equal(whole, pixels[:, :3, :5])
+    assert np.array_equal(part, pixels[:, :3, :5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_is_refused(dtype: torch.dtype) -> None:
+    video = torch.zeros(1, 3, 2, 8, 8, dtype=dtype)
+    video[0, 1, 1, 7, 7] = torch.nan
+    assert next(cropped_frames([video], 7, 8, CPU)).shape == (2, 8, 7, 3)
+    frames = cropped_frames([video[:, :, :1], video], 8, 8, CPU)
+    assert next(frames).shape == (1, 8, 8, 3)
+    with pytest.raises(UserError, match=f"NaN for pixels in {dtype}; compute in a wider"):
+        next(frames)

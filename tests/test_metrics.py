@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from wan_vae.metrics import Fidelity, Score, mean_score
 
@@ -32,6 +34,15 @@ def test_each_value_is_the_mean_over_frames() -> None:
     apart = [score_of(source[index, None], noisy[index, None], MeanDifference()) for index in range(5)]
     assert len({score.ssim for score in apart}) == 5
     assert vars(mean_score(apart)) == pytest.approx(vars(together))
+
+
+def test_the_same_as_torchmetrics() -> None:
+    generator = np.random.default_rng(0)
+    source, found = generator.integers(0, 256, (2, 1, 24, 40, 3), dtype=np.uint8)
+    wide = [torch.from_numpy(frames).permute(0, 3, 1, 2).to(torch.float64) for frames in (found, source)]
+    score = score_of(source, found)
+    assert score.psnr == pytest.approx(peak_signal_noise_ratio(*wide, data_range=255.0).item(), abs=1e-5)
+    assert score.ssim == pytest.approx(structural_similarity_index_measure(*wide, data_range=255.0).item(), abs=1e-6)
 
 
 def test_equal_frames() -> None:

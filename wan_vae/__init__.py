@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wan_vae.config import VAEConfig
     from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
+    from wan_vae.ops.native import build_kernels
     from wan_vae.posterior import Posterior
     from wan_vae.vae import WanVAE
 
@@ -24,6 +25,7 @@ __all__ = [
     "VAEConfig",
     "WanVAE",
     "__version__",
+    "build_kernels",
 ]
 
 _HOMES = {
@@ -34,6 +36,7 @@ _HOMES = {
     "UserError": "wan_vae.errors",
     "VAEConfig": "wan_vae.config",
     "WanVAE": "wan_vae.vae",
+    "build_kernels": "wan_vae.ops.native",
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
+from wan_vae.transfer import to_device, to_host
 
 Frames = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -38,31 +39,46 @@ class FittedClip:
 
     def __iter__(self) -> Iterator[Tensor]:
         last = None
-        for frames in self._chunks:
-            self.frames += frames.shape[0]
-            last = frames[-1:]
-            yield self._fitted(frames)
+        for levels in to_device(self._levels(), self._device):
+            last = levels[-1:]
+            yield self._fitted(levels)
         if last is not None:
             missing = -(self.frames - 1) % self._config.temporal_compression
             yield self._fitted(last).expand(-1, -1, missing, -1, -1)
 
-    def _fitted(self, frames: Frames) -> Tensor:
-        # torch has next to no arithmetic for uint16.
-        values = torch.from_numpy(frames if frames.dtype == np.uint8 else frames.astype(np.int32)).to(self._device)
-        video = values.permute(3, 0, 1, 2).to(torch.float32) * (2 / np.iinfo(frames.dtype).max) - 1
+    def _levels(self) -> Iterator[Tensor]:
+        for frames in self._chunks:
+            self.frames += frames.shape[0]
+            # torch has next to no arithmetic for uint16; int16 has room for the same bits.
+            yield torch.from_numpy(frames if frames.dtype == np.uint8 else frames.view(np.int16))
+
+    def _fitted(self, levels: Tensor) -> Tensor:
+        deep = levels.dtype == torch.int16
+        values = levels.to(torch.int32).bitwise_and_(0xFFFF) if deep else levels
+        video = values.permute(0, 3, 1, 2).to(torch.float32) * (2 / (0xFFFF if deep else 0xFF)) - 1
         multiple = self._config.spatial_compression
-        height, width = video.shape[2:]
-        return F.pad(video, (0, -width % multiple, 0, -height % multiple), mode="replicate").unsqueeze(0)
+        right, below = -video.shape[3] % multiple, -video.shape[2] % multiple
+        if right or below:
+            video = F.pad(video, (0, right, 0, below), mode="replicate")
+        return video.transpose(0, 1).unsqueeze(0)
 
 
-def video_to_frames(video: Tensor, width: int, height: int) -> NDArray[np.uint8]:
-    """Crop (1, 3, n, H, W) in [-1, 1] and round it to uint8 RGB, (n, height, width, 3).
+def cropped_frames(
+    videos: Iterable[Tensor], width: int, height: int, device: torch.device
+) -> Iterator[NDArray[np.uint8]]:
+    """Crop the videos (1, 3, n, H, W) in [-1, 1] of a device and round them to uint8 RGB, (n, height, width, 3).
 
     Raises:
         UserError: A value is NaN.
     """
-    cropped = video[0, :, :, :height, :width].to(torch.float32)
-    if torch.isnan(cropped).any():
-        raise UserError(f"The network gave NaN for pixels in {video.dtype}; compute in a wider dtype.")
-    levels = ((cropped + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    rounded = (_rounded(video[0, :, :, :height, :width]) for video in videos)
+    for levels, largest in to_host(rounded, device):
+        if largest.isnan():
+            raise UserError(f"The network gave NaN for pixels in {largest.dtype}; compute in a wider dtype.")
+        yield levels.numpy()
+
+
+def _rounded(video: Tensor) -> tuple[Tensor, Tensor]:
+    """Round (3, n, height, width) to uint8 (n, height, width, 3), and find the largest value, NaN if there is any."""
+    levels = ((video.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(1, 2, 3, 0).contiguous(), video.amax()

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from wan_vae.fitting import Frames
 from wan_vae.perceptual import Perceptual
-
-SSIM_WINDOW = 11
+from wan_vae.ssim import WINDOW, ssim
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,9 @@ class Fidelity:
     def add(self, source: Frames, reconstruction: Frames) -> None:
         """Compare a frame (height, width, 3), uint8 or uint16 of full range, with its reconstruction."""
         expected, found = _levels(source), _levels(reconstruction)
-        self._psnr += peak_signal_noise_ratio(found, expected, data_range=255.0, dim=(1, 2, 3), reduction="none").item()
-        if self._ssim is not None and min(expected.shape[2:]) >= SSIM_WINDOW:
-            ssim = structural_similarity_index_measure(found, expected, data_range=255.0, reduction="none")
-            assert isinstance(ssim, Tensor)
-            self._ssim += ssim.item()
+        self._psnr += _psnr(expected, found)
+        if self._ssim is not None and min(expected.shape[1:]) >= WINDOW:
+            self._ssim += ssim(expected, found)
         else:
             self._ssim = None
         if self._perceptual is not None:
@@ -80,7 +77,12 @@ class Fidelity:
 
 def _levels(frame: Frames) -> Tensor:
     scale = 255 / torch.iinfo(torch.uint8 if frame.dtype.itemsize == 1 else torch.uint16).max
-    return torch.from_numpy(frame.astype("float32")).permute(2, 0, 1)[None] * scale
+    return torch.from_numpy(frame.astype("float32")).permute(2, 0, 1) * scale
+
+
+def _psnr(expected: Tensor, found: Tensor) -> float:
+    error = F.mse_loss(found, expected).item()
+    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

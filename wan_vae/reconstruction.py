@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from wan_vae.fitting import FittedClip, Frames, video_to_frames
+from wan_vae.fitting import FittedClip, Frames, cropped_frames
 from wan_vae.vae import WanVAE
 
 
@@ -34,7 +34,8 @@ def reconstructed(
             waiting.extend(chunk)
             yield chunk
 
-    for video in vae.decode_stream(vae.encode_stream(FittedClip(kept(), vae.config, vae.device))):
+    videos = vae.decode_stream(vae.encode_stream(FittedClip(kept(), vae.config, vae.device)))
+    for frames in cropped_frames(videos, width, height, vae.device):
         # Padded frames come out only after the last true one, when none waits any more.
-        for frame in video_to_frames(video, width, height)[: len(waiting)]:
+        for frame in frames[: len(waiting)]:
             yield waiting.popleft(), frame

@@ -1,6 +1,7 @@
 """Every layout in and out, bit for bit, and a sentence for every file that is not one of them."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,30 @@ def test_a_load_maps_the_file_instead_of_copying_it(tmp_path: Path) -> None:
     assert all(weight.data_ptr() == weights[name].data_ptr() for name, weight in vae.state_dict().items())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+@pytest.mark.parametrize("name", ["vae.safetensors", "vae.pth"])
+def test_what_is_mapped(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    save = save_file if path.suffix == ".safetensors" else torch.save
+    save(native(standard_vae()), path)
+    vae = WanVAE.from_pretrained(path)
+    assert str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert vae.encode(random_video(1, 8, 8, dtype=torch.float32)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_large_weights_are_not_infinite(dtype: torch.dtype, tmp_path: Path) -> None:
+    weights = native(standard_vae().to(dtype))
+    weights["decoder.conv1.weight"].fill_(torch.finfo(dtype).max)
+    save_file(weights, tmp_path / "vae.safetensors")
+    assert read_checkpoint(tmp_path / "vae.safetensors").weights["decoder.conv_in.weight"].isfinite().all()
+    for value in (torch.inf, -torch.inf, torch.nan):
+        weights["decoder.conv1.weight"].view(-1)[-1] = value
+        save_file(weights, tmp_path / "vae.safetensors")
+        with pytest.raises(CheckpointError, match=r"1 of .* values of decoder\.conv_in\.weight are NaN or infinite"):
+            read_checkpoint(tmp_path / "vae.safetensors")
+
+
 @pytest.mark.parametrize("block", [kind for kind in BLOCK_KINDS if kind != "wan"])
 def test_diffusers_has_wans_block_only(block: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no residual block of kind '{block}'"):
@@ -159,7 +184,7 @@ def test_diffusers_has_wans_block_only(block: str, tmp_path: Path) -> None:
 
 
 def save_corrupt(path: Path) -> None:
-    standard_vae().save(path)
+    save_file(native(standard_vae()), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -248,8 +273,9 @@ def save_cut_zip(path: Path) -> None:
         (save_cut_zip, "not a readable checkpoint|damaged"),
     ],
 )
-def test_what_is_no_checkpoint_gets_a_sentence(make: object, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "vae.safetensors"
+@pytest.mark.parametrize("name", ["vae.safetensors", "vae.pth"])
+def test_what_is_no_checkpoint_gets_a_sentence(make: object, message: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
     make(path)
     with pytest.raises(CheckpointError, match=message) as caught:
         WanVAE.from_pretrained(path)

@@ -12,7 +12,7 @@ def built_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        path = native.build()
+        path = native.build_kernels()
     native.library.cache_clear()
     return path
 

@@ -32,7 +32,7 @@ class TestBuild:
         kept = shutil.copytree(built_kernels.parent, empty_cache) / built_kernels.name
         written = kept.stat().st_mtime_ns
         assert native.library() is not None
-        assert native.build() == kept
+        assert native.build_kernels() == kept
         assert kept.stat().st_mtime_ns == written
         assert [kept] == list(empty_cache.iterdir())
 
@@ -45,7 +45,7 @@ class TestBuild:
     def test_two_processes_at_once_replace_what_is_damaged(self, built_kernels: Path, empty_cache: Path) -> None:
         empty_cache.mkdir()
         (empty_cache / built_kernels.name).write_bytes(b"damaged")
-        code = "from wan_vae.ops import native; native.build(); assert native.library() is not None"
+        code = "from wan_vae.ops import native; native.build_kernels(); assert native.library() is not None"
         with ThreadPoolExecutor() as pool:
             runs = list(pool.map(lambda _: subprocess.run([sys.executable, "-c", code], check=False), range(2)))
         assert [run.returncode for run in runs] == [0, 0]
@@ -61,7 +61,7 @@ class TestBuild:
 def test_missing_compiler_is_named(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"no-such-compiler.*install"):
-        native.build()
+        native.build_kernels()
 
 
 def test_failing_compiler_is_quoted(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_failing_compiler_is_quoted(empty_cache: Path, monkeypatch: pytest.Monke
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(UserError, match="cannot do that"):
-        native.build()
+        native.build_kernels()
     assert native.library() is None
 
 
@@ -81,5 +81,5 @@ def test_unwritable_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert native.library() is None
     if COMPILER is not None:
         with pytest.raises(UserError, match="XDG_CACHE_HOME"):
-            native.build()
+            native.build_kernels()
     native.library.cache_clear()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,8 +150,10 @@ def _types_agree(stored: torch.dtype, expected: torch.dtype) -> bool:
 
 def _check_finite(weights: Mapping[str, Tensor], origin: Path) -> None:
     for name, weight in weights.items():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
+        # A sum takes a sixth of the time, and is not finite if any value is not; very large ones need a second look.
+        if weight.is_floating_point() and not math.isfinite(weight.sum().item()):
             count = int((~torch.isfinite(weight)).sum())
-            raise CheckpointError(
-                f"{origin} is damaged: {count} of {weight.numel()} values of {name} are NaN or infinite."
-            )
+            if count > 0:
+                raise CheckpointError(
+                    f"{origin} is damaged: {count} of {weight.numel()} values of {name} are NaN or infinite."
+                )

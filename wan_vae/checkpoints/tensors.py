@@ -21,7 +21,7 @@ def holds_tensors(path: Path) -> bool:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a file's tensors by name, mapped rather than read where it is safetensors, and its metadata.
+    """Return a file's tensors by name, mapped rather than read unless it is one of torch's old ones, and its metadata.
 
     Raises:
         CheckpointError: It is damaged, holds no named tensors, or more than can be loaded without running code.
@@ -40,7 +40,11 @@ def _is_torch(path: Path) -> bool:
     # torch's files are zip archives or, if old, pickles. A safetensors file starts with eight bytes of header length,
     # of which any may be the first, and the header's brace.
     start = _start(path)
-    return start.startswith(b"PK\x03\x04") or (start.startswith(b"\x80") and not start.endswith(b"{"))
+    return _is_archive(path) or (start.startswith(b"\x80") and not start.endswith(b"{"))
+
+
+def _is_archive(path: Path) -> bool:
+    return _start(path).startswith(b"PK\x03\x04")
 
 
 def _start(path: Path) -> bytes:
@@ -50,10 +54,13 @@ def _start(path: Path) -> bytes:
 
 def _load_torch(path: Path) -> Any:
     try:
-        # As an open file, because torch goes by the name where it is given one.
-        with path.open("rb") as file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            # Only archives can be mapped, and only by their name, which torch believes rather than the content.
+            if _is_archive(path) and not path.name.endswith(".safetensors"):
+                return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # What a damaged file makes the unpickler do is anybody's guess.
         if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):

@@ -35,8 +35,9 @@ def decode(
     import torch
 
     from wan_vae.cli.model import load_model
-    from wan_vae.fitting import video_to_frames
+    from wan_vae.fitting import cropped_frames
     from wan_vae.latents_file import LatentsFile
+    from wan_vae.transfer import to_device
     from wan_vae.video import create_clip
 
     source = LatentsFile(latents)
@@ -60,10 +61,10 @@ def decode(
 
     def true_frames() -> Iterator["NDArray[np.uint8]"]:
         left = info.frames
-        for video in vae.decode_stream(chunk.to(vae.device) for chunk in source.chunks(1)):
-            frames = video_to_frames(video, width, height)[:left]
+        videos = vae.decode_stream(to_device(source.chunks(1), vae.device))
+        for frames in cropped_frames(videos, width, height, vae.device):
+            yield frames[:left]
             left -= len(frames)
-            yield frames
 
     with writer, torch.inference_mode():
         for frames in progress.over(true_frames()):

@@ -30,6 +30,7 @@ def encode(
     from wan_vae.cli.model import load_model
     from wan_vae.fitting import FittedClip
     from wan_vae.latents_file import LatentsInfo, LatentsWriter
+    from wan_vae.transfer import to_host
 
     with (
         options.open_selected(clip, size, frames, fps) as source,
@@ -40,7 +41,7 @@ def encode(
         vae, config = model.vae, model.vae.config
         progress = Progress(source.info.frames)
         fitted = FittedClip(progress.over(source.chunks(config.temporal_compression)), config, vae.device)
-        for chunk in vae.encode_stream(fitted):
+        for (chunk,) in to_host(zip(vae.encode_stream(fitted)), vae.device):
             writer.write(chunk)
         shape = writer.finish(
             LatentsInfo(

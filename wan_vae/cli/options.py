@@ -146,15 +146,13 @@ def torch_dtypes(dtype: Precision, device: "torch.device") -> Dtypes:
         return Dtypes(both, both)
     if device.type == "cuda":
         return Dtypes(torch.bfloat16, torch.bfloat16)
-    return Dtypes(torch.float32, torch.bfloat16 if device.type == "cpu" and _bfloat16_is_faster() else torch.float32)
+    return Dtypes(torch.float32, torch.bfloat16 if device.type == "cpu" and _multiplies_bfloat16() else torch.float32)
 
 
-def _bfloat16_is_faster() -> bool:
+def _multiplies_bfloat16() -> bool:
     import torch
 
-    from wan_vae.ops import native
-
-    # Old versions of torch cannot tell.
+    # Without these instructions bfloat16 is computed by way of float32, which is slower than float32 itself. Old
+    # versions of torch cannot tell.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    # AVX-512 multiplies bfloat16 twice as fast as float32, but our kernels in float32 are faster still.
-    return bool(capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and native.library() is None))
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -7,9 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wan_vae.ops.native_library import build, library
+from wan_vae.ops.native_library import build_kernels, library
 
-__all__ = ["build", "library", "norm_silu", "norm_silu_serves", "packed_size", "winograd_conv3d", "winograd_serves"]
+__all__ = [
+    "build_kernels",
+    "library",
+    "norm_silu",
+    "norm_silu_serves",
+    "packed_size",
+    "winograd_conv3d",
+    "winograd_serves",
+]
 
 _DTYPES = (torch.float32, torch.bfloat16)
 

@@ -1,7 +1,7 @@
 """The library of compiled CPU kernels: built on request, kept in the user's cache, absent wherever it cannot be had.
 
-Nothing here compiles unasked. `build` compiles; `library` finds what was built. The kernels run on PyTorch's own
-threads: the library is linked against no OpenMP runtime, its calls are bound to the one that PyTorch has loaded.
+Nothing here compiles unasked. `build_kernels` compiles; `library` finds what was built. The kernels run on PyTorch's
+own threads: the library is linked against no OpenMP runtime, its calls are bound to the one that PyTorch has loaded.
 """
 
 import ctypes
@@ -15,6 +15,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch  # noqa: F401  (brings the OpenMP runtime that the library looks for)
+
 from wan_vae.errors import UserError
 
 _SOURCES = Path(__file__).parent / "native"
@@ -22,7 +24,7 @@ _COMPILE = ("-c", "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-
 _COMPILERS = ("g++", "c++", "clang++")
 
 
-def build() -> Path:
+def build_kernels() -> Path:
     """Compile the kernels for this machine, unless that was done before.
 
     Returns:
@@ -59,7 +61,7 @@ def build() -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, if `build` has run on this machine with this version of the source; compiles nothing."""
+    """The compiled kernels, if `build_kernels` has run here with this version of the source; compiles nothing."""
     try:
         found = sorted(_cache().glob(f"{_stem()}-*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError:
