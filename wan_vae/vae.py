@@ -185,6 +185,14 @@ class WanVAE(Autoencoder):
         raw = posterior.sample(generator) if sample else posterior.mode()
         return self.pixels(raw, Halo()), posterior
 
+    def latents_at_once(self, height: int, width: int) -> int:
+        """Return how many latents of a video of height x width pixels go through the network together by themselves.
+
+        Who feeds a stream does best to push as many at a time, or the frames of as many.
+        """
+        pixels = -(-height // self.config.spatial_compression) * -(-width // self.config.spatial_compression)
+        return self._pace(pixels, None, 1).group
+
     def normalize(self, raw: Tensor) -> Tensor:
         """Raw latents (B, z, t, h, w) -> final latents."""
         mean, std = self._statistics(raw)
@@ -242,8 +250,7 @@ class WanVAE(Autoencoder):
         chosen = _checked_latents_per_pass(latents_per_pass)
 
         def pace(video: Tensor) -> Pace:
-            pixels = video[:, :1, :1].numel() // self.config.spatial_compression**2
-            return self._pace(pixels * self.encoder.held * self.dtype.itemsize, chosen, unit)
+            return self._pace(video[:, :1, :1].numel() // self.config.spatial_compression**2, chosen, unit)
 
         return Stream(self._encode_pass, pace=pace, unit=unit, becomes=1)
 
@@ -251,17 +258,20 @@ class WanVAE(Autoencoder):
         chosen = _checked_latents_per_pass(latents_per_pass)
 
         def pace(latents: Tensor) -> Pace:
-            size = latents[:, :1, :1].numel() * self.decoder.held * self.decoder_dtype.itemsize
-            return self._pace(size, chosen, 1)
+            return self._pace(latents[:, :1, :1].numel(), chosen, 1)
 
         return Stream(self._decode_pass, pace=pace, unit=1, becomes=self.config.temporal_compression)
 
-    def _pace(self, bytes_per_latent: int, latents: int | None, unit: int) -> Pace:
-        """Choose how many latents go together: where few keep the device busy, more would only take more memory."""
-        fitting = max(1, bytes_at_once(self.device) // max(1, bytes_per_latent))
+    def _pace(self, latent_pixels: int, latents: int | None, unit: int) -> Pace:
+        fitting = self._fitting_latents(latent_pixels)
         if latents is None:
             latents = 1 if self.device.type == "cpu" else min(fitting, _MOST_LATENTS_AT_ONCE)
         return Pace(group=latents * unit, is_light=latents < fitting)
+
+    def _fitting_latents(self, latent_pixels: int) -> int:
+        """Return how many latents keep the device busy; more would only take more memory."""
+        per_pixel = max(self.encoder.held * self.dtype.itemsize, self.decoder.held * self.decoder_dtype.itemsize)
+        return max(1, bytes_at_once(self.device) // max(1, latent_pixels * per_pixel))
 
     def _records(self, x: Tensor) -> bool:
         weights = (parameter.requires_grad for parameter in self.parameters())

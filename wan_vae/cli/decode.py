@@ -61,7 +61,8 @@ def decode(
 
     def true_frames() -> Iterator["NDArray[np.uint8]"]:
         left = info.frames
-        videos = vae.decode_stream(to_device(source.chunks(1), vae.device))
+        together = vae.latents_at_once(info.height, info.width)
+        videos = vae.decode_stream(to_device(source.chunks(together), vae.device))
         for frames in cropped_frames(videos, width, height, vae.device):
             yield frames[:left]
             left -= len(frames)

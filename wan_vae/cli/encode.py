@@ -40,7 +40,8 @@ def encode(
         model = load_model(checkpoint, device, dtype)
         vae, config = model.vae, model.vae.config
         progress = Progress(source.info.frames)
-        fitted = FittedClip(progress.over(source.chunks(config.temporal_compression)), config, vae.device)
+        together = vae.latents_at_once(source.info.height, source.info.width) * config.temporal_compression
+        fitted = FittedClip(progress.over(source.chunks(together)), config, vae.device)
         for (chunk,) in to_host(zip(vae.encode_stream(fitted)), vae.device):
             writer.write(chunk)
         shape = writer.finish(

@@ -87,7 +87,8 @@ def reconstruct(
         sheet = ContactSheet(info.frames) if contact_sheet is not None else None
         fidelity = Fidelity() if config.output_upscale == 1 else None
         progress, count = Progress(info.frames), 0
-        chunks = progress.over(source.chunks(config.temporal_compression))
+        together = vae.latents_at_once(info.height, info.width) * config.temporal_compression
+        chunks = progress.over(source.chunks(together))
         for original, decoded in reconstructed(vae, chunks, width, height):
             writer.write(decoded[None])
             if pairs is not None:
