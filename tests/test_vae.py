@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import random_latents, random_vae, random_video, small_config
+from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_config
 from wan_vae import UserError, WanVAE
 from wan_vae.config import load_config, preset_names
 from wan_vae.model.halo import Halo
@@ -190,3 +190,39 @@ def test_a_gpu_gets_as_many_latents_at_once_as_keep_it_busy() -> None:
         (vae.latents_at_once(side, side) for side in (256, 384, 512)), reverse=True
     )
     assert on_cpu.to_empty(device="cpu").latents_at_once(64, 64) == 1
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_defaults_of_torch_do_not_matter(default: torch.dtype) -> None:
+    vae = random_vae(small_config()).to(torch.float32)
+    video = random_video(5, 8, 16, dtype=torch.float32)
+    expected = vae.decode(vae.encode(video))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        with torch.device("meta"):
+            result = vae.decode(vae.encode(video))
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(result, expected)
+
+
+def test_autocast_and_tracing_see_every_step() -> None:
+    vae = random_vae(small_config()).to(torch.float32)
+    video = random_video(5, 8, 16, dtype=torch.float32)
+    with torch.no_grad():
+        expected = vae.encode(video)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert relative_difference(vae.encode(video).float(), expected) < 0.1
+            vae.decode(expected)
+        traced = torch.jit.trace(lambda clip: vae.encode(clip), video, check_trace=False)
+        assert relative_difference(traced(video), expected) < 1e-5
+
+
+def test_a_stream_begun_in_inference_mode_goes_on_outside_of_it(vae: WanVAE) -> None:
+    latents = random_latents(vae.config, 4, 2, 3)
+    stream = vae.decode_stream(latents.split(1, dim=2))
+    with torch.inference_mode():
+        parts = [next(stream), next(stream)]
+    parts += list(stream)
+    torch.testing.assert_close(torch.cat(parts, dim=2), vae.decode(latents))

@@ -66,7 +66,8 @@ def evaluate_shot(
     fidelity, count = Fidelity(perceptual), 0
     with open_clip(shot.clip, size=size, frames=(shot.start, shot.stop)) as clip, torch.inference_mode():
         drawing = ContactSheet(clip.info.frames) if sheet is not None else None
-        for source, decoded in reconstructed(vae, clip.chunks(vae.config.temporal_compression), *size):
+        together = vae.latents_at_once(clip.info.height, clip.info.width) * vae.config.temporal_compression
+        for source, decoded in reconstructed(vae, clip.chunks(together), *size):
             fidelity.add(source, decoded)
             if drawing is not None:
                 drawing.add(source, decoded)

@@ -17,7 +17,8 @@ def reconstructed(
 
     Args:
         vae: The model.
-        chunks: Arrays (n, h, w, 3), uint8 or uint16, RGB of full range. n of `config.temporal_compression` is best.
+        chunks: Arrays (n, h, w, 3), uint8 or uint16, RGB of full range. n of as many as go through the network
+            together (`vae.latents_at_once`) is best.
         width: Of the decoded frames: w times `config.output_upscale`.
         height: Likewise, of h.
 

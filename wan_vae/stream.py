@@ -66,10 +66,10 @@ class Stream:
         rest = (*x.shape[:2], *x.shape[3:])
         if self._rest is not None and rest != self._rest:
             raise UserError(f"A chunk is {tuple(x.shape)}, which in more than time differs from the chunks before it.")
-        if self._rest is None:
-            self._pace = self._choose_pace(x)
         self._rest = rest
         if x.shape[2] > 0:
+            if self._passed == 0 and not self._waiting:
+                self._pace = self._choose_pace(x)
             self._waiting.append(x)
         due, done, result = self._due(), 0, None
         while (count := self._next_pass()) > 0:
@@ -102,7 +102,7 @@ class Stream:
     def _run(self, x: Tensor) -> Tensor:
         if self._recorded is not None and self._recorded.serves(x):
             return self._recorded(x)
-        if self._pace.is_light and x.is_cuda and not recorded() and not self._halo.at_start:
+        if self._recorded is None and self._pace.is_light and x.is_cuda and not recorded() and not self._halo.at_start:
             if self._ran[x.shape[2]] == _RUNS_BEFORE_RECORDING:
                 self._recorded = RecordedPass(lambda chunk: self._network(chunk, self._halo), x)
                 return self._recorded(x)

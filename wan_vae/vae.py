@@ -1,7 +1,7 @@
 """The VAE: the public face of the library."""
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache, reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from wan_vae.posterior import Posterior
 from wan_vae.stream import Pace, Stream
 
 _MOST_LATENTS_AT_ONCE = 8
+Statistics = tuple[Tensor, Tensor]
 
 
 class WanVAE(Autoencoder):
@@ -128,7 +129,7 @@ class WanVAE(Autoencoder):
         self._check_latents(latents, whole=True)
         records = self._records(latents)
         if latents_per_pass is None and (records or self.training):
-            return self._decode_pass(latents, Halo())
+            return self._decode_pass(latents, Halo(), self._statistics(self.decoder_dtype, latents.device))
         with torch.set_grad_enabled(records):
             stream = self._decoding(latents_per_pass)
             video = stream.push(latents)
@@ -146,11 +147,14 @@ class WanVAE(Autoencoder):
             UserError: The clip ended after a number of frames that is not 1 + 4k.
         """
         stream = self._encoding(latents_per_pass)
+        # Found once: a GPU stops to take numbers.
+        statistics = cache(self._statistics)
         for chunk in chunks:
             self._check_video(chunk, whole=False)
             moments = stream.push(chunk)
             if moments is not None:
-                yield self.normalize(Posterior.from_moments(moments).mode())
+                raw = Posterior.from_moments(moments).mode()
+                yield _normalized(raw, statistics(raw.dtype, raw.device))
         stream.flush()
 
     @torch.no_grad()
@@ -195,13 +199,11 @@ class WanVAE(Autoencoder):
 
     def normalize(self, raw: Tensor) -> Tensor:
         """Raw latents (B, z, t, h, w) -> final latents."""
-        mean, std = self._statistics(raw)
-        return ((raw - mean) / std).to(raw.dtype)
+        return _normalized(raw, self._statistics(raw.dtype, raw.device))
 
     def denormalize(self, final: Tensor) -> Tensor:
         """Final latents (B, z, t, h, w) -> raw latents."""
-        mean, std = self._statistics(final)
-        return (final * std + mean).to(final.dtype)
+        return _denormalized(final, self._statistics(final.dtype, final.device))
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Whether a backward pass recomputes the activations inside the levels' residual blocks, or keeps them."""
@@ -241,8 +243,8 @@ class WanVAE(Autoencoder):
     def _encode_pass(self, video: Tensor, halo: Halo) -> Tensor:
         return self.moments(video.to(self.dtype), halo)
 
-    def _decode_pass(self, latents: Tensor, halo: Halo) -> Tensor:
-        raw = self.denormalize(latents.to(self.decoder_dtype))
+    def _decode_pass(self, latents: Tensor, halo: Halo, statistics: Statistics) -> Tensor:
+        raw = _denormalized(latents.to(self.decoder_dtype), statistics)
         return self.pixels(raw, halo).clamp(-1.0, 1.0)
 
     def _encoding(self, latents_per_pass: int | None) -> Stream:
@@ -260,7 +262,13 @@ class WanVAE(Autoencoder):
         def pace(latents: Tensor) -> Pace:
             return self._pace(latents[:, :1, :1].numel(), chosen, 1)
 
-        return Stream(self._decode_pass, pace=pace, unit=1, becomes=self.config.temporal_compression)
+        # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
+        statistics = cache(self._statistics)
+
+        def network(latents: Tensor, halo: Halo) -> Tensor:
+            return self._decode_pass(latents, halo, statistics(self.decoder_dtype, latents.device))
+
+        return Stream(network, pace=pace, unit=1, becomes=self.config.temporal_compression)
 
     def _pace(self, latent_pixels: int, latents: int | None, unit: int) -> Pace:
         fitting = self._fitting_latents(latent_pixels)
@@ -277,11 +285,14 @@ class WanVAE(Autoencoder):
         weights = (parameter.requires_grad for parameter in self.parameters())
         return torch.is_grad_enabled() and (x.requires_grad or any(weights))
 
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _statistics(self, dtype: torch.dtype, device: torch.device) -> Statistics:
         # Always at least float32: the statistics have five digits, bfloat16 has three.
-        wide = torch.promote_types(like.dtype, torch.float32)
-        mean, std = self.config.latent_mean, self.config.latent_std
-        return _by_channel(mean, wide, like.device), _by_channel(std, wide, like.device)
+        wide = torch.promote_types(dtype, torch.float32)
+        mean, std = (
+            torch.tensor(values, dtype=wide, device=device).view(1, -1, 1, 1, 1)
+            for values in (self.config.latent_mean, self.config.latent_std)
+        )
+        return mean, std
 
     def _check_video(self, video: Tensor, *, whole: bool) -> None:
         if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] == 0:
@@ -310,11 +321,14 @@ class WanVAE(Autoencoder):
             raise UserError(f"Latents are floating point numbers, but these are {latents.dtype}.")
 
 
-@lru_cache(maxsize=16)
-def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Kept, because a GPU that is handed numbers stops to take them.
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1, 1)
+def _normalized(raw: Tensor, statistics: Statistics) -> Tensor:
+    mean, std = statistics
+    return ((raw - mean) / std).to(raw.dtype)
+
+
+def _denormalized(final: Tensor, statistics: Statistics) -> Tensor:
+    mean, std = statistics
+    return (final * std + mean).to(final.dtype)
 
 
 def _checked_latents_per_pass(latents_per_pass: int | None) -> int | None:

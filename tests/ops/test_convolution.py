@@ -54,7 +54,7 @@ def test_without_gradients_the_result_is_the_same(
     x = x.to(dtype, memory_format=layout)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.no_grad(), mock.patch.object(native, "library", native.library if compiled else lambda: None):
-        out = convolve(x, weight, bias, Workspace(), padding=padding, stride=stride, skip=skip)
+        out = convolve(x, weight, bias, Workspace(), padding=padding, stride=stride, residual=skip)
     assert out.dtype == dtype
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
     scale = expected.abs().max().item() if expected.numel() else 0

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from wan_vae.ops import reference, selection, triton_conv3d_descriptors, triton_conv3d_pointers
 from wan_vae.ops.gpu_convolution import convolve
-from wan_vae.ops.triton_conv3d import candidates
-from wan_vae.ops.triton_kernels import add_bias_and_residual, norm_silu, pack_weight
+from wan_vae.ops.triton_add import add_bias_and_residual
+from wan_vae.ops.triton_conv3d import candidates, pack_weight
+from wan_vae.ops.triton_norm_silu import norm_silu
 from wan_vae.ops.triton_tile import Tile
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"

@@ -11,9 +11,8 @@ def build_kernels_once() -> None:
 
     if native.library() is not None:
         return
-    typer.echo("wan-vae: compiling the CPU kernels, once on this machine.", err=True)
     try:
         native.build_kernels()
     except UserError as error:
         reason = str(error).splitlines()[0]
-        typer.echo(f"wan-vae: going on without them, at a third of the speed or less: {reason}", err=True)
+        typer.echo(f"wan-vae: without the compiled CPU kernels, which are faster: {reason}", err=True)

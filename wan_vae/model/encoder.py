@@ -27,7 +27,8 @@ class Encoder(nn.Module):
         # How many levels come before the first that halves the frames.
         self.untimed = next((index for index, level in enumerate(self.levels) if level.temporal), len(self.levels))
         # Values of the largest tensor that is held for all frames of a pass, per latent pixel.
-        self.held = 4 ** (len(self.levels) - 1 - self.untimed) * config.temporal_compression * widths[self.untimed]
+        reduced = min(self.untimed, len(self.levels) - 1)
+        self.held = 4 ** (len(self.levels) - 1 - reduced) * config.temporal_compression * widths[self.untimed]
         self.middle = Middle(widths[-1], config)
         self.head = Head(widths[-1], 2 * config.latent_channels)
 

@@ -139,11 +139,14 @@ class StreamHalo(Halo):
         missing = count - x.shape[2]
         last = x[:, :, -count:] if missing <= 0 else F.pad(x, (0, 0, 0, 0, missing, 0))
         past = self._remembered.get(layer)
-        if past is None or recorded():
+        if recorded():
             # A copy, because a view would keep the whole chunk alive.
             self._remembered[layer] = last.clone()
-        else:
-            past.copy_(last)
+            return
+        if past is None:
+            with torch.inference_mode(False):  # so that it can be overwritten in any mode
+                self._remembered[layer] = past = torch.empty_like(last)
+        past.copy_(last)
 
     def advance(self) -> None:
         """Mark the end of a chunk: what comes next is not the clip's start."""

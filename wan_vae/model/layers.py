@@ -97,7 +97,7 @@ def conv3d_with_zeros(
         padding = (0, 0)
     if any(zeros):
         x = _padded(x, zeros, workspace)
-    return convolve(x, weight, bias, workspace, padding=padding, stride=stride, skip=skip)
+    return convolve(x, weight, bias, workspace, padding=padding, stride=stride, residual=skip)
 
 
 def _padded(x: Tensor, zeros: Reach, workspace: Workspace) -> Tensor:

@@ -123,5 +123,5 @@ class RepeatShortcut(nn.Module):
 
 
 def add(main: Tensor, other: Tensor) -> Tensor:
-    """Return the sum; in the place of `main`, unless gradients are recorded."""
+    """Return the sum, in the place of `main` unless steps are recorded: what a hook kept of `main` changes with it."""
     return main + other if recorded() else main.add_(other)

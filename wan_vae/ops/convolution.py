@@ -1,4 +1,4 @@
-"""Convolution with bias and an added tensor, by the fastest way that this machine has."""
+"""Convolution with bias and a residual, by the fastest way that this machine has."""
 
 from functools import cache
 
@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wan_vae.ops import native
-from wan_vae.ops.norm_silu import triton_serves
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.triton_check import triton_serves
 from wan_vae.ops.workspace import Workspace
+
+_FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def convolve(
@@ -20,35 +22,35 @@ def convolve(
     *,
     padding: tuple[int, int] = (0, 0),
     stride: int = 1,
-    skip: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, t, h, w), and add `bias` (C_out) and `skip`.
+    """Convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, t, h, w), and add `bias` (C_out) and `residual`.
 
     Args:
         workspace: Where the result's memory comes from, if no gradients are recorded.
         padding: Rows and columns of zeros on either side.
         stride: In height and width.
-        skip: Of the result's shape (B, C_out, T', H', W').
+        residual: Of the result's shape (B, C_out, T', H', W').
     """
     if recorded():
         out = F.conv3d(x, weight, bias, (1, stride, stride), (0, *padding))
-        return out if skip is None else out + skip
+        return out if residual is None else out + residual
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last_3d)
+    residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
     sizes = zip(x.shape[2:], weight.shape[2:], (0, *padding), (1, stride, stride), strict=True)
     size = [(length + 2 * zeros - taps) // step + 1 for length, taps, zeros, step in sizes]
     shape = (x.shape[0], weight.shape[0], *size)
     if stride == 1 and padding == (1, 1) and native.winograd_serves(x, weight):
-        return _by_winograd(x, weight, bias, skip, workspace.empty(shape, like=x), workspace)
+        return _by_winograd(x, weight, bias, residual, workspace.empty(shape, like=x), workspace)
     if x.device.type == "cpu" and _onednn_computes(x.dtype):
         out = workspace.empty(shape, like=x)
-        return _by_onednn(x, weight, bias, padding, stride, skip, out)
+        return _by_onednn(x, weight, bias, padding, stride, residual, out)
     if triton_serves(x):
         from wan_vae.ops.gpu_convolution import convolve as on_gpu
 
-        return on_gpu(x, weight, bias, padding, stride, skip)
+        return on_gpu(x, weight, bias, padding, stride, residual)
     out = F.conv3d(x, weight, bias, (1, stride, stride), (0, *padding))
-    return out if skip is None else out.add_(skip)
+    return out if residual is None else out.add_(residual)
 
 
 def doubles_on_the_way(x: Tensor, weight: Tensor) -> bool:
@@ -67,14 +69,14 @@ def _by_winograd(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    skip: Tensor | None,
+    residual: Tensor | None,
     out: Tensor,
     workspace: Workspace,
     doubled: bool = False,
 ) -> Tensor:
     # Four times as large as the weight, and so never kept.
-    packed = workspace.empty((1, native.packed_size(weight), 1, 1, 1), like=torch.empty(0)).flatten()
-    return native.winograd_conv3d(x, weight, bias, skip, out, packed, doubled=doubled)
+    packed = workspace.empty((1, native.packed_size(weight), 1, 1, 1), like=_FLOAT32).flatten()
+    return native.winograd_conv3d(x, weight, bias, residual, out, packed, doubled=doubled)
 
 
 @cache
@@ -90,14 +92,14 @@ def _by_onednn(
     bias: Tensor | None,
     padding: tuple[int, int],
     stride: int,
-    skip: Tensor | None,
+    residual: Tensor | None,
     out: Tensor,
 ) -> Tensor:
     # PyTorch has no convolution into given memory, but one that adds to what is there.
-    if skip is None:
+    if residual is None:
         out.zero_()
     else:
-        out.copy_(skip)
+        out.copy_(residual)
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         out, x, weight, bias, [0, *padding], [1, stride, stride], [1, 1, 1], 1, "add", 1.0, None, [], None
     )

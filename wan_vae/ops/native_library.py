@@ -18,6 +18,7 @@ from pathlib import Path
 import torch  # noqa: F401  (brings the OpenMP runtime that the library looks for)
 
 from wan_vae.errors import UserError
+from wan_vae.ops.cache_folder import cache_folder
 
 _SOURCES = Path(__file__).parent / "native"
 _COMPILE = ("-c", "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp")
@@ -35,7 +36,7 @@ def build_kernels() -> Path:
     """
     compiler = _compiler()
     stem = f"{_stem()}-{_digest(' '.join(compiler).encode() + _run([*compiler, '--version']))}"
-    folder = _cache()
+    folder = cache_folder()
     for path in folder.glob(f"{stem}-*.so"):
         if _load(path) is not None:
             library.cache_clear()
@@ -63,7 +64,7 @@ def build_kernels() -> Path:
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, if `build_kernels` has run here with this version of the source; compiles nothing."""
     try:
-        found = sorted(_cache().glob(f"{_stem()}-*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
+        found = sorted(cache_folder().glob(f"{_stem()}-*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError:
         return None
     return next(filter(None, map(_load, found)), None)
@@ -97,10 +98,6 @@ def _run(command: list[str], folder: Path | None = None) -> bytes:
         raise UserError(
             f"{command[0]} cannot compile the kernels; install a recent g++, or set CXX.\n{detail}"
         ) from error
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wan_vae"
 
 
 @functools.cache

@@ -1,12 +1,11 @@
 """RMSNorm and SiLU, by the fastest way that this machine has."""
 
-from importlib.util import find_spec
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wan_vae.ops import native
+from wan_vae.ops.triton_check import triton_serves
 
 SHORTEST = 1e-12
 _VALUES_IN_CACHE = 2**18
@@ -33,19 +32,13 @@ def norm_silu_into(out: Tensor, x: Tensor, gamma: Tensor) -> None:
     if native.library() is not None and native.norm_silu_serves(x) and native.norm_silu_serves(out):
         native.norm_silu(x, gamma, out)
     elif triton_serves(x) and triton_serves(out):
-        from wan_vae.ops.triton_kernels import norm_silu as on_gpu
+        from wan_vae.ops.triton_norm_silu import norm_silu as on_gpu
 
         on_gpu(x, gamma, out)
     elif x.device.type == "cpu":
         _row_by_row(out, x, gamma)
     else:
         out.copy_(norm_silu(x, gamma))
-
-
-def triton_serves(x: Tensor) -> bool:
-    """Whether our kernels in Triton can read and write `x` (B, C, T, H, W): on an NVIDIA GPU, channels side by side."""
-    is_there = x.is_cuda and torch.version.hip is None and find_spec("triton") is not None
-    return is_there and x.dtype != torch.float64 and (x.stride(1) == 1 or x.shape[1] == 1)
 
 
 def _row_by_row(out: Tensor, x: Tensor, gamma: Tensor) -> None:

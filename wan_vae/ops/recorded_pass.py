@@ -1,9 +1,13 @@
 """CUDA graphs: with small pictures, a GPU waits for the next kernel's launch more than it computes."""
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_one_at_a_time = threading.Lock()
 
 
 class RecordedPass:
@@ -18,9 +22,17 @@ class RecordedPass:
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self._x = x.clone()
+        with torch.inference_mode(False):  # so that it can be overwritten in any mode
+            self._x = torch.empty_like(x)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        make_stream: Any = torch.cuda.Stream  # untyped in some releases
+        # A stream of this device: the one that PyTorch would take belongs to the device of its first use.
+        beside = make_stream(x.device)
+        with (
+            _one_at_a_time,
+            torch.cuda.device(x.device),
+            torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"),
+        ):
             self._result = function(self._x)
 
     def serves(self, x: Tensor) -> bool:
@@ -29,6 +41,7 @@ class RecordedPass:
 
     def __call__(self, x: Tensor) -> Tensor:
         self._x.copy_(x)
-        self._graph.replay()
+        with torch.cuda.device(x.device):
+            self._graph.replay()
         # The next replay overwrites its own result.
         return self._result.clone()

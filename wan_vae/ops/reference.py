@@ -1,6 +1,7 @@
 """What the kernels of this package compute, in plain PyTorch.
 
-Every function has a twin of the same name and signature in `wan_vae.ops.triton_kernels`. Tensors are (B, C, T, H, W) of
+`norm_silu` is the twin of that in `triton_norm_silu.py`, `add_bias_and_residual` of that in `triton_add.py`, and
+`causal_conv3d` computes what every way of `triton_conv3d.candidates` does. Tensors are (B, C, T, H, W) of
 any floating dtype and any strides; the arithmetic is in float32, or in float64 where the tensors are.
 """
 

@@ -6,7 +6,6 @@ on: what cannot be read is measured again.
 
 import json
 import logging
-import os
 import statistics
 import threading
 import time
@@ -22,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wan_vae.files import written_beside
+from wan_vae.ops.cache_folder import cache_folder
 
 _ROUNDS = 5
 # A round shorter than this says more about launching than about computing.
@@ -143,12 +143,7 @@ class Selection:
 
 @cache
 def _selection() -> Selection:
-    try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        # A user without a home, as containers have them: like a folder that cannot be written.
-        root = Path(os.devnull)
-    return Selection(root / "wan_vae" / "kernels.json")
+    return Selection(cache_folder() / "kernels.json")
 
 
 def _measure(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> tuple[str, bool]:

@@ -55,7 +55,7 @@ def convolve(
     spatial_padding: tuple[int, int],
     tile: Tile,
 ) -> None:
-    """Write a convolution to `out`; everything as for `wan_vae.ops.triton_conv3d.causal_conv3d`.
+    """Write a convolution to `out`; everything as for `wan_vae.ops.triton_conv3d.candidates`.
 
     The tile has one row. Where `x` and `weight` pass `can_fetch`, any sizes will do.
     """

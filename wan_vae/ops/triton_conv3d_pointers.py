@@ -25,7 +25,7 @@ def convolve(
     spatial_padding: tuple[int, int],
     tile: Tile,
 ) -> None:
-    """Write a convolution to `out`; everything as for `wan_vae.ops.triton_conv3d.causal_conv3d`."""
+    """Write a convolution to `out`; everything as for `wan_vae.ops.triton_conv3d.candidates`."""
     out_channels, in_channels, kernel_frames, kernel_height, kernel_width = weight.shape
     batch, _, frames, height, width = out.shape
     strides = [(0, 0, 0, 0) if each is None else pixel_strides(each) for each in (x, residual, out)]

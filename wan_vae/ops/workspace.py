@@ -39,7 +39,7 @@ class Workspace:
     def _values(self, count: int, dtype: torch.dtype) -> Tensor:
         size = count * dtype.itemsize
         if size == 0:
-            return torch.empty(0, dtype=dtype)
+            return torch.empty(0, dtype=dtype, device="cpu")
         block = self._block(size)
         # The tensor below holds on to this object, and with it ends the loan.
         loan = (ctypes.c_char * size).from_address(block.data_ptr())
@@ -47,11 +47,11 @@ class Workspace:
         return torch.frombuffer(loan, dtype=dtype)
 
     def _block(self, size: int) -> Tensor:
-        self._free.sort(key=len)
+        self._free.sort(key=Tensor.numel)
         for index, block in enumerate(self._free):
             if len(block) >= size:
                 return self._free.pop(index)
         if self._free:
             # Too small for this, so it makes room: what is held stays at what is needed at one time.
             self._free.pop()
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
