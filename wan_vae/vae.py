@@ -33,7 +33,7 @@ class WanVAE(Autoencoder):
     Memory and time: where no gradients are recorded, a clip passes through the network a few latents at a time. That
     never changes the result. `latents_per_pass` sets how many; default one, and on a GPU as many as keep it busy.
     Where gradients are recorded, and in training mode, whose batch norms look at all frames, a whole clip passes at
-    once; streams are for eval mode.
+    once, and so does a single image, of which nothing has to be remembered; streams are for eval mode.
     """
 
     @classmethod
@@ -111,8 +111,9 @@ class WanVAE(Autoencoder):
         """(B, 3, T, H, W) in [-1, 1] -> the distribution of its raw latents (B, z, t, h, w)."""
         self._check_video(video, whole=True)
         records = self._records(video)
-        if latents_per_pass is None and (records or self.training):
-            return Posterior.from_moments(self._encode_pass(video, Halo()))
+        if latents_per_pass is None and (records or self.training or video.shape[2] == 1):
+            with torch.set_grad_enabled(records):
+                return Posterior.from_moments(self._encode_pass(video, Halo()))
         with torch.set_grad_enabled(records):
             stream = self._encoding(latents_per_pass)
             moments = stream.push(video)
@@ -128,8 +129,9 @@ class WanVAE(Autoencoder):
         """
         self._check_latents(latents, whole=True)
         records = self._records(latents)
-        if latents_per_pass is None and (records or self.training):
-            return self._decode_pass(latents, Halo(), self._statistics(self.decoder_dtype, latents.device))
+        if latents_per_pass is None and (records or self.training or latents.shape[2] == 1):
+            with torch.set_grad_enabled(records):
+                return self._decode_pass(latents, Halo(), self._statistics(self.decoder_dtype, latents.device))
         with torch.set_grad_enabled(records):
             stream = self._decoding(latents_per_pass)
             video = stream.push(latents)

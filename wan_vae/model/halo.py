@@ -70,7 +70,13 @@ class Halo:
         Returns:
             The extended tensor, and the part of `reach` where the clip ends and nothing lies.
         """
-        return (x if activation is None else activation(x)), reach
+        if activation is None:
+            return x, reach
+        if recorded():
+            return activation(x), reach
+        out = self.workspace.empty(x.shape, like=x)
+        activation.into(out, x)
+        return out, reach
 
     def portions(self, x: Tensor, values: int) -> tuple[Tensor, ...]:
         """Split `x` (B, C, T, H, W) in time, for layers that leave time as it is and then have to hold less at once.
