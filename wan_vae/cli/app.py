@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
     try:
         code = (
             program(
-                list(sys.argv[1:] if arguments is None else arguments) or ["--help"],
+                list(sys.argv[1:] if arguments is None else arguments) or (["--help"] if program is app else []),
                 prog_name=program.info.name,
                 standalone_mode=False,
             )
