@@ -207,6 +207,7 @@ def test_defaults_of_torch_do_not_matter(default: torch.dtype) -> None:
     assert torch.equal(result, expected)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace`:FutureWarning")
 def test_autocast_and_tracing_see_every_step() -> None:
     vae = random_vae(small_config()).to(torch.float32)
     video = random_video(5, 8, 16, dtype=torch.float32)

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from wan_vae.model.halo import Activation, Halo, Reach
 from wan_vae.ops.convolution import convolve
-from wan_vae.ops.norm_silu import norm_silu, norm_silu_into, rms_norm
+from wan_vae.ops.norm_silu import norm_silu, norm_silu_into
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.rms_norm import rms_norm
 from wan_vae.ops.workspace import Workspace
 
 

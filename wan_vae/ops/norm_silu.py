@@ -5,21 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wan_vae.ops import native
+from wan_vae.ops.rms_norm import rms_norm
 from wan_vae.ops.triton_check import triton_serves
 
-SHORTEST = 1e-12
 _VALUES_IN_CACHE = 2**18
-
-
-def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
-    """`x / max(||x||_2, 1e-12) * sqrt(C) * gamma` over dimension 1 of `x`; `gamma` is (C, 1, ...)."""
-    # The sum of squares overflows float16 and loses digits in bfloat16.
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = gamma.to(wide.dtype) * gamma.shape[0] ** 0.5
-    # On a CPU, PyTorch's norm over a dimension that is not the last takes 12 times as long. The bound is inside the
-    # root, for at zero the root has no gradient.
-    squared_length = wide.square().sum(dim=1, keepdim=True)
-    return (wide * squared_length.clamp_min(SHORTEST**2).rsqrt() * scale).to(x.dtype)
 
 
 def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:

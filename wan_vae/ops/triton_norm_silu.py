@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wan_vae.ops.norm_silu import SHORTEST
+from wan_vae.ops.rms_norm import SHORTEST
 from wan_vae.ops.triton_jit import OPTIONS, jit, on_device_of
 from wan_vae.ops.triton_pixels import channels_are_side_by_side, outer_offset, walk
 
