@@ -1,4 +1,5 @@
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 _cache = tempfile.TemporaryDirectory(prefix="wan-vae-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
+
+# A shell that starts a command in the background has it ignore Ctrl-C, which the programs under test would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Timings of numerical code on shared machines say nothing.
 hypothesis.settings.register_profile(

@@ -1,3 +1,6 @@
+from random import Random
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,16 +51,48 @@ def test_no_two_tensors_share_memory(sizes: list[int], data: st.DataObject) -> N
         assert (x == index).all()
 
 
-def test_what_is_kept_is_what_was_needed_at_one_time() -> None:
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.randoms())
+def test_memory_given_back_in_parts_is_lent_as_one(sizes: list[int], random: Random) -> None:
     workspace = Workspace()
-    for size in (10, 20, 30, 20, 10):
+    held = [empty(workspace, size) for size in sizes]
+    first = held[0].data_ptr()
+    random.shuffle(held)
+    while held:
+        held.pop()
+    assert empty(workspace, sum(sizes)).data_ptr() == first
+
+
+def test_what_is_kept_is_what_was_needed_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wan_vae.ops.workspace._LEAST_REGION", 0)
+    workspace = Workspace()
+    for size in (16, 32, 48, 32, 16):
         x = empty(workspace, size)
         del x
-    assert [len(block) for block in workspace._free] == [4 * 4 * 30]
+    assert [len(region.memory) for region in workspace._regions] == [4 * 4 * 48]
+
+
+def test_what_is_in_use_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wan_vae.ops.workspace._LEAST_REGION", 0)
+    workspace = Workspace()
+    x = empty(workspace, 16).fill_(1)
+    y = empty(workspace, 32).fill_(2)
+    del y
+    z = empty(workspace, 48).fill_(3)
+    assert (x == 1).all()
+    assert (z == 3).all()
+    assert [len(region.memory) for region in workspace._regions] == [4 * 4 * 16, 4 * 4 * 48]
+
+
+def test_lasting_memory_is_written_in_any_mode() -> None:
+    with torch.inference_mode():
+        x = Workspace.lasting((2, 3, 4, 5, 6), like=LIKE)
+    assert x.is_contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        assert (x.fill_(1) == 1).all()
 
 
 def test_where_gradients_are_recorded_memory_is_not_shared() -> None:
     workspace = Workspace()
     with torch.enable_grad():
         workspace.empty((1, 2, 3, 4, 5), like=LIKE)
-    assert not workspace._free
+    assert not workspace._regions

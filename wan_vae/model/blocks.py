@@ -22,7 +22,8 @@ class PlainBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels)
 
     def forward(self, x: Tensor, halo: Halo, skip: Tensor | None = None) -> Tensor:
-        return self.conv2(self.conv1(x, halo, self.norm1), halo, self.norm2, skip)
+        inner = self.conv2.surrounded(self.conv1(self.conv1.surrounded(x, halo, self.norm1), halo), halo, self.norm2)
+        return self.conv2(inner, halo, skip)
 
 
 class ResidualBlock(PlainBlock):

@@ -142,17 +142,19 @@ class StreamHalo(Halo):
         return joined
 
     def _remember(self, layer: nn.Module, x: Tensor, count: int) -> None:
-        missing = count - x.shape[2]
-        last = x[:, :, -count:] if missing <= 0 else F.pad(x, (0, 0, 0, 0, missing, 0))
-        past = self._remembered.get(layer)
+        missing = max(0, count - x.shape[2])
+        last = x[:, :, -count:]
         if recorded():
             # A copy, because a view would keep the whole chunk alive.
-            self._remembered[layer] = last.clone()
+            self._remembered[layer] = F.pad(last, (0, 0, 0, 0, missing, 0)).clone()
             return
+        past = self._remembered.get(layer)
         if past is None:
-            with torch.inference_mode(False):  # so that it can be overwritten in any mode
-                self._remembered[layer] = past = torch.empty_like(last)
-        past.copy_(last)
+            batch, channels, _, height, width = x.shape
+            past = self.workspace.lasting((batch, channels, count, height, width), like=x)
+            self._remembered[layer] = past
+        past[:, :, :missing].zero_()
+        past[:, :, missing:] = last
 
     def advance(self) -> None:
         """Mark the end of a chunk: what comes next is not the clip's start."""

@@ -59,11 +59,22 @@ class CausalConv3d(nn.Conv3d):
         frames, height, width = kernel_size
         self.reach = Reach(frames - 1, height // 2, height // 2, width // 2, width // 2)
 
+    def surrounded(self, x: Tensor, halo: Halo, activation: Activation | None = None) -> tuple[Tensor, Reach]:
+        """Return `activation(x)` with what `halo` knows of around it, which `forward` takes for `x`.
+
+        In a step of its own, `x` need not be held while the convolution's result comes into being.
+        """
+        return halo.surround(self, x, self.reach, activation)
+
     def forward(  # type: ignore[override]
-        self, x: Tensor, halo: Halo, activation: Activation | None = None, skip: Tensor | None = None
+        self, x: Tensor | tuple[Tensor, Reach], halo: Halo, skip: Tensor | None = None
     ) -> Tensor:
-        """Convolve `activation(x)`, and add `skip` (B, C_out, T, H, W): in one pass through memory where possible."""
-        x, zeros = halo.surround(self, x, self.reach, activation)
+        """Convolve `x`, and add `skip` (B, C_out, T, H, W): in one pass through memory where possible.
+
+        Args:
+            x: The input, or what `surrounded` made of it.
+        """
+        x, zeros = self.surrounded(x, halo) if isinstance(x, Tensor) else x
         if skip is not None:
             across = zip(
                 x.shape[3:], self.kernel_size[1:], (zeros.top + zeros.bottom, zeros.left + zeros.right), strict=True

@@ -78,4 +78,4 @@ class Head(nn.Module):
         self.conv = CausalConv3d(in_channels, out_channels)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        return self.conv(x, halo, self.norm)
+        return self.conv(self.conv.surrounded(x, halo, self.norm), halo)

@@ -2,12 +2,18 @@
 
 import ctypes
 import math
+import mmap
 import weakref
 
 import torch
 from torch import Tensor
 
 from wan_vae.ops.recording import recorded
+
+# Bytes: no two tensors share a line of the cache, and vectors are read in one go.
+_ALIGNMENT = 64
+# Bytes: address space, of which only the touched pages take memory; loans side by side in one leave fewer gaps unused.
+_LEAST_REGION = 2**28
 
 
 class Workspace:
@@ -21,7 +27,7 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self._free: list[Tensor] = []
+        self._regions: list[_Region] = []
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return a tensor (B, C, T, H, W) with undefined values, of the dtype and on the device of `like`.
@@ -36,22 +42,91 @@ class Workspace:
         values = self._values(math.prod(shape), like.dtype)
         return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
 
+    @staticmethod
+    def lasting(shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return what `empty` does, in memory of its own, for what is kept from pass to pass and overwritten."""
+        with torch.inference_mode(False):  # so that it can be overwritten in any mode
+            if like.device.type != "cpu":
+                return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
+            batch, channels, frames, height, width = shape
+            values = _pages(math.prod(shape) * like.dtype.itemsize).view(like.dtype)
+            return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
+
     def _values(self, count: int, dtype: torch.dtype) -> Tensor:
         size = count * dtype.itemsize
         if size == 0:
             return torch.empty(0, dtype=dtype, device="cpu")
-        block = self._block(size)
+        region, start = self._place(size)
         # The tensor below holds on to this object, and with it ends the loan.
-        loan = (ctypes.c_char * size).from_address(block.data_ptr())
-        weakref.finalize(loan, self._free.append, block).atexit = False
+        loan = (ctypes.c_char * size).from_address(region.memory.data_ptr() + start)
+        weakref.finalize(loan, region.give_back, start, start + _rounded(size)).atexit = False
         return torch.frombuffer(loan, dtype=dtype)
 
-    def _block(self, size: int) -> Tensor:
-        self._free.sort(key=Tensor.numel)
-        for index, block in enumerate(self._free):
-            if len(block) >= size:
-                return self._free.pop(index)
-        if self._free:
-            # Too small for this, so it makes room: what is held stays at what is needed at one time.
-            self._free.pop()
-        return torch.empty(size, dtype=torch.uint8, device="cpu")
+    def _place(self, size: int) -> tuple["_Region", int]:
+        size = _rounded(size)
+        fitting = [(length, index) for index, region in enumerate(self._regions) if (length := region.least(size))]
+        if fitting:
+            region = self._regions[min(fitting)[1]]
+        else:
+            # What is free and too small becomes one: what is held stays near what is needed at one time.
+            unused = [region for region in self._regions if region.is_unused]
+            self._regions = [region for region in self._regions if region not in unused]
+            together = sum(len(region.memory) for region in unused)
+            del unused
+            region = _Region(max(size, together, _LEAST_REGION))
+            self._regions.append(region)
+        return region, region.take(size)
+
+
+class _Region:
+    """Memory of which any parts are lent, side by side."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = _pages(size)
+        self._gaps = [(0, size)]
+        self._given_back: list[tuple[int, int]] = []
+
+    def give_back(self, start: int, stop: int) -> None:
+        """End a loan. This happens at any time, in any thread, even while another begins: the gaps stay as they are."""
+        self._given_back.append((start, stop))
+
+    @property
+    def is_unused(self) -> bool:
+        self._join_gaps()
+        return self._gaps == [(0, len(self.memory))]
+
+    def least(self, size: int) -> int:
+        """Return the length of the shortest gap of at least `size` bytes, 0 if there is none."""
+        self._join_gaps()
+        return min((stop - start for start, stop in self._gaps if stop - start >= size), default=0)
+
+    def take(self, size: int) -> int:
+        """Return where in the shortest gap that fits a new loan of `size` bytes begins."""
+        start, stop = min((gap for gap in self._gaps if gap[1] - gap[0] >= size), key=lambda gap: gap[1] - gap[0])
+        self._gaps.remove((start, stop))
+        if stop - start > size:
+            self._gaps.append((start + size, stop))
+        return start
+
+    def _join_gaps(self) -> None:
+        while self._given_back:
+            self._gaps.append(self._given_back.pop())
+        joined: list[tuple[int, int]] = []
+        for start, stop in sorted(self._gaps):
+            if joined and joined[-1][1] == start:
+                joined[-1] = (joined[-1][0], stop)
+            else:
+                joined.append((start, stop))
+        self._gaps = joined
+
+
+def _pages(size: int) -> Tensor:
+    # Straight from the kernel, so that it goes back there when freed, whatever else was allocated meanwhile.
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
