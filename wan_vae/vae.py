@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_checkpoint
+from wan_vae.clip_stream import DecodeStream, EncodeStream
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.model.autoencoder import Autoencoder
@@ -139,39 +140,32 @@ class WanVAE(Autoencoder):
         assert video is not None
         return video
 
-    @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
         """Encode a clip that arrives in chunks of (B, 3, n, H, W), any n; yields final latents as soon as they are due.
 
         The concatenated latents are those of `encode`; memory does not grow with the clip's length. No gradients.
+        Where the chunks are not there to be iterated over, an `EncodeStream` takes them one by one.
 
         Raises:
             UserError: The clip ended after a number of frames that is not 1 + 4k.
         """
-        stream = self._encoding(latents_per_pass)
-        # Found once: a GPU stops to take numbers.
-        statistics = cache(self._statistics)
-        for chunk in chunks:
-            self._check_video(chunk, whole=False)
-            moments = stream.push(chunk)
-            if moments is not None:
-                raw = Posterior.from_moments(moments).mode()
-                yield _normalized(raw, statistics(raw.dtype, raw.device))
-        stream.flush()
+        with EncodeStream(self, latents_per_pass=latents_per_pass) as stream:
+            for chunk in chunks:
+                latents = stream.push(chunk)
+                if latents is not None:
+                    yield latents
 
-    @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
         """Decode final latents that arrive in chunks of (B, z, n, h, w), any n; yields (B, 3, m, H, W) in [-1, 1].
 
         The concatenated frames are those of `decode`; memory does not grow with the clip's length. No gradients.
+        Where the chunks are not there to be iterated over, a `DecodeStream` takes them one by one.
         """
-        stream = self._decoding(latents_per_pass)
-        for chunk in chunks:
-            self._check_latents(chunk, whole=False)
-            video = stream.push(chunk)
-            if video is not None:
-                yield video
-        stream.flush()
+        with DecodeStream(self, latents_per_pass=latents_per_pass) as stream:
+            for chunk in chunks:
+                video = stream.push(chunk)
+                if video is not None:
+                    yield video
 
     def forward(
         self, video: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
@@ -249,14 +243,22 @@ class WanVAE(Autoencoder):
         raw = _denormalized(latents.to(self.decoder_dtype), statistics)
         return self.pixels(raw, halo).clamp(-1.0, 1.0)
 
-    def _encoding(self, latents_per_pass: int | None) -> Stream:
+    def _encoding(self, latents_per_pass: int | None, *, final: bool = False) -> Stream:
+        """Return a stream of moments, or of final latents."""
         unit = self.config.temporal_compression
         chosen = _checked_latents_per_pass(latents_per_pass)
 
         def pace(video: Tensor) -> Pace:
             return self._pace(video[:, :1, :1].numel() // self.config.spatial_compression**2, chosen, unit)
 
-        return Stream(self._encode_pass, pace=pace, unit=unit, becomes=1)
+        # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
+        statistics = cache(self._statistics)
+
+        def latents(video: Tensor, halo: Halo) -> Tensor:
+            raw = Posterior.from_moments(self._encode_pass(video, halo)).mode()
+            return _normalized(raw, statistics(raw.dtype, raw.device))
+
+        return Stream(latents if final else self._encode_pass, pace=pace, unit=unit, becomes=1)
 
     def _decoding(self, latents_per_pass: int | None) -> Stream:
         chosen = _checked_latents_per_pass(latents_per_pass)
