@@ -38,6 +38,8 @@ def measure_stream(
     if resume is not None:
         typer.echo(json.dumps(passed(frames, side, checkpoint, resume=resume).digests))
         return
+    if saved_at >= frames:
+        raise UserError(f"Nothing comes after frame {saved_at} of {frames}; give a smaller --saved-at.")
     with TemporaryDirectory() as name:
         run = passed(frames, side, checkpoint, saved_at=saved_at, folder=Path(name))
         arguments = ["--frames", str(frames), "--side", str(side), "--checkpoint", checkpoint, "--resume", name]

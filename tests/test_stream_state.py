@@ -30,7 +30,11 @@ def begun(vae: WanVAE, frames: int = 7) -> EncodeStream:
 
 
 @given(
-    st.data(), small_configs(), st.integers(1, 4), st.sampled_from([torch.float32, torch.bfloat16]), st.integers(1, 3)
+    st.data(),
+    small_configs(),
+    st.integers(1, 4),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    st.integers(1, 3),
 )
 def test_a_resumed_stream_gives_the_same_bytes(
     data: st.DataObject, config: VAEConfig, latents: int, dtype: torch.dtype, per_pass: int
