@@ -14,7 +14,7 @@ from tests.helpers import (
     small_config,
     small_configs,
 )
-from wan_vae import VAEConfig, WanVAE
+from wan_vae import UserError, VAEConfig, WanVAE
 from wan_vae.config import BLOCK_KINDS
 from wan_vae.model.halo import Halo, StreamHalo
 
@@ -112,6 +112,23 @@ def test_a_stream_remembers_frames_and_not_whole_chunks() -> None:
         halo.advance()
         sizes.append(sum(past.untyped_storage().nbytes() for past in halo._remembered.values()))
     assert sizes[1] == sizes[2] == sizes[3]
+
+
+def test_several_halos_share_one_state_under_prefixes() -> None:
+    vae, clips, rest = random_vae(small_config()), [random_video(3, 4, 6, seed=seed) for seed in range(2)], []
+    state: dict[str, torch.Tensor] = {}
+    for index, clip in enumerate(clips):
+        halo = StreamHalo()
+        vae.moments(clip, halo)
+        halo.advance()
+        state |= halo.state_dict(vae, f"tiles.{index}.")
+        rest.append(vae.moments(clip[:, :, :2], halo))
+    for index, clip in enumerate(clips):
+        halo = StreamHalo()
+        halo.load_state_dict(vae, state, f"tiles.{index}.")
+        assert torch.equal(vae.moments(clip[:, :, :2], halo), rest[index])
+    with pytest.raises(UserError, match=r"'tiles.0.encoder.conv_in', but this model no such layer"):
+        StreamHalo().load_state_dict(vae, state)
 
 
 def test_the_model_keeps_no_state() -> None:
