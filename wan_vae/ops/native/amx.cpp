@@ -118,31 +118,38 @@ void pack(const Convolution& task, int64_t panel, int64_t part) {
     }
 }
 
-// The rows of the image that are wanted next, of which a piece at a time is fetched.
+// The rows of the image that are wanted next, of which a piece at a time is fetched: `rows` of each of `frames`.
 class Foreseen {
    public:
-    void begin(const BFloat16* data, int64_t rows, int64_t row_stride, int64_t row_values) {
-        data_ = reinterpret_cast<const char*>(data);
+    void begin(const Image<const BFloat16>& image, const BFloat16* first, int64_t frames, int64_t rows, int64_t width) {
+        data_ = reinterpret_cast<const char*>(first);
+        frame_stride_ = image.frame_stride * 2;
+        row_stride_ = image.row_stride * 2;
+        row_bytes_ = width * image.pixel_stride * 2;
+        frames_ = frames;
         rows_ = rows;
-        row_stride_ = row_stride * 2;
-        row_bytes_ = row_values * 2;
-        row_ = offset_ = 0;
+        frame_ = row_ = offset_ = 0;
     }
 
     const char* next(int64_t lines) {
-        if (row_ >= rows_) return data_;
-        const char* piece = data_ + row_ * row_stride_ + offset_;
+        if (frame_ >= frames_) return data_;
+        const char* piece = data_ + frame_ * frame_stride_ + row_ * row_stride_ + offset_;
         offset_ += lines * LINE;
         if (offset_ >= row_bytes_) {
             offset_ = 0;
             ++row_;
+        }
+        if (row_ >= rows_) {
+            row_ = 0;
+            ++frame_;
         }
         return piece;
     }
 
    private:
     const char* data_ = nullptr;
-    int64_t rows_ = 0, row_stride_ = 0, row_bytes_ = 0, row_ = 0, offset_ = 0;
+    int64_t frame_stride_ = 0, row_stride_ = 0, row_bytes_ = 0, frames_ = 0, rows_ = 0;
+    int64_t frame_ = 0, row_ = 0, offset_ = 0;
 };
 
 class Worker {
@@ -258,8 +265,10 @@ class Worker {
         const int64_t first = same_rows ? first_row : last_row, seen = same_rows ? 0 : task.tap_rows - task.stride;
         const int64_t top = std::clamp<int64_t>(first * task.stride - task.top + seen, 0, task.in_height);
         const int64_t end = std::min(top + strip_rows - seen, task.in_height);
-        foreseen.begin(pixel(same_rows ? task.taps : task.taps - 1, top, 0), end - top, task.x.row_stride,
-                       task.in_width * task.x.pixel_stride);
+        // Below, every frame is new, but for a clip that starts over with its first.
+        const int64_t back = same_rows ? 0 : task.frames - 1;
+        foreseen.begin(task.x, pixel(same_rows ? task.taps : -back, top, 0), same_rows ? 1 : task.taps, end - top,
+                       task.in_width);
     }
 
     void find_rows(int64_t place, Source* to) const {
