@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import (
@@ -34,6 +34,7 @@ def tilings(draw: st.DrawFn, steps: int) -> Tiling:
     )
 
 
+@settings(max_examples=40)
 @given(st.data(), small_configs(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
 @torch.no_grad()
 def test_tiles_decode_like_the_whole(
@@ -44,6 +45,7 @@ def test_tiles_decode_like_the_whole(
     assert relative_difference(vae.pixels(latents, TiledHalo(tiling)), vae.pixels(latents, Halo())) <= 1e-10
 
 
+@settings(max_examples=40)
 @given(st.data(), small_configs(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
 @torch.no_grad()
 def test_tiles_encode_like_the_whole(
@@ -55,6 +57,7 @@ def test_tiles_encode_like_the_whole(
     assert relative_difference(vae.moments(video, TiledHalo(tiling)), vae.moments(video, Halo())) <= 1e-10
 
 
+@settings(max_examples=40)
 @given(st.data(), small_configs(), st.integers(1, 4))
 @torch.no_grad()
 def test_tiled_streams_give_the_whole_clip(data: st.DataObject, config: VAEConfig, latents: int) -> None:

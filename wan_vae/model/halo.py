@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wan_vae.model.steps import Run, Step, runs_of_frames, values_of
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.rehearsal import device_of
 from wan_vae.ops.workspace import Workspace
 
 
@@ -128,13 +129,18 @@ class StreamHalo(Halo):
     def _in_portions(self, run: Sequence[Step], x: Tensor) -> Tensor:
         # Where every frame stays one, they need not all be held at once, and tensors may be large.
         frame = values_of(run) * x[:, :1, :1].numel() * x.dtype.itemsize
-        count = x.shape[2] if run[0].temporal else max(1, int(bytes_at_once(x.device) / frame))
-        parts = []
-        for part in torch.split(x, count, dim=2):
-            for step in run:
-                part = step.run(part, self)
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        count = x.shape[2] if run[0].temporal else max(1, int(bytes_at_once(device_of(x)) / frame))
+        if count >= x.shape[2] or recorded():
+            return super().local(run, x)
+        result = None
+        for start in range(0, x.shape[2], count):
+            part = super().local(run, x[:, :, start : start + count])
+            if result is None:
+                result = self.workspace.empty((*part.shape[:2], x.shape[2], *part.shape[3:]), like=part)
+            result[:, :, start : start + count] = part
+            del part
+        assert result is not None
+        return result
 
     def _behind(self, past: Tensor | None, x: Tensor, activation: Activation | None) -> Tensor:
         if recorded():

@@ -10,6 +10,7 @@ from wan_vae.model.halo import Halo, StreamHalo
 from wan_vae.model.steps import Run, Step, cell_of, frames_of_latent
 from wan_vae.model.tiling import Tiling, Window, tiles_of, windows_of
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.rehearsal import rehearsal_of, typical
 from wan_vae.ops.workspace import Workspace
 
 
@@ -52,7 +53,7 @@ class TiledHalo(StreamHalo):
             return x
         passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
         halo, result = self._part(name, passage, Workspace()), None
-        for before, after in passage:
+        for before, after in typical(passage, x):
             part = halo.local(steps, x[:, :, before])
             result = _room(part, passage.result, *part.shape[3:]) if result is None else result
             result[:, :, after] = part
@@ -68,13 +69,17 @@ class TiledHalo(StreamHalo):
         for step in steps:
             height, width = (size * step.enlarges // step.reduces for size in (height, width))
         workspace, result = Workspace(), None
-        for index, tile in enumerate(tiles_of(height, width, self.tiling.rows, self.tiling.columns, cell)):
+        tiles = list(enumerate(tiles_of(height, width, self.tiling.rows, self.tiling.columns, cell)))
+        if rehearsal_of(x) is not None and not self._goes_on:
+            # The largest takes most, and each begins anew.
+            tiles = [max(tiles, key=lambda tile: windows_of(steps, x.shape[3], x.shape[4], tile[1])[0].pixels)]
+        for index, tile in tiles:
             name = f"tile{index}"
             windows = windows_of(steps, x.shape[3], x.shape[4], tile)
             cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
             passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
             halo = self._part(name, passage, workspace)
-            for before, after in passage:
+            for before, after in typical(passage, x):
                 part = halo.local(cropping, x[:, :, before, windows[0].rows.slice, windows[0].columns.slice])
                 result = _room(part, passage.result, height, width) if result is None else result
                 result[:, :, after, tile.rows.slice, tile.columns.slice] = part

@@ -38,10 +38,6 @@ class Span(NamedTuple):
         """To index with."""
         return slice(self.start, self.stop)
 
-    def within(self, other: "Span") -> "Span":
-        """Return this span, counted from the start of another that holds it."""
-        return Span(self.start - other.start, self.stop - other.start)
-
 
 class Window(NamedTuple):
     """A rectangle of pixels."""
@@ -81,11 +77,12 @@ def windows_of(steps: Sequence[Step], height: int, width: int, tile: Window) -> 
         width: Likewise.
         tile: Of the picture after the last step.
     """
-    rows, columns = _spans(steps, height, tile.rows), _spans(steps, width, tile.columns)
+    rows, columns = spans_of(steps, height, tile.rows), spans_of(steps, width, tile.columns)
     return [Window(*spans) for spans in zip(rows, columns, strict=True)]
 
 
-def _spans(steps: Sequence[Step], size: int, tile: Span) -> list[Span]:
+def spans_of(steps: Sequence[Step], size: int, tile: Span) -> list[Span]:
+    """Return what each step must be given of a row or a column of `size` pixels, and last the tile itself."""
     sizes = [size]
     for step in steps:
         sizes.append(sizes[-1] * step.enlarges // step.reduces)

@@ -9,6 +9,7 @@ from torch import Tensor
 from wan_vae.ops import native
 from wan_vae.ops.native_amx import amx_conv3d, amx_packed_size, amx_serves
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.rehearsal import device_of, rehearsal_of
 from wan_vae.ops.triton_check import triton_serves
 from wan_vae.ops.workspace import Workspace
 
@@ -48,6 +49,9 @@ def convolve(
     sizes = zip(x.shape[2:], weight.shape[2:], (0, *padding), (1, stride, stride), strict=True)
     size = [(length + 2 * zeros - taps) // step + 1 for length, taps, zeros, step in sizes]
     shape = (x.shape[0], weight.shape[0], *size)
+    rehearsal = rehearsal_of(x)
+    if rehearsal is not None:
+        return rehearsal.convolve(weight, workspace.empty(shape, like=x), workspace)
     if amx_serves(x, weight):
         out = workspace.empty(shape, like=x)
         return _by_amx(x, weight, bias, residual, out, workspace, padding=padding, stride=stride)
@@ -66,6 +70,8 @@ def convolve(
 
 def doubles_on_the_way(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolve_doubled` can convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, 1, 3, 3)."""
+    if rehearsal_of(x) is not None:
+        return device_of(x).type == "cpu"
     return not recorded() and (amx_serves(x, weight) or native.winograd_serves(x, weight, doubled=True))
 
 
@@ -73,6 +79,9 @@ def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: 
     """Convolve what `x` (B, C_in, T, H, W) is with every pixel twice in height and width: (B, C_out, T, 2H, 2W)."""
     batch, _, frames, height, width = x.shape
     out = workspace.empty((batch, weight.shape[0], frames, 2 * height, 2 * width), like=x)
+    rehearsal = rehearsal_of(x)
+    if rehearsal is not None:
+        return rehearsal.convolve(weight, out, workspace)
     if amx_serves(x, weight):
         # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps.
         for place, taps in enumerate(summed_taps(weight.squeeze(2)).unsqueeze(2).chunk(4)):
