@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wan_vae.errors import UserError
+
 
 class Transfers(NamedTuple):
     """Transfers under way.
@@ -63,3 +65,18 @@ class Peers:
                 operations.append(dist.P2POp(operation, raw, self._ranks[peer], self._group))
                 buffers.append(raw)
         return Transfers(dist.batch_isend_irecv(operations) if operations else [], buffers)
+
+    def check_alike(self, description: str) -> None:
+        """Make sure that all peers describe what they are about to do alike: otherwise they would wait for ever.
+
+        Raises:
+            UserError: They do not.
+        """
+        descriptions: list[str] = [""] * len(self)
+        dist.all_gather_object(descriptions, description, self._group)
+        for peer, other in enumerate(descriptions):
+            if other != description:
+                raise UserError(
+                    f"Process {self._ranks[self.index]} is given {description}, but process {self._ranks[peer]} is"
+                    f" given {other}; all must be given the same clip."
+                )

@@ -1,0 +1,165 @@
+"""The VAE over several devices."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wan_vae.config import VAEConfig
+from wan_vae.errors import UserError
+from wan_vae.shards.grid import arranged, evenly
+from wan_vae.shards.peers import Peers
+from wan_vae.shards.share import Share
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from wan_vae.vae import WanVAE
+
+
+class ShardedVAE:
+    """A VAE whose clips are cut in parts, each computed by a process of its own (`WanVAE.shard`).
+
+    It is used like the VAE itself, in all processes at once: each passes the same whole clip, computes its part on the
+    device where its weights are, and gets the whole result. Results are those of one device, to rounding. There are no
+    gradients.
+
+    Height and width are cut along the latents' grid, in parts that differ by a row or column of latents at most.
+
+    Args:
+        vae: The model, with the same weights in every process, in eval mode.
+        mesh: See `WanVAE.shard`.
+    """
+
+    def __init__(self, vae: "WanVAE", mesh: "DeviceMesh | None" = None) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise UserError(
+                "There is no process group to share clips with; start the program with torchrun, and call"
+                " torch.distributed.init_process_group first."
+            )
+        if vae.training:
+            raise UserError("A model in training mode cannot share clips among processes; call its eval() first.")
+        self._vae = vae
+        self._peers, self._shape = _members(mesh)
+
+    @property
+    def config(self) -> VAEConfig:
+        """The architecture."""
+        return self._vae.config
+
+    def encode(self, video: Tensor, *, latents_per_pass: int | None = None) -> Tensor:
+        """(B, 3, T, H, W) in [-1, 1] -> final latents (B, z, t, h, w), as `WanVAE.encode`.
+
+        Raises:
+            UserError: T, H or W does not fit, or the picture is too small for so many processes.
+        """
+        self._vae._check_video(video, whole=True)
+        self._check_gradients(video)
+        (latents,) = self.encode_stream([video], latents_per_pass=latents_per_pass)
+        return latents
+
+    def decode(self, latents: Tensor, *, latents_per_pass: int | None = None) -> Tensor:
+        """Final latents (B, z, t, h, w) -> video (B, 3, T, H, W), as `WanVAE.decode`.
+
+        Raises:
+            UserError: The latents are not this model's, or the picture is too small for so many processes.
+        """
+        self._vae._check_latents(latents, whole=True)
+        self._check_gradients(latents)
+        (video,) = self.decode_stream([latents], latents_per_pass=latents_per_pass)
+        return video
+
+    def encode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
+        """Encode a clip that arrives in chunks of (B, 3, n, H, W), as `WanVAE.encode_stream`."""
+
+        def encoded(parts: Iterable[Tensor], share: Share | None) -> Iterator[Tensor]:
+            neighbors = None if share is None else share.neighbors
+            return self._vae.encode_stream(parts, latents_per_pass=latents_per_pass, neighbors=neighbors)
+
+        return self._shared(chunks, encoded, self._vae._check_video, self.config.spatial_compression, 1)
+
+    def decode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
+        """Decode final latents that arrive in chunks of (B, z, n, h, w), as `WanVAE.decode_stream`."""
+
+        def decoded(parts: Iterable[Tensor], share: Share | None) -> Iterator[Tensor]:
+            neighbors = None if share is None else share.neighbors
+            return self._vae.decode_stream(parts, latents_per_pass=latents_per_pass, neighbors=neighbors)
+
+        becomes = self.config.spatial_compression * self.config.output_upscale
+        return self._shared(chunks, decoded, self._vae._check_latents, 1, becomes)
+
+    def share(self, height: int, width: int) -> Share:
+        """Return what this process has of a picture of height x width latents.
+
+        Raises:
+            UserError: The picture is too small for so many processes.
+        """
+        if self._shape is None:
+            return Share(arranged(len(self._peers), height, width), self._peers)
+        return Share(evenly(*self._shape, height, width), self._peers)
+
+    @torch.no_grad()
+    def _shared(
+        self,
+        chunks: Iterable[Tensor],
+        through: Callable[[Iterable[Tensor], Share | None], Iterator[Tensor]],
+        check: Callable[..., None],
+        scale: int,
+        becomes: int,
+    ) -> Iterator[Tensor]:
+        """Pass this process's part of a clip through the network and yield the whole clip's result.
+
+        Args:
+            chunks: The whole clip.
+            through: Passes parts through the network.
+            check: Refuses chunks that do not fit.
+            scale: Pixels of a chunk to a side of a latent.
+            becomes: Pixels of the result.
+        """
+        chunks = iter(chunks)
+        first = next(chunks, None)
+        if first is None:
+            yield from through([], None)
+            return
+        check(first, whole=False)
+        self._peers.check_alike(f"a chunk of {tuple(first.shape)} in {first.dtype}")
+        share = self.share(first.shape[3] // scale, first.shape[4] // scale)
+
+        def parts() -> Iterator[Tensor]:
+            for chunk in chain([first], chunks):
+                check(chunk, whole=False)
+                if chunk.shape[3:] != first.shape[3:]:
+                    raise UserError(f"A chunk is {tuple(chunk.shape)}, but the one before it is {tuple(first.shape)}.")
+                yield share.cut(chunk, scale)
+
+        for part in through(parts(), share):
+            yield share.gather(part, becomes)
+
+    def _check_gradients(self, x: Tensor) -> None:
+        if self._vae._records(x):
+            raise UserError(
+                "Clips in shards pass without gradients; call it inside torch.no_grad(), or turn off requires_grad."
+            )
+
+
+def _members(mesh: "DeviceMesh | None") -> tuple[Peers, tuple[int, int] | None]:
+    """Return the processes of a mesh and, if they are in rows and columns, how many of these there are."""
+    if mesh is None:
+        return Peers(range(dist.get_world_size())), None
+    if mesh.ndim > 2:
+        raise UserError(f"The mesh has {mesh.ndim} dimensions; a picture is cut in rows and columns, so 1 or 2 fit.")
+    ranks = mesh.mesh.flatten().tolist()
+    if dist.get_rank() not in ranks:
+        raise UserError(f"Process {dist.get_rank()} is not in the mesh, which holds {ranks}; call shard in those only.")
+    if mesh.ndim == 1:
+        return Peers(ranks, mesh.get_group()), None
+    if len(ranks) != dist.get_world_size():
+        raise UserError(
+            f"A mesh of rows and columns must hold all {dist.get_world_size()} processes, but this one holds"
+            f" {len(ranks)}; take one of a single dimension, which is arranged by itself."
+        )
+    rows, columns = mesh.mesh.shape
+    return Peers(ranks), (rows, columns)
