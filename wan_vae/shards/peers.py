@@ -1,13 +1,15 @@
 """The processes that share a clip, and what they send each other."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from wan_vae.errors import UserError
+
+_HOST = torch.device("cpu")
 
 
 class Transfers(NamedTuple):
@@ -80,3 +82,13 @@ class Peers:
                     f"Process {self._ranks[self.index]} is given {description}, but process {self._ranks[peer]} is"
                     f" given {other}; all must be given the same clip."
                 )
+
+    def tell(self, message: Any) -> None:
+        """Give all others a small Python object, which they `hear`."""
+        dist.broadcast_object_list([message], dist.get_rank(), self._group, _HOST)
+
+    def hear(self, teller: int) -> Any:
+        """Wait for what `teller` tells."""
+        messages = [None]
+        dist.broadcast_object_list(messages, self._ranks[teller], self._group, _HOST)
+        return messages[0]
