@@ -211,12 +211,14 @@ class WanVAE(Autoencoder):
         raw = posterior.sample(generator) if sample else posterior.mode()
         return self.pixels(raw, Halo()), posterior
 
-    def shard(self, mesh: "DeviceMesh | None" = None) -> "ShardedVAE":
+    def shard(self, mesh: "DeviceMesh | None" = None, *, gather: bool = True) -> "ShardedVAE":
         """Return this VAE for clips that are cut in parts, one a process: it is called in all of them alike.
 
         Args:
             mesh: The processes, one a device: in rows and columns, or in one dimension, to be arranged as it suits each
                 picture; default all processes of the default group.
+            gather: Whether every process gets the whole result, or its own part alone (which it is, `share` tells):
+                frames that go to everyone are half as many bytes as all else that is sent, or more.
 
         Raises:
             UserError: There is no process group, or the mesh does not hold this process.
@@ -224,7 +226,7 @@ class WanVAE(Autoencoder):
         # Not every build of torch can do it.
         from wan_vae.shards import ShardedVAE
 
-        return ShardedVAE(self, mesh)
+        return ShardedVAE(self, mesh, gather=gather)
 
     def latents_at_once(self, height: int, width: int) -> int:
         """Return how many latents of a video of height x width pixels go through the network together by themselves.

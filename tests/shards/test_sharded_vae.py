@@ -102,6 +102,18 @@ def test_presets_in_narrower_dtypes(
     assert relative_difference(torch.from_numpy(results[0][1]), back.float()) <= tolerance
 
 
+def part_alone(group: dist.ProcessGroup) -> bool:
+    config = small_config()
+    vae, latents, mesh = random_vae(config), random_latents(config, 2, 3, 4), DeviceMesh.from_group(group, "cpu")
+    own, whole = vae.shard(mesh, gather=False), vae.shard(mesh)
+    expected = own.share(3, 4).cut(whole.decode(latents), config.spatial_compression)
+    return expected.shape[4] == 4 and torch.equal(own.decode(latents), expected)
+
+
+def test_a_part_may_stay_where_it_is(workers: Workers) -> None:
+    assert all(workers.run(2, part_alone))
+
+
 def in_rows_and_columns(group: dist.ProcessGroup, shape: tuple[int, ...] | None) -> tuple[np.ndarray | str, int]:
     mesh = None if shape is None else init_device_mesh("cpu", shape)
     config = small_config()

@@ -32,9 +32,10 @@ class ShardedVAE:
     Args:
         vae: The model, with the same weights in every process, in eval mode.
         mesh: See `WanVAE.shard`.
+        gather: See `WanVAE.shard`.
     """
 
-    def __init__(self, vae: "WanVAE", mesh: "DeviceMesh | None" = None) -> None:
+    def __init__(self, vae: "WanVAE", mesh: "DeviceMesh | None" = None, *, gather: bool = True) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise UserError(
                 "There is no process group to share clips with; start the program with torchrun, and call"
@@ -43,6 +44,7 @@ class ShardedVAE:
         if vae.training:
             raise UserError("A model in training mode cannot share clips among processes; call its eval() first.")
         self._vae = vae
+        self._gather = gather
         self._peers, self._shape = _members(mesh)
 
     @property
@@ -92,7 +94,7 @@ class ShardedVAE:
         return self._shared(chunks, decoded, self._vae._check_latents, 1, becomes)
 
     def share(self, height: int, width: int) -> Share:
-        """Return what this process has of a picture of height x width latents.
+        """Return which part this process has of a picture of height x width latents.
 
         Raises:
             UserError: The picture is too small for so many processes.
@@ -136,7 +138,7 @@ class ShardedVAE:
                 yield share.cut(chunk, scale)
 
         for part in through(parts(), share):
-            yield share.gather(part, becomes)
+            yield share.gather(part, becomes) if self._gather else part
 
     def _check_gradients(self, x: Tensor) -> None:
         if self._vae._records(x):

@@ -1,6 +1,6 @@
 """How much the parts of a picture send each other, counted from the architecture alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -65,7 +65,7 @@ def decoder_looks(config: VAEConfig, latents: int) -> Iterator[Look]:
     yield Look(width, frames, scale)
 
 
-def bytes_sent(looks: Iterator[Look], grid: Grid, part: int, *, itemsize: int, batch: int = 1) -> int:
+def bytes_sent(looks: Iterable[Look], grid: Grid, part: int, *, itemsize: int, batch: int = 1) -> int:
     """Return how many bytes a part sends while a clip passes through layers, its result not counted.
 
     Args:
