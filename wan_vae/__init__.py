@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
     from wan_vae.ops.native import build_kernels
     from wan_vae.posterior import Posterior
+    from wan_vae.shards import ShardedVAE
     from wan_vae.vae import WanVAE
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "ClipError",
     "LatentsError",
     "Posterior",
+    "ShardedVAE",
     "UserError",
     "VAEConfig",
     "WanVAE",
@@ -33,6 +35,7 @@ _HOMES = {
     "ClipError": "wan_vae.errors",
     "LatentsError": "wan_vae.errors",
     "Posterior": "wan_vae.posterior",
+    "ShardedVAE": "wan_vae.shards",
     "UserError": "wan_vae.errors",
     "VAEConfig": "wan_vae.config",
     "WanVAE": "wan_vae.vae",

@@ -62,7 +62,7 @@ def _joined(parts: Sequence[np.ndarray], grid: Grid) -> torch.Tensor:
     return torch.cat(rows, dim=3)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(st.data(), small_configs(), grids())
 def test_parts_encode_like_the_whole_picture(
     workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid
@@ -79,7 +79,7 @@ def test_parts_encode_like_the_whole_picture(
     )
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(st.data(), small_configs(), grids())
 def test_parts_decode_like_the_whole_picture(
     workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid

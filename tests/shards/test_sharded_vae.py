@@ -43,7 +43,7 @@ def decoded(
     return torch.cat(list(parts), dim=2).numpy()
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.data(), small_configs(), st.integers(1, 3), st.integers(1, 3), st.integers(3, 4), st.integers(3, 5))
 def test_streams_encode_like_one_process(
     workers: Workers, data: st.DataObject, config: VAEConfig, count: int, latents: int, height: int, width: int
@@ -59,7 +59,7 @@ def test_streams_encode_like_one_process(
         assert relative_difference(torch.from_numpy(result), expected) <= 1e-10
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.data(), small_configs(), st.integers(1, 3), st.integers(1, 3), st.integers(3, 4), st.integers(3, 5))
 def test_streams_decode_like_one_process(
     workers: Workers, data: st.DataObject, config: VAEConfig, count: int, latents: int, height: int, width: int

@@ -26,13 +26,13 @@ def decode(
     checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
-    shards: options.ShardsOption = None,
+    shards: options.ShardsOption = 1,
     lossless: options.LosslessOption = False,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had."""
-    crew = None if shards is None else Crew(shards, device)
+    crew = None if shards == 1 else Crew(shards, device)
     if crew is not None and follows():
         crew.follow(checkpoint, device, dtype)
         return

@@ -17,7 +17,7 @@ def encode(
     checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
-    shards: options.ShardsOption = None,
+    shards: options.ShardsOption = 1,
     size: options.SizeOption = None,
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
@@ -25,7 +25,7 @@ def encode(
     as_json: options.JsonOption = False,
 ) -> None:
     """Encode CLIP into LATENTS, a file that holds all that `decode` needs to give the clip back."""
-    crew = None if shards is None else Crew(shards, device)
+    crew = None if shards == 1 else Crew(shards, device)
     if crew is not None and follows():
         crew.follow(checkpoint, device, dtype)
         return

@@ -65,7 +65,7 @@ FpsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 LosslessOption = Annotated[bool, typer.Option("--lossless", help="Write the clip's pixels exactly.")]
 ShardsOption = Annotated[
-    int | None,
+    int,
     typer.Option(
         help="Share the clip among this many processes, one a device, started with: torchrun --nproc-per-node N -m"
         " wan_vae ...",
