@@ -3,12 +3,12 @@
 All take and return (B, C, T, H, W) and are called with a halo.
 """
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d, NormSiLU, RMSNorm
+from wan_vae.ops.attention import attention
 
 
 class PlainBlock(nn.Module):
@@ -63,7 +63,6 @@ class AttentionBlock(nn.Module):
         query, key, value = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
         # PyTorch's fast attention wants channels side by side; otherwise it spells out all pairs of pixels.
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        key, value = halo.everywhere(key), halo.everywhere(value)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attention(query, halo.everywhere(key), halo.everywhere(value))
         projected = self.proj(rearrange(attended, "n 1 (h w) c -> n c h w", h=height))
         return x + rearrange(projected, "(b t) c h w -> b c t h w", b=batch)

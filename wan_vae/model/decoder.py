@@ -1,6 +1,8 @@
 """The decoder: latents to pixels."""
 
-import torch
+from collections.abc import Iterable
+from typing import cast
+
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from wan_vae.model.layers import CausalConv3d
 from wan_vae.model.level_shortcuts import RepeatShortcut
 from wan_vae.model.resample import Upsample
 from wan_vae.model.stages import Blocks, Head, Middle
+from wan_vae.model.steps import Step, reach_of
 
 
 class Decoder(nn.Module):
@@ -27,28 +30,33 @@ class Decoder(nn.Module):
             DecoderLevel(widths[index], widths[index + 1], config, index) for index in range(len(multipliers))
         )
         self.head = Head(widths[-1], config.output_channels)
-        # How many levels come before the first that neither doubles the frames nor has one to follow that does.
-        self.timed = max((index + 1 for index, level in enumerate(self.levels) if level.temporal), default=0)
-        # Values of the largest tensor that is held for all frames of a pass, per latent pixel.
-        self.held = 4**self.timed * config.temporal_compression * widths[self.timed]
+        # Values of the largest tensor that is held for all frames of a pass, per latent pixel: after the last level
+        # that doubles the frames, they pass a few at a time.
+        timed = max((index + 1 for index, level in enumerate(self.levels) if level.temporal), default=0)
+        self.held = 4**timed * config.temporal_compression * widths[timed]
 
     def forward(self, latents: Tensor, halo: Halo) -> Tensor:
-        x = self.middle(self.conv_in(latents, halo), halo)
-        for level in self.levels[: self.timed]:
-            x = level(x, halo)
-        # At the full size, where tensors are largest, every frame stays one: they need not all be held at once.
-        enlarged = 4 ** (len(self.levels) - 1 - self.timed)
-        largest = enlarged * x[:, :1, :1].numel() * self.head.conv.in_channels
-        x = torch.cat([self._enlarge(part, halo) for part in halo.portions(x, largest)], dim=2)
+        return halo.local(self.steps(), halo.whole(self._features, latents))
+
+    def steps(self) -> tuple[Step, ...]:
+        """Return what follows the middle."""
+        last = Step(
+            self._pixels,
+            reach=reach_of(self.head),
+            values=max(self.head.conv.in_channels, self.head.conv.out_channels),
+            enlarges=self.output_upscale * self.patch_size,
+        )
+        return (*(level.step() for level in cast(Iterable[DecoderLevel], self.levels)), last)
+
+    def _features(self, latents: Tensor, halo: Halo) -> Tensor:
+        return self.middle(self.conv_in(latents, halo), halo)
+
+    def _pixels(self, x: Tensor, halo: Halo) -> Tensor:
+        x = self.head(x, halo)
         # Two sub-pixel orders: torch.pixel_shuffle's (c, row, column), and Wan2.2's patches (c, column, row).
         s, p = self.output_upscale, self.patch_size
         x = rearrange(x, "b (c q r) t h w -> b c t (h q) (w r)", q=s, r=s)
         return rearrange(x, "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p)
-
-    def _enlarge(self, x: Tensor, halo: Halo) -> Tensor:
-        for level in self.levels[self.timed :]:
-            x = level(x, halo)
-        return self.head(x, halo)
 
 
 class DecoderLevel(nn.Module):
@@ -58,10 +66,11 @@ class DecoderLevel(nn.Module):
         super().__init__()
         last = index == len(config.width_multipliers) - 1
         self.temporal = not last and config.temporal_downsample[::-1][index]
-        upsampled = out_channels if config.level_shortcuts else out_channels // 2
+        self.out_channels = out_channels
+        self.upsampled = out_channels if config.level_shortcuts else out_channels // 2
         entering = in_channels if config.level_shortcuts or index == 0 else in_channels // 2
         self.blocks = Blocks(entering, out_channels, config.blocks_per_level + 1, config)
-        self.upsample = None if last else Upsample(out_channels, upsampled, temporal=self.temporal)
+        self.upsample = None if last else Upsample(out_channels, self.upsampled, temporal=self.temporal)
         self.shortcut = (
             RepeatShortcut(in_channels, out_channels, time=2 if self.temporal else 1, space=2)
             if config.level_shortcuts and not last
@@ -75,3 +84,14 @@ class DecoderLevel(nn.Module):
         if self.shortcut is not None:
             main = self.shortcut(x, main, halo)
         return main
+
+    def step(self) -> Step:
+        """Describe this level."""
+        enlarges = 1 if self.upsample is None else 2
+        return Step(
+            self,
+            reach=reach_of(self),
+            values=max(self.out_channels, enlarges**2 * self.upsampled),
+            enlarges=enlarges,
+            temporal=self.temporal,
+        )

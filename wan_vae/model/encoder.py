@@ -1,6 +1,8 @@
 """The encoder: pixels to the moments of the latents' distribution."""
 
-import torch
+from collections.abc import Iterable
+from typing import cast
+
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from wan_vae.model.layers import CausalConv3d
 from wan_vae.model.level_shortcuts import AverageShortcut
 from wan_vae.model.resample import Downsample
 from wan_vae.model.stages import Blocks, Head, Middle
+from wan_vae.model.steps import Step, reach_of
 
 
 class Encoder(nn.Module):
@@ -24,28 +27,32 @@ class Encoder(nn.Module):
             EncoderLevel(widths[index], widths[index + 1], config, index)
             for index in range(len(config.width_multipliers))
         )
-        # How many levels come before the first that halves the frames.
-        self.untimed = next((index for index, level in enumerate(self.levels) if level.temporal), len(self.levels))
-        # Values of the largest tensor that is held for all frames of a pass, per latent pixel.
-        reduced = min(self.untimed, len(self.levels) - 1)
-        self.held = 4 ** (len(self.levels) - 1 - reduced) * config.temporal_compression * widths[self.untimed]
+        # Values of the largest tensor that is held for all frames of a pass, per latent pixel: before the first level
+        # that halves the frames, they pass a few at a time.
+        untimed = next((index for index, level in enumerate(self.levels) if level.temporal), len(self.levels))
+        reduced = min(untimed, len(self.levels) - 1)
+        self.held = 4 ** (len(self.levels) - 1 - reduced) * config.temporal_compression * widths[untimed]
         self.middle = Middle(widths[-1], config)
         self.head = Head(widths[-1], 2 * config.latent_channels)
 
     def forward(self, video: Tensor, halo: Halo) -> Tensor:
-        x = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=self.patch_size, r=self.patch_size)
-        # At the full size, where tensors are largest, every frame stays one: they need not all be held at once.
-        largest = x[:, :1, :1].numel() * self.conv_in.out_channels
-        x = torch.cat([self._reduce(part, halo) for part in halo.portions(x, largest)], dim=2)
-        for level in self.levels[self.untimed :]:
-            x = level(x, halo)
-        return self.head(self.middle(x, halo), halo)
+        return halo.whole(self._summary, halo.local(self.steps(), video))
 
-    def _reduce(self, x: Tensor, halo: Halo) -> Tensor:
-        x = self.conv_in(x, halo)
-        for level in self.levels[: self.untimed]:
-            x = level(x, halo)
-        return x
+    def steps(self) -> tuple[Step, ...]:
+        """Return what comes before the middle."""
+        p = self.patch_size
+        values = -(-self.conv_in.out_channels // p**2)
+        return (
+            Step(self._features, reach=p * reach_of(self.conv_in), values=values, reduces=p),
+            *(level.step() for level in cast(Iterable[EncoderLevel], self.levels)),
+        )
+
+    def _features(self, video: Tensor, halo: Halo) -> Tensor:
+        p = self.patch_size
+        return self.conv_in(rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=p, r=p), halo)
+
+    def _summary(self, x: Tensor, halo: Halo) -> Tensor:
+        return self.head(self.middle(x, halo), halo)
 
 
 class EncoderLevel(nn.Module):
@@ -54,6 +61,7 @@ class EncoderLevel(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, index: int) -> None:
         super().__init__()
         last = index == len(config.width_multipliers) - 1
+        self.out_channels = out_channels
         self.temporal = not last and config.temporal_downsample[index]
         self.blocks = Blocks(in_channels, out_channels, config.blocks_per_level, config)
         self.downsample = None if last else Downsample(out_channels, temporal=self.temporal)
@@ -70,3 +78,13 @@ class EncoderLevel(nn.Module):
         if self.shortcut is not None:
             main = self.shortcut(x, main, halo)
         return main
+
+    def step(self) -> Step:
+        """Describe this level."""
+        return Step(
+            self,
+            reach=reach_of(self),
+            values=self.out_channels,
+            reduces=1 if self.downsample is None else 2,
+            temporal=self.temporal,
+        )

@@ -6,12 +6,15 @@ when it looks past the edge of its input. A halo answers that, is handed down th
 that knows; layers and models have no modes and keep no state.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_vae.model.neighbors import Alone, Neighbors
 from wan_vae.model.reach import Activation, Reach
+from wan_vae.model.steps import Run, Step, runs_of_frames, values_of
 from wan_vae.ops.recording import recorded
 from wan_vae.ops.workspace import Workspace
 
@@ -63,18 +66,15 @@ class Halo:
         """Take a value (n, 1, h * w, C) for each pixel of the latents' grid and return those of the whole picture."""
         return self.neighbors.everywhere(x)
 
-    def portions(self, x: Tensor, values: int) -> tuple[Tensor, ...]:
-        """Split `x` (B, C, T, H, W) in time, for layers that leave time as it is and then have to hold less at once.
+    def whole(self, stage: Run, x: Tensor) -> Tensor:
+        """Run a stage of the network that looks at whole frames."""
+        return stage(x, self)
 
-        Args:
-            x: Their input.
-            values: How many values the largest tensor among them has in one frame.
-        """
-        return (x,)
-
-    def align(self, skip: Tensor, size: torch.Size) -> Tensor:
-        """Return the middle of `skip`, `size` = (H, W), for layers beside it may have used up their margin."""
-        return skip
+    def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
+        """Run steps of the network one after the other that look only so far around each pixel."""
+        for step in steps:
+            x = step.run(x, self)
+        return x
 
     def _joined(self, past: Tensor | None, x: Tensor, margin: Reach, activation: Activation | None) -> Tensor:
         """Return `activation(x)` with `margin` around it, behind `past`, which has that margin already."""
@@ -125,9 +125,21 @@ class StreamHalo(Halo):
         zeros = reach.beyond(margin)
         return x, zeros if past is None else zeros._replace(before=0)
 
-    def portions(self, x: Tensor, values: int) -> tuple[Tensor, ...]:
-        size = self.neighbors.most_values(values) * x.dtype.itemsize
-        return torch.split(x, max(1, bytes_at_once(x.device) // size), dim=2)
+    def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
+        for run in runs_of_frames(steps):
+            x = self._in_portions(run, x)
+        return x
+
+    def _in_portions(self, run: Sequence[Step], x: Tensor) -> Tensor:
+        # Where every frame stays one, they need not all be held at once, and tensors may be large.
+        frame = values_of(run) * self.neighbors.most_values(x[:, :1, :1].numel()) * x.dtype.itemsize
+        count = x.shape[2] if run[0].temporal else max(1, int(bytes_at_once(x.device) / frame))
+        parts = []
+        for part in torch.split(x, count, dim=2):
+            for step in run:
+                part = step.run(part, self)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _remember(self, layer: nn.Module, x: Tensor, count: int) -> None:
         missing = max(0, count - x.shape[2])

@@ -76,11 +76,6 @@ class CausalConv3d(nn.Conv3d):
             x: The input, or what `surrounded` made of it.
         """
         x, zeros = self.surrounded(x, halo) if isinstance(x, Tensor) else x
-        if skip is not None:
-            across = zip(
-                x.shape[3:], self.kernel_size[1:], (zeros.top + zeros.bottom, zeros.left + zeros.right), strict=True
-            )
-            skip = halo.align(skip, torch.Size(length + around - taps + 1 for length, taps, around in across))
         return conv3d_with_zeros(x, zeros, self.weight, self.bias, halo.workspace, skip=skip)
 
 

@@ -54,7 +54,6 @@ class AverageShortcut(nn.Module):
     def forward(self, x: Tensor, main: Tensor, halo: Halo) -> Tensor:
         """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the averages of `x`."""
         time, height, width = self.cell
-        x = halo.align(x, torch.Size((main.shape[3] * height, main.shape[4] * width)))
         x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
         if self.span is None:
             places = rearrange(x, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=height, r=width)
@@ -91,7 +90,6 @@ class RepeatShortcut(nn.Module):
     def forward(self, x: Tensor, main: Tensor, halo: Halo) -> Tensor:
         """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the repeated `x`."""
         time, height, width = self.cell
-        x = halo.align(x, torch.Size((main.shape[3] // height, main.shape[4] // width)))
         if self.span is None:
             cells = rearrange(
                 x.repeat_interleave(self.repeats, dim=1),

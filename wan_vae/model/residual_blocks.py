@@ -51,7 +51,7 @@ class ResNetBlock(nn.Module):
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         branch = F.relu(self.norm1(self.conv1(x, halo)))
         branch = self.norm2(self.conv2(self.dropout(branch), halo))
-        return F.relu(branch + self.shortcut(halo.align(x, branch.shape[3:])))
+        return F.relu(branch + self.shortcut(x))
 
 
 class BottleneckBlock(nn.Module):
@@ -73,7 +73,7 @@ class BottleneckBlock(nn.Module):
         branch = F.relu(self.norm1(self.conv1(x)))
         branch = F.relu(self.norm2(self.conv2(branch, halo)))
         branch = self.norm3(self.conv3(self.dropout(branch)))
-        return F.relu(branch + self.shortcut(halo.align(x, branch.shape[3:])))
+        return F.relu(branch + self.shortcut(x))
 
 
 class PreActivationBlock(nn.Module):
@@ -93,7 +93,7 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         branch = self.conv1(F.relu(self.norm1(x)), halo)
         branch = self.conv2(self.dropout(F.relu(self.norm2(branch))), halo)
-        return branch + self.shortcut(halo.align(x, branch.shape[3:]))
+        return branch + self.shortcut(x)
 
 
 class DenseBlock(nn.Module):
@@ -113,7 +113,7 @@ class DenseBlock(nn.Module):
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         for norm, conv in zip(self.norms, self.convs, strict=True):
             grown = conv(self.dropout(F.relu(norm(x))), halo)
-            x = torch.cat([halo.align(x, grown.shape[3:]), grown], dim=1)
+            x = torch.cat([x, grown], dim=1)
         return self.transition(F.relu(self.transition_norm(x)))
 
 
