@@ -9,6 +9,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wan_vae.clip_stream import DecodeStream, EncodeStream
     from wan_vae.config import VAEConfig
     from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
     from wan_vae.ops.native import build_kernels
@@ -20,6 +21,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ClipError",
+    "DecodeStream",
+    "EncodeStream",
     "LatentsError",
     "Posterior",
     "ShardedVAE",
@@ -33,6 +36,8 @@ __all__ = [
 _HOMES = {
     "CheckpointError": "wan_vae.errors",
     "ClipError": "wan_vae.errors",
+    "DecodeStream": "wan_vae.clip_stream",
+    "EncodeStream": "wan_vae.clip_stream",
     "LatentsError": "wan_vae.errors",
     "Posterior": "wan_vae.posterior",
     "ShardedVAE": "wan_vae.shards",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_checkpoint
+from wan_vae.clip_stream import DecodeStream, EncodeStream
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.model.autoencoder import Autoencoder
@@ -145,13 +146,13 @@ class WanVAE(Autoencoder):
         assert video is not None
         return video
 
-    @torch.no_grad()
     def encode_stream(
         self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
     ) -> Iterator[Tensor]:
         """Encode a clip that arrives in chunks of (B, 3, n, H, W), any n; yields final latents as soon as they are due.
 
         The concatenated latents are those of `encode`; memory does not grow with the clip's length. No gradients.
+        Where the chunks are not there to be iterated over, an `EncodeStream` takes them one by one.
 
         Args:
             chunks: The clip.
@@ -161,37 +162,30 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: The clip ended after a number of frames that is not 1 + 4k.
         """
-        stream = self._encoding(latents_per_pass, neighbors)
-        # Found once: a GPU stops to take numbers.
-        statistics = cache(self._statistics)
-        for chunk in chunks:
-            self._check_video(chunk, whole=False)
-            moments = stream.push(chunk)
-            if moments is not None:
-                raw = Posterior.from_moments(moments).mode()
-                yield _normalized(raw, statistics(raw.dtype, raw.device))
-        stream.flush()
+        with EncodeStream(self, latents_per_pass=latents_per_pass, neighbors=neighbors) as stream:
+            for chunk in chunks:
+                latents = stream.push(chunk)
+                if latents is not None:
+                    yield latents
 
-    @torch.no_grad()
     def decode_stream(
         self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
     ) -> Iterator[Tensor]:
         """Decode final latents that arrive in chunks of (B, z, n, h, w), any n; yields (B, 3, m, H, W) in [-1, 1].
 
         The concatenated frames are those of `decode`; memory does not grow with the clip's length. No gradients.
+        Where the chunks are not there to be iterated over, a `DecodeStream` takes them one by one.
 
         Args:
             chunks: The latents.
             latents_per_pass: How many of them go through the network together.
             neighbors: Who holds what lies around them, if they are a part of a larger picture; see `shard`.
         """
-        stream = self._decoding(latents_per_pass, neighbors)
-        for chunk in chunks:
-            self._check_latents(chunk, whole=False)
-            video = stream.push(chunk)
-            if video is not None:
-                yield video
-        stream.flush()
+        with DecodeStream(self, latents_per_pass=latents_per_pass, neighbors=neighbors) as stream:
+            for chunk in chunks:
+                video = stream.push(chunk)
+                if video is not None:
+                    yield video
 
     def forward(
         self, video: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
@@ -286,7 +280,10 @@ class WanVAE(Autoencoder):
         raw = _denormalized(latents.to(self.decoder_dtype), statistics)
         return self.pixels(raw, halo).clamp(-1.0, 1.0)
 
-    def _encoding(self, latents_per_pass: int | None, neighbors: Neighbors | None = None) -> Stream:
+    def _encoding(
+        self, latents_per_pass: int | None, *, final: bool = False, neighbors: Neighbors | None = None
+    ) -> Stream:
+        """Return a stream of moments, or of final latents."""
         unit = self.config.temporal_compression
         chosen = _checked_latents_per_pass(latents_per_pass)
 
@@ -294,7 +291,14 @@ class WanVAE(Autoencoder):
             pixels = video[:, :1, :1].numel() // self.config.spatial_compression**2
             return self._pace(pixels, chosen, unit, neighbors)
 
-        return Stream(self._encode_pass, pace=pace, unit=unit, becomes=1, neighbors=neighbors)
+        # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
+        statistics = cache(self._statistics)
+
+        def latents(video: Tensor, halo: Halo) -> Tensor:
+            raw = Posterior.from_moments(self._encode_pass(video, halo)).mode()
+            return _normalized(raw, statistics(raw.dtype, raw.device))
+
+        return Stream(latents if final else self._encode_pass, pace=pace, unit=unit, becomes=1, neighbors=neighbors)
 
     def _decoding(self, latents_per_pass: int | None, neighbors: Neighbors | None = None) -> Stream:
         chosen = _checked_latents_per_pass(latents_per_pass)

@@ -6,12 +6,13 @@ when it looks past the edge of its input. A halo answers that, is handed down th
 that knows; layers and models have no modes and keep no state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wan_vae.errors import UserError
 from wan_vae.model.neighbors import Alone, Neighbors
 from wan_vae.model.reach import Activation, Reach
 from wan_vae.model.steps import Run, Step, runs_of_frames, values_of
@@ -158,4 +159,39 @@ class StreamHalo(Halo):
 
     def advance(self) -> None:
         """Mark the end of a chunk: what comes next is not the clip's start."""
+        self._started = True
+
+    def state_dict(self, model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+        """Return copies of what is remembered, contiguous (B, C, n, H, W), between two chunks.
+
+        Args:
+            model: By whose names of its layers to call it.
+            prefix: What comes before these names.
+        """
+        names = {layer: name for name, layer in model.named_modules()}
+        return {
+            prefix + names[layer]: past.clone(memory_format=torch.contiguous_format)
+            for layer, past in self._remembered.items()
+        }
+
+    def load_state_dict(self, model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Remember copies of what another halo of the same model did, after its first chunk or later.
+
+        Args:
+            model: Whose layers will ask.
+            state: What `state_dict` returned; entries without the prefix are left alone.
+            prefix: What comes before the names of the layers.
+
+        Raises:
+            UserError: The model has no such layer.
+        """
+        layers = dict(model.named_modules())
+        for name, past in state.items():
+            if not name.startswith(prefix):
+                continue
+            layer = layers.get(name.removeprefix(prefix))
+            if layer is None:
+                raise UserError(f"The state has an entry {name!r}, but this model no such layer.")
+            self._remembered[layer] = self.workspace.lasting(tuple(past.shape), like=past)
+            self._remembered[layer].copy_(past)
         self._started = True
