@@ -76,6 +76,18 @@ def test_there_and_back_as_with_one_process(
     assert np.abs(difference).max() <= 1
 
 
+def test_reconstruct_as_with_one_process(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--checkpoint", checkpoint, "--dtype", "fp32", "--device", "cpu", "--lossless"]
+    run(capsys, "reconstruct", clip, tmp_path / "one.mkv", *options)
+    first, second = start_all(*[["reconstruct", clip, tmp_path / "two.mkv", *options, "--shards", 2]] * 2)
+    assert "psnr" in first.out, first.err
+    assert (second.code, second.out) == (0, "")
+    difference = read_clip(tmp_path / "one.mkv").astype(int) - read_clip(tmp_path / "two.mkv")
+    assert np.abs(difference).max() <= 1
+
+
 def test_an_error_of_the_first_process_ends_all(tmp_path: Path) -> None:
     command = ["decode", tmp_path / "none.safetensors", tmp_path / "out.mkv", "--device", "cpu", "--shards", 2]
     first, second = start_all(command, command)

@@ -176,7 +176,7 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
         ("does not fit", "The height 3 is not a multiple of 2; 2 or 4 would fit."),
         ("gradients", "Clips in shards pass without gradients; call it inside torch.no_grad(),"),
         ("autocast", "A clip in shards is computed without gradients, autocast and torch.compile;"),
-        ("another size", "A chunk is (1, 3, 2, 4, 6), but the one before it is (1, 3, 1, 4, 4)."),
+        ("another size", "A chunk is (1, 3, 2, 4, 6), but the ones before it are 4 high and 4 wide."),
         ("another clip", "all must be given the same clip."),
         ("nothing", "The stream ended without a single frame; push at least one."),
     ],

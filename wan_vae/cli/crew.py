@@ -51,6 +51,7 @@ class Crew:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if on.type == "cuda" else "gloo")
         self._peers = Peers(range(shards))
+        self._led: LeadVAE | None = None
 
     def follow(self, checkpoint: str | Path, device: Device, dtype: Precision) -> None:
         """Compute with the first process until it is done.
@@ -76,12 +77,15 @@ class Crew:
         from wan_vae.shards.led import LeadVAE
 
         self._peers.tell("load the model")
-        return LeadVAE(vae, self._peers)
+        self._led = LeadVAE(vae, self._peers)
+        return self._led
 
     def leave(self) -> None:
         """Part with the others, after all went well."""
         import torch.distributed as dist
 
+        if self._led is not None:
+            self._led.dismiss()
         dist.destroy_process_group()
 
 

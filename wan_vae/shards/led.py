@@ -1,16 +1,18 @@
-"""One process has the clip and wants the result; the others compute their parts of it and have nothing else to do."""
+"""One process has the clips and wants the results; the others compute their parts and have nothing else to do."""
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from wan_vae.clip_stream import ClipStream
 from wan_vae.config import VAEConfig
 from wan_vae.shards.grid import arranged
 from wan_vae.shards.peers import Peers
 from wan_vae.shards.share import Share
+from wan_vae.shards.way import Way, decoding, encoding
 
 if TYPE_CHECKING:
     from wan_vae.vae import WanVAE
@@ -18,12 +20,26 @@ if TYPE_CHECKING:
 _LEADER = 0
 
 
-class _Chunk(NamedTuple):
-    """What the leader tells of a chunk: where it is to go, and what it is."""
+class _Begin(NamedTuple):
+    """The leader begins a stream, whose picture has height x width latents."""
 
     encodes: bool
+    height: int
+    width: int
+
+
+class _Chunk(NamedTuple):
+    """The leader scatters a chunk of a stream."""
+
+    stream: int
     shape: torch.Size
     dtype: torch.dtype
+
+
+class _End(NamedTuple):
+    """A stream has ended."""
+
+    stream: int
 
 
 class LeadVAE:
@@ -38,6 +54,7 @@ class LeadVAE:
         assert peers.index == _LEADER, peers.index
         self._vae = vae
         self._peers = peers
+        self._numbers = count()
 
     @property
     def config(self) -> VAEConfig:
@@ -63,66 +80,49 @@ class LeadVAE:
         """Decode final latents that arrive in chunks of (B, z, n, h, w), as `WanVAE.decode_stream`."""
         return self._stream(chunks, encodes=False)
 
-    @torch.no_grad()
+    def dismiss(self) -> None:
+        """Let the others return from `follow`."""
+        self._peers.tell(None)
+
     def _stream(self, chunks: Iterable[Tensor], *, encodes: bool) -> Iterator[Tensor]:
         way = _way(self._vae, encodes=encodes)
-        chunks = iter(chunks)
-        first = next(chunks, None)
-        if first is None:
-            yield from way.stream([])
-            return
-        share = way.share(first.shape, self._peers)
+        stream, share, number = way.stream(), None, -1
+        for chunk in chunks:
+            way.check(chunk)
+            if share is None:
+                begin = _Begin(encodes, *way.latents(chunk.shape))
+                stream, share = _begun(begin, way, self._peers)
+                self._peers.tell(begin)
+                number = next(self._numbers)
+            self._peers.tell(_Chunk(number, chunk.shape, chunk.dtype))
+            part = stream.push(share.scatter(chunk, way.scale))
+            if part is not None:
+                yield share.collect(part, way.becomes)
+        stream.flush()
+        self._peers.tell(_End(number))
 
-        def parts() -> Iterator[Tensor]:
-            for chunk in chain([first], chunks):
-                self._peers.tell(_Chunk(encodes, chunk.shape, chunk.dtype))
-                yield share.scatter(chunk, way.scale)
-            self._peers.tell(None)
 
-        for part in way.stream(parts(), neighbors=share.neighbors):
-            yield share.collect(part, way.becomes)
-
-
-@torch.no_grad()
 def follow(vae: "WanVAE", peers: Peers) -> None:
-    """Compute parts of the clip that the first of the processes leads through its `LeadVAE`, until it ends."""
-    first: _Chunk | None = peers.hear(_LEADER)
-    if first is None:
-        return
-    way = _way(vae, encodes=first.encodes)
-    share = way.share(first.shape, peers)
-
-    def parts() -> Iterator[Tensor]:
-        chunk: _Chunk | None = first
-        while chunk is not None:
-            like = torch.empty(0, dtype=chunk.dtype, device=vae.device)
-            yield share.receive(chunk.shape, like, way.scale, sender=_LEADER)
-            chunk = peers.hear(_LEADER)
-
-    for part in way.stream(parts(), neighbors=share.neighbors):
-        share.hand_in(part, receiver=_LEADER)
+    """Compute parts of what the first of the processes leads through its `LeadVAE`, until it dismisses the others."""
+    numbers, begun = count(), {}
+    while (told := peers.hear(_LEADER)) is not None:
+        if isinstance(told, _Begin):
+            way = _way(vae, encodes=told.encodes)
+            begun[next(numbers)] = (way, *_begun(told, way, peers))
+        elif isinstance(told, _Chunk):
+            way, stream, share = begun[told.stream]
+            like = torch.empty(0, dtype=told.dtype, device=vae.device)
+            part = stream.push(share.receive(told.shape, like, way.scale, sender=_LEADER))
+            if part is not None:
+                share.hand_in(part, receiver=_LEADER)
+        else:
+            del begun[told.stream]
 
 
-class _Way(NamedTuple):
-    """A way through the network.
-
-    Attributes:
-        stream: Takes it.
-        scale: Pixels of what enters to a side of a latent.
-        becomes: Pixels of what comes out.
-    """
-
-    stream: Callable[..., Iterator[Tensor]]
-    scale: int
-    becomes: int
-
-    def share(self, shape: torch.Size, peers: Peers) -> Share:
-        """Return this process's share of what enters in this shape."""
-        return Share(arranged(len(peers), shape[3] // self.scale, shape[4] // self.scale), peers)
+def _begun(begin: _Begin, way: Way, peers: Peers) -> tuple[ClipStream, Share]:
+    share = Share(arranged(len(peers), begin.height, begin.width), peers)
+    return way.stream(neighbors=share.neighbors), share
 
 
-def _way(vae: "WanVAE", *, encodes: bool) -> _Way:
-    side = vae.config.spatial_compression
-    if encodes:
-        return _Way(vae.encode_stream, side, 1)
-    return _Way(vae.decode_stream, 1, side * vae.config.output_upscale)
+def _way(vae: "WanVAE", *, encodes: bool) -> Way:
+    return encoding(vae) if encodes else decoding(vae)

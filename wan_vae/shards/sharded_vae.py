@@ -1,10 +1,8 @@
 """The VAE over several devices."""
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from wan_vae.errors import UserError
 from wan_vae.shards.grid import arranged, evenly
 from wan_vae.shards.peers import Peers
 from wan_vae.shards.share import Share
+from wan_vae.shards.way import Way, decoding, encoding
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -76,22 +75,11 @@ class ShardedVAE:
 
     def encode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
         """Encode a clip that arrives in chunks of (B, 3, n, H, W), as `WanVAE.encode_stream`."""
-
-        def encoded(parts: Iterable[Tensor], share: Share | None) -> Iterator[Tensor]:
-            neighbors = None if share is None else share.neighbors
-            return self._vae.encode_stream(parts, latents_per_pass=latents_per_pass, neighbors=neighbors)
-
-        return self._shared(chunks, encoded, self._vae._check_video, self.config.spatial_compression, 1)
+        return self._stream(chunks, encoding(self._vae), latents_per_pass)
 
     def decode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
         """Decode final latents that arrive in chunks of (B, z, n, h, w), as `WanVAE.decode_stream`."""
-
-        def decoded(parts: Iterable[Tensor], share: Share | None) -> Iterator[Tensor]:
-            neighbors = None if share is None else share.neighbors
-            return self._vae.decode_stream(parts, latents_per_pass=latents_per_pass, neighbors=neighbors)
-
-        becomes = self.config.spatial_compression * self.config.output_upscale
-        return self._shared(chunks, decoded, self._vae._check_latents, 1, becomes)
+        return self._stream(chunks, decoding(self._vae), latents_per_pass)
 
     def share(self, height: int, width: int) -> Share:
         """Return which part this process has of a picture of height x width latents.
@@ -103,42 +91,18 @@ class ShardedVAE:
             return Share(arranged(len(self._peers), height, width), self._peers)
         return Share(evenly(*self._shape, height, width), self._peers)
 
-    @torch.no_grad()
-    def _shared(
-        self,
-        chunks: Iterable[Tensor],
-        through: Callable[[Iterable[Tensor], Share | None], Iterator[Tensor]],
-        check: Callable[..., None],
-        scale: int,
-        becomes: int,
-    ) -> Iterator[Tensor]:
-        """Pass this process's part of a clip through the network and yield the whole clip's result.
-
-        Args:
-            chunks: The whole clip.
-            through: Passes parts through the network.
-            check: Refuses chunks that do not fit.
-            scale: Pixels of a chunk to a side of a latent.
-            becomes: Pixels of the result.
-        """
-        chunks = iter(chunks)
-        first = next(chunks, None)
-        if first is None:
-            yield from through([], None)
-            return
-        check(first, whole=False)
-        self._peers.check_alike(f"a chunk of {tuple(first.shape)} in {first.dtype}")
-        share = self.share(first.shape[3] // scale, first.shape[4] // scale)
-
-        def parts() -> Iterator[Tensor]:
-            for chunk in chain([first], chunks):
-                check(chunk, whole=False)
-                if chunk.shape[3:] != first.shape[3:]:
-                    raise UserError(f"A chunk is {tuple(chunk.shape)}, but the one before it is {tuple(first.shape)}.")
-                yield share.cut(chunk, scale)
-
-        for part in through(parts(), share):
-            yield share.gather(part, becomes) if self._gather else part
+    def _stream(self, chunks: Iterable[Tensor], way: Way, latents_per_pass: int | None) -> Iterator[Tensor]:
+        stream, share = way.stream(latents_per_pass=latents_per_pass), None
+        for chunk in chunks:
+            way.check(chunk)
+            if share is None:
+                self._peers.check_alike(f"a chunk of {tuple(chunk.shape)} in {chunk.dtype}")
+                share = self.share(*way.latents(chunk.shape))
+                stream = way.stream(latents_per_pass=latents_per_pass, neighbors=share.neighbors)
+            part = stream.push(share.cut(chunk, way.scale))
+            if part is not None:
+                yield share.gather(part, way.becomes) if self._gather else part
+        stream.flush()
 
     def _check_gradients(self, x: Tensor) -> None:
         if self._vae._records(x):

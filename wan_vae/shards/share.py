@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wan_vae.errors import UserError
 from wan_vae.shards.grid import Grid
 from wan_vae.shards.neighbors import ShardNeighbors
 from wan_vae.shards.peers import Peers
@@ -30,14 +31,24 @@ class Share:
         return ShardNeighbors(self.grid, self.peers)
 
     def cut(self, whole: Tensor, scale: int) -> Tensor:
-        """View this part of the picture."""
+        """View this part of the picture.
+
+        Raises:
+            UserError: The picture is of another size than the one that was cut.
+        """
+        height, width = sum(self.grid.heights) * scale, sum(self.grid.widths) * scale
+        if whole.shape[3:] != (height, width):
+            raise UserError(
+                f"A chunk is {tuple(whole.shape)}, but the ones before it are {height} high and {width} wide."
+            )
         return self.grid.cut(whole, self.peers.index, scale)
 
     def scatter(self, whole: Tensor, scale: int) -> Tensor:
         """Send the others their parts of the picture, which this process alone has, and return its own."""
+        own = self.cut(whole, scale)
         parts = [(peer, self.grid.cut(whole, peer, scale).contiguous()) for peer in self._others()]
         self.peers.start(parts, []).wait()
-        return self.cut(whole, scale)
+        return own
 
     def receive(self, shape: torch.Size, like: Tensor, scale: int, *, sender: int) -> Tensor:
         """Return this part of the picture of this shape that `sender` scatters, of the dtype and device of `like`."""
