@@ -112,3 +112,28 @@ def test_a_part_is_surrounded_by_the_pixels_around_it(workers: Workers, grid: Gr
         top, left = sum(grid.heights[:row]), sum(grid.widths[:column])
         expected = padded[top : top + grid.heights[row] + 2, left : left + grid.widths[column] + 2]
         assert torch.equal(torch.from_numpy(out)[0, 0, 0], expected)
+
+
+def far_around(group: dist.ProcessGroup, grid: Grid, scale: int, margin: int) -> tuple[np.ndarray, Reach]:
+    peers = Peers(range(group.size()), group)
+    x, added = ShardNeighbors(grid, peers).around(grid.cut(_numbered(grid, scale), peers.index, scale), margin)
+    return x.numpy(), added
+
+
+def _numbered(grid: Grid, scale: int) -> torch.Tensor:
+    height, width = scale * sum(grid.heights), scale * sum(grid.widths)
+    return torch.arange(2.0 * 3 * height * width).view(1, 2, 3, height, width)
+
+
+@given(grids(), st.integers(1, 2), st.integers(0, 7))
+def test_a_margin_may_reach_beyond_the_next_part(workers: Workers, grid: Grid, scale: int, margin: int) -> None:
+    whole = _numbered(grid, scale)
+    for part, (x, added) in enumerate(workers.run(grid.rows * grid.columns, far_around, grid, scale, margin)):
+        rows, columns = grid.area(part, scale)
+        assert added.top == min(margin, rows.start)
+        assert added.right == min(margin, whole.shape[4] - columns.stop)
+        window = (
+            slice(rows.start - added.top, rows.stop + added.bottom),
+            slice(columns.start - added.left, columns.stop + added.right),
+        )
+        assert torch.equal(torch.from_numpy(x), whole[(..., *window)])

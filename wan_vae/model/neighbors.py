@@ -16,6 +16,12 @@ class Neighbors(Protocol):
     def surround(self, out: Tensor, x: Tensor, margin: Reach, activation: Activation | None) -> None:
         """Write `activation(x)` to the middle of `out`, and around it what lies within `margin` of it. No gradients."""
 
+    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
+        """Return `x` with all pixels that lie within `margin` of it, and how many these are on each side.
+
+        They are fewer where the picture ends. No gradients.
+        """
+
     def everywhere(self, x: Tensor) -> Tensor:
         """Take a value (n, 1, h * w, C) for each pixel of the latents' grid and return those of the whole picture.
 
@@ -34,6 +40,9 @@ class Alone:
 
     def surround(self, out: Tensor, x: Tensor, margin: Reach, activation: Activation | None) -> None:
         write(out, x, activation)
+
+    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
+        return x, Reach()
 
     def everywhere(self, x: Tensor) -> Tensor:
         return x

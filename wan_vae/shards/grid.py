@@ -8,6 +8,9 @@ from torch import Tensor
 
 from wan_vae.errors import UserError
 
+Area = tuple[slice, slice]
+"""Rows and columns of pixels."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -44,12 +47,28 @@ class Grid:
         """Return the part in this row and column; None if the picture ends before it."""
         return row * self.columns + column if 0 <= row < self.rows and 0 <= column < self.columns else None
 
+    def area(self, part: int, scale: int, margin: int = 0) -> Area:
+        """Return the pixels of a part, and those within `margin` of it in the picture, a latent being `scale` wide."""
+        row, column = self.place(part)
+        return _span(self.heights, row, scale, margin), _span(self.widths, column, scale, margin)
+
     def cut(self, x: Tensor, part: int, scale: int) -> Tensor:
         """View a part of the whole picture's `x` (..., H, W), in which a latent is `scale` x `scale` pixels."""
-        row, column = self.place(part)
-        top, left = sum(self.heights[:row]), sum(self.widths[:column])
-        bottom, right = top + self.heights[row], left + self.widths[column]
-        return x[..., top * scale : bottom * scale, left * scale : right * scale]
+        return x[(..., *self.area(part, scale))]
+
+
+def common(area: Area, other: Area) -> Area | None:
+    """Return the pixels that two areas share, if there are any."""
+    rows, columns = (
+        slice(max(one.start, two.start), min(one.stop, two.stop)) for one, two in zip(area, other, strict=True)
+    )
+    return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
+
+
+def within(area: Area, outer: Area) -> Area:
+    """Return an area counted from the start of another that holds it."""
+    rows, columns = (slice(one.start - two.start, one.stop - two.start) for one, two in zip(area, outer, strict=True))
+    return rows, columns
 
 
 def arranged(devices: int, height: int, width: int) -> Grid:
@@ -87,3 +106,8 @@ def _even(total: int, count: int) -> tuple[int, ...]:
 
 def _shapes(devices: int) -> Iterator[tuple[int, int]]:
     return ((rows, devices // rows) for rows in range(1, devices + 1) if devices % rows == 0)
+
+
+def _span(sizes: tuple[int, ...], index: int, scale: int, margin: int) -> slice:
+    start = sum(sizes[:index]) * scale
+    return slice(max(0, start - margin), min(sum(sizes) * scale, start + sizes[index] * scale + margin))

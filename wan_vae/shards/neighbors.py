@@ -10,10 +10,8 @@ from torch import Tensor
 from wan_vae.errors import UserError
 from wan_vae.model.reach import Activation, Reach, write
 from wan_vae.ops.recording import recorded
-from wan_vae.shards.grid import Grid
+from wan_vae.shards.grid import Area, Grid, common, within
 from wan_vae.shards.peers import Peers
-
-Area = tuple[slice, slice]
 
 
 class ShardNeighbors:
@@ -62,6 +60,28 @@ class ShardNeighbors:
         transfers.wait()
         for place, (_, pixels) in zip(places, filled, strict=True):
             place.copy_(pixels)
+
+    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
+        own, scale = self._peers.index, x.shape[3] // self._grid.heights[self._grid.place(self._peers.index)[0]]
+        mine, wanted = self._grid.area(own, scale), self._grid.area(own, scale, margin)
+        size = [side.stop - side.start for side in wanted]
+        out = torch.empty((*x.shape[:3], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        out[(..., *within(mine, wanted))] = x
+        sent, filled, places = [], [], []
+        for peer in range(len(self._peers)):
+            theirs = self._grid.area(peer, scale)
+            given = common(mine, self._grid.area(peer, scale, margin))
+            if peer != own and given is not None:
+                sent.append((peer, _channels_last(x[(..., *within(given, mine))]).contiguous()))
+            taken = common(theirs, wanted)
+            if peer != own and taken is not None:
+                places.append(_channels_last(out[(..., *within(taken, wanted))]))
+                filled.append((peer, x.new_empty(places[-1].shape)))
+        self._peers.start(sent, filled).wait()
+        for place, (_, pixels) in zip(places, filled, strict=True):
+            place.copy_(pixels)
+        rows, columns = ((one.start - two.start, two.stop - one.stop) for one, two in zip(mine, wanted, strict=True))
+        return out, Reach(top=rows[0], bottom=rows[1], left=columns[0], right=columns[1])
 
     def everywhere(self, x: Tensor) -> Tensor:
         own, pixels = self._peers.index, self._grid.latent_pixels
