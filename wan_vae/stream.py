@@ -155,14 +155,13 @@ class Stream:
         if not state:
             return
         position, waiting = int(state["position"]), state["waiting"]
-        self._passed = position - waiting.shape[2]
-        # The first frame never waits, nor does a whole unit.
-        if self._passed < 0 or waiting.shape[2] >= self._unit or (self._passed == 0 and position > 0):
+        # The first frame passes at once, and then every whole unit.
+        if waiting.shape[2] != (max(0, position - 1) % self._unit) or position < 0:
             raise UserError(f"The state is damaged: of {position} frames, {waiting.shape[2]} wait.")
-        device = next(model.parameters()).device
-        self._waiting = waiting.to(device, copy=True)
+        self._passed = position - waiting.shape[2]
         if self._passed > 0:
             self._halo.load_state_dict(model, state, "halo.")
+        self._waiting = waiting.to(next(model.parameters()).device, copy=True)
 
     @property
     def _left(self) -> int:

@@ -18,6 +18,7 @@ VERSION = 1
 Direction = Literal["encode", "decode"]
 
 _CLASSES = {"encode": "EncodeStream", "decode": "DecodeStream"}
+_SAMPLE = 1024
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -38,8 +39,8 @@ def identified_state(
         "config": config.to_dict(),
         "entries": {name: _described(tensor) for name, tensor in content.items()},
     }
-    text = bytearray(json.dumps(described).encode())
-    stream = torch.frombuffer(text, dtype=torch.uint8).clone()
+    text = json.dumps(described).encode()
+    stream = torch.tensor(list(text), dtype=torch.uint8, device="cpu")
     return {"stream": stream, "weights": _sums_of_weights(half), **content}
 
 
@@ -77,12 +78,11 @@ def checked_state(
 
 
 def _description(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    text = _entry(state, "stream").tolist()
     try:
-        described = json.loads(bytes(_entry(state, "stream").cpu().tolist()))
+        described: dict[str, Any] = json.loads(bytes(text))
         version = described["version"]
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError("The state's entry 'stream' is damaged; take the state as it was.") from error
     if version != VERSION:
         raise UserError(f"The state is of version {version}; this program reads version {VERSION}.")
@@ -100,10 +100,13 @@ def _described(tensor: Tensor) -> str:
 
 
 def _sums_of_weights(half: Iterable[nn.Module]) -> Tensor:
-    """Return the sum of the bits of each tensor of weights, as integers (n,): exact in any order, on any device."""
-    sums = [
-        tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
-        for module in half
-        for tensor in module.state_dict().values()
-    ]
+    """Return a sum of bits for each tensor of weights, as integers (n,): exact in any order, on any device.
+
+    Of a large tensor a sample has to do, for what trains it changes it everywhere, and states may be taken often.
+    """
+    sums = []
+    for module in half:
+        for tensor in module.state_dict().values():
+            sample = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLE)]
+            sums.append(sample.view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64))
     return torch.stack(sums).cpu()
