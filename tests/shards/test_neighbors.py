@@ -56,7 +56,7 @@ def _latents(config: VAEConfig, grid: Grid, frames: int) -> torch.Tensor:
     return random_latents(config, frames, sum(grid.heights), sum(grid.widths))
 
 
-def _joined(parts: Sequence[np.ndarray], grid: Grid) -> torch.Tensor:
+def joined(parts: Sequence[np.ndarray], grid: Grid) -> torch.Tensor:
     tensors = [torch.from_numpy(part) for part in parts]
     rows = [torch.cat(tensors[row * grid.columns : (row + 1) * grid.columns], dim=4) for row in range(grid.rows)]
     return torch.cat(rows, dim=3)
@@ -73,7 +73,7 @@ def test_parts_encode_like_the_whole_picture(
     frames = 1 + 2 * unit if plan is None else sum(plan)
     whole = random_vae(config).moments(_video(config, grid, frames), Halo())
     parts, sent = zip(*workers.run(grid.rows * grid.columns, encoded_part, config, grid, plan), strict=True)
-    assert relative_difference(_joined(parts, grid), whole) <= 1e-10
+    assert relative_difference(joined(parts, grid), whole) <= 1e-10
     assert sent == tuple(
         bytes_sent(encoder_looks(config, frames), grid, part, itemsize=8) for part in range(len(parts))
     )
@@ -88,7 +88,7 @@ def test_parts_decode_like_the_whole_picture(
     latents = 3 if plan is None else sum(plan)
     whole = random_vae(config).pixels(_latents(config, grid, latents), Halo())
     parts, sent = zip(*workers.run(grid.rows * grid.columns, decoded_part, config, grid, plan), strict=True)
-    assert relative_difference(_joined(parts, grid), whole) <= 1e-10
+    assert relative_difference(joined(parts, grid), whole) <= 1e-10
     assert sent == tuple(
         bytes_sent(decoder_looks(config, latents), grid, part, itemsize=8) for part in range(len(parts))
     )
