@@ -9,18 +9,23 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wan_vae.clip_stream import DecodeStream, EncodeStream
     from wan_vae.config import VAEConfig
     from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
     from wan_vae.ops.native import build_kernels
     from wan_vae.posterior import Posterior
+    from wan_vae.shards import ShardedVAE
     from wan_vae.vae import WanVAE
 
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ClipError",
+    "DecodeStream",
+    "EncodeStream",
     "LatentsError",
     "Posterior",
+    "ShardedVAE",
     "UserError",
     "VAEConfig",
     "WanVAE",
@@ -31,8 +36,11 @@ __all__ = [
 _HOMES = {
     "CheckpointError": "wan_vae.errors",
     "ClipError": "wan_vae.errors",
+    "DecodeStream": "wan_vae.clip_stream",
+    "EncodeStream": "wan_vae.clip_stream",
     "LatentsError": "wan_vae.errors",
     "Posterior": "wan_vae.posterior",
+    "ShardedVAE": "wan_vae.shards",
     "UserError": "wan_vae.errors",
     "VAEConfig": "wan_vae.config",
     "WanVAE": "wan_vae.vae",

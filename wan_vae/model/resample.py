@@ -6,8 +6,9 @@
 import torch
 from torch import Tensor, nn
 
-from wan_vae.model.halo import Halo, Reach
+from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d, conv3d_with_zeros
+from wan_vae.model.reach import Reach
 from wan_vae.ops.convolution import convolve_doubled, doubles_on_the_way, summed_taps
 
 

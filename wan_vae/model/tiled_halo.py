@@ -7,8 +7,9 @@ from itertools import pairwise
 from torch import Tensor
 
 from wan_vae.model.halo import Halo, StreamHalo
+from wan_vae.model.neighbors import Neighbors
 from wan_vae.model.steps import Run, Step, cell_of, frames_of_latent
-from wan_vae.model.tiling import Tiling, Window, tiles_of, windows_of
+from wan_vae.model.tiling import Tiling, Window, margin_of, size_after, tiles_of, windows_of
 from wan_vae.ops.recording import recorded
 from wan_vae.ops.rehearsal import rehearsal_of, typical
 from wan_vae.ops.workspace import Workspace
@@ -25,11 +26,12 @@ class TiledHalo(StreamHalo):
 
     Args:
         tiling: What is cut, and how.
+        neighbors: What lies around the picture; default nothing. Tiles ask them once, for all that they look at.
         goes_on: The clip arrives in chunks, as for `StreamHalo`: then all tiles' memories are kept.
     """
 
-    def __init__(self, tiling: Tiling, *, goes_on: bool = False) -> None:
-        super().__init__()
+    def __init__(self, tiling: Tiling, neighbors: Neighbors | None = None, *, goes_on: bool = False) -> None:
+        super().__init__(neighbors)
         self.tiling = tiling
         self._goes_on = goes_on
         self._parts: dict[str, StreamHalo] = {}
@@ -52,7 +54,7 @@ class TiledHalo(StreamHalo):
         if not steps:
             return x
         passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
-        halo, result = self._part(name, passage, Workspace()), None
+        halo, result = self._part(name, passage, Workspace(), self.neighbors), None
         for before, after in typical(passage, x):
             part = halo.local(steps, x[:, :, before])
             result = _room(part, passage.result, *part.shape[3:]) if result is None else result
@@ -65,20 +67,26 @@ class TiledHalo(StreamHalo):
     def _tile_by_tile(self, steps: Sequence[Step], x: Tensor, cell: int, length: int, becomes: int) -> Tensor:
         if not steps:
             return x
-        height, width = x.shape[3:]
-        for step in steps:
-            height, width = (size * step.enlarges // step.reduces for size in (height, width))
+        height, width = (size_after(steps, size) for size in x.shape[3:])
+        # From here on what neighbors hold counts as part of the picture.
+        x, known = self.neighbors.around(x, margin_of(steps))
+        down, right = size_after(steps, known.top), size_after(steps, known.left)
         workspace, result = Workspace(), None
         tiles = list(enumerate(tiles_of(height, width, self.tiling.rows, self.tiling.columns, cell)))
         if rehearsal_of(x) is not None and not self._goes_on:
             # The largest takes most, and each begins anew.
-            tiles = [max(tiles, key=lambda tile: windows_of(steps, x.shape[3], x.shape[4], tile[1])[0].pixels)]
+            tiles = [
+                max(
+                    tiles,
+                    key=lambda tile: windows_of(steps, x.shape[3], x.shape[4], tile[1].moved(down, right))[0].pixels,
+                )
+            ]
         for index, tile in tiles:
             name = f"tile{index}"
-            windows = windows_of(steps, x.shape[3], x.shape[4], tile)
+            windows = windows_of(steps, x.shape[3], x.shape[4], tile.moved(down, right))
             cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
             passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
-            halo = self._part(name, passage, workspace)
+            halo = self._part(name, passage, workspace, None)
             for before, after in typical(passage, x):
                 part = halo.local(cropping, x[:, :, before, windows[0].rows.slice, windows[0].columns.slice])
                 result = _room(part, passage.result, height, width) if result is None else result
@@ -92,13 +100,13 @@ class TiledHalo(StreamHalo):
     def _at(self, name: str) -> bool:
         return name not in self._parts or self._parts[name].at_start
 
-    def _part(self, name: str, passage: "_Passage", workspace: Workspace) -> Halo:
+    def _part(self, name: str, passage: "_Passage", workspace: Workspace, neighbors: Neighbors | None) -> Halo:
         if not self._goes_on:
-            halo = Halo() if len(passage) == 1 else StreamHalo()
+            halo = Halo(neighbors) if len(passage) == 1 else StreamHalo(neighbors)
             halo.workspace = workspace
             return halo
         if name not in self._parts:
-            self._parts[name] = StreamHalo()
+            self._parts[name] = StreamHalo(neighbors)
             self._parts[name].workspace = self.workspace
         return self._parts[name]
 

@@ -1,5 +1,6 @@
 """How a picture is cut in tiles, and which pixels each step of the network needs for one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -50,6 +51,13 @@ class Window(NamedTuple):
         """How many there are."""
         return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
 
+    def moved(self, down: int, right: int) -> "Window":
+        """Return a window as large, further down and to the right."""
+        return Window(
+            Span(self.rows.start + down, self.rows.stop + down),
+            Span(self.columns.start + right, self.columns.stop + right),
+        )
+
 
 def parts_of(size: int, count: int, multiple: int) -> list[Span]:
     """Cut `size` pixels in `count` spans as even as multiples of `multiple` allow; fewer if there are not as many."""
@@ -68,6 +76,23 @@ def tiles_of(height: int, width: int, rows: int, columns: int, multiple: int) ->
     ]
 
 
+def size_after(steps: Sequence[Step], size: int) -> int:
+    """Return what becomes of a height or width."""
+    for step in steps:
+        size = size * step.enlarges // step.reduces
+    return size
+
+
+def margin_of(steps: Sequence[Step]) -> int:
+    """Return how many pixels around a part of the input have a say in its output, in units that steps do not divide."""
+    unit = math.prod(step.reduces for step in steps)
+    # Somewhere far from the picture's edges.
+    start = unit * 2**20
+    ahead = Span(size_after(steps, start), size_after(steps, start + unit))
+    around = spans_of(steps, 2 * start, ahead)[0]
+    return -(-max(start - around.start, around.stop - start - unit) // unit) * unit
+
+
 def windows_of(steps: Sequence[Step], height: int, width: int, tile: Window) -> list[Window]:
     """Return what each step must be given, and last the tile itself, in pixels of the picture at each one's place.
 
@@ -83,9 +108,7 @@ def windows_of(steps: Sequence[Step], height: int, width: int, tile: Window) -> 
 
 def spans_of(steps: Sequence[Step], size: int, tile: Span) -> list[Span]:
     """Return what each step must be given of a row or a column of `size` pixels, and last the tile itself."""
-    sizes = [size]
-    for step in steps:
-        sizes.append(sizes[-1] * step.enlarges // step.reduces)
+    sizes = [size_after(steps[:place], size) for place in range(len(steps) + 1)]
     assert 0 <= tile.start < tile.stop <= sizes[-1], (tile, sizes)
     spans = [tile]
     for step, length in zip(reversed(steps), reversed(sizes[:-1]), strict=True):

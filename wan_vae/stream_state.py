@@ -1,0 +1,112 @@
+"""A stream's state as tensors by name, and what tells whether it belongs to a stream.
+
+The entry "stream" is JSON in bytes, for safetensors hold nothing but tensors: the format's version, the direction, the
+model's config, and the dtype and shape of every other entry. "weights" are sums that tell other weights apart.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wan_vae.config import VAEConfig
+from wan_vae.errors import UserError
+
+VERSION = 1
+Direction = Literal["encode", "decode"]
+
+_CLASSES = {"encode": "EncodeStream", "decode": "DecodeStream"}
+_SAMPLE = 1024
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def identified_state(
+    content: Mapping[str, Tensor], direction: Direction, config: VAEConfig, half: Iterable[nn.Module]
+) -> dict[str, Tensor]:
+    """Return `content` with the entries that say what it belongs to.
+
+    Args:
+        content: The state itself, by name.
+        direction: Of the stream.
+        config: Of its model.
+        half: Those modules whose weights the stream's passes use.
+    """
+    described = {
+        "version": VERSION,
+        "direction": direction,
+        "config": config.to_dict(),
+        "entries": {name: _described(tensor) for name, tensor in content.items()},
+    }
+    text = json.dumps(described).encode()
+    stream = torch.tensor(list(text), dtype=torch.uint8, device="cpu")
+    return {"stream": stream, "weights": _sums_of_weights(half), **content}
+
+
+def checked_state(
+    state: Mapping[str, Tensor], direction: Direction, config: VAEConfig, half: Iterable[nn.Module]
+) -> dict[str, Tensor]:
+    """Return the content of what `identified_state` returned for the same stream and model, checked to be whole.
+
+    Raises:
+        UserError: It is of the other direction, of another model, other weights or another dtype, or entries are
+            missing, misshapen or in excess.
+    """
+    described = _description(state)
+    if described["direction"] != direction:
+        other = _CLASSES.get(described["direction"])
+        raise UserError(f"The state is of a stream that is to {described['direction']}; load it into a new {other}.")
+    for name, value in config.to_dict().items():
+        theirs = described["config"].get(name)
+        if theirs != value:
+            raise UserError(f"The state is of a model whose {name} is {theirs} and not {value}; take that model.")
+    if not torch.equal(_entry(state, "weights").cpu(), _sums_of_weights(half)):
+        raise UserError(
+            "The state is of a model with the same config but other weights or another dtype; take the same checkpoint"
+            " and dtype."
+        )
+    for name, expected in described["entries"].items():
+        found = _described(_entry(state, name))
+        if found != expected:
+            raise UserError(f"The state's entry {name!r} is {found} and not {expected}; take the state as it was.")
+    content = {name: tensor for name, tensor in state.items() if name not in ("stream", "weights")}
+    excess = sorted(content.keys() - described["entries"].keys())
+    if excess:
+        raise UserError(f"The state has an entry {excess[0]!r} that its stream did not have; take the state as it was.")
+    return content
+
+
+def _description(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    text = _entry(state, "stream").tolist()
+    try:
+        described: dict[str, Any] = json.loads(bytes(text))
+        version = described["version"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError("The state's entry 'stream' is damaged; take the state as it was.") from error
+    if version != VERSION:
+        raise UserError(f"The state is of version {version}; this program reads version {VERSION}.")
+    return described
+
+
+def _entry(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise UserError(f"The state has no entry {name!r}; take all that a stream's state_dict() returned.")
+    return state[name]
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {tensor.dtype}"
+
+
+def _sums_of_weights(half: Iterable[nn.Module]) -> Tensor:
+    """Return a sum of bits for each tensor of weights, as integers (n,): exact in any order, on any device.
+
+    Of a large tensor a sample has to do, for what trains it changes it everywhere, and states may be taken often.
+    """
+    sums = []
+    for module in half:
+        for tensor in module.state_dict().values():
+            sample = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLE)]
+            sums.append(sample.view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64))
+    return torch.stack(sums).cpu()
