@@ -61,7 +61,7 @@ def test_forward_samples_on_request(vae: WanVAE) -> None:
 def test_a_fresh_attention_block_is_the_identity() -> None:
     block = WanVAE(small_config()).encoder.middle.attention
     x = torch.randn(1, 8, 2, 3, 3)
-    torch.testing.assert_close(block(x), x + block.proj.bias.view(1, -1, 1, 1, 1))
+    torch.testing.assert_close(block(x, Halo()), x + block.proj.bias.view(1, -1, 1, 1, 1))
 
 
 @pytest.mark.parametrize(

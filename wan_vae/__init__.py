@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
     from wan_vae.ops.native import build_kernels
     from wan_vae.posterior import Posterior
+    from wan_vae.shards import ShardedVAE
     from wan_vae.vae import WanVAE
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "EncodeStream",
     "LatentsError",
     "Posterior",
+    "ShardedVAE",
     "UserError",
     "VAEConfig",
     "WanVAE",
@@ -38,6 +40,7 @@ _HOMES = {
     "EncodeStream": "wan_vae.clip_stream",
     "LatentsError": "wan_vae.errors",
     "Posterior": "wan_vae.posterior",
+    "ShardedVAE": "wan_vae.shards",
     "UserError": "wan_vae.errors",
     "VAEConfig": "wan_vae.config",
     "WanVAE": "wan_vae.vae",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wan_vae.errors import UserError
+from wan_vae.model.neighbors import Neighbors
 from wan_vae.stream import Stream
 from wan_vae.stream_state import Direction, checked_state, identified_state
 
@@ -152,15 +153,18 @@ class EncodeStream(ClipStream):
         vae: The model, in eval mode. It keeps nothing of the stream, and its weights must stay as they are meanwhile.
         latents_per_pass: How many latents go through the network together at most; default one, and on a GPU as many as
             keep it busy. Latents are never held back until there are as many.
+        neighbors: Who holds what lies around the clip, if it is a part of a larger picture; see `WanVAE.shard`.
 
     Raises:
         UserError: `latents_per_pass` is less than 1.
     """
 
-    def __init__(self, vae: "WanVAE", *, latents_per_pass: int | None = None) -> None:
+    def __init__(
+        self, vae: "WanVAE", *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
+    ) -> None:
         super().__init__(
             vae,
-            vae._encoding(latents_per_pass, final=True),
+            vae._encoding(latents_per_pass, final=True, neighbors=neighbors),
             partial(vae._check_video, whole=False),
             "encode",
             (vae.encoder, vae.quant_conv),
@@ -183,15 +187,18 @@ class DecodeStream(ClipStream):
         vae: The model, in eval mode. It keeps nothing of the stream, and its weights must stay as they are meanwhile.
         latents_per_pass: How many latents go through the network together at most; default one, and on a GPU as many as
             keep it busy. Frames are never held back until there are as many.
+        neighbors: Who holds what lies around the clip, if it is a part of a larger picture; see `WanVAE.shard`.
 
     Raises:
         UserError: `latents_per_pass` is less than 1.
     """
 
-    def __init__(self, vae: "WanVAE", *, latents_per_pass: int | None = None) -> None:
+    def __init__(
+        self, vae: "WanVAE", *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
+    ) -> None:
         super().__init__(
             vae,
-            vae._decoding(latents_per_pass),
+            vae._decoding(latents_per_pass, neighbors),
             partial(vae._check_latents, whole=False),
             "decode",
             (vae.post_quant_conv, vae.decoder),

@@ -2,16 +2,20 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wan_vae.fitting import FittedClip, Frames, cropped_frames
-from wan_vae.vae import WanVAE
+
+if TYPE_CHECKING:
+    from wan_vae.shards.led import LeadVAE
+    from wan_vae.vae import WanVAE
 
 
 def reconstructed(
-    vae: WanVAE, chunks: Iterable[Frames], width: int, height: int
+    vae: "WanVAE | LeadVAE", chunks: Iterable[Frames], width: int, height: int
 ) -> Iterator[tuple[Frames, NDArray[np.uint8]]]:
     """Encode and decode a clip as a stream, in memory that does not grow with its length.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wan_vae.errors import UserError
 from wan_vae.model.halo import Halo, StreamHalo
+from wan_vae.model.neighbors import Neighbors
 from wan_vae.ops.recorded_pass import RecordedPass
 from wan_vae.ops.recording import recorded
 
@@ -42,9 +43,18 @@ class Stream:
         pace: Chosen by the first chunk.
         unit: The smallest number of frames that can follow the first.
         becomes: How many frames of the result come from a unit.
+        neighbors: What lies around the pixels of the clip; default nothing.
     """
 
-    def __init__(self, network: Pass, *, pace: Callable[[Tensor], Pace], unit: int, becomes: int) -> None:
+    def __init__(
+        self,
+        network: Pass,
+        *,
+        pace: Callable[[Tensor], Pace],
+        unit: int,
+        becomes: int,
+        neighbors: Neighbors | None = None,
+    ) -> None:
         self._network = network
         self._choose_pace = pace
         self._pace: Pace | None = None
@@ -52,7 +62,7 @@ class Stream:
         self._ran: Counter[int] = Counter()
         self._unit = unit
         self._becomes = becomes
-        self._halo = StreamHalo()
+        self._halo = StreamHalo(neighbors)
         # (B, C, n, H, W): what does not make up a unit yet. None before the first chunk.
         self._waiting: Tensor | None = None
         self._passed = 0

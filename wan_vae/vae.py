@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from functools import cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,15 @@ from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Halo, bytes_at_once
+from wan_vae.model.neighbors import Neighbors
 from wan_vae.model.stages import Blocks
 from wan_vae.posterior import Posterior
 from wan_vae.stream import Pace, Stream
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from wan_vae.shards import ShardedVAE
 
 _MOST_LATENTS_AT_ONCE = 8
 Statistics = tuple[Tensor, Tensor]
@@ -140,28 +146,42 @@ class WanVAE(Autoencoder):
         assert video is not None
         return video
 
-    def encode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
+    def encode_stream(
+        self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
+    ) -> Iterator[Tensor]:
         """Encode a clip that arrives in chunks of (B, 3, n, H, W), any n; yields final latents as soon as they are due.
 
         The concatenated latents are those of `encode`; memory does not grow with the clip's length. No gradients.
         Where the chunks are not there to be iterated over, an `EncodeStream` takes them one by one.
 
+        Args:
+            chunks: The clip.
+            latents_per_pass: How many latents go through the network together.
+            neighbors: Who holds what lies around the clip, if it is a part of a larger picture; see `shard`.
+
         Raises:
             UserError: The clip ended after a number of frames that is not 1 + 4k.
         """
-        with EncodeStream(self, latents_per_pass=latents_per_pass) as stream:
+        with EncodeStream(self, latents_per_pass=latents_per_pass, neighbors=neighbors) as stream:
             for chunk in chunks:
                 latents = stream.push(chunk)
                 if latents is not None:
                     yield latents
 
-    def decode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
+    def decode_stream(
+        self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
+    ) -> Iterator[Tensor]:
         """Decode final latents that arrive in chunks of (B, z, n, h, w), any n; yields (B, 3, m, H, W) in [-1, 1].
 
         The concatenated frames are those of `decode`; memory does not grow with the clip's length. No gradients.
         Where the chunks are not there to be iterated over, a `DecodeStream` takes them one by one.
+
+        Args:
+            chunks: The latents.
+            latents_per_pass: How many of them go through the network together.
+            neighbors: Who holds what lies around them, if they are a part of a larger picture; see `shard`.
         """
-        with DecodeStream(self, latents_per_pass=latents_per_pass) as stream:
+        with DecodeStream(self, latents_per_pass=latents_per_pass, neighbors=neighbors) as stream:
             for chunk in chunks:
                 video = stream.push(chunk)
                 if video is not None:
@@ -184,6 +204,23 @@ class WanVAE(Autoencoder):
         posterior = Posterior.from_moments(self._encode_pass(video, Halo()))
         raw = posterior.sample(generator) if sample else posterior.mode()
         return self.pixels(raw, Halo()), posterior
+
+    def shard(self, mesh: "DeviceMesh | None" = None, *, gather: bool = True) -> "ShardedVAE":
+        """Return this VAE for clips that are cut in parts, one a process: it is called in all of them alike.
+
+        Args:
+            mesh: The processes, one a device: in rows and columns, or in one dimension, to be arranged as it suits each
+                picture; default all processes of the default group.
+            gather: Whether every process gets the whole result, or its own part alone (which it is, `share` tells):
+                frames that go to everyone are half as many bytes as all else that is sent, or more.
+
+        Raises:
+            UserError: There is no process group, or the mesh does not hold this process.
+        """
+        # Not every build of torch can do it.
+        from wan_vae.shards import ShardedVAE
+
+        return ShardedVAE(self, mesh, gather=gather)
 
     def latents_at_once(self, height: int, width: int) -> int:
         """Return how many latents of a video of height x width pixels go through the network together by themselves.
@@ -243,13 +280,16 @@ class WanVAE(Autoencoder):
         raw = _denormalized(latents.to(self.decoder_dtype), statistics)
         return self.pixels(raw, halo).clamp(-1.0, 1.0)
 
-    def _encoding(self, latents_per_pass: int | None, *, final: bool = False) -> Stream:
+    def _encoding(
+        self, latents_per_pass: int | None, *, final: bool = False, neighbors: Neighbors | None = None
+    ) -> Stream:
         """Return a stream of moments, or of final latents."""
         unit = self.config.temporal_compression
         chosen = _checked_latents_per_pass(latents_per_pass)
 
         def pace(video: Tensor) -> Pace:
-            return self._pace(video[:, :1, :1].numel() // self.config.spatial_compression**2, chosen, unit)
+            pixels = video[:, :1, :1].numel() // self.config.spatial_compression**2
+            return self._pace(pixels, chosen, unit, neighbors)
 
         # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
         statistics = cache(self._statistics)
@@ -258,13 +298,13 @@ class WanVAE(Autoencoder):
             raw = Posterior.from_moments(self._encode_pass(video, halo)).mode()
             return _normalized(raw, statistics(raw.dtype, raw.device))
 
-        return Stream(latents if final else self._encode_pass, pace=pace, unit=unit, becomes=1)
+        return Stream(latents if final else self._encode_pass, pace=pace, unit=unit, becomes=1, neighbors=neighbors)
 
-    def _decoding(self, latents_per_pass: int | None) -> Stream:
+    def _decoding(self, latents_per_pass: int | None, neighbors: Neighbors | None = None) -> Stream:
         chosen = _checked_latents_per_pass(latents_per_pass)
 
         def pace(latents: Tensor) -> Pace:
-            return self._pace(latents[:, :1, :1].numel(), chosen, 1)
+            return self._pace(latents[:, :1, :1].numel(), chosen, 1, neighbors)
 
         # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
         statistics = cache(self._statistics)
@@ -272,13 +312,15 @@ class WanVAE(Autoencoder):
         def network(latents: Tensor, halo: Halo) -> Tensor:
             return self._decode_pass(latents, halo, statistics(self.decoder_dtype, latents.device))
 
-        return Stream(network, pace=pace, unit=1, becomes=self.config.temporal_compression)
+        return Stream(network, pace=pace, unit=1, becomes=self.config.temporal_compression, neighbors=neighbors)
 
-    def _pace(self, latent_pixels: int, latents: int | None, unit: int) -> Pace:
-        fitting = self._fitting_latents(latent_pixels)
+    def _pace(self, latent_pixels: int, latents: int | None, unit: int, neighbors: Neighbors | None = None) -> Pace:
+        # Whoever exchanges pixels must do so in step: the largest part sets the pace.
+        fitting = self._fitting_latents(latent_pixels if neighbors is None else neighbors.most_values(latent_pixels))
         if latents is None:
             latents = 1 if self.device.type == "cpu" else min(fitting, _MOST_LATENTS_AT_ONCE)
-        return Pace(group=latents * unit, is_light=latents < fitting)
+        # What is exchanged on the way cannot be recorded with it.
+        return Pace(group=latents * unit, is_light=latents < fitting and neighbors is None)
 
     def _fitting_latents(self, latent_pixels: int) -> int:
         """Return how many latents keep the device busy; more would only take more memory."""

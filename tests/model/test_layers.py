@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import randomize
-from wan_vae.model.halo import Halo, Reach
+from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d, RMSNorm, conv3d_with_zeros
+from wan_vae.model.reach import Reach
 from wan_vae.ops.workspace import Workspace
 
 

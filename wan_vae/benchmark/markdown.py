@@ -67,7 +67,9 @@ def filled(text: str, table: str) -> str:
 def _rows(record: Record) -> list[list[str]]:
     found = {(each["direction"], each["dtype"], each["implementation"]): each for each in record["results"]}
     machine, clip = record["machine"], record["clip"]
-    on = machine["name"] if machine["device"] == "cuda" else f"{machine['name']}, {_threads(machine['threads'])}"
+    on = machine["name"]
+    if machine["device"] != "cuda":
+        on += f"{' with AMX' if 'amx_bf16' in machine['instructions'] else ''}, {_threads(machine['threads'])}"
     shown = f"{record['model']['name']}, {clip['frames']} frames of {clip['width']}x{clip['height']}"
     rows = []
     for (direction, dtype, name), ours in found.items():

@@ -11,6 +11,7 @@ import typer
 import wan_vae
 from wan_vae.cli.benchmark import benchmark
 from wan_vae.cli.convert import convert
+from wan_vae.cli.crew import follows, is_loss
 from wan_vae.cli.decode import decode
 from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except UsageError as error:
+        if follows():
+            sys.exit(2)
         _fail(error.format_message(), code=2)
     except UserError as error:
         _fail(str(error), code=2)
@@ -79,6 +82,8 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
         # A full disk, a file without permission: the system's sentence, and the path it is about.
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), code=2)
     except (MemoryError, RuntimeError) as error:
+        if is_loss(error):
+            _fail("another of the processes that share the clip has ended", code=2)
         missing = shortage(error)
         if missing is None:
             raise

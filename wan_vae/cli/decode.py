@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wan_vae.cli import options
+from wan_vae.cli.crew import Crew, follows
 from wan_vae.cli.report import Progress, peak_memory, print_result
 from wan_vae.errors import LatentsError
 from wan_vae.files import check_output
@@ -25,11 +26,16 @@ def decode(
     checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
+    shards: options.ShardsOption = 1,
     lossless: options.LosslessOption = False,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had."""
+    crew = None if shards == 1 else Crew(shards, device)
+    if crew is not None and follows():
+        crew.follow(checkpoint, device, dtype)
+        return
     check_output(clip, overwrite=overwrite, inputs=(latents, Path(checkpoint)), may_be_folder=not clip.suffix)
 
     import torch
@@ -43,10 +49,11 @@ def decode(
     source = LatentsFile(latents)
     info = source.info
     model = load_model(checkpoint, device, dtype)
-    vae, config = model.vae, model.vae.config
+    config = model.vae.config
     _check_same_latent_space(info.config, config, f"{latents} cannot be decoded by {checkpoint}")
     if model.checkpoint.digest() != info.checkpoint:
         logging.getLogger("wan_vae").warning(f"{latents} was encoded by other weights than those of {checkpoint}.")
+    vae = model.vae if crew is None else crew.lead(model.vae)
     width, height = info.width * config.output_upscale, info.height * config.output_upscale
     writer = create_clip(
         clip,
@@ -70,6 +77,8 @@ def decode(
     with writer, torch.inference_mode():
         for frames in progress.over(true_frames()):
             writer.write(frames)
+    if crew is not None:
+        crew.leave()
     result = {
         "output": clip,
         "frames": info.frames,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from wan_vae.cli import options
+from wan_vae.cli.crew import Crew, follows
 from wan_vae.cli.report import Progress, peak_memory, print_result
 from wan_vae.files import check_output
 
@@ -16,6 +17,7 @@ def encode(
     checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
+    shards: options.ShardsOption = 1,
     size: options.SizeOption = None,
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
@@ -23,6 +25,10 @@ def encode(
     as_json: options.JsonOption = False,
 ) -> None:
     """Encode CLIP into LATENTS, a file that holds all that `decode` needs to give the clip back."""
+    crew = None if shards == 1 else Crew(shards, device)
+    if crew is not None and follows():
+        crew.follow(checkpoint, device, dtype)
+        return
     check_output(latents, overwrite=overwrite, inputs=(clip, Path(checkpoint)))
 
     import torch
@@ -38,7 +44,7 @@ def encode(
         torch.inference_mode(),
     ):
         model = load_model(checkpoint, device, dtype)
-        vae, config = model.vae, model.vae.config
+        vae, config = model.vae if crew is None else crew.lead(model.vae), model.vae.config
         progress = Progress(source.info.frames)
         together = vae.latents_at_once(source.info.height, source.info.width) * config.temporal_compression
         fitted = FittedClip(progress.over(source.chunks(together)), config, vae.device)
@@ -56,6 +62,8 @@ def encode(
                 checkpoint=model.checkpoint.digest(),
             )
         )
+    if crew is not None:
+        crew.leave()
     result = {
         "output": latents,
         "latents": shape,

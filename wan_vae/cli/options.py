@@ -64,6 +64,15 @@ FpsOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 LosslessOption = Annotated[bool, typer.Option("--lossless", help="Write the clip's pixels exactly.")]
+ShardsOption = Annotated[
+    int,
+    typer.Option(
+        help="Share the clip among this many processes, one a device, started with: torchrun --nproc-per-node N -m"
+        " wan_vae ...",
+        metavar="N",
+        min=1,
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 
 

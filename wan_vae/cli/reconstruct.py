@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from wan_vae.cli import options
+from wan_vae.cli.crew import Crew, follows
 from wan_vae.cli.report import Progress, peak_memory, print_result
 from wan_vae.errors import UserError
 from wan_vae.files import check_distinct, check_output, written_beside
@@ -20,6 +21,7 @@ def reconstruct(
     checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
+    shards: options.ShardsOption = 1,
     size: options.SizeOption = None,
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
@@ -38,6 +40,10 @@ def reconstruct(
     PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Sound is carried over where
     OUT's format can hold it.
     """
+    crew = None if shards == 1 else Crew(shards, device)
+    if crew is not None and follows():
+        crew.follow(checkpoint, device, dtype)
+        return
     if contact_sheet is not None and contact_sheet.suffix.lower() != ".png":
         raise UserError(f"--contact-sheet is {contact_sheet}, but it is a PNG file; name one that ends in .png.")
     outputs = [path for path in (out, side_by_side, contact_sheet) if path is not None]
@@ -63,8 +69,8 @@ def reconstruct(
             logging.getLogger("wan_vae").warning(
                 f"{clip} has {source.info.bit_depth} bits a channel; {out} is written with 8."
             )
-        vae = load_model(checkpoint, device, dtype).vae
-        config, info = vae.config, source.info
+        model = load_model(checkpoint, device, dtype)
+        config, info = model.vae.config, source.info
         if contact_sheet is not None and config.output_upscale != 1:
             raise UserError(
                 f"{checkpoint} decodes to {config.output_upscale} times the size, so the source has no pixels for"
@@ -87,6 +93,7 @@ def reconstruct(
         sheet = ContactSheet(info.frames) if contact_sheet is not None else None
         fidelity = Fidelity() if config.output_upscale == 1 else None
         progress, count = Progress(info.frames), 0
+        vae = model.vae if crew is None else crew.lead(model.vae)
         together = vae.latents_at_once(info.height, info.width) * config.temporal_compression
         chunks = progress.over(source.chunks(together))
         for original, decoded in reconstructed(vae, chunks, width, height):
@@ -104,6 +111,8 @@ def reconstruct(
             pairs.finish()
         if sheet is not None and contact_sheet is not None:
             sheet.save(written.enter_context(written_beside(contact_sheet)))
+    if crew is not None:
+        crew.leave()
     score = {} if fidelity is None else fidelity.score().to_dict()
     result = {
         "output": out,

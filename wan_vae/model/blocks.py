@@ -57,12 +57,12 @@ class AttentionBlock(nn.Module):
         # So that the block starts as the identity.
         nn.init.zeros_(self.proj.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
         batch, _, _, height, _ = x.shape
         frames = rearrange(x, "b c t h w -> (b t) c h w")
         query, key, value = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
         # PyTorch's fast attention wants channels side by side; otherwise it spells out all pairs of pixels.
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        attended = attention(query, key, value)
+        attended = attention(query, halo.everywhere(key), halo.everywhere(value))
         projected = self.proj(rearrange(attended, "n 1 (h w) c -> n c h w", h=height))
         return x + rearrange(projected, "(b t) c h w -> b c t h w", b=batch)

@@ -7,15 +7,17 @@ that knows; layers and models have no modes and keep no state.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_vae.errors import UserError
+from wan_vae.model.neighbors import Alone, Neighbors
+from wan_vae.model.reach import Activation, Reach
 from wan_vae.model.steps import Run, Step, runs_of_frames, values_of
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.rehearsal import device_of
 from wan_vae.ops.workspace import Workspace
 
 
@@ -24,30 +26,16 @@ def bytes_at_once(device: torch.device) -> int:
     return 2**29 if device.type == "cuda" else 2**25
 
 
-class Reach(NamedTuple):
-    """How far a layer looks beyond its input: frames before it, pixels around it."""
-
-    before: int = 0
-    top: int = 0
-    bottom: int = 0
-    left: int = 0
-    right: int = 0
-
-
-class Activation(Protocol):
-    """What is done to a layer's input before anything else: a function of each pixel alone."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """Write the result to `out`, without gradients."""
-
-
 class Halo:
-    """The halo of a whole clip: nothing lies beyond any edge. A pass with it is a pure function."""
+    """The halo of a whole clip: nothing lies before it. A pass with it is a pure function.
 
-    def __init__(self) -> None:
+    Args:
+        neighbors: What lies around its pixels; default nothing.
+    """
+
+    def __init__(self, neighbors: Neighbors | None = None) -> None:
         self.workspace = Workspace()
+        self.neighbors = Alone() if neighbors is None else neighbors
 
     @property
     def at_start(self) -> bool:
@@ -73,13 +61,12 @@ class Halo:
         Returns:
             The extended tensor, and the part of `reach` where the clip ends and nothing lies.
         """
-        if activation is None:
-            return x, reach
-        if recorded():
-            return activation(x), reach
-        out = self.workspace.empty(x.shape, like=x)
-        activation.into(out, x)
-        return out, reach
+        margin = self.neighbors.margin(reach)
+        return self._joined(None, x, margin, activation), reach.beyond(margin)
+
+    def everywhere(self, x: Tensor) -> Tensor:
+        """Take a value (n, 1, h * w, C) for each pixel of the latents' grid and return those of the whole picture."""
+        return self.neighbors.everywhere(x)
 
     def whole(self, stage: Run, x: Tensor) -> Tensor:
         """Run a stage of the network that looks at whole frames."""
@@ -91,6 +78,23 @@ class Halo:
             x = step.run(x, self)
         return x
 
+    def _joined(self, past: Tensor | None, x: Tensor, margin: Reach, activation: Activation | None) -> Tensor:
+        """Return `activation(x)` with `margin` around it, behind `past`, which has that margin already."""
+        if recorded():
+            assert not any(margin), "neighbors give no gradients"
+            x = x if activation is None else activation(x)
+            return x if past is None else torch.cat([past, x], dim=2)
+        if past is None and activation is None and not any(margin):
+            return x
+        known = 0 if past is None else past.shape[2]
+        batch, channels, frames, height, width = x.shape
+        size = (known + frames, margin.top + height + margin.bottom, margin.left + width + margin.right)
+        joined = self.workspace.empty((batch, channels, *size), like=x)
+        if past is not None:
+            joined[:, :, :known] = past
+        self.neighbors.surround(joined[:, :, known:], x, margin, activation)
+        return joined
+
 
 class StreamHalo(Halo):
     """The halo of one clip that arrives in chunks: before a chunk lie the last frames of the one before.
@@ -98,8 +102,8 @@ class StreamHalo(Halo):
     One object serves one clip in one direction. Call `advance` after each chunk.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, neighbors: Neighbors | None = None) -> None:
+        super().__init__(neighbors)
         self._started = False
         self._remembered: dict[nn.Module, Tensor] = {}
 
@@ -117,9 +121,11 @@ class StreamHalo(Halo):
         if reach.before == 0:
             return super().surround(layer, x, reach, activation)
         past = self._remembered.get(layer)
-        x = self._behind(past, x, activation)
+        margin = self.neighbors.margin(reach)
+        x = self._joined(past, x, margin, activation)
         self._remember(layer, x, reach.before)
-        return x, reach if past is None else reach._replace(before=0)
+        zeros = reach.beyond(margin)
+        return x, zeros if past is None else zeros._replace(before=0)
 
     def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
         for run in runs_of_frames(steps):
@@ -128,31 +134,19 @@ class StreamHalo(Halo):
 
     def _in_portions(self, run: Sequence[Step], x: Tensor) -> Tensor:
         # Where every frame stays one, they need not all be held at once, and tensors may be large.
-        frame = values_of(run) * x[:, :1, :1].numel() * x.dtype.itemsize
-        count = x.shape[2] if run[0].temporal else max(1, int(bytes_at_once(x.device) / frame))
-        parts = []
-        for part in torch.split(x, count, dim=2):
-            for step in run:
-                part = step.run(part, self)
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-    def _behind(self, past: Tensor | None, x: Tensor, activation: Activation | None) -> Tensor:
-        if recorded():
-            x = x if activation is None else activation(x)
-            return x if past is None else torch.cat([past, x], dim=2)
-        if past is None and activation is None:
-            return x
-        known = 0 if past is None else past.shape[2]
-        batch, channels, frames, height, width = x.shape
-        joined = self.workspace.empty((batch, channels, known + frames, height, width), like=x)
-        if past is not None:
-            joined[:, :, :known] = past
-        if activation is None:
-            joined[:, :, known:] = x
-        else:
-            activation.into(joined[:, :, known:], x)
-        return joined
+        frame = values_of(run) * self.neighbors.most_values(x[:, :1, :1].numel()) * x.dtype.itemsize
+        count = x.shape[2] if run[0].temporal else max(1, int(bytes_at_once(device_of(x)) / frame))
+        if count >= x.shape[2] or recorded():
+            return super().local(run, x)
+        result = None
+        for start in range(0, x.shape[2], count):
+            part = super().local(run, x[:, :, start : start + count])
+            if result is None:
+                result = self.workspace.empty((*part.shape[:2], x.shape[2], *part.shape[3:]), like=part)
+            result[:, :, start : start + count] = part
+            del part
+        assert result is not None
+        return result
 
     def _remember(self, layer: nn.Module, x: Tensor, count: int) -> None:
         missing = max(0, count - x.shape[2])

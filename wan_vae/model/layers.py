@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_vae.model.halo import Activation, Halo, Reach
+from wan_vae.model.halo import Halo
+from wan_vae.model.reach import Activation, Reach
 from wan_vae.ops.convolution import convolve
 from wan_vae.ops.norm_silu import norm_silu, norm_silu_into
 from wan_vae.ops.recording import recorded

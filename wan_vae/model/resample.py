@@ -6,9 +6,10 @@
 import torch
 from torch import Tensor, nn
 
-from wan_vae.model.halo import Halo, Reach
+from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d, conv3d_with_zeros
-from wan_vae.ops.convolution import convolve_doubled, doubles_on_the_way
+from wan_vae.model.reach import Reach
+from wan_vae.ops.convolution import convolve_doubled, doubles_on_the_way, summed_taps
 
 
 def split_first_frame(x: Tensor, halo: Halo) -> tuple[Tensor, Tensor]:
@@ -71,7 +72,7 @@ class DoublingConv2d(nn.Conv2d):
         if zeros == reach and doubles_on_the_way(x, self.weight.unsqueeze(2)):
             return convolve_doubled(x, self.weight.unsqueeze(2), self.bias, halo.workspace)
         bias = None if self.bias is None else self.bias.repeat(4)
-        places = conv3d_with_zeros(x, zeros, _summed_taps(self.weight).unsqueeze(2), bias, halo.workspace)
+        places = conv3d_with_zeros(x, zeros, summed_taps(self.weight).unsqueeze(2), bias, halo.workspace)
         batch, _, frames, height, width = places.shape
         # At the upper and left place of a pair the taps look back, at the others ahead: one position further on.
         height, width = height - 1, width - 1
@@ -80,17 +81,6 @@ class DoublingConv2d(nn.Conv2d):
             down, right = divmod(place, 2)
             doubled[..., down::2, right::2] = values[..., down : height + down, right : width + right]
         return doubled
-
-
-def _summed_taps(weight: Tensor) -> Tensor:
-    """(C_out, C_in, 3, 3) -> (4 C_out, C_in, 2, 2), for the upper left, upper right, lower left and lower right."""
-    first, middle, last = weight.unbind(dim=2)
-    rows = [torch.stack([first, middle + last], dim=2), torch.stack([first + middle, last], dim=2)]
-    places = []
-    for row in rows:
-        first, middle, last = row.unbind(dim=3)
-        places += [torch.stack([first, middle + last], dim=3), torch.stack([first + middle, last], dim=3)]
-    return torch.cat(places)
 
 
 class Upsample(nn.Module):

@@ -66,7 +66,7 @@ class Middle(nn.Module):
         self.block2 = residual_block(channels, channels, config)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        return self.block2(self.attention(self.block1(x, halo)), halo)
+        return self.block2(self.attention(self.block1(x, halo), halo), halo)
 
 
 class Head(nn.Module):

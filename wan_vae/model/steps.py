@@ -3,6 +3,7 @@
 Encoder and decoder hand it to the halo, which may run it on the whole picture or a part at a time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,7 +31,7 @@ class Step:
         values: How many values the largest tensor in it has, per frame and pixel of its input.
         enlarges: By how much it multiplies height and width.
         reduces: By how much it divides height and width.
-        temporal: Whether it changes the number of frames.
+        temporal: Whether it doubles the frames after the first, if it enlarges, or halves them.
     """
 
     run: Run
@@ -63,3 +64,15 @@ def values_of(steps: Sequence[Step]) -> float:
         largest = max(largest, pixels * step.values)
         pixels *= (step.enlarges / step.reduces) ** 2
     return largest
+
+
+def cell_of(steps: Sequence[Step], place: int) -> int:
+    """Return how many pixels in height, and in width, a latent has before step `place`."""
+    return math.prod(step.enlarges for step in steps[:place]) * math.prod(step.reduces for step in steps[place:])
+
+
+def frames_of_latent(steps: Sequence[Step], place: int) -> int:
+    """Return how many frames a latent after the clip's first one has before step `place`."""
+    doubled = sum(step.temporal and step.enlarges > 1 for step in steps[:place])
+    to_halve = sum(step.temporal and step.reduces > 1 for step in steps[place:])
+    return int(2 ** (doubled + to_halve))

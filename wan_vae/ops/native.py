@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wan_vae.ops.native_arguments import data, five, is_channels_last, is_like, threads
 from wan_vae.ops.native_library import build_kernels, library
 
 __all__ = [
@@ -48,17 +49,17 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
     kernels = library()
     assert kernels is not None, "norm_silu needs the compiled kernels"
     assert norm_silu_serves(x), (x.dtype, x.stride())
-    assert _like(out, x), (x.shape, x.dtype, out.shape, out.dtype, out.stride())
+    assert is_like(out, x), (x.shape, x.dtype, out.shape, out.dtype, out.stride())
     assert gamma.numel() == x.shape[1], gamma.shape
     scale = (gamma.detach().to(torch.float32) * x.shape[1] ** 0.5).flatten().contiguous()
     function = kernels.wan_vae_norm_silu_float32 if x.dtype == torch.float32 else kernels.wan_vae_norm_silu_bfloat16
-    function(_data(x), _data(scale), _data(out), _five(x.shape), _five(x.stride()), _five(out.stride()), _threads())
+    function(data(x), data(scale), data(out), five(x.shape), five(x.stride()), five(out.stride()), threads())
     return out
 
 
 def norm_silu_serves(x: Tensor) -> bool:
     """Whether `norm_silu` can read, or write, this tensor."""
-    return x.dtype in _DTYPES and _channels_last(x)
+    return x.dtype in _DTYPES and is_channels_last(x)
 
 
 def packed_size(weight: Tensor) -> int:
@@ -106,15 +107,15 @@ def winograd_conv3d(
     batch, channels, frames, height, width = out.shape
     taps, scale = weight.shape[2], 2 if doubled else 1
     assert x.dtype in _DTYPES, x.dtype
-    assert _channels_last(x), (x.device, x.stride())
+    assert is_channels_last(x), (x.device, x.stride())
     assert weight.shape == (channels, x.shape[1], taps, 3, 3), (weight.shape, x.shape, out.shape)
     assert (weight.device, weight.dtype) == (x.device, x.dtype), (weight.device, weight.dtype)
     assert x.shape[0] == batch, (x.shape, out.shape)
     assert x.shape[2] == frames + taps - 1, (x.shape, weight.shape, out.shape)
     assert (x.shape[3] * scale, x.shape[4] * scale) == (height, width), (x.shape, out.shape)
     assert out.dtype == x.dtype, out.dtype
-    assert _channels_last(out), (out.device, out.stride())
-    assert residual is None or _like(residual, out), (residual.shape, residual.dtype, residual.stride(), out.shape)
+    assert is_channels_last(out), (out.device, out.stride())
+    assert residual is None or is_like(residual, out), (residual.shape, residual.dtype, residual.stride(), out.shape)
     assert packed.dtype == torch.float32, packed.dtype
     assert packed.is_contiguous(), packed.stride()
     assert packed.numel() >= packed_size(weight), (packed.shape, weight.shape)
@@ -125,10 +126,10 @@ def winograd_conv3d(
         return out
     function = kernels.wan_vae_winograd_float32 if x.dtype == torch.float32 else kernels.wan_vae_winograd_bfloat16
     failed = function(
-        (ctypes.c_int64 * 7)(batch, x.shape[1], channels, frames, height, width, taps), _data(x), _five(x.stride()),
-        _data(weight), _five(weight.stride()), None if bias is None else _data(bias),
-        None if residual is None else _data(residual), _five((out if residual is None else residual).stride()),
-        _data(out), _five(out.stride()), _data(packed), ctypes.c_int(doubled), _threads()
+        (ctypes.c_int64 * 7)(batch, x.shape[1], channels, frames, height, width, taps), data(x), five(x.stride()),
+        data(weight), five(weight.stride()), data(bias),
+        data(residual), five((out if residual is None else residual).stride()),
+        data(out), five(out.stride()), data(packed), ctypes.c_int(doubled), threads()
     )  # fmt: skip
     if failed:
         raise MemoryError("There is no memory for the intermediate values of a convolution.")
@@ -143,7 +144,7 @@ def winograd_serves(x: Tensor, weight: Tensor, *, doubled: bool = False) -> bool
     on it takes 0.3 to 0.9 of oneDNN's time in float32, 0.6 to 1.0 in bfloat16 (Zen 4, two cores). Against oneDNN with
     AMX, float32 arithmetic is slow.
     """
-    if library() is None or x.dtype not in _DTYPES or weight.dtype != x.dtype or not _channels_last(x):
+    if library() is None or x.dtype not in _DTYPES or weight.dtype != x.dtype or not is_channels_last(x):
         return False
     if weight.shape[3:] != (3, 3) or (x.dtype == torch.bfloat16 and _has_amx()):
         return False
@@ -157,23 +158,3 @@ def winograd_serves(x: Tensor, weight: Tensor, *, doubled: bool = False) -> bool
 def _has_amx() -> bool:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16", False))
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dim() == 5 and (x.stride(1) == 1 or x.shape[1] == 1)
-
-
-def _like(x: Tensor, other: Tensor) -> bool:
-    return _channels_last(x) and x.dtype == other.dtype and x.shape == other.shape
-
-
-def _data(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
-
-
-def _five(numbers: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * 5)(*numbers)
-
-
-def _threads() -> ctypes.c_int:
-    return ctypes.c_int(torch.get_num_threads())

@@ -4,11 +4,13 @@ import ctypes
 import math
 import mmap
 import weakref
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.rehearsal import rehearsal_of
 
 # Bytes: no two tensors share a line of the cache, and vectors are read in one go.
 _ALIGNMENT = 64
@@ -27,7 +29,7 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self._regions: list[_Region] = []
+        self._regions: list[Region] = []
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return a tensor (B, C, T, H, W) with undefined values, of the dtype and on the device of `like`.
@@ -36,6 +38,9 @@ class Workspace:
         """
         if recorded():
             return like.new_empty(shape)
+        rehearsal = rehearsal_of(like)
+        if rehearsal is not None:
+            return rehearsal.lend(self, shape, like)
         if like.device.type != "cpu":
             return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
         batch, channels, frames, height, width = shape
@@ -56,13 +61,14 @@ class Workspace:
         size = count * dtype.itemsize
         if size == 0:
             return torch.empty(0, dtype=dtype, device="cpu")
-        region, start = self._place(size)
+        region, start, stop = self.place(size)
         # The tensor below holds on to this object, and with it ends the loan.
         loan = (ctypes.c_char * size).from_address(region.memory.data_ptr() + start)
-        weakref.finalize(loan, region.give_back, start, start + _rounded(size)).atexit = False
+        weakref.finalize(loan, region.give_back, start, stop).atexit = False
         return torch.frombuffer(loan, dtype=dtype)
 
-    def _place(self, size: int) -> tuple["_Region", int]:
+    def place(self, size: int) -> tuple["Region", int, int]:
+        """Return a region, and where in it a new loan of `size` bytes begins and ends."""
         size = _rounded(size)
         fitting = [(length, index) for index, region in enumerate(self._regions) if (length := region.least(size))]
         if fitting:
@@ -71,20 +77,26 @@ class Workspace:
             # What is free and too small becomes one: what is held stays near what is needed at one time.
             unused = [region for region in self._regions if region.is_unused]
             self._regions = [region for region in self._regions if region not in unused]
-            together = sum(len(region.memory) for region in unused)
+            together = sum(region.size for region in unused)
             del unused
-            region = _Region(max(size, together, _LEAST_REGION))
+            region = Region(max(size, together, _LEAST_REGION))
             self._regions.append(region)
-        return region, region.take(size)
+        start = region.take(size)
+        return region, start, start + size
 
 
-class _Region:
+class Region:
     """Memory of which any parts are lent, side by side."""
 
     def __init__(self, size: int) -> None:
-        self.memory = _pages(size)
+        self.size = size
         self._gaps = [(0, size)]
         self._given_back: list[tuple[int, int]] = []
+
+    @cached_property
+    def memory(self) -> Tensor:
+        """Its bytes."""
+        return _pages(self.size)
 
     def give_back(self, start: int, stop: int) -> None:
         """End a loan. This happens at any time, in any thread, even while another begins: the gaps stay as they are."""
@@ -93,7 +105,7 @@ class _Region:
     @property
     def is_unused(self) -> bool:
         self._join_gaps()
-        return self._gaps == [(0, len(self.memory))]
+        return self._gaps == [(0, self.size)]
 
     def least(self, size: int) -> int:
         """Return the length of the shortest gap of at least `size` bytes, 0 if there is none."""

@@ -77,7 +77,14 @@ inline void flush_streams() {
 #endif
 }
 
-inline Vector from_bfloat16(HalfBits half) { return (Vector)(__builtin_convertvector(half, Bits) << 16); }
+inline Vector from_bfloat16(HalfBits half) {
+#if defined(__AVX512F__)
+    // GCC would convert either half by itself.
+    return (Vector)((Bits)_mm512_cvtepu16_epi32((__m256i)half) << 16);
+#else
+    return (Vector)(__builtin_convertvector(half, Bits) << 16);
+#endif
+}
 
 inline Vector load(const BFloat16* from) {
     HalfBits half;
@@ -157,13 +164,19 @@ inline float sum_of_lanes(Vector value) {
 
 // e to the power of every lane, within 1 unit in the last place; 0 and infinity where float32 ends, NaN for NaN.
 inline Vector exponential(Vector x) {
+#if defined(__AVX512F__)
+    // With a NaN among them, these return their second argument.
+    x = _mm512_min_ps(broadcast(89.0f), _mm512_max_ps(broadcast(-104.0f), x));
+    const Vector whole = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
     // Compared in this order, a NaN stays what it is. From 128 on, the power of two below is infinity.
     x = x < -87.0f ? broadcast(-87.0f) : x;
     x = x > 89.0f ? broadcast(89.0f) : x;
     // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
     const Vector shift = broadcast(12582912.0f);
-    Vector shifted = x * 1.44269504f + shift;
-    Vector whole = shifted - shift;
+    const Vector shifted = x * 1.44269504f + shift;
+    const Vector whole = shifted - shift;
+#endif
     // ln 2 in two parts, the first short enough for an exact product.
     Vector r = x - whole * 0.693145751953125f;
     r = r - whole * 1.42860682e-06f;
@@ -171,7 +184,11 @@ inline Vector exponential(Vector x) {
     tail = tail * r + 0.04166964441537857f;
     tail = tail * r + 0.16666512191295624f;
     tail = tail * r + 0.49999988079071045f;
-    Vector value = tail * (r * r) + r + 1.0f;
-    Bits power = ((Bits)shifted - (Bits)shift + 127) << 23;
+    const Vector value = tail * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(value, whole);
+#else
+    const Bits power = ((Bits)shifted - (Bits)shift + 127) << 23;
     return value * (Vector)power;
+#endif
 }

@@ -4,12 +4,12 @@
 // transformed first, all threads together. Then a thread transforms the input of a few tiles, multiplies each of the 36
 // points by the weights, two vectors of output channels at a time, and transforms these back.
 #include <algorithm>
-#include <cstdlib>
 #include <type_traits>
 
 #include "doubled.h"
 #include "packing.h"
 #include "product.h"
+#include "scratch.h"
 #include "transforms.h"
 #include "vectors.h"
 
@@ -52,29 +52,6 @@ Block choose_block(const Sizes& task, int64_t tiles, int threads) {
     const int64_t frames = rounded_up(task.frames, chunks) / chunks;
     const int64_t share = rounded_up(task.batch * chunks * tiles, threads) / threads;
     return {std::min({std::max<int64_t>(1, PRODUCTS / frames), share, tiles}), frames};
-}
-
-// Memory that a thread keeps from call to call: fresh pages cost more than a small convolution.
-struct Scratch {
-    float* data = nullptr;
-    int64_t size = 0;
-
-    ~Scratch() { std::free(data); }
-
-    float* at_least(int64_t wanted) {
-        if (wanted > size) {
-            std::free(data);
-            size = 0;
-            data = static_cast<float*>(std::aligned_alloc(64, rounded_up(wanted * 4, 64)));
-            if (data != nullptr) size = wanted;
-        }
-        return data;
-    }
-};
-
-float* scratch_of_thread(int64_t wanted) {
-    static thread_local Scratch scratch;
-    return scratch.at_least(wanted);
 }
 
 template <class Scheme, class Value>
@@ -227,7 +204,7 @@ int convolve(Convolution<Value> task, const Value* weight, const WeightStrides& 
 #pragma omp parallel num_threads(threads)
     {
         Worker<Scheme, Value> worker(task, block);
-        float* memory = scratch_of_thread(worker.scratch_size());
+        float* memory = scratch_of_thread<float>(worker.scratch_size());
         if (memory == nullptr) {
 #pragma omp atomic write
             failed = 1;

@@ -1,0 +1,78 @@
+"""Parts of a picture that are themselves processed in tiles compute what the whole picture gives."""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_configs
+from tests.model.test_tiled_halo import tilings
+from tests.shards.grids import grids
+from tests.shards.test_neighbors import joined
+from tests.shards.workers import Workers
+from wan_vae import VAEConfig
+from wan_vae.model.halo import Halo
+from wan_vae.model.tiled_halo import TiledHalo
+from wan_vae.model.tiling import Tiling
+from wan_vae.shards.grid import Grid
+from wan_vae.shards.neighbors import ShardNeighbors
+from wan_vae.shards.peers import Peers
+
+
+def video_of(config: VAEConfig, grid: Grid, latents: int) -> torch.Tensor:
+    side = config.spatial_compression
+    frames = 1 + config.temporal_compression * (latents - 1)
+    return random_video(frames, side * sum(grid.heights), side * sum(grid.widths))
+
+
+def latents_of(config: VAEConfig, grid: Grid, latents: int) -> torch.Tensor:
+    return random_latents(config, latents, sum(grid.heights), sum(grid.widths))
+
+
+def coded_part(
+    group: dist.ProcessGroup,
+    config: VAEConfig,
+    grid: Grid,
+    latents: int,
+    first: int,
+    tiling: Tiling,
+    encodes: bool,
+    goes_on: bool,
+) -> np.ndarray:
+    vae, peers = random_vae(config), Peers(range(group.size()), group)
+    whole, scale, unit = latents_of(config, grid, latents), 1, 1
+    if encodes:
+        whole, scale, unit = video_of(config, grid, latents), config.spatial_compression, config.temporal_compression
+    part = grid.cut(whole, peers.index, scale)
+    halo = TiledHalo(tiling, ShardNeighbors(grid, peers), goes_on=goes_on)
+    results = []
+    for chunk in part.tensor_split([1 + unit * (first - 1)] if goes_on else [], dim=2):
+        if chunk.shape[2] > 0:
+            results.append(vae.moments(chunk, halo) if encodes else vae.pixels(chunk, halo))
+            halo.advance()
+    return torch.cat(results, dim=2).numpy()
+
+
+@settings(max_examples=20)
+@given(st.data(), small_configs(), grids(), st.integers(1, 3), st.booleans())
+def test_tiled_parts_decode_like_the_whole_picture(
+    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, goes_on: bool
+) -> None:
+    vae, first = random_vae(config), data.draw(st.integers(1, latents))
+    tiling = data.draw(tilings(len(vae.decoder.steps())))
+    parts = workers.run(grid.rows * grid.columns, coded_part, config, grid, latents, first, tiling, False, goes_on)
+    whole = vae.pixels(latents_of(config, grid, latents), Halo())
+    assert relative_difference(joined(parts, grid), whole) <= 1e-10
+
+
+@settings(max_examples=20)
+@given(st.data(), small_configs(), grids(), st.integers(1, 3), st.booleans())
+def test_tiled_parts_encode_like_the_whole_picture(
+    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, goes_on: bool
+) -> None:
+    vae, first = random_vae(config), data.draw(st.integers(1, latents))
+    tiling = data.draw(tilings(len(vae.encoder.steps())))
+    parts = workers.run(grid.rows * grid.columns, coded_part, config, grid, latents, first, tiling, True, goes_on)
+    whole = vae.moments(video_of(config, grid, latents), Halo())
+    assert relative_difference(joined(parts, grid), whole) <= 1e-10

@@ -1,0 +1,79 @@
+"""How many bytes a call may take: as people write it, or what the device has left."""
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from wan_vae.errors import UserError
+
+Budget = int | str
+"""Bytes, a number with a unit such as "4GiB", or "auto" for what the device has left."""
+
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# Of what is free, other programs may want some, and allocators have gaps.
+_SHARE_OF_FREE = 0.8
+_LIMITS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def bytes_of(budget: Budget, device: torch.device) -> int:
+    """Return a budget in bytes.
+
+    Args:
+        budget: Bytes, or text: a number with a unit, "auto" for four fifths of what is free on `device`.
+        device: Where the memory is.
+
+    Raises:
+        UserError: It is none of these, or "auto" on a device that does not tell.
+    """
+    if budget == "auto":
+        return int(_SHARE_OF_FREE * _free(device))
+    if isinstance(budget, str):
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT]?)|([KMGT])i)B?", budget.strip(), re.IGNORECASE)
+        if match is None:
+            raise UserError(f"The memory is {budget!r}; write bytes, a number with a unit such as 4GiB, or auto.")
+        unit = _BINARY_UNITS[match[3].upper()] if match[3] else _UNITS[match[2].upper()]
+        budget = int(float(match[1]) * unit)
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0:
+        raise UserError(f"The memory is {budget!r}; it must be more than nothing, such as 4GiB, or auto.")
+    return budget
+
+
+def in_words(size: int) -> str:
+    """Return a number of bytes with a unit, as `bytes_of` reads it."""
+    for unit in ("G", "M", "K"):
+        if size >= _BINARY_UNITS[unit]:
+            value = size / _BINARY_UNITS[unit]
+            return f"{value:.2f}{unit}iB" if value < 10 else f"{value:.1f}{unit}iB"
+    return f"{size}B"
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What PyTorch holds for tensors to come is free, too.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        raise UserError(
+            f"The memory is 'auto', but {sys.platform} does not tell how much {device.type} has left; write it, such as"
+            " 4GiB."
+        )
+    available = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    assert available is not None, "/proc/meminfo has no MemAvailable"
+    return min([1024 * int(available[1]), *_left_to_this_group()])
+
+
+def _left_to_this_group() -> list[int]:
+    left = []
+    for limit, usage in _LIMITS:
+        try:
+            left.append(max(0, int(limit.read_text()) - int(usage.read_text())))
+        except (OSError, ValueError):  # no such file, or no limit
+            continue
+    return left

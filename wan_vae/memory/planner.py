@@ -1,0 +1,152 @@
+"""Chooses how a clip is cut up: the least operations that keep to a budget of memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from wan_vae.errors import UserError
+from wan_vae.memory.budget import in_words
+from wan_vae.memory.plan import Plan
+from wan_vae.model.steps import Step, cell_of
+from wan_vae.model.tiling import Tiling, parts_of, spans_of
+
+# Bytes that libraries take for their own ends, whatever the sizes.
+_LIBRARIES = 8 * 2**20
+# How near predictions were measured to be.
+_UNCERTAINTY = 0.04
+_MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+        call: "encode" or "decode".
+        steps: The network's local part.
+        costs: Operations of each step, by pixel of its input.
+        height: Of the clip in latents.
+        width: Likewise.
+        latents_per_pass: How many latents go together at most.
+        peak: Predicts the bytes held at most, if that many latents go together, in such tiles or in whole pictures.
+    """
+
+    call: str
+    steps: Sequence[Step]
+    costs: Sequence[float]
+    height: int
+    width: int
+    latents_per_pass: int
+    peak: Callable[[int, Tiling | None], int]
+
+
+def choose(job: Job, budget: int) -> Plan:
+    """Return the plan of the least operations that keeps to `budget` bytes; of whole pictures, the fewest passes.
+
+    Raises:
+        UserError: None does; the message names the smallest budget that one keeps to.
+    """
+    count, latents = len(job.steps), job.latents_per_pass
+    while True:
+        least = _predicted(job, latents, None)
+        if least <= budget:
+            return Plan(job.call, budget, least, 0.0, latents, None, count)
+        if latents == 1:
+            break
+        latents //= 2
+    stretches = [_Stretch(job, first, last) for first, last in _stretches(job.call, count)]
+    least = min(least, *(stretch.least for stretch in stretches))
+    candidates = sorted(
+        ((stretch.overhead(*grid), index, grid) for index, stretch in enumerate(stretches) for grid in stretch.grids),
+    )
+    for overhead, index, grid in candidates:
+        stretch = stretches[index]
+        if stretch.may_fit(*grid, budget):
+            peak = stretch.predict(*grid)
+            if peak <= budget:
+                return Plan(job.call, budget, peak, overhead, 1, stretch.tiling(*grid), count)
+    raise UserError(
+        f"{in_words(budget)} of memory is too little to {job.call} this clip; {-(-least // _MEBIBYTE)}MiB is the"
+        " smallest that works."
+    )
+
+
+class _Stretch:
+    """The steps that might run tile by tile, and what that would cost."""
+
+    def __init__(self, job: Job, first: int, last: int) -> None:
+        self._job = job
+        self._range = first, last
+        self._steps = job.steps[first:last]
+        self._costs = job.costs[first:last]
+        self._rows = self._lengths(job.height)
+        self._columns = self._lengths(job.width)
+        pixels = [job.height * job.width * cell_of(job.steps, place) ** 2 for place in range(len(job.steps))]
+        self._whole = sum(cost * size for cost, size in zip(self._costs, pixels[first:last], strict=True))
+        self._total = sum(cost * size for cost, size in zip(job.costs, pixels, strict=True))
+        self.grids = [(row, column) for row in self._rows for column in self._columns if (row, column) != (1, 1)]
+        self._base: int | None = None
+        self._slope = 0.0
+
+    @property
+    def least(self) -> int:
+        """The bytes that the finest grid takes."""
+        if self._base is None:
+            self._base = _predicted(self._job, 1, self.tiling(max(self._rows), max(self._columns)))
+        return self._base
+
+    def tiling(self, rows: int, columns: int) -> Tiling:
+        """Return how these steps run in a grid of tiles."""
+        return Tiling(rows, columns, *self._range)
+
+    def overhead(self, rows: int, columns: int) -> float:
+        """Return the operations in the tiles' margins, as a part of all."""
+        lengths = zip(self._costs, self._rows[rows].sums, self._columns[columns].sums, strict=True)
+        return (sum(cost * high * wide for cost, high, wide in lengths) - self._whole) / self._total
+
+    def may_fit(self, rows: int, columns: int, budget: int) -> bool:
+        """Whether a grid may keep to a budget, as far as is known by now."""
+        return self.least + self._slope * self._values(rows, columns) <= budget
+
+    def predict(self, rows: int, columns: int) -> int:
+        """Return the bytes that a grid takes."""
+        peak = _predicted(self._job, 1, self.tiling(rows, columns))
+        # A tile takes about as much as its largest tensor has values; a little less, so that none is missed.
+        self._slope = max(self._slope, 0.9 * (peak - self.least) / self._values(rows, columns))
+        return peak
+
+    def _values(self, rows: int, columns: int) -> int:
+        largest = zip(self._steps, self._rows[rows].largest, self._columns[columns].largest, strict=True)
+        return max(step.values * high * wide for step, high, wide in largest)
+
+    def _lengths(self, latents: int) -> dict[int, "_Lengths"]:
+        """Return by count of tiles, for counts of which none has tiles as large as a smaller one's."""
+        first, last = self._range
+        before, after = cell_of(self._job.steps, first), cell_of(self._job.steps, last)
+        lengths: dict[int, _Lengths] = {}
+        size = latents + 1
+        for count in range(1, latents + 1):
+            if -(-latents // count) < size:
+                size = -(-latents // count)
+                parts = parts_of(latents * after, count, after)
+                spans = [spans_of(self._steps, latents * before, part)[:-1] for part in parts]
+                by_step = [[stop - start for start, stop in step] for step in zip(*spans, strict=True)]
+                lengths[count] = _Lengths([sum(step) for step in by_step], [max(step) for step in by_step])
+        return lengths
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """What tiles side by side take of each step's input: together, and the largest one."""
+
+    sums: Sequence[int]
+    largest: Sequence[int]
+
+
+def _stretches(call: str, count: int) -> Iterator[tuple[int, int]]:
+    """Yield what to tile: all steps, then fewer, without those whose tensors are smallest."""
+    for whole in range(count):
+        yield (whole, count) if call == "decode" else (0, count - whole)
+
+
+def _predicted(job: Job, latents_per_pass: int, tiling: Tiling | None) -> int:
+    return int((1 + _UNCERTAINTY) * job.peak(latents_per_pass, tiling)) + _LIBRARIES

@@ -1,0 +1,178 @@
+"""The halo of a clip whose frames are too large to be processed whole at the high resolutions."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from torch import Tensor
+
+from wan_vae.model.halo import Halo, StreamHalo
+from wan_vae.model.neighbors import Neighbors
+from wan_vae.model.steps import Run, Step, cell_of, frames_of_latent
+from wan_vae.model.tiling import Tiling, Window, margin_of, size_after, tiles_of, windows_of
+from wan_vae.ops.recording import recorded
+from wan_vae.ops.rehearsal import rehearsal_of, typical
+from wan_vae.ops.workspace import Workspace
+
+
+class TiledHalo(StreamHalo):
+    """Runs the local steps of the network tile by tile, with the result of the whole picture.
+
+    A tile is processed as if it were a small picture, in a window with a margin. What the zeros at the window's edges
+    spoil is cut away from step to step, by as much as each one looks around a pixel.
+
+    Of a clip that is there as a whole, each tile goes through all of it before the next one begins, so that what has to
+    be remembered from pass to pass exists for one tile at a time. No gradients.
+
+    Args:
+        tiling: What is cut, and how.
+        neighbors: What lies around the picture; default nothing. Tiles ask them once, for all that they look at.
+        goes_on: The clip arrives in chunks, as for `StreamHalo`: then all tiles' memories are kept.
+    """
+
+    def __init__(self, tiling: Tiling, neighbors: Neighbors | None = None, *, goes_on: bool = False) -> None:
+        super().__init__(neighbors)
+        self.tiling = tiling
+        self._goes_on = goes_on
+        self._parts: dict[str, StreamHalo] = {}
+
+    def whole(self, stage: Run, x: Tensor) -> Tensor:
+        """Run a stage on whole frames, a few latents at a time."""
+        assert not recorded(), "tiles take no gradients"
+        return self._on_whole_frames("stage", (Step(stage, reach=0, values=0, temporal=True),), x, 1, 1)
+
+    def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
+        """Run the steps that the tiling names tile by tile, those before and after them on whole frames."""
+        assert not recorded(), "tiles take no gradients"
+        first, last = self.tiling.first, self.tiling.last
+        lengths = [frames_of_latent(steps, place) for place in (0, first, last, len(steps))]
+        x = self._on_whole_frames("before", steps[:first], x, *lengths[:2])
+        x = self._tile_by_tile(steps[first:last], x, cell_of(steps, last), *lengths[1:3])
+        return self._on_whole_frames("after", steps[last:], x, *lengths[2:])
+
+    def _on_whole_frames(self, name: str, steps: Sequence[Step], x: Tensor, length: int, becomes: int) -> Tensor:
+        if not steps:
+            return x
+        passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
+        halo, result = self._part(name, passage, Workspace(), self.neighbors), None
+        for before, after in typical(passage, x):
+            part = halo.local(steps, x[:, :, before])
+            result = _room(part, passage.result, *part.shape[3:]) if result is None else result
+            result[:, :, after] = part
+            del part
+            _advance(halo)
+        assert result is not None
+        return result
+
+    def _tile_by_tile(self, steps: Sequence[Step], x: Tensor, cell: int, length: int, becomes: int) -> Tensor:
+        if not steps:
+            return x
+        height, width = (size_after(steps, size) for size in x.shape[3:])
+        # From here on what neighbors hold counts as part of the picture.
+        x, known = self.neighbors.around(x, margin_of(steps))
+        down, right = size_after(steps, known.top), size_after(steps, known.left)
+        workspace, result = Workspace(), None
+        tiles = list(enumerate(tiles_of(height, width, self.tiling.rows, self.tiling.columns, cell)))
+        if rehearsal_of(x) is not None and not self._goes_on:
+            # The largest takes most, and each begins anew.
+            tiles = [
+                max(
+                    tiles,
+                    key=lambda tile: windows_of(steps, x.shape[3], x.shape[4], tile[1].moved(down, right))[0].pixels,
+                )
+            ]
+        for index, tile in tiles:
+            name = f"tile{index}"
+            windows = windows_of(steps, x.shape[3], x.shape[4], tile.moved(down, right))
+            cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
+            passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
+            halo = self._part(name, passage, workspace, None)
+            for before, after in typical(passage, x):
+                part = halo.local(cropping, x[:, :, before, windows[0].rows.slice, windows[0].columns.slice])
+                result = _room(part, passage.result, height, width) if result is None else result
+                result[:, :, after, tile.rows.slice, tile.columns.slice] = part
+                del part
+                _advance(halo)
+            del halo
+        assert result is not None
+        return result
+
+    def _at(self, name: str) -> bool:
+        return name not in self._parts or self._parts[name].at_start
+
+    def _part(self, name: str, passage: "_Passage", workspace: Workspace, neighbors: Neighbors | None) -> Halo:
+        if not self._goes_on:
+            halo = Halo(neighbors) if len(passage) == 1 else StreamHalo(neighbors)
+            halo.workspace = workspace
+            return halo
+        if name not in self._parts:
+            self._parts[name] = StreamHalo(neighbors)
+            self._parts[name].workspace = self.workspace
+        return self._parts[name]
+
+
+class _Passage:
+    """The passes in which frames go through a part of the network: the clip's first alone, then some at a time.
+
+    Args:
+        frames: How many there are.
+        at_start: Whether the first of them is the clip's first.
+        length: How many of them a latent has.
+        becomes: How many of the result it has.
+        latents: How many latents' frames go together.
+
+    Yields:
+        Which frames go, and which of the result they become.
+    """
+
+    def __init__(self, frames: int, at_start: bool, length: int, becomes: int, latents: int) -> None:
+        first = 1 if at_start and frames > 0 else 0
+        assert (frames - first) % length == 0, (frames, first, length)
+        self._passes = [(slice(0, 1), slice(0, 1))] if first else []
+        for start in range(0, (frames - first) // length, latents):
+            stop = min(start + latents, (frames - first) // length)
+            self._passes.append(
+                (
+                    slice(first + start * length, first + stop * length),
+                    slice(first + start * becomes, first + stop * becomes),
+                )
+            )
+        self.result = first + (frames - first) // length * becomes
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        return iter(self._passes)
+
+
+def _cropping(step: Step, window: Window, following: Window) -> Step:
+    """Return a step that takes `window` of the picture and gives what lies in `following`."""
+    rows, columns = (
+        slice(after.start - origin, after.stop - origin)
+        for after, origin in (
+            (after, before.start * step.enlarges // step.reduces)
+            for before, after in zip(window, following, strict=True)
+        )
+    )
+
+    def run(x: Tensor, halo: Halo, /) -> Tensor:
+        x = step.run(x, halo)
+        cropped = x[..., rows, columns]
+        if cropped.shape == x.shape:
+            return x
+        # A copy, so that what is not needed any more is not held, and what follows is dense.
+        copy = halo.workspace.empty(cropped.shape, like=x)
+        copy.copy_(cropped)
+        return copy
+
+    return replace(step, run=run)
+
+
+def _room(part: Tensor, frames: int, height: int, width: int) -> Tensor:
+    return Workspace.lasting((*part.shape[:2], frames, height, width), like=part)
+
+
+def _advance(halo: Halo) -> None:
+    if isinstance(halo, StreamHalo):
+        halo.advance()

@@ -1,0 +1,102 @@
+"""The compiled convolution for CPUs with AMX, on tensors."""
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from wan_vae.ops.native_arguments import data, five, is_channels_last, is_like, threads
+from wan_vae.ops.native_library import library
+
+_MOST_TAPS = 32
+_CHANNELS_AT_ONCE = 32
+
+
+def amx_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    packed: Tensor,
+    *,
+    padding: tuple[int, int] = (0, 0),
+    stride: int = 1,
+) -> Tensor:
+    """A convolution of bfloat16 with sums in float32, rounded once. Not differentiable.
+
+    Valid in time; in space, zeros lie wherever a tap meets no pixel. The result does not depend on the number of
+    threads, nor on what else is in the batch.
+
+    Args:
+        x: (B, C_in, T + taps - 1, H, W), bfloat16, on a CPU, channels last.
+        weight: (C_out, C_in, taps, rows, columns), bfloat16, in any layout.
+        bias: (C_out,), in any floating-point dtype, or nothing.
+        residual: As `out`, is added; may be `out`.
+        out: (B, C_out, T, H', W'), bfloat16, channels last, takes the result; shares no memory with `x`.
+        packed: Memory for the weight: bfloat16, contiguous, `amx_packed_size(weight)` values or more.
+        padding: How many rows of zeros are above the first row of `x`, and columns on the left. H' and W' say how
+            many are below and on the right.
+        stride: In height and width.
+
+    Returns:
+        `out`.
+
+    Raises:
+        MemoryError: There is none left for the intermediate values.
+    """
+    kernels = library()
+    assert kernels is not None, "amx_conv3d needs the compiled kernels"
+    assert amx_serves(x, weight), (x.shape, x.dtype, x.stride(), weight.shape, weight.dtype)
+    assert out.shape[:3] == (x.shape[0], weight.shape[0], x.shape[2] - weight.shape[2] + 1), (x.shape, out.shape)
+    assert out.dtype == x.dtype, out.dtype
+    assert is_channels_last(out), (out.device, out.stride())
+    assert residual is None or is_like(residual, out), (residual.shape, residual.dtype, residual.stride(), out.shape)
+    assert packed.dtype == x.dtype, packed.dtype
+    assert packed.is_contiguous(), packed.stride()
+    assert packed.numel() >= amx_packed_size(weight), (packed.shape, weight.shape)
+    if bias is not None:
+        assert bias.shape == weight.shape[:1], (bias.shape, out.shape)
+        bias = bias.detach().to(torch.float32).contiguous()
+    if out.numel() == 0:
+        return out
+    sizes = (x.shape[0], *weight.shape[1::-1], *out.shape[2:], *x.shape[3:], *weight.shape[2:], stride, *padding)
+    failed = kernels.wan_vae_amx_convolve(
+        (ctypes.c_int64 * 14)(*sizes), data(x), five(x.stride()), data(weight), five(weight.stride()), data(bias),
+        data(residual), five((out if residual is None else residual).stride()), data(out), five(out.stride()),
+        data(packed), threads()
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("There is no memory for the intermediate values of a convolution.")
+    return out
+
+
+def amx_packed_size(weight: Tensor) -> int:
+    """How many bfloat16 `amx_conv3d` needs for this weight: its outputs rounded up to a multiple of 16."""
+    kernels = library()
+    assert kernels is not None, "amx_packed_size needs the compiled kernels"
+    size = ctypes.c_int64()
+    sizes = (1, *weight.shape[1::-1], *[1] * 5, *weight.shape[2:], 1, 0, 0)
+    kernels.wan_vae_amx_packed_size((ctypes.c_int64 * 14)(*sizes), ctypes.byref(size))
+    return size.value
+
+
+def amx_serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether `amx_conv3d` can convolve `x` with `weight` on this machine: channels must divide into even parts."""
+    if x.dtype != torch.bfloat16 or weight.dtype != x.dtype or not is_channels_last(x) or not has_amx():
+        return False
+    channels = x.shape[1]
+    parts = -(-channels // _CHANNELS_AT_ONCE)
+    return channels % (2 * parts) == 0 and weight.shape[2:].numel() <= _MOST_TAPS
+
+
+def has_amx() -> bool:
+    """Whether the compiled kernels are there, were compiled for AMX, and this process may use it."""
+    kernels = library()
+    return kernels is not None and _permitted(kernels)
+
+
+@functools.cache
+def _permitted(kernels: ctypes.CDLL) -> bool:
+    return bool(kernels.wan_vae_has_amx())

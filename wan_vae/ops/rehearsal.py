@@ -1,0 +1,174 @@
+"""What a computation would take on a device, found on the meta device, where nothing is computed.
+
+While a `Rehearsal` is on, tensors of the meta device stand for tensors of the device that it names. The operations that
+choose their way by the device ask `rehearsal_of`, and then only take the memory that they would take there.
+"""
+
+import math
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar, Token
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+if TYPE_CHECKING:
+    from wan_vae.ops.workspace import Region, Workspace
+
+T = TypeVar("T")
+
+# The first one finds nothing remembered, the second remembers as much as there will be, the third has both.
+_DIFFERENT_PASSES = 3
+
+_current: ContextVar["Rehearsal | None"] = ContextVar("rehearsal", default=None)
+
+
+def rehearsal_of(x: Tensor) -> "Rehearsal | None":
+    """Return the rehearsal in which `x` stands for a tensor of some device, or None where it is what it is."""
+    return _current.get() if x.device.type == "meta" else None
+
+
+def device_of(x: Tensor) -> torch.device:
+    """Return the device of `x`, or the one that it stands for."""
+    rehearsal = rehearsal_of(x)
+    return x.device if rehearsal is None else rehearsal.device
+
+
+def typical(passes: Iterable[T], x: Tensor) -> Iterator[T]:
+    """Yield of passes like one another, all that `x` goes through; in a rehearsal, as many as take all memory."""
+    return islice(passes, None if rehearsal_of(x) is None else _DIFFERENT_PASSES)
+
+
+class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the memory that is held, and counts operations.
+
+    Args:
+        device: What tensors of the meta device stand for.
+        present: Tensors that are there before, with their memory.
+
+    Attributes:
+        held: Bytes that are held now. Of a workspace on a CPU, that is all it ever lent, for it gives nothing back.
+        peak: The most that were held at one time.
+        operations: Multiplications and additions of convolutions and matrix products so far.
+    """
+
+    def __init__(self, device: torch.device, present: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.held = 0
+        self.peak = 0
+        self.operations = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in present}
+        self._touched: weakref.WeakKeyDictionary[Region, list[tuple[int, int]]] = weakref.WeakKeyDictionary()
+        self._token: Token[Rehearsal | None] | None = None
+        self._lending = False
+
+    def __enter__(self) -> "Rehearsal":
+        self._token = _current.set(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        assert self._token is not None
+        _current.reset(self._token)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.operations += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+            if func._overloadpacket is torch.ops.aten.convolution:
+                self._convolved_by_pytorch(args[0], args[1], result)
+        if not self._lending:
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, Tensor) and tensor.device.type == "meta":
+                    self._follow(tensor)
+        return result
+
+    def lend(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Take a tensor from a workspace, and bring it back when it is gone."""
+        if self.device.type != "cpu" or math.prod(shape) == 0:
+            return torch.empty(shape, dtype=like.dtype, device="meta")
+        self._lending = True
+        tensor = torch.empty(shape, dtype=like.dtype, device="meta", memory_format=torch.channels_last_3d)
+        self._lending = False
+        storage = tensor.untyped_storage()
+        region, start, stop = workspace.place(storage.nbytes())
+        self._known.add(storage._cdata)
+        weakref.finalize(storage, self._bring_back, storage._cdata, region, start, stop).atexit = False
+        self._touch(region, start, stop)
+        return tensor
+
+    def convolve(self, weight: Tensor, out: Tensor, workspace: "Workspace") -> Tensor:
+        """Take what a convolution into `out` takes beside it."""
+        self.operations += 2 * out.numel() * weight[0].numel()
+        if self.device.type == "cpu":
+            # Transformed weights: four times as many, in float32, by Winograd; elsewhere in another order.
+            winograd = weight.shape[3:] == (3, 3) and not (weight.dtype == torch.bfloat16 and _has_amx())
+            size = weight.numel() * (16 if winograd else weight.dtype.itemsize)
+            self.lend(workspace, (1, size // weight.dtype.itemsize, 1, 1, 1), weight)
+        return out
+
+    def attend(self, query: Tensor, key: Tensor) -> Tensor:
+        """Take what attention takes that does not spell out all pairs."""
+        self.operations += 4 * query.shape[0] * query.shape[2] * key.shape[2] * query.shape[3]
+        return torch.empty_like(query)
+
+    def _convolved_by_pytorch(self, x: Tensor, weight: Tensor, result: Tensor) -> None:
+        # In bfloat16 oneDNN does it in place. Otherwise PyTorch spells out what each output pixel sees.
+        if self.device.type == "cpu" and x.dim() == 5 and x.dtype != torch.bfloat16:
+            taps = math.prod(weight.shape[1:])
+            beside = x.numel() + result.shape[0] * math.prod(result.shape[2:]) * taps
+            self.peak = max(self.peak, self.held + (beside + result.numel()) * x.dtype.itemsize)
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(storage._cdata)
+        weakref.finalize(storage, self._forget, storage._cdata, size).atexit = False
+        self._hold(size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.held -= size
+
+    def _bring_back(self, key: int, region: "Region", start: int, stop: int) -> None:
+        self._known.discard(key)
+        region.give_back(start, stop)
+
+    def _touch(self, region: "Region", start: int, stop: int) -> None:
+        if region not in self._touched:
+            self._touched[region] = []
+            # What is left to the list is what the region had when it was dropped.
+            weakref.finalize(region, self._drop, self._touched[region]).atexit = False
+        spans = self._touched[region]
+        before = sum(end - begin for begin, end in spans)
+        merged: list[tuple[int, int]] = []
+        for begin, end in sorted([*spans, (start, stop)]):
+            if merged and begin <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((begin, end))
+        spans[:] = merged
+        self._hold(sum(end - begin for begin, end in spans) - before)
+
+    def _drop(self, spans: list[tuple[int, int]]) -> None:
+        self.held -= sum(end - begin for begin, end in spans)
+
+    def _hold(self, size: int) -> None:
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+
+def _has_amx() -> bool:
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16", False))

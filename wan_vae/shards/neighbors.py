@@ -1,0 +1,164 @@
+"""The neighbors of a part: the processes that hold the parts around it."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wan_vae.errors import UserError
+from wan_vae.model.reach import Activation, Reach, write
+from wan_vae.ops.recording import recorded
+from wan_vae.shards.grid import Area, Grid, common, within
+from wan_vae.shards.peers import Peers
+
+
+class ShardNeighbors:
+    """Exchanges the edges of one part of a picture with the parts around it, while this part's interior is computed.
+
+    All processes must ask for the same things in the same order.
+    """
+
+    def __init__(self, grid: Grid, peers: Peers) -> None:
+        assert len(peers) == grid.rows * grid.columns, (len(peers), grid)
+        self._grid = grid
+        self._peers = peers
+
+    def margin(self, reach: Reach) -> Reach:
+        # Where the picture is not cut in rows, or columns, its zeros are left to the convolution, which needs no copy.
+        rows = reach if self._grid.rows > 1 else Reach()
+        columns = reach if self._grid.columns > 1 else Reach()
+        margin = Reach(top=rows.top, bottom=rows.bottom, left=columns.left, right=columns.right)
+        if any(margin) and recorded():
+            raise UserError(
+                "A clip in shards is computed without gradients, autocast and torch.compile; leave them and call again."
+            )
+        return margin
+
+    def surround(self, out: Tensor, x: Tensor, margin: Reach, activation: Activation | None) -> None:
+        if not any(margin):
+            write(out, x, activation)
+            return
+        height, width = x.shape[3:]
+        middle = out[..., margin.top : margin.top + height, margin.left : margin.left + width]
+        edges, interior = _divided(height, width, margin)
+        for edge in edges:
+            _write_part(middle, x, edge, activation)
+        sent, filled, places = [], [], []
+        for side in self._sides(height, width, margin):
+            place = out[(..., *side.outside)]
+            if side.peer is None:
+                place.zero_()
+                continue
+            pixels = _channels_last(place)
+            places.append(pixels)
+            filled.append((side.peer, pixels.new_empty(pixels.shape)))
+            sent.append((side.peer, _channels_last(middle[(..., *side.inside)]).contiguous()))
+        transfers = self._peers.start(sent, filled)
+        _write_part(middle, x, interior, activation)
+        transfers.wait()
+        for place, (_, pixels) in zip(places, filled, strict=True):
+            place.copy_(pixels)
+
+    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
+        own, scale = self._peers.index, x.shape[3] // self._grid.heights[self._grid.place(self._peers.index)[0]]
+        mine, wanted = self._grid.area(own, scale), self._grid.area(own, scale, margin)
+        size = [side.stop - side.start for side in wanted]
+        out = torch.empty((*x.shape[:3], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        out[(..., *within(mine, wanted))] = x
+        sent, filled, places = [], [], []
+        for peer in range(len(self._peers)):
+            theirs = self._grid.area(peer, scale)
+            given = common(mine, self._grid.area(peer, scale, margin))
+            if peer != own and given is not None:
+                sent.append((peer, _channels_last(x[(..., *within(given, mine))]).contiguous()))
+            taken = common(theirs, wanted)
+            if peer != own and taken is not None:
+                places.append(_channels_last(out[(..., *within(taken, wanted))]))
+                filled.append((peer, x.new_empty(places[-1].shape)))
+        self._peers.start(sent, filled).wait()
+        for place, (_, pixels) in zip(places, filled, strict=True):
+            place.copy_(pixels)
+        rows, columns = ((one.start - two.start, two.stop - one.stop) for one, two in zip(mine, wanted, strict=True))
+        return out, Reach(top=rows[0], bottom=rows[1], left=columns[0], right=columns[1])
+
+    def everywhere(self, x: Tensor) -> Tensor:
+        own, pixels = self._peers.index, self._grid.latent_pixels
+        assert x.shape[2] == pixels[own], (x.shape, pixels)
+        x = x.contiguous()
+        parts = [
+            x if part == own else x.new_empty(*x.shape[:2], count, x.shape[3]) for part, count in enumerate(pixels)
+        ]
+        others = [part for part in range(len(self._peers)) if part != own]
+        self._peers.start([(part, x) for part in others], [(part, parts[part]) for part in others]).wait()
+        return torch.cat(parts, dim=2)
+
+    def most_values(self, values: int) -> int:
+        pixels = self._grid.latent_pixels
+        return values // pixels[self._peers.index] * max(pixels)
+
+    def _sides(self, height: int, width: int, margin: Reach) -> Iterator["_Side"]:
+        row, column = self._grid.place(self._peers.index)
+        for down, right in product((-1, 0, 1), repeat=2):
+            if down or right:
+                yield _Side(
+                    self._grid.part_at(row + down, column + right),
+                    (
+                        _outside(down, height, margin.top, margin.bottom),
+                        _outside(right, width, margin.left, margin.right),
+                    ),
+                    (
+                        _inside(down, height, margin.top, margin.bottom),
+                        _inside(right, width, margin.left, margin.right),
+                    ),
+                )
+
+
+class _Side(NamedTuple):
+    """What lies beyond an edge or a corner of a part.
+
+    Attributes:
+        peer: Who holds it; None if the picture ends before.
+        outside: Its place in the surrounded part.
+        inside: The place in this part of what the peer wants in turn.
+    """
+
+    peer: int | None
+    outside: Area
+    inside: Area
+
+
+def _outside(direction: int, length: int, before: int, after: int) -> slice:
+    bounds = [0, before, before + length, before + length + after]
+    return slice(bounds[direction + 1], bounds[direction + 2])
+
+
+def _inside(direction: int, length: int, before: int, after: int) -> slice:
+    # Whoever lies before this part wants as much of its start as itself wants of what lies after it, and so on.
+    return (slice(0, after), slice(0, length), slice(length - before, length))[direction + 1]
+
+
+def _divided(height: int, width: int, margin: Reach) -> tuple[list[Area], Area]:
+    """Divide a part in what its neighbors want and its interior."""
+    above, left = min(margin.bottom, height), min(margin.right, width)
+    below, right = max(above, height - margin.top), max(left, width - margin.left)
+    rows, columns, everything = slice(above, below), slice(left, right), slice(0, width)
+    edges = [
+        (slice(0, above), everything),
+        (slice(below, height), everything),
+        (rows, slice(0, left)),
+        (rows, slice(right, width)),
+    ]
+    return edges, (rows, columns)
+
+
+def _write_part(out: Tensor, x: Tensor, area: Area, activation: Activation | None) -> None:
+    part = x[(..., *area)]
+    if part.numel() > 0:
+        write(out[(..., *area)], part, activation)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """View (B, C, T, H, W) as (B, T, H, W, C), the order in memory."""
+    return x.permute(0, 2, 3, 4, 1)

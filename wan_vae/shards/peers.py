@@ -1,0 +1,94 @@
+"""The processes that share a clip, and what they send each other."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wan_vae.errors import UserError
+
+_HOST = torch.device("cpu")
+
+
+class Transfers(NamedTuple):
+    """Transfers under way.
+
+    Attributes:
+        works: To be waited for.
+        buffers: What is sent and filled meanwhile.
+    """
+
+    works: list[dist.Work]
+    buffers: list[Tensor]
+
+    def wait(self) -> None:
+        """Return when all has arrived; on a GPU, when all that is computed from now on comes after it."""
+        for work in self.works:
+            work.wait()
+
+
+class Peers:
+    """Processes in an order that all of them know, and the place of this one.
+
+    Args:
+        ranks: Their ranks in the default group.
+        group: Through which they speak to each other; default the default group.
+
+    Attributes:
+        index: This process's place among them.
+        bytes_sent: How many bytes this process has sent so far.
+    """
+
+    def __init__(self, ranks: Iterable[int], group: dist.ProcessGroup | None = None) -> None:
+        self._ranks = tuple(ranks)
+        self._group = group
+        self.index = self._ranks.index(dist.get_rank())
+        self.bytes_sent = 0
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def start(self, sent: Iterable[tuple[int, Tensor]], filled: Iterable[tuple[int, Tensor]]) -> Transfers:
+        """Begin to send tensors to peers, and to fill others with what peers send; all of them are contiguous.
+
+        What goes from one peer to another arrives in the order in which it was sent. Nothing of it may be touched until
+        `wait` has returned.
+        """
+        operations, buffers = [], []
+        for operation, messages in ((dist.isend, sent), (dist.irecv, filled)):
+            for peer, tensor in messages:
+                if tensor.numel() == 0:
+                    continue
+                # Bytes, for the backends differ in the dtypes that they know.
+                raw = tensor.view(-1).view(torch.uint8)
+                self.bytes_sent += raw.numel() if operation is dist.isend else 0
+                operations.append(dist.P2POp(operation, raw, self._ranks[peer], self._group))
+                buffers.append(raw)
+        return Transfers(dist.batch_isend_irecv(operations) if operations else [], buffers)
+
+    def check_alike(self, description: str) -> None:
+        """Make sure that all peers describe what they are about to do alike: otherwise they would wait for ever.
+
+        Raises:
+            UserError: They do not.
+        """
+        descriptions: list[str] = [""] * len(self)
+        dist.all_gather_object(descriptions, description, self._group)
+        for peer, other in enumerate(descriptions):
+            if other != description:
+                raise UserError(
+                    f"Process {self._ranks[self.index]} is given {description}, but process {self._ranks[peer]} is"
+                    f" given {other}; all must be given the same clip."
+                )
+
+    def tell(self, message: Any) -> None:
+        """Give all others a small Python object, which they `hear`."""
+        dist.broadcast_object_list([message], dist.get_rank(), self._group, _HOST)
+
+    def hear(self, teller: int) -> Any:
+        """Wait for what `teller` tells."""
+        messages = [None]
+        dist.broadcast_object_list(messages, self._ranks[teller], self._group, _HOST)
+        return messages[0]

@@ -1,0 +1,91 @@
+"""One process's part of a picture, and how the parts become a picture again."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wan_vae.errors import UserError
+from wan_vae.shards.grid import Grid
+from wan_vae.shards.neighbors import ShardNeighbors
+from wan_vae.shards.peers import Peers
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part that this process has of a picture.
+
+    Tensors are (B, C, T, H, W); in the whole picture's, a latent is `scale` x `scale` pixels.
+
+    Attributes:
+        grid: How the picture is cut.
+        peers: Who has the parts, in their order.
+    """
+
+    grid: Grid
+    peers: Peers
+
+    @property
+    def neighbors(self) -> ShardNeighbors:
+        """What lies around this part."""
+        return ShardNeighbors(self.grid, self.peers)
+
+    def cut(self, whole: Tensor, scale: int) -> Tensor:
+        """View this part of the picture.
+
+        Raises:
+            UserError: The picture is of another size than the one that was cut.
+        """
+        height, width = sum(self.grid.heights) * scale, sum(self.grid.widths) * scale
+        if whole.shape[3:] != (height, width):
+            raise UserError(
+                f"A chunk is {tuple(whole.shape)}, but the ones before it are {height} high and {width} wide."
+            )
+        return self.grid.cut(whole, self.peers.index, scale)
+
+    def scatter(self, whole: Tensor, scale: int) -> Tensor:
+        """Send the others their parts of the picture, which this process alone has, and return its own."""
+        own = self.cut(whole, scale)
+        parts = [(peer, self.grid.cut(whole, peer, scale).contiguous()) for peer in self._others()]
+        self.peers.start(parts, []).wait()
+        return own
+
+    def receive(self, shape: torch.Size, like: Tensor, scale: int, *, sender: int) -> Tensor:
+        """Return this part of the picture of this shape that `sender` scatters, of the dtype and device of `like`."""
+        part = like.new_empty((*shape[:3], *self._size(self.peers.index, scale)))
+        self.peers.start([], [(sender, part)]).wait()
+        return part
+
+    def gather(self, part: Tensor, scale: int) -> Tensor:
+        """Take each process's part of the picture and return the whole to all of them."""
+        part = part.contiguous()
+        filled = self._empty(part, scale)
+        self.peers.start([(peer, part) for peer in self._others()], filled).wait()
+        return self._joined(part, filled, scale)
+
+    def collect(self, part: Tensor, scale: int) -> Tensor:
+        """Take the others' parts of the picture, which they `hand_in`, and this process's own, and return the whole."""
+        filled = self._empty(part, scale)
+        self.peers.start([], filled).wait()
+        return self._joined(part, filled, scale)
+
+    def hand_in(self, part: Tensor, *, receiver: int) -> None:
+        """Send this part of the picture to `receiver`, who collects them."""
+        self.peers.start([(receiver, part.contiguous())], []).wait()
+
+    def _others(self) -> list[int]:
+        return [peer for peer in range(len(self.peers)) if peer != self.peers.index]
+
+    def _size(self, part: int, scale: int) -> tuple[int, int]:
+        row, column = self.grid.place(part)
+        return self.grid.heights[row] * scale, self.grid.widths[column] * scale
+
+    def _empty(self, like: Tensor, scale: int) -> list[tuple[int, Tensor]]:
+        return [(peer, like.new_empty((*like.shape[:3], *self._size(peer, scale)))) for peer in self._others()]
+
+    def _joined(self, own: Tensor, others: list[tuple[int, Tensor]], scale: int) -> Tensor:
+        size = (sum(self.grid.heights) * scale, sum(self.grid.widths) * scale)
+        whole = own.new_empty((*own.shape[:3], *size))
+        for peer, part in ((self.peers.index, own), *others):
+            self.grid.cut(whole, peer, scale).copy_(part)
+        return whole

@@ -1,0 +1,111 @@
+"""How much the parts of a picture send each other, counted from the architecture alone."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+from wan_vae.config import VAEConfig
+from wan_vae.model.reach import Reach
+from wan_vae.shards.grid import Grid
+
+_AROUND = Reach(top=1, bottom=1, left=1, right=1)
+_AFTER = Reach(bottom=1, right=1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one layer sees of other parts.
+
+    Attributes:
+        channels: Of its input.
+        frames: Of its input in the whole clip; those that are remembered are not sent again.
+        scale: Pixels of its input to a side of a latent.
+        reach: How far beyond a part it looks; None if it looks at the whole picture.
+    """
+
+    channels: int
+    frames: int
+    scale: int
+    reach: Reach | None = _AROUND
+
+
+def encoder_looks(config: VAEConfig, frames: int) -> Iterator[Look]:
+    """List the encoder's layers that look beyond their part, for a clip of so many frames."""
+    scale = 2 ** (len(config.width_multipliers) - 1)
+    widths = [config.encoder_width * multiplier for multiplier in (1, *config.width_multipliers)]
+    yield Look(config.input_channels, frames, scale)
+    for level, (entering, width) in enumerate(pairwise(widths)):
+        for index in range(config.blocks_per_level):
+            yield from _block(config, entering if index == 0 else width, width, frames, scale)
+        if level < len(config.temporal_downsample):
+            yield Look(width, frames, scale, _AFTER)
+            scale //= 2
+            frames = (frames + 1) // 2 if config.temporal_downsample[level] else frames
+    yield from _middle(config, widths[-1], frames)
+    yield Look(widths[-1], frames, scale)
+
+
+def decoder_looks(config: VAEConfig, latents: int) -> Iterator[Look]:
+    """List the decoder's layers that look beyond their part, for a clip of so many latents."""
+    frames, scale = latents, 1
+    multipliers = config.width_multipliers[::-1]
+    entering = config.decoder_width * multipliers[0]
+    yield Look(config.latent_channels, frames, scale)
+    yield from _middle(config, entering, frames)
+    for level, multiplier in enumerate(multipliers):
+        width = config.decoder_width * multiplier
+        for index in range(config.blocks_per_level + 1):
+            yield from _block(config, entering if index == 0 else width, width, frames, scale)
+        if level < len(config.temporal_downsample):
+            frames = 2 * frames - 1 if config.temporal_downsample[::-1][level] else frames
+            # The picture is doubled after it has been surrounded.
+            yield Look(width, frames, scale)
+            scale *= 2
+        entering = width if config.level_shortcuts else width // 2
+    yield Look(width, frames, scale)
+
+
+def bytes_sent(looks: Iterable[Look], grid: Grid, part: int, *, itemsize: int, batch: int = 1) -> int:
+    """Return how many bytes a part sends while a clip passes through layers, its result not counted.
+
+    Args:
+        looks: What the layers see of other parts.
+        grid: How the picture is cut.
+        part: Whose bytes.
+        itemsize: Bytes of a value.
+        batch: Clips that pass together.
+    """
+    return batch * itemsize * sum(look.channels * look.frames * _pixels_sent(look, grid, part) for look in looks)
+
+
+def _pixels_sent(look: Look, grid: Grid, part: int) -> int:
+    if look.reach is None:
+        # A key and a value for each pixel, to all others.
+        return 2 * grid.latent_pixels[part] * (grid.rows * grid.columns - 1)
+    row, column = grid.place(part)
+    height, width = grid.heights[row] * look.scale, grid.widths[column] * look.scale
+    total = 0
+    for down, right in product((-1, 0, 1), repeat=2):
+        if (down, right) != (0, 0) and grid.part_at(row + down, column + right) is not None:
+            # What lies before a part looks after itself, where the part is.
+            rows = {-1: look.reach.bottom, 0: height, 1: look.reach.top}[down]
+            columns = {-1: look.reach.right, 0: width, 1: look.reach.left}[right]
+            total += rows * columns
+    return total
+
+
+def _middle(config: VAEConfig, width: int, frames: int) -> Iterator[Look]:
+    yield from _block(config, width, width, frames, 1)
+    yield Look(width, frames, 1, reach=None)
+    yield from _block(config, width, width, frames, 1)
+
+
+def _block(config: VAEConfig, entering: int, width: int, frames: int, scale: int) -> Iterator[Look]:
+    match config.block:
+        case "bottleneck":
+            inputs = [max(1, width // config.bottleneck_ratio)]
+        case "dense":
+            inputs = [entering + index * config.dense_growth for index in range(config.dense_layers)]
+        case _:
+            inputs = [entering, width]
+    return (Look(channels, frames, scale) for channels in inputs)
