@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tests.helpers import chunk_plans, random_latents, random_vae, random_video, small_config, small_configs
 from wan_vae import DecodeStream, EncodeStream, UserError, VAEConfig, WanVAE
+from wan_vae.model.tiled_halo import TiledHalo
+from wan_vae.model.tiling import Tiling
 
 Stream = EncodeStream | DecodeStream
 
@@ -56,6 +58,24 @@ def test_a_resumed_stream_gives_the_same_bytes(
             assert found is None or torch.equal(found, expected)
         stream.flush()
         other.flush()
+
+
+@given(st.data(), small_configs(), st.booleans())
+def test_what_tiles_remember_moves_along(data: st.DataObject, config: VAEConfig, encodes: bool) -> None:
+    vae, side = random_vae(config, torch.float32), config.spatial_compression
+    half, unit = (vae.encoder, config.temporal_compression) if encodes else (vae.decoder, 1)
+    first = data.draw(st.integers(0, len(half.steps())))
+    tiling = Tiling(2, data.draw(st.integers(1, 3)), first, data.draw(st.integers(first, len(half.steps()))))
+    stream = EncodeStream(vae) if encodes else DecodeStream(vae)
+    stream._stream._halo = TiledHalo(tiling, goes_on=True)
+    if encodes:
+        clip = random_video(1 + 2 * unit, 2 * side, 3 * side, dtype=torch.float32)
+    else:
+        clip = random_latents(config, 3, 2, 3, dtype=torch.float32)
+    saved = data.draw(st.integers(1, clip.shape[2] - 1))
+    stream.push(clip[:, :, :saved])
+    other = resumed(stream, vae)
+    assert torch.equal(other.push(clip[:, :, saved:]), stream.push(clip[:, :, saved:]))
 
 
 _GO_ON = """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wan_vae.errors import UserError
 from wan_vae.model.halo import Halo, StreamHalo
 from wan_vae.model.neighbors import Neighbors
+from wan_vae.model.tiled_halo import TiledHalo, tiling_of
 from wan_vae.ops.recorded_pass import RecordedPass
 from wan_vae.ops.recording import recorded
 
@@ -160,6 +161,10 @@ class Stream:
             raise UserError(f"The state is damaged: of {position} frames, {waiting.shape[2]} wait.")
         self._passed = position - waiting.shape[2]
         if self._passed > 0:
+            # How pictures are cut comes with the state, for what tiles remember fits no others.
+            tiling = tiling_of(state, "halo.")
+            if tiling is not None:
+                self._halo = TiledHalo(tiling, self._halo.neighbors, goes_on=True)
             self._halo.load_state_dict(model, state, "halo.")
         self._waiting = waiting.to(next(model.parameters()).device, copy=True)
 

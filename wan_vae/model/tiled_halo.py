@@ -1,10 +1,11 @@
 """The halo of a clip whose frames are too large to be processed whole at the high resolutions."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, replace
 from itertools import pairwise
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo, StreamHalo
 from wan_vae.model.neighbors import Neighbors
@@ -13,6 +14,9 @@ from wan_vae.model.tiling import Tiling, Window, margin_of, size_after, tiles_of
 from wan_vae.ops.recording import recorded
 from wan_vae.ops.rehearsal import rehearsal_of, typical
 from wan_vae.ops.workspace import Workspace
+
+_TILING = "tiling"
+_TILE = "tile"
 
 
 class TiledHalo(StreamHalo):
@@ -82,7 +86,7 @@ class TiledHalo(StreamHalo):
                 )
             ]
         for index, tile in tiles:
-            name = f"tile{index}"
+            name = f"{_TILE}{index}"
             windows = windows_of(steps, x.shape[3], x.shape[4], tile.moved(down, right))
             cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
             passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
@@ -109,6 +113,29 @@ class TiledHalo(StreamHalo):
             self._parts[name] = StreamHalo(neighbors)
             self._parts[name].workspace = self.workspace
         return self._parts[name]
+
+    def state_dict(self, model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+        """Return what all parts remember, each under its name, and how pictures are cut: who goes on must do the same."""
+        assert self._goes_on, "only a clip that arrives in chunks has a state"
+        state = {f"{prefix}{_TILING}": torch.tensor(astuple(self.tiling), device="cpu")}
+        for name, part in self._parts.items():
+            state |= part.state_dict(model, f"{prefix}{name}.")
+        return state
+
+    def load_state_dict(self, model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        entries = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+        for name in {entry.partition(".")[0] for entry in entries} - {_TILING}:
+            # Parts of whole frames ask neighbors, as in a pass.
+            self._parts[name] = StreamHalo(None if name.startswith(_TILE) else self.neighbors)
+            self._parts[name].workspace = self.workspace
+            self._parts[name].load_state_dict(model, state, f"{prefix}{name}.")
+        self._started = True
+
+
+def tiling_of(state: Mapping[str, Tensor], prefix: str = "") -> Tiling | None:
+    """Return how pictures are cut in the stream that had this state; None if they are not."""
+    tiling = state.get(f"{prefix}{_TILING}")
+    return None if tiling is None else Tiling(*tiling.tolist())
 
 
 class _Passage:
