@@ -115,7 +115,7 @@ class TiledHalo(StreamHalo):
         return self._parts[name]
 
     def state_dict(self, model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-        """Return what all parts remember, each under its name, and how pictures are cut: who goes on must do the same."""
+        """Return what all parts remember, each under its name, and how pictures are cut, which goes on as it was."""
         assert self._goes_on, "only a clip that arrives in chunks has a state"
         state = {f"{prefix}{_TILING}": torch.tensor(astuple(self.tiling), device="cpu")}
         for name, part in self._parts.items():
