@@ -41,7 +41,7 @@ class Stream:
 
     Args:
         network: What a pass computes, from (B, C, n, H, W) and the halo of this stream.
-        pace: Chosen by the first chunk.
+        pace: Chosen by the size of the first chunk's frames.
         unit: The smallest number of frames that can follow the first.
         becomes: How many frames of the result come from a unit.
         neighbors: What lies around the pixels of the clip; default nothing.
@@ -160,13 +160,16 @@ class Stream:
         if waiting.shape[2] != (max(0, position - 1) % self._unit) or position < 0:
             raise UserError(f"The state is damaged: of {position} frames, {waiting.shape[2]} wait.")
         self._passed = position - waiting.shape[2]
+        waiting = waiting.to(next(model.parameters()).device, copy=True)
         if self._passed > 0:
+            batch, channels, _, height, width = waiting.shape
+            self._pace = self._choose_pace(waiting.new_empty(1).expand(batch, channels, 1, height, width))
             # How pictures are cut comes with the state, for what tiles remember fits no others.
             tiling = tiling_of(state, "halo.")
             if tiling is not None:
                 self._halo = TiledHalo(tiling, self._halo.neighbors, goes_on=True)
             self._halo.load_state_dict(model, state, "halo.")
-        self._waiting = waiting.to(next(model.parameters()).device, copy=True)
+        self._waiting = waiting
 
     @property
     def _left(self) -> int:
