@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wan_vae.errors import UserError
+from wan_vae.memory import Budget
 from wan_vae.model.neighbors import Neighbors
 from wan_vae.stream import Stream
 from wan_vae.stream_state import Direction, checked_state, identified_state
@@ -154,17 +155,24 @@ class EncodeStream(ClipStream):
         latents_per_pass: How many latents go through the network together at most; default one, and on a GPU as many as
             keep it busy. Latents are never held back until there are as many.
         neighbors: Who holds what lies around the clip, if it is a part of a larger picture; see `WanVAE.shard`.
+        memory: A budget for what a push of as many latents takes; see `WanVAE.encode`. By it and the size of the first
+            chunk the stream decides whether to go tile by tile.
 
     Raises:
         UserError: `latents_per_pass` is less than 1.
     """
 
     def __init__(
-        self, vae: "WanVAE", *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
+        self,
+        vae: "WanVAE",
+        *,
+        latents_per_pass: int | None = None,
+        neighbors: Neighbors | None = None,
+        memory: Budget | None = None,
     ) -> None:
         super().__init__(
             vae,
-            vae._encoding(latents_per_pass, final=True, neighbors=neighbors),
+            vae._encoding(latents_per_pass, final=True, neighbors=neighbors, memory=memory),
             partial(vae._check_video, whole=False),
             "encode",
             (vae.encoder, vae.quant_conv),
@@ -188,17 +196,24 @@ class DecodeStream(ClipStream):
         latents_per_pass: How many latents go through the network together at most; default one, and on a GPU as many as
             keep it busy. Frames are never held back until there are as many.
         neighbors: Who holds what lies around the clip, if it is a part of a larger picture; see `WanVAE.shard`.
+        memory: A budget for what a push of as many latents takes; see `WanVAE.encode`. By it and the size of the first
+            chunk the stream decides whether to go tile by tile.
 
     Raises:
         UserError: `latents_per_pass` is less than 1.
     """
 
     def __init__(
-        self, vae: "WanVAE", *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
+        self,
+        vae: "WanVAE",
+        *,
+        latents_per_pass: int | None = None,
+        neighbors: Neighbors | None = None,
+        memory: Budget | None = None,
     ) -> None:
         super().__init__(
             vae,
-            vae._decoding(latents_per_pass, neighbors),
+            vae._decoding(latents_per_pass, neighbors=neighbors, memory=memory),
             partial(vae._check_latents, whole=False),
             "decode",
             (vae.post_quant_conv, vae.decoder),

@@ -14,6 +14,7 @@ from wan_vae.errors import UserError
 from wan_vae.model.halo import Halo, StreamHalo
 from wan_vae.model.neighbors import Neighbors
 from wan_vae.model.tiled_halo import TiledHalo, tiling_of
+from wan_vae.model.tiling import Tiling
 from wan_vae.ops.recorded_pass import RecordedPass
 from wan_vae.ops.recording import recorded
 
@@ -30,10 +31,12 @@ class Pace(NamedTuple):
         group: How many frames go together after the first: a multiple of the temporal compression when encoding, any
             number of latents when decoding.
         is_light: Whether a pass gives a GPU so little to do that it waits for the next launch.
+        tiling: How pictures are cut; None if they are not.
     """
 
     group: int
     is_light: bool = False
+    tiling: Tiling | None = None
 
 
 class Stream:
@@ -96,6 +99,8 @@ class Stream:
             x = torch.cat([self._waiting, x], dim=2)
         if self._pace is None and x.shape[2] > 0:
             self._pace = self._choose_pace(x)
+            if self._pace.tiling is not None:
+                self._halo = TiledHalo(self._pace.tiling, self._halo.neighbors, goes_on=True)
         self._interrupted = True
         due, done, start, result = self._due(x.shape[2]), 0, 0, None
         while (count := self._next_pass(x.shape[2] - start)) > 0:

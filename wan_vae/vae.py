@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from functools import cache, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +12,15 @@ from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_check
 from wan_vae.clip_stream import DecodeStream, EncodeStream
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
+from wan_vae.memory import Budget, Plan, bytes_of, choose, job_of
+from wan_vae.memory.rehearsing import LONG_ENOUGH
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Halo, bytes_at_once
 from wan_vae.model.neighbors import Neighbors
 from wan_vae.model.stages import Blocks
+from wan_vae.model.tiled_halo import TiledHalo
+from wan_vae.model.tiling import Tiling
+from wan_vae.ops.recording import recorded
 from wan_vae.posterior import Posterior
 from wan_vae.stream import Pace, Stream
 
@@ -106,48 +111,101 @@ class WanVAE(Autoencoder):
         """
         write_checkpoint(Path(path), self.config, self.state_dict(), layout=layout)
 
-    def encode(self, video: Tensor, *, latents_per_pass: int | None = None) -> Tensor:
+    def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> final latents (B, z, t, h, w): the posterior's mean, normalized.
 
-        Raises:
-            UserError: T, H or W does not fit; the message says what would.
-        """
-        return self.normalize(self.posterior(video, latents_per_pass=latents_per_pass).mode())
+        Args:
+            video: The clip.
+            latents_per_pass: How many latents go through the network together, or at most, if there is a budget.
+            memory: A budget for all that the call takes beside the loaded model and `video`, the latents included:
+                bytes, text such as "4GiB", or "auto" for what the device has left. Where whole pictures would take
+                more, the network's larger levels run tile by tile, which changes nothing but the time (see `plan`).
 
-    def posterior(self, video: Tensor, *, latents_per_pass: int | None = None) -> Posterior:
-        """(B, 3, T, H, W) in [-1, 1] -> the distribution of its raw latents (B, z, t, h, w)."""
+        Raises:
+            UserError: T, H or W does not fit, or the budget is too small; the message says what would do.
+        """
+        return self.normalize(self.posterior(video, latents_per_pass=latents_per_pass, memory=memory).mode())
+
+    def posterior(
+        self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None
+    ) -> Posterior:
+        """(B, 3, T, H, W) in [-1, 1] -> the distribution of its raw latents (B, z, t, h, w); else as `encode`."""
         self._check_video(video, whole=True)
         records = self._records(video)
-        if latents_per_pass is None and (records or self.training or video.shape[2] == 1):
-            with torch.set_grad_enabled(records):
-                return Posterior.from_moments(self._encode_pass(video, Halo()))
         with torch.set_grad_enabled(records):
-            stream = self._encoding(latents_per_pass)
-            moments = stream.push(video)
-        stream.flush()
-        assert moments is not None
-        return Posterior.from_moments(moments)
+            if memory is not None:
+                plan = self._planned("encode", video, latents_per_pass, memory)
+                return Posterior.from_moments(self._moments(video, plan.latents_per_pass, plan.tiling))
+            if latents_per_pass is None and (records or self.training):
+                return Posterior.from_moments(self._encode_pass(video, Halo()))
+            return Posterior.from_moments(self._moments(video, latents_per_pass, None))
 
-    def decode(self, latents: Tensor, *, latents_per_pass: int | None = None) -> Tensor:
+    def decode(self, latents: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """Final latents (B, z, t, h, w) -> video (B, 3, T, H, W), clamped to [-1, 1].
 
+        Args:
+            latents: The clip.
+            latents_per_pass: How many of them go through the network together, or at most, if there is a budget.
+            memory: A budget for all that the call takes beside the loaded model and `latents`, the video included:
+                bytes, text such as "4GiB", or "auto" for what the device has left. Where whole pictures would take
+                more, the network's larger levels run tile by tile, which changes nothing but the time (see `plan`).
+
         Raises:
-            UserError: The latents have another number of channels or dimensions than this model's.
+            UserError: The latents have another number of channels or dimensions than this model's, or the budget is
+                too small; the message says what would do.
         """
         self._check_latents(latents, whole=True)
         records = self._records(latents)
-        if latents_per_pass is None and (records or self.training or latents.shape[2] == 1):
-            with torch.set_grad_enabled(records):
-                return self._decode_pass(latents, Halo(), self._statistics(self.decoder_dtype, latents.device))
         with torch.set_grad_enabled(records):
-            stream = self._decoding(latents_per_pass)
-            video = stream.push(latents)
-        stream.flush()
-        assert video is not None
-        return video
+            if memory is not None:
+                plan = self._planned("decode", latents, latents_per_pass, memory)
+                return self._decoded(latents, plan.latents_per_pass, plan.tiling)
+            if latents_per_pass is None and (records or self.training):
+                return self._decode_pass(latents, Halo(), self._statistics(self.decoder_dtype, latents.device))
+            return self._decoded(latents, latents_per_pass, None)
+
+    def plan(
+        self,
+        call: Literal["encode", "decode"],
+        *,
+        frames: int,
+        height: int,
+        width: int,
+        memory: Budget,
+        batch: int = 1,
+        latents_per_pass: int | None = None,
+        goes_on: bool = False,
+    ) -> Plan:
+        """Return how a call would keep to a budget of memory. It takes a second or so, and computes nothing.
+
+        Args:
+            call: What is to be done.
+            frames: Of the video, as it is before it is encoded.
+            height: Likewise.
+            width: Likewise.
+            memory: What the call may take beside the loaded model and its input: bytes, text such as "4GiB", or "auto".
+            batch: How many videos go together.
+            latents_per_pass: How many latents go together at most; default as without a budget.
+            goes_on: The clip is a stream, whose length does not matter.
+
+        Raises:
+            UserError: The size does not fit, or the budget is too small; the message says what would do.
+        """
+        x = torch.empty((batch, 3, frames, height, width), dtype=self.dtype, device="meta")
+        self._check_video(x, whole=True)
+        if call == "decode":
+            side, unit = self.config.spatial_compression, self.config.temporal_compression
+            size = (1 + (frames - 1) // unit, height // side, width // side)
+            x = torch.empty((batch, self.config.latent_channels, *size), dtype=self.decoder_dtype, device="meta")
+        return self._planned(call, x, latents_per_pass, memory, goes_on=goes_on)
 
     def encode_stream(
-        self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
+        self,
+        chunks: Iterable[Tensor],
+        *,
+        latents_per_pass: int | None = None,
+        neighbors: Neighbors | None = None,
+        memory: Budget | None = None,
     ) -> Iterator[Tensor]:
         """Encode a clip that arrives in chunks of (B, 3, n, H, W), any n; yields final latents as soon as they are due.
 
@@ -158,18 +216,24 @@ class WanVAE(Autoencoder):
             chunks: The clip.
             latents_per_pass: How many latents go through the network together.
             neighbors: Who holds what lies around the clip, if it is a part of a larger picture; see `shard`.
+            memory: A budget for all that a chunk of as many latents takes beside the model and the chunk; see `encode`.
 
         Raises:
             UserError: The clip ended after a number of frames that is not 1 + 4k.
         """
-        with EncodeStream(self, latents_per_pass=latents_per_pass, neighbors=neighbors) as stream:
+        with EncodeStream(self, latents_per_pass=latents_per_pass, neighbors=neighbors, memory=memory) as stream:
             for chunk in chunks:
                 latents = stream.push(chunk)
                 if latents is not None:
                     yield latents
 
     def decode_stream(
-        self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, neighbors: Neighbors | None = None
+        self,
+        chunks: Iterable[Tensor],
+        *,
+        latents_per_pass: int | None = None,
+        neighbors: Neighbors | None = None,
+        memory: Budget | None = None,
     ) -> Iterator[Tensor]:
         """Decode final latents that arrive in chunks of (B, z, n, h, w), any n; yields (B, 3, m, H, W) in [-1, 1].
 
@@ -180,8 +244,9 @@ class WanVAE(Autoencoder):
             chunks: The latents.
             latents_per_pass: How many of them go through the network together.
             neighbors: Who holds what lies around them, if they are a part of a larger picture; see `shard`.
+            memory: A budget for all that a chunk of as many latents takes beside the model and the chunk; see `decode`.
         """
-        with DecodeStream(self, latents_per_pass=latents_per_pass, neighbors=neighbors) as stream:
+        with DecodeStream(self, latents_per_pass=latents_per_pass, neighbors=neighbors, memory=memory) as stream:
             for chunk in chunks:
                 video = stream.push(chunk)
                 if video is not None:
@@ -278,18 +343,65 @@ class WanVAE(Autoencoder):
 
     def _decode_pass(self, latents: Tensor, halo: Halo, statistics: Statistics) -> Tensor:
         raw = _denormalized(latents.to(self.decoder_dtype), statistics)
-        return self.pixels(raw, halo).clamp(-1.0, 1.0)
+        video = self.pixels(raw, halo)
+        # What tiles were put together to is nobody else's.
+        return video.clamp_(-1.0, 1.0) if isinstance(halo, TiledHalo) else video.clamp(-1.0, 1.0)
+
+    def _moments(self, video: Tensor, latents_per_pass: int | None, tiling: Tiling | None) -> Tensor:
+        if tiling is not None or video.shape[2] == 1:
+            return self._encode_pass(video, Halo() if tiling is None else TiledHalo(tiling))
+        stream = self._encoding(latents_per_pass)
+        moments = stream.push(video)
+        stream.flush()
+        assert moments is not None
+        return moments
+
+    def _decoded(self, latents: Tensor, latents_per_pass: int | None, tiling: Tiling | None) -> Tensor:
+        if tiling is not None or latents.shape[2] == 1:
+            halo = Halo() if tiling is None else TiledHalo(tiling)
+            return self._decode_pass(latents, halo, self._statistics(self.decoder_dtype, latents.device))
+        stream = self._decoding(latents_per_pass)
+        video = stream.push(latents)
+        stream.flush()
+        assert video is not None
+        return video
+
+    def _planned(
+        self, call: str, x: Tensor, latents_per_pass: int | None, memory: Budget, *, goes_on: bool = False
+    ) -> Plan:
+        if self.training:
+            raise UserError("A budget of memory is for eval mode; call vae.eval() first.")
+        if recorded():
+            raise UserError("A budget of memory leaves no gradients, graphs or autocast; call this in torch.no_grad().")
+        budget = bytes_of(memory, self.device)
+        side, unit = self.config.spatial_compression, self.config.temporal_compression
+        side, unit = (1, 1) if call == "decode" else (side, unit)
+        chosen = _checked_latents_per_pass(latents_per_pass)
+        at_once = self._pace(x[:, :1, :1].numel() // side**2, chosen, 1).group
+        frames = LONG_ENOUGH * at_once * unit + 1 if goes_on else x.shape[2]
+        given = torch.empty((*x.shape[:2], frames, *x.shape[3:]), dtype=x.dtype, device="meta")
+        return choose(job_of(self, call, given, at_once, goes_on=goes_on), budget)
 
     def _encoding(
-        self, latents_per_pass: int | None, *, final: bool = False, neighbors: Neighbors | None = None
+        self,
+        latents_per_pass: int | None,
+        *,
+        final: bool = False,
+        neighbors: Neighbors | None = None,
+        tiling: Tiling | None = None,
+        memory: Budget | None = None,
     ) -> Stream:
         """Return a stream of moments, or of final latents."""
         unit = self.config.temporal_compression
         chosen = _checked_latents_per_pass(latents_per_pass)
 
         def pace(video: Tensor) -> Pace:
+            latents, tiles = chosen, tiling
+            if memory is not None:
+                plan = self._planned("encode", video, chosen, memory, goes_on=True)
+                latents, tiles = plan.latents_per_pass, plan.tiling
             pixels = video[:, :1, :1].numel() // self.config.spatial_compression**2
-            return self._pace(pixels, chosen, unit, neighbors)
+            return self._pace(pixels, latents, unit, neighbors)._replace(tiling=tiles)
 
         # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
         statistics = cache(self._statistics)
@@ -300,11 +412,22 @@ class WanVAE(Autoencoder):
 
         return Stream(latents if final else self._encode_pass, pace=pace, unit=unit, becomes=1, neighbors=neighbors)
 
-    def _decoding(self, latents_per_pass: int | None, neighbors: Neighbors | None = None) -> Stream:
+    def _decoding(
+        self,
+        latents_per_pass: int | None,
+        *,
+        neighbors: Neighbors | None = None,
+        tiling: Tiling | None = None,
+        memory: Budget | None = None,
+    ) -> Stream:
         chosen = _checked_latents_per_pass(latents_per_pass)
 
         def pace(latents: Tensor) -> Pace:
-            return self._pace(latents[:, :1, :1].numel(), chosen, 1, neighbors)
+            count, tiles = chosen, tiling
+            if memory is not None:
+                plan = self._planned("decode", latents, chosen, memory, goes_on=True)
+                count, tiles = plan.latents_per_pass, plan.tiling
+            return self._pace(latents[:, :1, :1].numel(), count, 1, neighbors)._replace(tiling=tiles)
 
         # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
         statistics = cache(self._statistics)

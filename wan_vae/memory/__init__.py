@@ -2,6 +2,7 @@
 
 from wan_vae.memory.budget import Budget, bytes_of, in_words
 from wan_vae.memory.plan import Plan
-from wan_vae.memory.planner import Job, choose
+from wan_vae.memory.planner import choose
+from wan_vae.memory.rehearsing import job_of
 
-__all__ = ["Budget", "Job", "Plan", "bytes_of", "choose", "in_words"]
+__all__ = ["Budget", "Plan", "bytes_of", "choose", "in_words", "job_of"]

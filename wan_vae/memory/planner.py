@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from wan_vae.errors import UserError
 from wan_vae.memory.budget import in_words
@@ -14,6 +15,10 @@ _LIBRARIES = 8 * 2**20
 # How near predictions were measured to be.
 _UNCERTAINTY = 0.04
 _MEBIBYTE = 2**20
+_ENDLESS = 2**63
+# A stream remembers the margins of all tiles: more of them soon take more together than each of them saves.
+_GRIDS_OF_STREAMS = ((1, 2), (2, 1), (2, 2), (2, 3), (3, 3))
+_WHOLE_STEPS_OF_STREAMS = 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Job:
         height: Of the clip in latents.
         width: Likewise.
         latents_per_pass: How many latents go together at most.
+        goes_on: Whether it is a stream, which remembers something of every tile.
         peak: Predicts the bytes held at most, if that many latents go together, in such tiles or in whole pictures.
     """
 
@@ -36,6 +42,7 @@ class Job:
     height: int
     width: int
     latents_per_pass: int
+    goes_on: bool
     peak: Callable[[int, Tiling | None], int]
 
 
@@ -53,8 +60,7 @@ def choose(job: Job, budget: int) -> Plan:
         if latents == 1:
             break
         latents //= 2
-    stretches = [_Stretch(job, first, last) for first, last in _stretches(job.call, count)]
-    least = min(least, *(stretch.least for stretch in stretches))
+    stretches = [_Stretch(job, first, last) for first, last in _stretches(job)]
     candidates = sorted(
         ((stretch.overhead(*grid), index, grid) for index, stretch in enumerate(stretches) for grid in stretch.grids),
     )
@@ -64,6 +70,7 @@ def choose(job: Job, budget: int) -> Plan:
             peak = stretch.predict(*grid)
             if peak <= budget:
                 return Plan(job.call, budget, peak, overhead, 1, stretch.tiling(*grid), count)
+    least = min([least, *(stretch.least for stretch in stretches)])
     raise UserError(
         f"{in_words(budget)} of memory is too little to {job.call} this clip; {-(-least // _MEBIBYTE)}MiB is the"
         " smallest that works."
@@ -83,13 +90,19 @@ class _Stretch:
         pixels = [job.height * job.width * cell_of(job.steps, place) ** 2 for place in range(len(job.steps))]
         self._whole = sum(cost * size for cost, size in zip(self._costs, pixels[first:last], strict=True))
         self._total = sum(cost * size for cost, size in zip(job.costs, pixels, strict=True))
-        self.grids = [(row, column) for row in self._rows for column in self._columns if (row, column) != (1, 1)]
+        self.grids = [
+            grid for grid in product(self._rows, self._columns) if grid in _GRIDS_OF_STREAMS or not job.goes_on
+        ]
+        self.grids = [grid for grid in self.grids if grid != (1, 1)]
         self._base: int | None = None
-        self._slope = 0.0
+        self._peaks: dict[tuple[int, int], int] = {}
+        self._known: list[tuple[int, int]] = []
 
     @property
     def least(self) -> int:
-        """The bytes that the finest grid takes."""
+        """The bytes that the thriftiest grid takes: the finest one, unless the memory of all tiles counts."""
+        if self._job.goes_on:
+            return min([self.predict(*grid) for grid in self.grids], default=_ENDLESS)
         if self._base is None:
             self._base = _predicted(self._job, 1, self.tiling(max(self._rows), max(self._columns)))
         return self._base
@@ -105,14 +118,20 @@ class _Stretch:
 
     def may_fit(self, rows: int, columns: int, budget: int) -> bool:
         """Whether a grid may keep to a budget, as far as is known by now."""
-        return self.least + self._slope * self._values(rows, columns) <= budget
+        if self._job.goes_on:
+            return True
+        values = self._values(rows, columns)
+        # What is no tile's takes as much in any grid: a tile twice as small takes half as much together, or more.
+        known = [peak * values / of for of, peak in self._known if values <= of]
+        return max([self.least, *known]) <= budget
 
     def predict(self, rows: int, columns: int) -> int:
         """Return the bytes that a grid takes."""
-        peak = _predicted(self._job, 1, self.tiling(rows, columns))
-        # A tile takes about as much as its largest tensor has values; a little less, so that none is missed.
-        self._slope = max(self._slope, 0.9 * (peak - self.least) / self._values(rows, columns))
-        return peak
+        if (rows, columns) not in self._peaks:
+            peak = _predicted(self._job, 1, self.tiling(rows, columns))
+            self._peaks[rows, columns] = peak
+            self._known.append((self._values(rows, columns), peak))
+        return self._peaks[rows, columns]
 
     def _values(self, rows: int, columns: int) -> int:
         largest = zip(self._steps, self._rows[rows].largest, self._columns[columns].largest, strict=True)
@@ -142,10 +161,11 @@ class _Lengths:
     largest: Sequence[int]
 
 
-def _stretches(call: str, count: int) -> Iterator[tuple[int, int]]:
+def _stretches(job: Job) -> Iterator[tuple[int, int]]:
     """Yield what to tile: all steps, then fewer, without those whose tensors are smallest."""
-    for whole in range(count):
-        yield (whole, count) if call == "decode" else (0, count - whole)
+    count = len(job.steps)
+    for whole in range(min(count, _WHOLE_STEPS_OF_STREAMS) if job.goes_on else count):
+        yield (whole, count) if job.call == "decode" else (0, count - whole)
 
 
 def _predicted(job: Job, latents_per_pass: int, tiling: Tiling | None) -> int:

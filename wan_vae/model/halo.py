@@ -47,6 +47,11 @@ class Halo:
         """Whether asking twice gives the same answer, as recomputing activations in the backward pass needs."""
         return True
 
+    @property
+    def remembered_bytes(self) -> int:
+        """How much memory what is remembered takes."""
+        return 0
+
     def surround(
         self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None
     ) -> tuple[Tensor, Reach]:
@@ -114,6 +119,10 @@ class StreamHalo(Halo):
     @property
     def repeatable(self) -> bool:
         return False
+
+    @property
+    def remembered_bytes(self) -> int:
+        return sum(past.numel() * past.dtype.itemsize for past in self._remembered.values())
 
     def surround(
         self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None

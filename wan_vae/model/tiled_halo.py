@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wan_vae.model.halo import Halo, StreamHalo
 from wan_vae.model.neighbors import Neighbors
 from wan_vae.model.steps import Run, Step, cell_of, frames_of_latent
-from wan_vae.model.tiling import Tiling, Window, margin_of, size_after, tiles_of, windows_of
+from wan_vae.model.tiling import Tiling, Window, largest_of, margin_of, size_after, tiles_of, windows_of
 from wan_vae.ops.recording import recorded
 from wan_vae.ops.rehearsal import rehearsal_of, typical
 from wan_vae.ops.workspace import Workspace
@@ -76,16 +76,10 @@ class TiledHalo(StreamHalo):
         x, known = self.neighbors.around(x, margin_of(steps))
         down, right = size_after(steps, known.top), size_after(steps, known.left)
         workspace, result = Workspace(), None
-        tiles = list(enumerate(tiles_of(height, width, self.tiling.rows, self.tiling.columns, cell)))
-        if rehearsal_of(x) is not None and not self._goes_on:
-            # The largest takes most, and each begins anew.
-            tiles = [
-                max(
-                    tiles,
-                    key=lambda tile: windows_of(steps, x.shape[3], x.shape[4], tile[1].moved(down, right))[0].pixels,
-                )
-            ]
-        for index, tile in tiles:
+        grid = (height, width, self.tiling.rows, self.tiling.columns, cell)
+        rehearsal = rehearsal_of(x)
+        tiles = tiles_of(*grid) if rehearsal is None else [largest_of(*grid)]
+        for index, tile in enumerate(tiles):
             name = f"{_TILE}{index}"
             windows = windows_of(steps, x.shape[3], x.shape[4], tile.moved(down, right))
             cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
@@ -96,6 +90,8 @@ class TiledHalo(StreamHalo):
                 result = _room(part, passage.result, height, width) if result is None else result
                 result[:, :, after, tile.rows.slice, tile.columns.slice] = part
                 del part
+                if rehearsal is not None and self._goes_on and halo.at_start:
+                    rehearsal.hold((len(tiles_of(*grid)) - 1) * halo.remembered_bytes)
                 _advance(halo)
             del halo
         assert result is not None

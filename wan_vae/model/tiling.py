@@ -76,6 +76,15 @@ def tiles_of(height: int, width: int, rows: int, columns: int, multiple: int) ->
     ]
 
 
+def largest_of(height: int, width: int, rows: int, columns: int, multiple: int) -> Window:
+    """Return one of the tiles whose windows are largest: a largest part, away from the picture's edges if possible."""
+    spans = []
+    for size, count in ((height, rows), (width, columns)):
+        parts = parts_of(size, count, multiple)
+        spans.append(max(parts[1:-1] or parts, key=lambda part: part.stop - part.start))
+    return Window(*spans)
+
+
 def size_after(steps: Sequence[Step], size: int) -> int:
     """Return what becomes of a height or width."""
     for step in steps:

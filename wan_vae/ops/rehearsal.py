@@ -68,6 +68,16 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._token: Token[Rehearsal | None] | None = None
         self._lending = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # That would import the compiler, which takes seconds, and nothing is compiled here.
+        return False
+
+    def hold(self, size: int) -> None:
+        """Hold so many bytes more from now on."""
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
     def __enter__(self) -> "Rehearsal":
         self._token = _current.set(self)
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -135,7 +145,7 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         self._known.add(storage._cdata)
         weakref.finalize(storage, self._forget, storage._cdata, size).atexit = False
-        self._hold(size)
+        self.hold(size)
 
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
@@ -159,14 +169,10 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 merged.append((begin, end))
         spans[:] = merged
-        self._hold(sum(end - begin for begin, end in spans) - before)
+        self.hold(sum(end - begin for begin, end in spans) - before)
 
     def _drop(self, spans: list[tuple[int, int]]) -> None:
         self.held -= sum(end - begin for begin, end in spans)
-
-    def _hold(self, size: int) -> None:
-        self.held += size
-        self.peak = max(self.peak, self.held)
 
 
 def _has_amx() -> bool:
