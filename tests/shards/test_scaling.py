@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tests.helpers import random_latents, small_config
-from wan_vae.benchmark.implementations import OURS, without_weights
+from tests.helpers import small_config
+from wan_vae import WanVAE
 from wan_vae.benchmark.work import work_of
 from wan_vae.config import load_config
 from wan_vae.shards.grid import arranged
@@ -12,9 +12,10 @@ from wan_vae.shards.traffic import Look, bytes_sent, decoder_looks, encoder_look
 
 def test_one_device_computes_all_and_sends_nothing() -> None:
     config = small_config()
-    (alone,) = scaling(config, encodes=False, frames=3, height=8, width=12, devices=[1], dtype=torch.float64)
-    blank = without_weights(OURS, config, device=torch.device("cpu"), dtype=torch.float64)
-    work = work_of(lambda: blank.decode(random_latents(config, 2, 4, 6).to("meta")))
+    (alone,) = scaling(config, encodes=False, frames=9, height=8, width=12, devices=[1], dtype=torch.float64)
+    with torch.device("meta"):
+        vae = WanVAE(config).eval().requires_grad_(False)
+        work = work_of(lambda: vae.decode(torch.empty(1, config.latent_channels, 5, 4, 6)))
     assert (alone.flops, alone.sent, alone.result) == (work.flops, 0, 0)
 
 

@@ -1,9 +1,9 @@
 """What lies beyond the edges of the tensor a layer was given.
 
-Every layer of the network is local, the attention in the middle aside. Whether a clip is processed whole or as a stream
-(and, with the same questions, in tiles or on several devices) therefore comes down to one thing: what a layer finds
-when it looks past the edge of its input. A halo answers that, is handed down the forward pass, and is the only object
-that knows; layers and models have no modes and keep no state.
+Every layer of the network is local, the attention in the middle aside. Whether a clip is processed whole or as a
+stream, in tiles or on several devices therefore comes down to one thing: what a layer finds when it looks past the edge
+of its input. A halo answers that, is handed down the forward pass, and is the only object that knows; layers and models
+have no modes and keep no state. In time it answers itself, in space it asks its neighbors.
 """
 
 from collections.abc import Mapping, Sequence

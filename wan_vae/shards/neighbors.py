@@ -13,6 +13,8 @@ from wan_vae.ops.recording import recorded
 from wan_vae.shards.grid import Area, Grid, common, within
 from wan_vae.shards.peers import Peers
 
+Messages = list[tuple[int, Tensor]]
+
 
 class ShardNeighbors:
     """Exchanges the edges of one part of a picture with the parts around it, while this part's interior is computed.
@@ -45,41 +47,36 @@ class ShardNeighbors:
         edges, interior = _divided(height, width, margin)
         for edge in edges:
             _write_part(middle, x, edge, activation)
-        sent, filled, places = [], [], []
+        given, taken = [], []
         for side in self._sides(height, width, margin):
             place = out[(..., *side.outside)]
             if side.peer is None:
                 place.zero_()
-                continue
-            pixels = _channels_last(place)
-            places.append(pixels)
-            filled.append((side.peer, pixels.new_empty(pixels.shape)))
-            sent.append((side.peer, _channels_last(middle[(..., *side.inside)]).contiguous()))
-        transfers = self._peers.start(sent, filled)
+            else:
+                given.append((side.peer, middle[(..., *side.inside)]))
+                taken.append((side.peer, place))
+        exchange = _Exchange(self._peers, given, taken)
         _write_part(middle, x, interior, activation)
-        transfers.wait()
-        for place, (_, pixels) in zip(places, filled, strict=True):
-            place.copy_(pixels)
+        exchange.finish()
 
     def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
-        own, scale = self._peers.index, x.shape[3] // self._grid.heights[self._grid.place(self._peers.index)[0]]
+        own = self._peers.index
+        row, _ = self._grid.place(own)
+        scale = x.shape[3] // self._grid.heights[row]
         mine, wanted = self._grid.area(own, scale), self._grid.area(own, scale, margin)
         size = [side.stop - side.start for side in wanted]
         out = torch.empty((*x.shape[:3], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
         out[(..., *within(mine, wanted))] = x
-        sent, filled, places = [], [], []
+        given, taken = [], []
         for peer in range(len(self._peers)):
-            theirs = self._grid.area(peer, scale)
-            given = common(mine, self._grid.area(peer, scale, margin))
-            if peer != own and given is not None:
-                sent.append((peer, _channels_last(x[(..., *within(given, mine))]).contiguous()))
-            taken = common(theirs, wanted)
-            if peer != own and taken is not None:
-                places.append(_channels_last(out[(..., *within(taken, wanted))]))
-                filled.append((peer, x.new_empty(places[-1].shape)))
-        self._peers.start(sent, filled).wait()
-        for place, (_, pixels) in zip(places, filled, strict=True):
-            place.copy_(pixels)
+            if peer == own:
+                continue
+            theirs, they_want = self._grid.area(peer, scale), self._grid.area(peer, scale, margin)
+            if (area := common(mine, they_want)) is not None:
+                given.append((peer, x[(..., *within(area, mine))]))
+            if (area := common(theirs, wanted)) is not None:
+                taken.append((peer, out[(..., *within(area, wanted))]))
+        _Exchange(self._peers, given, taken).finish()
         rows, columns = ((one.start - two.start, two.stop - one.stop) for one, two in zip(mine, wanted, strict=True))
         return out, Reach(top=rows[0], bottom=rows[1], left=columns[0], right=columns[1])
 
@@ -113,6 +110,30 @@ class ShardNeighbors:
                         _inside(right, width, margin.left, margin.right),
                     ),
                 )
+
+
+class _Exchange:
+    """Pixels under way between parts.
+
+    Args:
+        peers: Who has the parts.
+        given: What each peer is sent: views (B, C, T, H, W).
+        taken: Where what each peer sends is to be written.
+    """
+
+    def __init__(self, peers: Peers, given: Messages, taken: Messages) -> None:
+        self._places = [_channels_last(place) for _, place in taken]
+        self._arriving = [place.new_empty(place.shape) for place in self._places]
+        self._transfers = peers.start(
+            [(peer, _channels_last(pixels).contiguous()) for peer, pixels in given],
+            [(peer, pixels) for (peer, _), pixels in zip(taken, self._arriving, strict=True)],
+        )
+
+    def finish(self) -> None:
+        """Wait for what arrives and write it to its places."""
+        self._transfers.wait()
+        for place, pixels in zip(self._places, self._arriving, strict=True):
+            place.copy_(pixels)
 
 
 class _Side(NamedTuple):

@@ -20,7 +20,7 @@ class Transfers(NamedTuple):
         buffers: What is sent and filled meanwhile.
     """
 
-    works: list[dist.Work]
+    works: "list[dist.Work]"
     buffers: list[Tensor]
 
     def wait(self) -> None:
@@ -41,7 +41,7 @@ class Peers:
         bytes_sent: How many bytes this process has sent so far.
     """
 
-    def __init__(self, ranks: Iterable[int], group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, ranks: Iterable[int], group: "dist.ProcessGroup | None" = None) -> None:
         self._ranks = tuple(ranks)
         self._group = group
         self.index = self._ranks.index(dist.get_rank())

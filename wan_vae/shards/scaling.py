@@ -54,11 +54,7 @@ def scaling(
     """
     side, unit = config.spatial_compression, config.temporal_compression
     latents, rows, columns = 1 + (frames - 1) // unit, height // side, width // side
-    with torch.device("meta"):
-        vae = WanVAE(config).to(dtype).eval().requires_grad_(False)
-        video = torch.empty(1, 3, frames, height, width, dtype=dtype)
-        final = torch.empty(1, config.latent_channels, latents, rows, columns, dtype=dtype)
-    flops = work_of(lambda: vae.encode(video) if encodes else vae.decode(final)).flops
+    flops = _flops(config, encodes=encodes, latents=latents, height=rows, width=columns, dtype=dtype)
     looks = list(encoder_looks(config, frames) if encodes else decoder_looks(config, latents))
     values = (config.latent_channels * latents) if encodes else (3 * frames * (side * config.output_upscale) ** 2)
     found = []
@@ -69,3 +65,22 @@ def scaling(
         result = largest * values * (count - 1) * dtype.itemsize
         found.append(Scaling(grid, flops * largest / (rows * columns), sent, result))
     return found
+
+
+def _flops(config: VAEConfig, *, encodes: bool, latents: int, height: int, width: int, dtype: torch.dtype) -> int:
+    with torch.device("meta"):
+        vae = WanVAE(config).to(dtype).eval().requires_grad_(False)
+
+    def of(count: int) -> int:
+        side, frames = config.spatial_compression, 1 + config.temporal_compression * (count - 1)
+        if encodes:
+            video = torch.empty(1, 3, frames, height * side, width * side, dtype=dtype, device="meta")
+            return work_of(lambda: vae.encode(video)).flops
+        final = torch.empty(1, config.latent_channels, count, height, width, dtype=dtype, device="meta")
+        return work_of(lambda: vae.decode(final)).flops
+
+    if latents <= 4:
+        return of(latents)
+    # The first ones have less to remember; all others cost the same.
+    three, four = of(3), of(4)
+    return four + (latents - 4) * (four - three)
