@@ -12,6 +12,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from wan_vae.cli import main
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from wan_vae.config import VAEConfig
 
 app = typer.Typer(name="measure_tiling", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+HEAD = ["call", "who", "plan", "predicted MiB", "peak MiB", "seconds", "times whole", "largest difference from whole"]
 CALLS = ("encode", "decode")
 # Whole pictures come first: the others are compared with them. Who tiles, and whether.
 OURS, OURS_TILED, THEIRS, THEIRS_TILED = "wan_vae", "wan_vae, tiled", "diffusers", "diffusers, tiled"
@@ -56,26 +58,13 @@ def measure_tiling(
                     continue
                 row = json.loads(ended.stdout.splitlines()[-1])
                 whole = row if who == OURS else whole
+                predicted, peak, seconds = row["predicted"], f"{row['peak'] / 2**20:.0f}", f"{row['seconds']:.1f}"
                 times = f"{row['seconds'] / whole['seconds']:.2f}" if whole is not None else ""
                 error = "" if row["difference"] is None else f"{row['difference']:.1e}"
-                rows.append(
-                    [
-                        call,
-                        who,
-                        row["plan"],
-                        row["predicted"],
-                        f"{row['peak'] / 2**20:.0f}",
-                        f"{row['seconds']:.1f}",
-                        times,
-                        error,
-                    ]
-                )
+                rows.append([call, who, row["plan"], predicted, peak, seconds, times, error])
     weights = f"{preset}, random weights" if checkpoint is None else checkpoint
     typer.echo(f"{weights}, {frames} frames of {height}x{width}, float32 on the CPU, memory={memory}\n")
-    print_table(
-        ["call", "who", "plan", "predicted MiB", "peak MiB", "seconds", "times whole", "largest difference from whole"],
-        rows,
-    )
+    print_table(HEAD, rows)
 
 
 def measured(
@@ -107,7 +96,7 @@ def measured(
     return {
         "peak": peak.held,
         "seconds": seconds,
-        "plan": "" if plan is None else plan._cut(),
+        "plan": "" if plan is None else plan.cut,
         "predicted": "" if plan is None else f"{plan.peak / 2**20:.0f}",
         "difference": difference(result, Path(job["folder"]) / f"{call}.pt", keep=who in (OURS, THEIRS)),
     }
@@ -198,5 +187,4 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    main_of = typer.main.get_command(app)
-    main_of()
+    main(program=app)
