@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wan_vae.errors import UserError
 from wan_vae.model.halo import Halo, StreamHalo
 from wan_vae.model.neighbors import Neighbors
-from wan_vae.model.tiled_halo import TiledHalo
+from wan_vae.model.tiled_halo import TiledHalo, tiling_of
 from wan_vae.model.tiling import Tiling
 from wan_vae.ops.recorded_pass import RecordedPass
 from wan_vae.ops.recording import recorded
@@ -99,7 +99,7 @@ class Stream:
             x = torch.cat([self._waiting, x], dim=2)
         if self._pace is None and x.shape[2] > 0:
             self._pace = self._choose_pace(x)
-            if self._pace.tiling is not None:
+            if self._pace.tiling is not None and self._passed == 0:  # what goes on stays cut as it was
                 self._halo = TiledHalo(self._pace.tiling, self._halo.neighbors, goes_on=True)
         self._interrupted = True
         due, done, start, result = self._due(x.shape[2]), 0, 0, None
@@ -166,6 +166,9 @@ class Stream:
             raise UserError(f"The state is damaged: of {position} frames, {waiting.shape[2]} wait.")
         self._passed = position - waiting.shape[2]
         if self._passed > 0:
+            tiling = tiling_of(state, "halo.")
+            if tiling is not None:
+                self._halo = TiledHalo(tiling, self._halo.neighbors, goes_on=True)
             self._halo.load_state_dict(model, state, "halo.")
         self._waiting = waiting.to(next(model.parameters()).device, copy=True)
 

@@ -9,6 +9,7 @@ from wan_vae.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from wan_vae.memory import Plan
     from wan_vae.vae import WanVAE
 
 AUTO = "auto"
@@ -77,13 +78,37 @@ def encoded(vae: "WanVAE", video: Iterable["Tensor"], height: int, width: int, m
     yield vae.encode(whole, memory=budget - size)
 
 
-def _streams(vae: "WanVAE", call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:
-    side, unit = vae.config.spatial_compression, vae.config.temporal_compression
-    height, width = -(-height // side) * side, -(-width // side) * side
+def budgets_of_streams(vae: "WanVAE", height: int, width: int, memory: str) -> tuple[int, int] | None:
+    """Return the parts of a budget for encoding and for decoding, where both go on side by side; None for no budget.
+
+    Raises:
+        UserError: They do not fit in together.
+    """
+    budget = budget_of(vae, memory)
+    if budget is None:
+        return None
     try:
-        plan = vae.plan(call, frames=1 + unit, height=height, width=width, memory=budget, goes_on=True)
+        encoding = _stream_plan(vae, "encode", height, width, budget).peak
+        _stream_plan(vae, "decode", height, width, max(1, budget - encoding))
+    except UserError as error:
+        raise UserError(
+            f"To encode and decode {width}x{height} pixels side by side does not fit: {error} `encode` and then"
+            " `decode` take less."
+        ) from error
+    return encoding, budget - encoding
+
+
+def _streams(vae: "WanVAE", call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:
+    try:
+        plan = _stream_plan(vae, call, height, width, budget)
     except UserError:
         return False
     if plan.tiling is not None:
         logging.getLogger("wan_vae").info(str(plan))
     return True
+
+
+def _stream_plan(vae: "WanVAE", call: Literal["encode", "decode"], height: int, width: int, budget: int) -> "Plan":
+    side, unit = vae.config.spatial_compression, vae.config.temporal_compression
+    height, width = -(-height // side) * side, -(-width // side) * side
+    return vae.plan(call, frames=1 + unit, height=height, width=width, memory=budget, goes_on=True)

@@ -1,10 +1,11 @@
 """The halo of a clip whose frames are too large to be processed whole at the high resolutions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo, StreamHalo
 from wan_vae.model.neighbors import Neighbors
@@ -13,6 +14,8 @@ from wan_vae.model.tiling import Tiling, Window, largest_of, margin_of, size_aft
 from wan_vae.ops.recording import recorded
 from wan_vae.ops.rehearsal import rehearsal_of, typical
 from wan_vae.ops.workspace import Workspace
+
+_TILING = "tiling"
 
 
 class TiledHalo(StreamHalo):
@@ -49,6 +52,33 @@ class TiledHalo(StreamHalo):
         x = self._on_whole_frames("before", steps[:first], x, *lengths[:2])
         x = self._tile_by_tile(steps[first:last], x, cell_of(steps, last), *lengths[1:3])
         return self._on_whole_frames("after", steps[last:], x, *lengths[2:])
+
+    @property
+    def remembered_bytes(self) -> int:
+        return sum(part.remembered_bytes for part in self._parts.values())
+
+    def state_dict(self, model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+        """Return what all parts remember, each under its name, and the tiling."""
+        tiling = torch.tensor(
+            [self.tiling.rows, self.tiling.columns, self.tiling.first, self.tiling.last], device="cpu"
+        )
+        state = {f"{prefix}{_TILING}": tiling}
+        for name, part in self._parts.items():
+            state |= part.state_dict(model, f"{prefix}{name}.")
+        return state
+
+    def load_state_dict(self, model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Go on where another halo of the same tiling was.
+
+        Raises:
+            UserError: The model has no such layer.
+        """
+        begun = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+        for name in {name.partition(".")[0] for name in begun if name != _TILING}:
+            part = self._parts[name] = StreamHalo(None if name.startswith("tile") else self.neighbors)
+            part.workspace = self.workspace
+            part.load_state_dict(model, state, f"{prefix}{name}.")
+        self._started = True
 
     def _on_whole_frames(self, name: str, steps: Sequence[Step], x: Tensor, length: int, becomes: int) -> Tensor:
         if not steps:
@@ -105,6 +135,14 @@ class TiledHalo(StreamHalo):
             self._parts[name] = StreamHalo(neighbors)
             self._parts[name].workspace = self.workspace
         return self._parts[name]
+
+
+def tiling_of(state: Mapping[str, Tensor], prefix: str = "") -> Tiling | None:
+    """Return the tiling of a halo whose state this is, None if it had none."""
+    if f"{prefix}{_TILING}" not in state:
+        return None
+    rows, columns, first, last = state[f"{prefix}{_TILING}"].tolist()
+    return Tiling(rows, columns, first, last)
 
 
 class _Passage:
