@@ -8,14 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wan_vae.fitting import FittedClip, Frames, cropped_frames
+from wan_vae.vae import WanVAE
 
 if TYPE_CHECKING:
     from wan_vae.shards.led import LeadVAE
-    from wan_vae.vae import WanVAE
 
 
 def reconstructed(
-    vae: "WanVAE | LeadVAE", chunks: Iterable[Frames], width: int, height: int
+    vae: "WanVAE | LeadVAE",
+    chunks: Iterable[Frames],
+    width: int,
+    height: int,
+    budgets: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Frames, NDArray[np.uint8]]]:
     """Encode and decode a clip as a stream, in memory that does not grow with its length.
 
@@ -25,6 +29,7 @@ def reconstructed(
             together (`vae.latents_at_once`) is best.
         width: Of the decoded frames: w times `config.output_upscale`.
         height: Likewise, of h.
+        budgets: Of memory, in bytes, for encoding and decoding.
 
     Yields:
         Each frame as it came, (h, w, 3), and as it was decoded, (height, width, 3).
@@ -39,7 +44,13 @@ def reconstructed(
             waiting.extend(chunk)
             yield chunk
 
-    videos = vae.decode_stream(vae.encode_stream(FittedClip(kept(), vae.config, vae.device)))
+    fitted = FittedClip(kept(), vae.config, vae.device)
+    if budgets is None:
+        videos = vae.decode_stream(vae.encode_stream(fitted))
+    else:
+        assert isinstance(vae, WanVAE), "only one process has a budget"
+        encoding, decoding = budgets
+        videos = vae.decode_stream(vae.encode_stream(fitted, memory=encoding), memory=decoding)
     for frames in cropped_frames(videos, width, height, vae.device):
         # Padded frames come out only after the last true one, when none waits any more.
         for frame in frames[: len(waiting)]:

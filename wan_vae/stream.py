@@ -99,7 +99,7 @@ class Stream:
             x = torch.cat([self._waiting, x], dim=2)
         if self._pace is None and x.shape[2] > 0:
             self._pace = self._choose_pace(x)
-            if self._pace.tiling is not None:
+            if self._pace.tiling is not None and self._passed == 0:  # what goes on stays cut as it was
                 self._halo = TiledHalo(self._pace.tiling, self._halo.neighbors, goes_on=True)
         self._interrupted = True
         due, done, start, result = self._due(x.shape[2]), 0, 0, None

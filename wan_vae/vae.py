@@ -175,6 +175,7 @@ class WanVAE(Autoencoder):
         batch: int = 1,
         latents_per_pass: int | None = None,
         goes_on: bool = False,
+        device: torch.device | None = None,
     ) -> Plan:
         """Return how a call would keep to a budget of memory. It takes a second or so, and computes nothing.
 
@@ -187,6 +188,7 @@ class WanVAE(Autoencoder):
             batch: How many videos go together.
             latents_per_pass: How many latents go together at most; default as without a budget.
             goes_on: The clip is a stream, whose length does not matter.
+            device: Where it would be computed, if not where the weights are: they may be on the meta device.
 
         Raises:
             UserError: The size does not fit, or the budget is too small; the message says what would do.
@@ -197,7 +199,7 @@ class WanVAE(Autoencoder):
             side, unit = self.config.spatial_compression, self.config.temporal_compression
             size = (1 + (frames - 1) // unit, height // side, width // side)
             x = torch.empty((batch, self.config.latent_channels, *size), dtype=self.decoder_dtype, device="meta")
-        return self._planned(call, x, latents_per_pass, memory, goes_on=goes_on)
+        return self._planned(call, x, latents_per_pass, memory, goes_on=goes_on, device=device)
 
     def encode_stream(
         self,
@@ -367,20 +369,28 @@ class WanVAE(Autoencoder):
         return video
 
     def _planned(
-        self, call: str, x: Tensor, latents_per_pass: int | None, memory: Budget, *, goes_on: bool = False
+        self,
+        call: str,
+        x: Tensor,
+        latents_per_pass: int | None,
+        memory: Budget,
+        *,
+        goes_on: bool = False,
+        device: torch.device | None = None,
     ) -> Plan:
         if self.training:
             raise UserError("A budget of memory is for eval mode; call vae.eval() first.")
         if recorded():
             raise UserError("A budget of memory leaves no gradients, graphs or autocast; call this in torch.no_grad().")
-        budget = bytes_of(memory, self.device)
+        device = self.device if device is None else device
+        budget = bytes_of(memory, device)
         side, unit = self.config.spatial_compression, self.config.temporal_compression
         side, unit = (1, 1) if call == "decode" else (side, unit)
         chosen = _checked_latents_per_pass(latents_per_pass)
-        at_once = self._pace(x[:, :1, :1].numel() // side**2, chosen, 1).group
+        at_once = self._pace(x[:, :1, :1].numel() // side**2, chosen, 1, device=device).group
         frames = LONG_ENOUGH * at_once * unit + 1 if goes_on else x.shape[2]
         given = torch.empty((*x.shape[:2], frames, *x.shape[3:]), dtype=x.dtype, device="meta")
-        return choose(job_of(self, call, given, at_once, goes_on=goes_on), budget)
+        return choose(job_of(self, call, given, at_once, goes_on=goes_on, device=device), budget)
 
     def _encoding(
         self,
@@ -437,18 +447,29 @@ class WanVAE(Autoencoder):
 
         return Stream(network, pace=pace, unit=1, becomes=self.config.temporal_compression, neighbors=neighbors)
 
-    def _pace(self, latent_pixels: int, latents: int | None, unit: int, neighbors: Neighbors | None = None) -> Pace:
+    def _pace(
+        self,
+        latent_pixels: int,
+        latents: int | None,
+        unit: int,
+        neighbors: Neighbors | None = None,
+        *,
+        device: torch.device | None = None,
+    ) -> Pace:
+        device = self.device if device is None else device
         # Whoever exchanges pixels must do so in step: the largest part sets the pace.
-        fitting = self._fitting_latents(latent_pixels if neighbors is None else neighbors.most_values(latent_pixels))
+        fitting = self._fitting_latents(
+            latent_pixels if neighbors is None else neighbors.most_values(latent_pixels), device
+        )
         if latents is None:
-            latents = 1 if self.device.type == "cpu" else min(fitting, _MOST_LATENTS_AT_ONCE)
+            latents = 1 if device.type == "cpu" else min(fitting, _MOST_LATENTS_AT_ONCE)
         # What is exchanged on the way cannot be recorded with it.
         return Pace(group=latents * unit, is_light=latents < fitting and neighbors is None)
 
-    def _fitting_latents(self, latent_pixels: int) -> int:
+    def _fitting_latents(self, latent_pixels: int, device: torch.device) -> int:
         """Return how many latents keep the device busy; more would only take more memory."""
         per_pixel = max(self.encoder.held * self.dtype.itemsize, self.decoder.held * self.decoder_dtype.itemsize)
-        return max(1, bytes_at_once(self.device) // max(1, latent_pixels * per_pixel))
+        return max(1, bytes_at_once(device) // max(1, latent_pixels * per_pixel))
 
     def _records(self, x: Tensor) -> bool:
         weights = (parameter.requires_grad for parameter in self.parameters())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wan_vae.cli import options
+from wan_vae.cli.budget import AUTO, check_alone, decoded
 from wan_vae.cli.crew import Crew, follows
 from wan_vae.cli.report import Progress, peak_memory, print_result
 from wan_vae.errors import LatentsError
@@ -27,11 +28,14 @@ def decode(
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
+    memory: options.MemoryOption = AUTO,
     lossless: options.LosslessOption = False,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had."""
+    if shards != 1:
+        check_alone(memory)
     crew = None if shards == 1 else Crew(shards, device)
     if crew is not None and follows():
         crew.follow(checkpoint, device, dtype)
@@ -69,7 +73,10 @@ def decode(
     def true_frames() -> Iterator["NDArray[np.uint8]"]:
         left = info.frames
         together = vae.latents_at_once(info.height, info.width)
-        videos = vae.decode_stream(to_device(source.chunks(together), vae.device))
+        chunks = to_device(source.chunks(together), vae.device)
+        videos = (
+            decoded(model.vae, chunks, info.height, info.width, memory) if crew is None else vae.decode_stream(chunks)
+        )
         for frames in cropped_frames(videos, width, height, vae.device):
             yield frames[:left]
             left -= len(frames)

@@ -1,5 +1,6 @@
 """`wan-vae info`: what a file is."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,15 +8,76 @@ from typing import Annotated, Any
 import typer
 
 from wan_vae.cli import options
+from wan_vae.cli.budget import AUTO
 from wan_vae.cli.report import print_result
+from wan_vae.errors import UserError
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.")],
+    file: Annotated[Path, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.")] = Path(
+        options.IN_THE_PACKAGE
+    ),
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="Say how clips of this size would go through the network of FILE, a checkpoint, and what memory that"
+            " would take.",
+            metavar="HEIGHTxWIDTHxFRAMES",
+        ),
+    ] = None,
+    memory: options.MemoryOption = AUTO,
+    device: options.DeviceOption = options.Device.auto,
+    dtype: options.DtypeOption = options.Precision.auto,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Say what FILE is: a checkpoint, latents or a clip."""
-    print_result(describe(file), as_json=as_json)
+    """Say what FILE is: a checkpoint, latents or a clip; default the checkpoint in the package."""
+    print_result(describe(file) if plan is None else planned(file, plan, memory, device, dtype), as_json=as_json)
+
+
+def planned(
+    checkpoint: Path, size: str, memory: str, device: options.Device, dtype: options.Precision
+) -> dict[str, Any]:
+    """Return how clips would go through a network, by call."""
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})x(\d{1,9})", size)
+    if match is None:
+        raise UserError(f"--plan is {size!r}; write it as HEIGHTxWIDTHxFRAMES, such as 1080x1920x81.")
+    height, width, frames = (int(number) for number in match.groups())
+
+    import torch
+
+    from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint
+    from wan_vae.config import load_config, preset_names
+    from wan_vae.vae import WanVAE
+
+    # Weights are not needed, and of a preset not even fetched.
+    shipped = str(checkpoint) in preset_names()
+    config = load_config(checkpoint) if shipped else read_checkpoint(resolve_checkpoint(checkpoint)).config
+    on = options.torch_device(device)
+    dtypes = options.torch_dtypes(dtype, on)
+    with torch.device("meta"):
+        vae = WanVAE(config).eval().requires_grad_(False)
+    vae.set_dtypes(encoder=dtypes.encoder, decoder=dtypes.decoder)
+    side, unit = vae.config.spatial_compression, vae.config.temporal_compression
+    # Clips are padded to fit.
+    fitting = {
+        "frames": 1 + -(-max(0, frames - 1) // unit) * unit,
+        "height": -(-height // side) * side,
+        "width": -(-width // side) * side,
+    }
+    result: dict[str, Any] = {"file": checkpoint, **fitting}
+    with torch.inference_mode():
+        for call in ("encode", "decode"):
+            for goes_on in (False, True):
+                name = f"{call}_{'stream' if goes_on else 'clip'}"
+                try:
+                    plan = vae.plan(call, **fitting, memory=memory, goes_on=goes_on, device=on)
+                except UserError as error:
+                    result[name] = str(error)
+                    continue
+                result[name] = str(plan)
+                result[f"{name}_peak"] = plan.peak
+                result[f"{name}_overhead"] = round(plan.overhead, 4)
+    return result
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -63,6 +63,15 @@ FpsOption = Annotated[
     str | None, typer.Option(help="Resample to this rate first, such as 24 or 30000/1001.", metavar="RATE")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+MemoryOption = Annotated[
+    str,
+    typer.Option(
+        help="What the network may take beside the loaded model and what it is given, its result included: such as"
+        " 4GiB, or auto for four fifths of what is free. Where whole pictures would take more they go tile by tile,"
+        " which changes nothing but the time.",
+        metavar="SIZE",
+    ),
+]
 LosslessOption = Annotated[bool, typer.Option("--lossless", help="Write the clip's pixels exactly.")]
 ShardsOption = Annotated[
     int,

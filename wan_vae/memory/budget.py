@@ -15,6 +15,7 @@ _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Of what is free, other programs may want some, and allocators have gaps.
 _SHARE_OF_FREE = 0.8
+_MEMINFO = Path("/proc/meminfo")
 _LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -44,6 +45,11 @@ def bytes_of(budget: Budget, device: torch.device) -> int:
     return budget
 
 
+def tells(device: torch.device) -> bool:
+    """Whether it is known how much memory a device has left."""
+    return device.type == "cuda" or (device.type == "cpu" and _MEMINFO.exists())
+
+
 def in_words(size: int) -> str:
     """Return a number of bytes with a unit, as `bytes_of` reads it."""
     for unit in ("G", "M", "K"):
@@ -58,13 +64,12 @@ def _free(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         # What PyTorch holds for tensors to come is free, too.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
+    if not tells(device):
         raise UserError(
             f"The memory is 'auto', but {sys.platform} does not tell how much {device.type} has left; write it, such as"
             " 4GiB."
         )
-    available = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    available = re.search(r"^MemAvailable:\s*(\d+) kB", _MEMINFO.read_text(), re.MULTILINE)
     assert available is not None, "/proc/meminfo has no MemAvailable"
     return min([1024 * int(available[1]), *_left_to_this_group()])
 

@@ -31,11 +31,13 @@ class Plan:
     def __str__(self) -> str:
         passes = "1 latent a pass" if self.latents_per_pass == 1 else f"{self.latents_per_pass} latents a pass"
         return (
-            f"{self.call}: {self._cut()}, {passes}; at most {in_words(self.peak)} of {in_words(self.budget)},"
+            f"{self.call}: {self.cut}, {passes}; at most {in_words(self.peak)} of {in_words(self.budget)},"
             f" {100 * self.overhead:.1f} % more operations than whole pictures"
         )
 
-    def _cut(self) -> str:
+    @property
+    def cut(self) -> str:
+        """How pictures are cut, in words."""
         if self.tiling is None:
             return "whole pictures"
         tiles = f"{self.tiling.rows}x{self.tiling.columns} tiles (rows x columns)"

@@ -21,7 +21,7 @@ LONG_ENOUGH = 3
 _SIDE = 4
 
 
-def job_of(vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_on: bool) -> Job:
+def job_of(vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_on: bool, device: torch.device) -> Job:
     """Describe a call to the planner.
 
     Args:
@@ -29,6 +29,7 @@ def job_of(vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_o
         call: "encode" or "decode".
         x: What will be given to it, on the meta device.
         latents_per_pass: How many latents go together at most.
+        device: Where it is to be computed.
         goes_on: Whether `x` comes in chunks, each of as many latents as go together or of their frames.
     """
     with torch.device("meta"):
@@ -43,7 +44,7 @@ def job_of(vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_o
         # In whole pictures a clip passes as a stream does: of what is longer, only the result is larger.
         given = x[:, :, :longest] if tiling is None or goes_on else x
         beyond = 0
-        with torch.no_grad(), _rehearsal(vae, twin, x) as rehearsal:
+        with torch.no_grad(), _rehearsal(device, twin, x) as rehearsal:
             if goes_on:
                 stream = twin._decoding(latents, tiling=tiling) if decodes else twin._encoding(latents, tiling=tiling)
                 stream.push(given[:, :, :1])
@@ -58,14 +59,14 @@ def job_of(vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_o
     steps = vae.decoder.steps() if decodes else vae.encoder.steps()
     side = 1 if decodes else vae.config.spatial_compression
     small = x.new_empty((1, x.shape[1], 1 + LONG_ENOUGH * unit, _SIDE * side, _SIDE * side))
-    with torch.no_grad(), _rehearsal(vae, twin, small) as rehearsal:
+    with torch.no_grad(), _rehearsal(device, twin, small) as rehearsal:
         counter = _Counter(rehearsal)
         twin.pixels(small.to(vae.decoder_dtype), counter) if decodes else twin.moments(small.to(vae.dtype), counter)
     return Job(call, steps, counter.costs, x.shape[3] // side, x.shape[4] // side, latents_per_pass, goes_on, peak)
 
 
-def _rehearsal(vae: "WanVAE", twin: "WanVAE", x: Tensor) -> Rehearsal:
-    return Rehearsal(vae.device, [*twin.parameters(), *twin.buffers(), x])
+def _rehearsal(device: torch.device, twin: "WanVAE", x: Tensor) -> Rehearsal:
+    return Rehearsal(device, [*twin.parameters(), *twin.buffers(), x])
 
 
 class _Counter(Halo):

@@ -54,6 +54,10 @@ class TiledHalo(StreamHalo):
         x = self._tile_by_tile(steps[first:last], x, cell_of(steps, last), *lengths[1:3])
         return self._on_whole_frames("after", steps[last:], x, *lengths[2:])
 
+    @property
+    def remembered_bytes(self) -> int:
+        return sum(part.remembered_bytes for part in self._parts.values())
+
     def _on_whole_frames(self, name: str, steps: Sequence[Step], x: Tensor, length: int, becomes: int) -> Tensor:
         if not steps:
             return x

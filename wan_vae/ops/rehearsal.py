@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 # The first one finds nothing remembered, the second remembers as much as there will be, the third has both.
 _DIFFERENT_PASSES = 3
+# Bytes.
+_SMALL = 2**25
 
 _current: ContextVar["Rehearsal | None"] = ContextVar("rehearsal", default=None)
 
@@ -52,7 +54,8 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         present: Tensors that are there before, with their memory.
 
     Attributes:
-        held: Bytes that are held now. Of a workspace on a CPU, that is all it ever lent, for it gives nothing back.
+        held: Bytes that are held now. On a CPU, with all that a workspace ever lent and a C library keeps: they give
+            nothing back.
         peak: The most that were held at one time.
         operations: Multiplications and additions of convolutions and matrix products so far.
     """
@@ -67,6 +70,8 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._touched: weakref.WeakKeyDictionary[Region, list[tuple[int, int]]] = weakref.WeakKeyDictionary()
         self._token: Token[Rehearsal | None] | None = None
         self._lending = False
+        self._kept = 0
+        self._kept_in_use = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -106,14 +111,21 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Take a tensor from a workspace, and bring it back when it is gone."""
         if self.device.type != "cpu" or math.prod(shape) == 0:
             return torch.empty(shape, dtype=like.dtype, device="meta")
-        self._lending = True
-        tensor = torch.empty(shape, dtype=like.dtype, device="meta", memory_format=torch.channels_last_3d)
-        self._lending = False
+        tensor = self._unfollowed(shape, like)
         storage = tensor.untyped_storage()
         region, start, stop = workspace.place(storage.nbytes())
         self._known.add(storage._cdata)
         weakref.finalize(storage, self._bring_back, storage._cdata, region, start, stop).atexit = False
         self._touch(region, start, stop)
+        return tensor
+
+    def map(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Take a tensor whose memory goes straight back when it is gone."""
+        tensor = self._unfollowed(shape, like)
+        storage = tensor.untyped_storage()
+        self._known.add(storage._cdata)
+        weakref.finalize(storage, self._unmap, storage._cdata, storage.nbytes()).atexit = False
+        self.hold(storage.nbytes())
         return tensor
 
     def convolve(self, weight: Tensor, out: Tensor, workspace: "Workspace") -> Tensor:
@@ -135,8 +147,21 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # In bfloat16 oneDNN does it in place. Otherwise PyTorch spells out what each output pixel sees.
         if self.device.type == "cpu" and x.dim() == 5 and x.dtype != torch.bfloat16:
             taps = math.prod(weight.shape[1:])
-            beside = x.numel() + result.shape[0] * math.prod(result.shape[2:]) * taps
-            self.peak = max(self.peak, self.held + (beside + result.numel()) * x.dtype.itemsize)
+            for values in (x.numel(), result.shape[0] * math.prod(result.shape[2:]) * taps):
+                self._take(values * x.dtype.itemsize)
+            for values in (x.numel(), result.shape[0] * math.prod(result.shape[2:]) * taps):
+                self._give(values * x.dtype.itemsize)
+
+    def _unfollowed(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        self._lending = True
+        try:
+            return torch.empty(shape, dtype=like.dtype, device="meta", memory_format=torch.channels_last_3d)
+        finally:
+            self._lending = False
+
+    def _unmap(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.held -= size
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -145,11 +170,28 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         self._known.add(storage._cdata)
         weakref.finalize(storage, self._forget, storage._cdata, size).atexit = False
-        self.hold(size)
+        self._take(size)
 
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
-        self.held -= size
+        self._give(size)
+
+    def _take(self, size: int) -> None:
+        if self._is_kept(size):
+            self._kept_in_use += size
+            size = max(0, self._kept_in_use - self._kept)
+            self._kept += size
+        self.hold(size)
+
+    def _give(self, size: int) -> None:
+        if self._is_kept(size):
+            self._kept_in_use -= size
+        else:
+            self.held -= size
+
+    def _is_kept(self, size: int) -> bool:
+        # A C library keeps the memory of what is small for what comes next; glibc's bound grows to this.
+        return self.device.type == "cpu" and size <= _SMALL
 
     def _bring_back(self, key: int, region: "Region", start: int, stop: int) -> None:
         self._known.discard(key)

@@ -50,6 +50,9 @@ class Workspace:
     @staticmethod
     def lasting(shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return what `empty` does, in memory of its own, for what is kept from pass to pass and overwritten."""
+        rehearsal = rehearsal_of(like)
+        if rehearsal is not None:
+            return rehearsal.map(shape, like)
         with torch.inference_mode(False):  # so that it can be overwritten in any mode
             if like.device.type != "cpu":
                 return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
