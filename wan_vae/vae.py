@@ -199,7 +199,8 @@ class WanVAE(Autoencoder):
             side, unit = self.config.spatial_compression, self.config.temporal_compression
             size = (1 + (frames - 1) // unit, height // side, width // side)
             x = torch.empty((batch, self.config.latent_channels, *size), dtype=self.decoder_dtype, device="meta")
-        return self._planned(call, x, latents_per_pass, memory, goes_on=goes_on, device=device)
+        with torch.no_grad():
+            return self._planned(call, x, latents_per_pass, memory, goes_on=goes_on, device=device)
 
     def encode_stream(
         self,
@@ -404,6 +405,7 @@ class WanVAE(Autoencoder):
         """Return a stream of moments, or of final latents."""
         unit = self.config.temporal_compression
         chosen = _checked_latents_per_pass(latents_per_pass)
+        _check_one_pace(neighbors, memory)
 
         def pace(video: Tensor) -> Pace:
             latents, tiles = chosen, tiling
@@ -431,6 +433,7 @@ class WanVAE(Autoencoder):
         memory: Budget | None = None,
     ) -> Stream:
         chosen = _checked_latents_per_pass(latents_per_pass)
+        _check_one_pace(neighbors, memory)
 
         def pace(latents: Tensor) -> Pace:
             count, tiles = chosen, tiling
@@ -519,6 +522,11 @@ def _normalized(raw: Tensor, statistics: Statistics) -> Tensor:
 def _denormalized(final: Tensor, statistics: Statistics) -> Tensor:
     mean, std = statistics
     return (final * std + mean).to(final.dtype)
+
+
+def _check_one_pace(neighbors: Neighbors | None, memory: Budget | None) -> None:
+    if neighbors is not None and memory is not None:
+        raise UserError("A part of a picture has no budget of memory, for all parts go in step; leave out memory.")
 
 
 def _checked_latents_per_pass(latents_per_pass: int | None) -> int | None:

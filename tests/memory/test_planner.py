@@ -99,8 +99,7 @@ def test_budgets_are_for_inference() -> None:
 def test_a_plan_needs_no_weights() -> None:
     with torch.device("meta"):
         vae = WanVAE(load_config("wan2.1")).eval().requires_grad_(False)
-    with torch.no_grad():
-        plan = vae.plan("decode", frames=9, height=720, width=1280, memory="3GiB", device=CPU)
+    plan = vae.plan("decode", frames=9, height=720, width=1280, memory="3GiB", device=CPU)
     assert plan.tiling is not None
     assert plan.overhead < 0.25
 

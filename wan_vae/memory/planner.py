@@ -11,7 +11,7 @@ from wan_vae.model.steps import Step, cell_of
 from wan_vae.model.tiling import Tiling, parts_of, spans_of
 
 # Bytes that libraries take for their own ends, whatever the sizes.
-_LIBRARIES = 24 * 2**20
+_LIBRARIES = 8 * 2**20
 # How near predictions were measured to be.
 _UNCERTAINTY = 0.04
 _MEBIBYTE = 2**20

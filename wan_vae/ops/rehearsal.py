@@ -26,6 +26,9 @@ T = TypeVar("T")
 _DIFFERENT_PASSES = 3
 # Bytes.
 _SMALL = 2**25
+# What gaps between small things add to them, as measured with glibc, and up to how much of them.
+_GAPS = 0.6
+_LARGEST_GAPS = 3 * 2**23
 
 _current: ContextVar["Rehearsal | None"] = ContextVar("rehearsal", default=None)
 
@@ -181,6 +184,7 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._kept_in_use += size
             size = max(0, self._kept_in_use - self._kept)
             self._kept += size
+            size += int(_GAPS * max(0, min(self._kept, _LARGEST_GAPS) - (self._kept - size)))
         self.hold(size)
 
     def _give(self, size: int) -> None:
