@@ -56,7 +56,7 @@ def make_record(*, alone: bool = False, device: str = "cpu") -> dict[str, Any]:
         "wan_vae": "0.1.0, commit abc",
         "torch": "2.9",
         "diffusers": None if alone else "0.35",
-        "machine": {"device": device, "name": "A Machine", "cores": 8, "threads": 1},
+        "machine": {"device": device, "name": "A Machine", "cores": 8, "instructions": [], "threads": 1},
         "model": {"name": "tiny", "weights": "random, seed 0"},
         "clip": {"frames": 5, "width": 32, "height": 16},
         "runs": 3,

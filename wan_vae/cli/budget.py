@@ -89,12 +89,14 @@ def budgets_of_streams(vae: "WanVAE", height: int, width: int, memory: str) -> t
         return None
     try:
         encoding = _stream_plan(vae, "encode", height, width, budget).peak
-        _stream_plan(vae, "decode", height, width, max(1, budget - encoding))
+        decoding = _stream_plan(vae, "decode", height, width, max(1, budget - encoding)).peak
     except UserError as error:
         raise UserError(
             f"To encode and decode {width}x{height} pixels side by side does not fit: {error} `encode` and then"
             " `decode` take less."
         ) from error
+    # What is left serves both: chunks may be larger than those that were planned with.
+    encoding += (budget - encoding - decoding) // 2
     return encoding, budget - encoding
 
 
