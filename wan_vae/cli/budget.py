@@ -89,13 +89,14 @@ def budgets_of_streams(vae: "WanVAE", height: int, width: int, memory: str) -> t
         return None
     try:
         encoding = _stream_plan(vae, "encode", height, width, budget).peak
-        _stream_plan(vae, "decode", height, width, max(1, budget - encoding))
+        decoding = _stream_plan(vae, "decode", height, width, max(1, budget - encoding)).peak
     except UserError as error:
         raise UserError(
             f"To encode and decode {width}x{height} pixels side by side does not fit: {error} `encode` and then"
             " `decode` take less."
         ) from error
-    return encoding, budget - encoding
+    left = (budget - encoding - decoding) // 2
+    return encoding + left, decoding + left
 
 
 def _streams(vae: "WanVAE", call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:
