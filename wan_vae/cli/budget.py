@@ -95,8 +95,9 @@ def budgets_of_streams(vae: "WanVAE", height: int, width: int, memory: str) -> t
             f"To encode and decode {width}x{height} pixels side by side does not fit: {error} `encode` and then"
             " `decode` take less."
         ) from error
-    left = (budget - encoding - decoding) // 2
-    return encoding + left, decoding + left
+    # What is left serves both: chunks may be larger than those that were planned with.
+    encoding += (budget - encoding - decoding) // 2
+    return encoding, budget - encoding
 
 
 def _streams(vae: "WanVAE", call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:
