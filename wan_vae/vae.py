@@ -193,12 +193,14 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: The size does not fit, or the budget is too small; the message says what would do.
         """
-        x = torch.empty((batch, 3, frames, height, width), dtype=self.dtype, device="meta")
+        # What is given may be wider than the weights, as files' frames and latents are; copies of it then take most.
+        wide = torch.promote_types(self.decoder_dtype if call == "decode" else self.dtype, torch.float32)
+        x = torch.empty((batch, 3, frames, height, width), dtype=wide, device="meta")
         self._check_video(x, whole=True)
         if call == "decode":
             side, unit = self.config.spatial_compression, self.config.temporal_compression
             size = (1 + (frames - 1) // unit, height // side, width // side)
-            x = torch.empty((batch, self.config.latent_channels, *size), dtype=self.decoder_dtype, device="meta")
+            x = torch.empty((batch, self.config.latent_channels, *size), dtype=wide, device="meta")
         with torch.no_grad():
             return self._planned(call, x, latents_per_pass, memory, goes_on=goes_on, device=device)
 
