@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import (
@@ -24,6 +24,7 @@ def fitting_video(config: VAEConfig, latents: int) -> torch.Tensor:
     return random_video(1 + config.temporal_compression * (latents - 1), 2 * side, 3 * side)
 
 
+@settings(max_examples=50)
 @given(st.data(), small_configs(), st.integers(1, 5))
 def test_any_chunks_encode_like_the_whole_clip(data: st.DataObject, config: VAEConfig, latents: int) -> None:
     vae, video = random_vae(config), fitting_video(config, latents)
@@ -34,6 +35,7 @@ def test_any_chunks_encode_like_the_whole_clip(data: st.DataObject, config: VAEC
     assert relative_difference(streamed, whole) <= 1e-10
 
 
+@settings(max_examples=50)
 @given(st.data(), small_configs(), st.integers(1, 5))
 def test_any_chunks_decode_like_the_whole_clip(data: st.DataObject, config: VAEConfig, latents: int) -> None:
     vae, final = random_vae(config), random_latents(config, latents, 2, 3)
