@@ -181,11 +181,11 @@ def test_serves_where_it_can_and_is_faster() -> None:
 @pytest.mark.parametrize("amx", [True, False])
 def test_serves_bfloat16_unless_the_processor_does_better(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
-    native._has_amx.cache_clear()
+    native.processor_has_amx.cache_clear()
     x, weight = channels_last(1, 32, 4, 16, 16, dtype=torch.bfloat16), random(32, 32, 3, 3, 3, dtype=torch.bfloat16)
     assert native.winograd_serves(x, weight) is not amx
     assert native.winograd_serves(x[:, :, :3], weight, doubled=True) is not amx
     assert not native.winograd_serves(x[:, :, :3], weight)
     assert not native.winograd_serves(x[:, :8], weight[:, :8])
     assert native.winograd_serves(x.float(), weight.float())
-    native._has_amx.cache_clear()
+    native.processor_has_amx.cache_clear()

@@ -36,7 +36,8 @@ def convolve(
     """
     width = (x.shape[4] + 2 * padding[1] - weight.shape[4]) // stride + 1
     if stride > 1 and width == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
-        # With AMX, oneDNN computes these wrongly (https://github.com/uxlfoundation/oneDNN/pull/5494): in float32 then.
+        # With AMX, the oneDNN of torch 2.14 computes these wrongly; in float32 it does not. (A bug like it, with other
+        # strides: https://github.com/uxlfoundation/oneDNN/pull/5494.)
         wide = (None if value is None else value.float() for value in (x, weight, bias, residual))
         x, weight, bias, residual = wide  # type: ignore[assignment]
         out = convolve(x, weight, bias, workspace, padding=padding, stride=stride, residual=residual)

@@ -16,6 +16,7 @@ __all__ = [
     "norm_silu",
     "norm_silu_serves",
     "packed_size",
+    "processor_has_amx",
     "winograd_conv3d",
     "winograd_serves",
 ]
@@ -146,7 +147,7 @@ def winograd_serves(x: Tensor, weight: Tensor, *, doubled: bool = False) -> bool
     """
     if library() is None or x.dtype not in _DTYPES or weight.dtype != x.dtype or not is_channels_last(x):
         return False
-    if weight.shape[3:] != (3, 3) or (x.dtype == torch.bfloat16 and _has_amx()):
+    if weight.shape[3:] != (3, 3) or (x.dtype == torch.bfloat16 and processor_has_amx()):
         return False
     least = _WORTHWHILE[torch.float32 if doubled else x.dtype]
     pixels = x.shape[0] * (x.shape[2] - weight.shape[2] + 1) * x.shape[3:].numel()
@@ -155,6 +156,7 @@ def winograd_serves(x: Tensor, weight: Tensor, *, doubled: bool = False) -> bool
 
 
 @functools.cache
-def _has_amx() -> bool:
+def processor_has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 by AMX, whatever has been compiled."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16", False))

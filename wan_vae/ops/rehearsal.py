@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from wan_vae.ops.native import processor_has_amx
+
 if TYPE_CHECKING:
     from wan_vae.ops.workspace import Region, Workspace
 
@@ -136,7 +138,7 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations += 2 * out.numel() * weight[0].numel()
         if self.device.type == "cpu":
             # Transformed weights: four times as many, in float32, by Winograd; elsewhere in another order.
-            winograd = weight.shape[3:] == (3, 3) and not (weight.dtype == torch.bfloat16 and _has_amx())
+            winograd = weight.shape[3:] == (3, 3) and not (weight.dtype == torch.bfloat16 and processor_has_amx())
             size = weight.numel() * (16 if winograd else weight.dtype.itemsize)
             self.lend(workspace, (1, size // weight.dtype.itemsize, 1, 1, 1), weight)
         return out
@@ -219,8 +221,3 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _drop(self, spans: list[tuple[int, int]]) -> None:
         self.held -= sum(end - begin for begin, end in spans)
-
-
-def _has_amx() -> bool:
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16", False))
