@@ -137,9 +137,12 @@ class Region:
 
 def _pages(size: int) -> Tensor:
     # Straight from the kernel, so that it goes back there when freed, whatever else was allocated meanwhile.
-    pages = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Private, for Linux gives huge pages to no other: 512 times as few are filled at a first touch.
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         pages.madvise(mmap.MADV_HUGEPAGE)
+    else:
+        pages = mmap.mmap(-1, size)
     return torch.frombuffer(pages, dtype=torch.uint8)
 
 
