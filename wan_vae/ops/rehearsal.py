@@ -17,8 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from wan_vae.ops.native import processor_has_amx
-
 if TYPE_CHECKING:
     from wan_vae.ops.workspace import Region, Workspace
 
@@ -112,13 +110,13 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._follow(tensor)
         return result
 
-    def lend(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def lend(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor, *, kept: bool) -> Tensor:
         """Take a tensor from a workspace, and bring it back when it is gone."""
         if self.device.type != "cpu" or math.prod(shape) == 0:
             return torch.empty(shape, dtype=like.dtype, device="meta")
         tensor = self._unfollowed(shape, like)
         storage = tensor.untyped_storage()
-        region, start, stop = workspace.place(storage.nbytes())
+        region, start, stop = workspace.place(storage.nbytes(), kept=kept)
         self._known.add(storage._cdata)
         weakref.finalize(storage, self._bring_back, storage._cdata, region, start, stop).atexit = False
         self._touch(region, start, stop)
@@ -133,14 +131,9 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.hold(storage.nbytes())
         return tensor
 
-    def convolve(self, weight: Tensor, out: Tensor, workspace: "Workspace") -> Tensor:
-        """Take what a convolution into `out` takes beside it."""
+    def convolve(self, weight: Tensor, out: Tensor) -> Tensor:
+        """Take what a convolution into `out` takes beside it and its workspace."""
         self.operations += 2 * out.numel() * weight[0].numel()
-        if self.device.type == "cpu":
-            # Transformed weights: four times as many, in float32, by Winograd; elsewhere in another order.
-            winograd = weight.shape[3:] == (3, 3) and not (weight.dtype == torch.bfloat16 and processor_has_amx())
-            size = weight.numel() * (16 if winograd else weight.dtype.itemsize)
-            self.lend(workspace, (1, size // weight.dtype.itemsize, 1, 1, 1), weight)
         return out
 
     def attend(self, query: Tensor, key: Tensor) -> Tensor:
