@@ -155,16 +155,17 @@ class StreamHalo(Halo):
 
     def _in_pieces(self, x: Tensor, count: int, activation: Activation | None) -> list[Tensor]:
         """Return `activation(x)` with each of its last `count` frames in memory of its own, which may be remembered."""
-        pieces = []
-        lengths = [max(0, x.shape[2] - count), *[1] * min(count, x.shape[2])]
-        for part, kept in zip(torch.split(x, lengths, dim=2), (False, *[True] * count), strict=False):
-            if part.shape[2] == 0 or (activation is None and not kept):
-                pieces.append(part)
-                continue
-            piece = self.workspace.empty(part.shape, like=part, kept=kept)
-            write(piece, part, activation)
-            pieces.append(piece)
-        return pieces
+        first = max(0, x.shape[2] - count)
+        pieces = [(x[:, :, :first], False)] if first > 0 else []
+        pieces += [(frame, True) for frame in torch.split(x[:, :, first:], 1, dim=2)]
+        return [self._apart(part, activation, kept=kept) for part, kept in pieces]
+
+    def _apart(self, x: Tensor, activation: Activation | None, *, kept: bool) -> Tensor:
+        if activation is None and not kept:
+            return x
+        piece = self.workspace.empty(x.shape, like=x, kept=kept)
+        write(piece, x, activation)
+        return piece
 
     def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
         for run in runs_of_frames(steps):

@@ -29,8 +29,9 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        # What is kept would leave gaps between loans that come and go.
-        self._regions: dict[bool, list[Region]] = {False: [], True: []}
+        self._regions: list[Region] = []
+        # Apart, for what is kept would leave gaps between loans that come and go.
+        self._kept_regions: list[Region] = []
 
     def empty(self, shape: tuple[int, ...], like: Tensor, *, kept: bool = False) -> Tensor:
         """Return a tensor (B, C, T, H, W) with undefined values, of the dtype and on the device of `like`.
@@ -75,7 +76,7 @@ class Workspace:
     def place(self, size: int, *, kept: bool = False) -> tuple["Region", int, int]:
         """Return a region, and where in it a new loan of `size` bytes begins and ends."""
         size = _rounded(size)
-        regions = self._regions[kept]
+        regions = self._kept_regions if kept else self._regions
         fitting = [(length, index) for index, region in enumerate(regions) if (length := region.least(size))]
         if fitting:
             region = regions[min(fitting)[1]]

@@ -192,7 +192,7 @@ class Worker {
         clip = task.x.data + batch * (task.frames + task.taps - 1) + frame;
         // A tap that meets zeros changes nothing.
         first_tap = 0;
-        while (first_tap + 1 < task.taps && clip[first_tap] == nullptr) ++first_tap;
+        while (first_tap < task.taps && clip[first_tap] == nullptr) ++first_tap;
         fill_strip(0);
         if (across > 1) fill_strip(across - 1);
         foresee(frame);
