@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d, NormSiLU, RMSNorm
+from wan_vae.model.layers import CausalConv3d, NormSiLU, PointwiseConv2d, RMSNorm
 from wan_vae.ops.attention import attention
 
 
@@ -52,17 +52,16 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = RMSNorm(channels, pixel_dimensions=2)
-        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.to_qkv = PointwiseConv2d(channels, 3 * channels)
+        self.proj = PointwiseConv2d(channels, channels)
         # So that the block starts as the identity.
         nn.init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         batch, _, _, height, _ = x.shape
-        frames = rearrange(x, "b c t h w -> (b t) c h w")
-        query, key, value = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
+        normed = rearrange(self.norm(rearrange(x, "b c t h w -> (b t) c h w")), "(b t) c h w -> b c t h w", b=batch)
         # PyTorch's fast attention wants channels side by side; otherwise it spells out all pairs of pixels.
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        each = rearrange(self.to_qkv(normed, halo), "b (three c) t h w -> three (b t) 1 (h w) c", three=3).contiguous()
+        query, key, value = each.unbind()
         attended = attention(query, halo.everywhere(key), halo.everywhere(value))
-        projected = self.proj(rearrange(attended, "n 1 (h w) c -> n c h w", h=height))
-        return x + rearrange(projected, "(b t) c h w -> b c t h w", b=batch)
+        return self.proj(rearrange(attended, "(b t) 1 (h w) c -> b c t h w", b=batch, h=height), halo, x)

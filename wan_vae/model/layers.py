@@ -74,3 +74,14 @@ class CausalConv3d(nn.Conv3d):
         """
         pieces, zeros = self.surrounded(x, halo) if isinstance(x, Tensor) else x
         return convolve(pieces, self.weight, self.bias, halo.workspace, zeros=zeros, residual=skip)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution of every frame: (B, C_in, T, H, W) -> (B, C_out, T, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, halo: Halo, skip: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Convolve `x`, and add `skip` (B, C_out, T, H, W)."""
+        return convolve([x], self.weight.unsqueeze(2), self.bias, halo.workspace, residual=skip)

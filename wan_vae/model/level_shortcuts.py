@@ -53,11 +53,21 @@ class AverageShortcut(nn.Module):
 
     def forward(self, x: Tensor, main: Tensor, halo: Halo) -> Tensor:
         """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the averages of `x`."""
+        time = self.cell[0]
+        missing = -x.shape[2] % time
+        if recorded():
+            return main + self._averages(F.pad(x, (0, 0, 0, 0, missing, 0)))
+        for index, frame in enumerate(torch.split(main, 1, dim=2)):
+            # One at a time, for what is between takes much more memory than what it becomes.
+            start, stop = index * time - missing, (index + 1) * time - missing
+            frame.add_(self._averages(F.pad(x[:, :, max(0, start) : stop], (0, 0, 0, 0, max(0, -start), 0))))
+        return main
+
+    def _averages(self, x: Tensor) -> Tensor:
         time, height, width = self.cell
-        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
         if self.span is None:
             places = rearrange(x, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=height, r=width)
-            return add(main, reduce(places, "b (c group) t h w -> b c t h w", "mean", c=self.out_channels))
+            return reduce(places, "b (c group) t h w -> b c t h w", "mean", c=self.out_channels)
         cells = rearrange(
             x,
             "b (c group) (t p) (h q) (w r) -> b c group p q r t h w",
@@ -72,7 +82,7 @@ class AverageShortcut(nn.Module):
                 # In PyTorch a mean over dimensions between others takes many times as long as these sums.
                 parts = torch.split(cells, 1, dim=dimension)
                 cells = sum(parts[1:], start=parts[0].to(wide))
-        return add(main, (cells.flatten(1, 5) / self.group).to(main.dtype))
+        return (cells.flatten(1, 5) / self.group).to(x.dtype)
 
 
 class RepeatShortcut(nn.Module):
@@ -118,8 +128,3 @@ class RepeatShortcut(nn.Module):
             return rearrange(in_cells + cells, "b c t p h q w r -> b c (t p) (h q) (w r)")
         in_cells += cells
         return main
-
-
-def add(main: Tensor, other: Tensor) -> Tensor:
-    """Return the sum, in the place of `main` unless steps are recorded: what a hook kept of `main` changes with it."""
-    return main + other if recorded() else main.add_(other)

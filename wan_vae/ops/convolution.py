@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -142,9 +143,8 @@ def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: 
     if not amx_serves(x, weight):
         return _by_winograd(x, weight, bias, None, out, workspace, doubled=True)
     # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps.
-    for place, taps in enumerate(summed_taps(weight.squeeze(2)).unsqueeze(2).chunk(4)):
-        down, right = divmod(place, 2)
-        part = out[..., down::2, right::2]
+    for down, right in product(range(2), range(2)):
+        taps, part = _taps_at(weight.squeeze(2), down, right).unsqueeze(2), out[..., down::2, right::2]
         _by_amx([x], taps, bias, None, part, workspace, zeros=(0, 1 - down, 1 - right))
     return out
 
@@ -155,13 +155,18 @@ def summed_taps(weight: Tensor) -> Tensor:
     In each direction two of three taps meet the same value. The outputs are those at the upper left, upper right, lower
     left and lower right place of a pair of pairs.
     """
-    first, middle, last = weight.unbind(dim=2)
-    rows = [torch.stack([first, middle + last], dim=2), torch.stack([first + middle, last], dim=2)]
-    places = []
-    for row in rows:
-        first, middle, last = row.unbind(dim=3)
-        places += [torch.stack([first, middle + last], dim=3), torch.stack([first + middle, last], dim=3)]
-    return torch.cat(places)
+    return torch.cat([_taps_at(weight, down, right) for down in range(2) for right in range(2)])
+
+
+def _taps_at(weight: Tensor, down: int, right: int) -> Tensor:
+    rows = _summed(weight.unbind(dim=2), down)
+    taps = [tap for row in rows for tap in _summed(row.unbind(dim=2), right)]
+    return torch.stack(taps, dim=2).reshape(*weight.shape[:2], 2, 2)
+
+
+def _summed(taps: Sequence[Tensor], place: int) -> tuple[Tensor, Tensor]:
+    first, middle, last = taps
+    return (first, middle + last) if place == 0 else (first + middle, last)
 
 
 def _by_amx(

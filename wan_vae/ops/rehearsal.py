@@ -29,6 +29,7 @@ _SMALL = 2**25
 # What gaps between small things add to them, as measured with glibc, and up to how much of them.
 _GAPS = 0.6
 _LARGEST_GAPS = 3 * 2**23
+_PAGE = 2**21
 
 _current: ContextVar["Rehearsal | None"] = ContextVar("rehearsal", default=None)
 
@@ -202,6 +203,8 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # What is left to the list is what the region had when it was dropped.
             weakref.finalize(region, self._drop, self._touched[region]).atexit = False
         spans = self._touched[region]
+        # The system gives large memory in pages of this size.
+        start, stop = start // _PAGE * _PAGE, min(-(-stop // _PAGE) * _PAGE, region.size)
         before = sum(end - begin for begin, end in spans)
         merged: list[tuple[int, int]] = []
         for begin, end in sorted([*spans, (start, stop)]):
