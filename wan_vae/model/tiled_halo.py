@@ -80,12 +80,11 @@ class TiledHalo(StreamHalo):
         x, known = self.neighbors.around(x, margin_of(steps))
         down, right = size_after(steps, known.top), size_after(steps, known.left)
         workspace, result = Workspace(), None
-        grid = (height, width, self.tiling.rows, self.tiling.columns, cell)
+        tiles = tiles_of(height, width, self.tiling.rows, self.tiling.columns, cell)
+        places = [windows_of(steps, x.shape[3], x.shape[4], tile.moved(down, right)) for tile in tiles]
         rehearsal = rehearsal_of(x)
-        tiles = tiles_of(*grid) if rehearsal is None else [largest_of(*grid)]
-        for index, tile in enumerate(tiles):
-            name = f"{_TILE}{index}"
-            windows = windows_of(steps, x.shape[3], x.shape[4], tile.moved(down, right))
+        for index, windows in enumerate(places if rehearsal is None else [largest_of(steps, places)]):
+            name, tile = f"{_TILE}{index}", windows[-1].moved(-down, -right)
             cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
             passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
             halo = self._part(name, passage, workspace, None)
@@ -95,7 +94,7 @@ class TiledHalo(StreamHalo):
                 result[:, :, after, tile.rows.slice, tile.columns.slice] = part
                 del part
                 if rehearsal is not None and self._goes_on and halo.at_start:
-                    rehearsal.hold((len(tiles_of(*grid)) - 1) * halo.remembered_bytes)
+                    rehearsal.hold((len(tiles) - 1) * halo.remembered_bytes)
                 _advance(halo)
             del halo
         assert result is not None

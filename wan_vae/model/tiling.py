@@ -76,13 +76,16 @@ def tiles_of(height: int, width: int, rows: int, columns: int, multiple: int) ->
     ]
 
 
-def largest_of(height: int, width: int, rows: int, columns: int, multiple: int) -> Window:
-    """Return one of the tiles whose windows are largest: a largest part, away from the picture's edges if possible."""
-    spans = []
-    for size, count in ((height, rows), (width, columns)):
-        parts = parts_of(size, count, multiple)
-        spans.append(max(parts[1:-1] or parts, key=lambda part: part.stop - part.start))
-    return Window(*spans)
+def largest_of(steps: Sequence[Step], places: Sequence[Sequence[Window]]) -> Sequence[Window]:
+    """Return the windows of the tile whose largest tensor is largest.
+
+    Args:
+        steps: What runs tile by tile.
+        places: What `windows_of` returned for each tile.
+    """
+    return max(
+        places, key=lambda windows: max(step.values * at.pixels for step, at in zip(steps, windows[:-1], strict=True))
+    )
 
 
 def size_after(steps: Sequence[Step], size: int) -> int:

@@ -11,9 +11,7 @@ from wan_vae.errors import UserError
 from wan_vae.model.reach import Activation, Reach, write
 from wan_vae.ops.recording import recorded
 from wan_vae.shards.grid import Area, Grid, common, within
-from wan_vae.shards.peers import Peers
-
-Messages = list[tuple[int, Tensor]]
+from wan_vae.shards.peers import Links, Message
 
 
 class ShardNeighbors:
@@ -22,7 +20,7 @@ class ShardNeighbors:
     All processes must ask for the same things in the same order.
     """
 
-    def __init__(self, grid: Grid, peers: Peers) -> None:
+    def __init__(self, grid: Grid, peers: Links) -> None:
         assert len(peers) == grid.rows * grid.columns, (len(peers), grid)
         self._grid = grid
         self._peers = peers
@@ -63,7 +61,8 @@ class ShardNeighbors:
         own = self._peers.index
         row, _ = self._grid.place(own)
         scale = x.shape[3] // self._grid.heights[row]
-        mine, wanted = self._grid.area(own, scale), self._grid.area(own, scale, margin)
+        reach = Reach(top=margin, bottom=margin, left=margin, right=margin)
+        mine, wanted = self._grid.area(own, scale), self._grid.area(own, scale, reach)
         size = [side.stop - side.start for side in wanted]
         out = torch.empty((*x.shape[:3], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
         out[(..., *within(mine, wanted))] = x
@@ -71,7 +70,7 @@ class ShardNeighbors:
         for peer in range(len(self._peers)):
             if peer == own:
                 continue
-            theirs, they_want = self._grid.area(peer, scale), self._grid.area(peer, scale, margin)
+            theirs, they_want = self._grid.area(peer, scale), self._grid.area(peer, scale, reach)
             if (area := common(mine, they_want)) is not None:
                 given.append((peer, x[(..., *within(area, mine))]))
             if (area := common(theirs, wanted)) is not None:
@@ -121,7 +120,7 @@ class _Exchange:
         taken: Where what each peer sends is to be written.
     """
 
-    def __init__(self, peers: Peers, given: Messages, taken: Messages) -> None:
+    def __init__(self, peers: Links, given: list[Message], taken: list[Message]) -> None:
         self._places = [_channels_last(place) for _, place in taken]
         self._arriving = [place.new_empty(place.shape) for place in self._places]
         self._transfers = peers.start(

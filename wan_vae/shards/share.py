@@ -8,7 +8,7 @@ from torch import Tensor
 from wan_vae.errors import UserError
 from wan_vae.shards.grid import Grid
 from wan_vae.shards.neighbors import ShardNeighbors
-from wan_vae.shards.peers import Peers
+from wan_vae.shards.peers import Links
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Share:
     """
 
     grid: Grid
-    peers: Peers
+    peers: Links
 
     @property
     def neighbors(self) -> ShardNeighbors:

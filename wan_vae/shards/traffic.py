@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 
 from wan_vae.config import VAEConfig
 from wan_vae.model.reach import Reach
-from wan_vae.shards.grid import Grid
+from wan_vae.shards.grid import Grid, common
 
 _AROUND = Reach(top=1, bottom=1, left=1, right=1)
 _AFTER = Reach(bottom=1, right=1)
@@ -79,19 +79,13 @@ def bytes_sent(looks: Iterable[Look], grid: Grid, part: int, *, itemsize: int, b
 
 
 def _pixels_sent(look: Look, grid: Grid, part: int) -> int:
+    others = [other for other in range(grid.rows * grid.columns) if other != part]
     if look.reach is None:
         # A key and a value for each pixel, to all others.
-        return 2 * grid.latent_pixels[part] * (grid.rows * grid.columns - 1)
-    row, column = grid.place(part)
-    height, width = grid.heights[row] * look.scale, grid.widths[column] * look.scale
-    total = 0
-    for down, right in product((-1, 0, 1), repeat=2):
-        if (down, right) != (0, 0) and grid.part_at(row + down, column + right) is not None:
-            # What lies before a part looks after itself, where the part is.
-            rows = {-1: look.reach.bottom, 0: height, 1: look.reach.top}[down]
-            columns = {-1: look.reach.right, 0: width, 1: look.reach.left}[right]
-            total += rows * columns
-    return total
+        return 2 * grid.latent_pixels[part] * len(others)
+    own = grid.area(part, look.scale)
+    seen = (common(own, grid.area(other, look.scale, look.reach)) for other in others)
+    return sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in filter(None, seen))
 
 
 def _middle(config: VAEConfig, width: int, frames: int) -> Iterator[Look]:
