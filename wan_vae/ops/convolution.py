@@ -52,7 +52,8 @@ def convolve(
     shape = (x.shape[0], weight.shape[0], *size)
     rehearsal = rehearsal_of(x)
     if rehearsal is not None:
-        return rehearsal.convolve(weight, workspace.empty(shape, like=x), workspace)
+        surrounded = stride == 1 and padding == (1, 1)
+        return rehearsal.convolve(weight, workspace.empty(shape, like=x), workspace, surrounded=surrounded)
     if amx_serves(x, weight):
         out = workspace.empty(shape, like=x)
         return _by_amx(x, weight, bias, residual, out, workspace, padding=padding, stride=stride)
@@ -82,7 +83,7 @@ def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: 
     out = workspace.empty((batch, weight.shape[0], frames, 2 * height, 2 * width), like=x)
     rehearsal = rehearsal_of(x)
     if rehearsal is not None:
-        return rehearsal.convolve(weight, out, workspace)
+        return rehearsal.convolve(weight, out, workspace, surrounded=True)
     if amx_serves(x, weight):
         # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps.
         for place, taps in enumerate(summed_taps(weight.squeeze(2)).unsqueeze(2).chunk(4)):

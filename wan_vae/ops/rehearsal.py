@@ -133,13 +133,25 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.hold(storage.nbytes())
         return tensor
 
-    def convolve(self, weight: Tensor, out: Tensor, workspace: "Workspace") -> Tensor:
-        """Take what a convolution into `out` takes beside it."""
+    def convolve(self, weight: Tensor, out: Tensor, workspace: "Workspace", *, surrounded: bool) -> Tensor:
+        """Take what a convolution into `out` takes beside it.
+
+        Args:
+            surrounded: Whether it is one of all pixels, with zeros around them, as our own 3x3 ones are.
+        """
         self.operations += 2 * out.numel() * weight[0].numel()
-        if self.device.type == "cpu":
+        if self.device.type != "cpu":
+            return out
+        square = weight.shape[3:] == (3, 3) and not (weight.dtype == torch.bfloat16 and processor_has_amx())
+        if square and not surrounded:
+            # oneDNN's weights, in two other orders, in memory of the C library's.
+            for _ in range(2):
+                self._take(weight.nbytes)
+            for _ in range(2):
+                self._give(weight.nbytes)
+        else:
             # Transformed weights: four times as many, in float32, by Winograd; elsewhere in another order.
-            winograd = weight.shape[3:] == (3, 3) and not (weight.dtype == torch.bfloat16 and processor_has_amx())
-            size = weight.numel() * (16 if winograd else weight.dtype.itemsize)
+            size = weight.numel() * (16 if square else weight.dtype.itemsize)
             self.lend(workspace, (1, size // weight.dtype.itemsize, 1, 1, 1), weight)
         return out
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from wan_vae.errors import UserError
 from wan_vae.model.reach import Activation, Reach, write
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.workspace import Workspace
 from wan_vae.shards.grid import Area, Grid, common, within
 from wan_vae.shards.peers import Links, Message
 
@@ -24,6 +25,7 @@ class ShardNeighbors:
         assert len(peers) == grid.rows * grid.columns, (len(peers), grid)
         self._grid = grid
         self._peers = peers
+        self._workspace = Workspace()
 
     def margin(self, reach: Reach) -> Reach:
         # Where the picture is not cut in rows, or columns, its zeros are left to the convolution, which needs no copy.
@@ -53,7 +55,7 @@ class ShardNeighbors:
             else:
                 given.append((side.peer, middle[(..., *side.inside)]))
                 taken.append((side.peer, place))
-        exchange = _Exchange(self._peers, given, taken)
+        exchange = _Exchange(self._peers, self._workspace, given, taken)
         _write_part(middle, x, interior, activation)
         exchange.finish()
 
@@ -64,7 +66,7 @@ class ShardNeighbors:
         reach = Reach(top=margin, bottom=margin, left=margin, right=margin)
         mine, wanted = self._grid.area(own, scale), self._grid.area(own, scale, reach)
         size = [side.stop - side.start for side in wanted]
-        out = torch.empty((*x.shape[:3], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        out = self._workspace.lasting((*x.shape[:3], *size), like=x)
         out[(..., *within(mine, wanted))] = x
         given, taken = [], []
         for peer in range(len(self._peers)):
@@ -75,7 +77,7 @@ class ShardNeighbors:
                 given.append((peer, x[(..., *within(area, mine))]))
             if (area := common(theirs, wanted)) is not None:
                 taken.append((peer, out[(..., *within(area, wanted))]))
-        _Exchange(self._peers, given, taken).finish()
+        _Exchange(self._peers, self._workspace, given, taken).finish()
         rows, columns = ((one.start - two.start, two.stop - one.stop) for one, two in zip(mine, wanted, strict=True))
         return out, Reach(top=rows[0], bottom=rows[1], left=columns[0], right=columns[1])
 
@@ -116,17 +118,21 @@ class _Exchange:
 
     Args:
         peers: Who has the parts.
+        workspace: Where there is room for what is under way.
         given: What each peer is sent: views (B, C, T, H, W).
         taken: Where what each peer sends is to be written.
     """
 
-    def __init__(self, peers: Links, given: list[Message], taken: list[Message]) -> None:
-        self._places = [_channels_last(place) for _, place in taken]
-        self._arriving = [place.new_empty(place.shape) for place in self._places]
-        self._transfers = peers.start(
-            [(peer, _channels_last(pixels).contiguous()) for peer, pixels in given],
-            [(peer, pixels) for (peer, _), pixels in zip(taken, self._arriving, strict=True)],
-        )
+    def __init__(self, peers: Links, workspace: Workspace, given: list[Message], taken: list[Message]) -> None:
+        self._places = [place for _, place in taken]
+        self._arriving = [workspace.empty(tuple(place.shape), like=place) for place in self._places]
+        leaving = []
+        for peer, pixels in given:
+            copy = workspace.empty(tuple(pixels.shape), like=pixels)
+            copy.copy_(pixels)
+            leaving.append((peer, _in_order(copy)))
+        arriving = [(peer, _in_order(pixels)) for (peer, _), pixels in zip(taken, self._arriving, strict=True)]
+        self._transfers = peers.start(leaving, arriving)
 
     def finish(self) -> None:
         """Wait for what arrives and write it to its places."""
@@ -179,6 +185,6 @@ def _write_part(out: Tensor, x: Tensor, area: Area, activation: Activation | Non
         write(out[(..., *area)], part, activation)
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """View (B, C, T, H, W) as (B, T, H, W, C), the order in memory."""
+def _in_order(x: Tensor) -> Tensor:
+    """View (B, C, T, H, W) as (B, T, H, W, C), the order in memory of what a workspace lends."""
     return x.permute(0, 2, 3, 4, 1)
