@@ -1,7 +1,6 @@
 """The VAE over several devices."""
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,13 +9,13 @@ from torch import Tensor
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
-from wan_vae.memory import Budget, Part, Plan
+from wan_vae.memory import Budget, Plan
 from wan_vae.shards.budget import least_budget
 from wan_vae.shards.grid import arranged, evenly
 from wan_vae.shards.peers import Peers
-from wan_vae.shards.rehearsing import largest_share
+from wan_vae.shards.rehearsing import CutOrJoin, largest_part
 from wan_vae.shards.share import Share
-from wan_vae.shards.way import Call, Way, decoding, encoding
+from wan_vae.shards.way import Call, Way, going
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -48,7 +47,7 @@ class ShardedVAE:
         if vae.training:
             raise UserError("A model in training mode cannot share clips among processes; call its eval() first.")
         self._vae = vae
-        self._gather = gather
+        self._joined: CutOrJoin = Share.gather if gather else _left
         self._peers, self._shape = _members(mesh)
 
     @property
@@ -72,7 +71,7 @@ class ShardedVAE:
                 small; the message, which all processes give, says what would do.
         """
         self._vae._check_video(video, whole=True)
-        return self._whole(video, encoding(self._vae), latents_per_pass, memory)
+        return self._whole(video, going(self._vae, "encode"), latents_per_pass, memory)
 
     def decode(self, latents: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """Final latents (B, z, t, h, w) -> video (B, 3, T, H, W), as `WanVAE.decode`.
@@ -88,7 +87,7 @@ class ShardedVAE:
                 is too small; the message, which all processes give, says what would do.
         """
         self._vae._check_latents(latents, whole=True)
-        return self._whole(latents, decoding(self._vae), latents_per_pass, memory)
+        return self._whole(latents, going(self._vae, "decode"), latents_per_pass, memory)
 
     def encode_stream(
         self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, memory: Budget | None = None
@@ -101,7 +100,7 @@ class ShardedVAE:
             memory: A budget for all that a chunk of as many latents takes in this process beside the model and the
                 chunk; see `encode`.
         """
-        return self._stream(chunks, encoding(self._vae), latents_per_pass, memory)
+        return self._stream(chunks, going(self._vae, "encode"), latents_per_pass, memory)
 
     def decode_stream(
         self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, memory: Budget | None = None
@@ -114,7 +113,7 @@ class ShardedVAE:
             memory: A budget for all that a chunk of as many latents takes in this process beside the model and the
                 chunk; see `decode`.
         """
-        return self._stream(chunks, decoding(self._vae), latents_per_pass, memory)
+        return self._stream(chunks, going(self._vae, "decode"), latents_per_pass, memory)
 
     def plan(
         self,
@@ -137,7 +136,7 @@ class ShardedVAE:
             UserError: The size does not fit, the picture is too small for so many processes, or the budget is too
                 small; the message, which all processes give, says what would do.
         """
-        way = encoding(self._vae) if call == "encode" else decoding(self._vae)
+        way = going(self._vae, call)
         x = self._vae._input_of(call, (batch, 3, frames, height, width))
         self._peers.check_alike(f"a plan for {tuple(x.shape)}")
         share = self.share(*way.latents(x.shape))
@@ -165,7 +164,7 @@ class ShardedVAE:
                 plan = self._planned(x, way, share, latents_per_pass, memory, goes_on=False)
                 latents_per_pass, tiling = plan.latents_per_pass, plan.tiling
             part = way.whole(share.cut(x, way.scale), latents_per_pass, tiling, share.neighbors)
-            return self._joined(share, way)(part)
+            return self._joined(share, part, way.becomes)
 
     def _stream(
         self, chunks: Iterable[Tensor], way: Way, latents_per_pass: int | None, memory: Budget | None
@@ -182,7 +181,7 @@ class ShardedVAE:
                 stream = way.stream(latents_per_pass=latents_per_pass, neighbors=share.neighbors, tiling=tiling)
             result = stream.push(share.cut(chunk, way.scale))
             if result is not None:
-                result = self._joined(share, way)(result)
+                result = self._joined(share, result, way.becomes)
                 yield result
                 # The caller's, from here on.
                 del result
@@ -193,9 +192,6 @@ class ShardedVAE:
         self._peers.check_alike(f"{way.call} of {tuple(x.shape)} in {x.dtype} with {budget} of memory")
         return self.share(*way.latents(x.shape))
 
-    def _joined(self, share: Share, way: Way) -> Callable[[Tensor], Tensor]:
-        return partial(share.gather, scale=way.becomes) if self._gather else lambda part: part
-
     def _planned(
         self, x: Tensor, way: Way, share: Share, latents_per_pass: int | None, memory: Budget, *, goes_on: bool
     ) -> Plan:
@@ -204,10 +200,7 @@ class ShardedVAE:
         # One decides, for two might not find the same: they may have different processors.
         if self._peers.index == 0:
             try:
-                largest = largest_share(share.grid)
-                beyond = largest.grid.beyond(largest.peers.index)
-                cut = partial(largest.cut, scale=way.scale)
-                part = Part(largest.neighbors, beyond, cut, self._joined(largest, way))
+                part = largest_part(share.grid, way, Share.cut, self._joined)
                 plan = self._vae._planned(way.call, x, latents_per_pass, budget, goes_on=goes_on, part=part)
             except UserError as error:
                 plan = str(error)
@@ -215,6 +208,11 @@ class ShardedVAE:
         if isinstance(plan, str):
             raise UserError(plan)
         return plan
+
+
+def _left(share: Share, part: Tensor, scale: int) -> Tensor:
+    """Leave a part where it is."""
+    return part
 
 
 def _members(mesh: "DeviceMesh | None") -> tuple[Peers, tuple[int, int] | None]:

@@ -42,19 +42,16 @@ class Way(NamedTuple):
         return shape[3] // self.scale, shape[4] // self.scale
 
 
-def encoding(vae: "WanVAE") -> Way:
-    """Return the way from frames to latents."""
+def going(vae: "WanVAE", call: Call) -> Way:
+    """Return the way that a call goes."""
+    if call == "decode":
+        check = partial(vae._check_latents, whole=False)
+        scale = vae.config.spatial_compression * vae.config.output_upscale
+        return Way(call, partial(DecodeStream, vae), vae._decoded, check, 1, scale)
 
     def whole(video: Tensor, latents: int | None, tiling: Tiling | None, neighbors: Neighbors) -> Tensor:
         moments = vae._moments(video, latents, tiling, neighbors)
         return vae.normalize(Posterior.from_moments(moments).mode())
 
     check = partial(vae._check_video, whole=False)
-    return Way("encode", partial(EncodeStream, vae), whole, check, vae.config.spatial_compression, 1)
-
-
-def decoding(vae: "WanVAE") -> Way:
-    """Return the way from latents to frames."""
-    check = partial(vae._check_latents, whole=False)
-    scale = vae.config.spatial_compression * vae.config.output_upscale
-    return Way("decode", partial(DecodeStream, vae), vae._decoded, check, 1, scale)
+    return Way(call, partial(EncodeStream, vae), whole, check, vae.config.spatial_compression, 1)
