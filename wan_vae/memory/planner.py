@@ -97,7 +97,6 @@ class _Stretch:
             grid for grid in product(self._rows, self._columns) if grid in _GRIDS_OF_STREAMS or not job.goes_on
         ]
         self.grids = [grid for grid in self.grids if grid != (1, 1)]
-        self._base: int | None = None
         self._peaks: dict[tuple[int, int], int] = {}
         self._known: list[tuple[int, int]] = []
 
@@ -106,9 +105,7 @@ class _Stretch:
         """The bytes that the thriftiest grid takes: the finest one, unless the memory of all tiles counts."""
         if self._job.goes_on:
             return min([self.predict(*grid) for grid in self.grids], default=_ENDLESS)
-        if self._base is None:
-            self._base = _predicted(self._job, 1, self.tiling(max(self._rows), max(self._columns)))
-        return self._base
+        return self.predict(max(self._rows), max(self._columns))
 
     def tiling(self, rows: int, columns: int) -> Tiling:
         """Return how these steps run in a grid of tiles."""
@@ -123,10 +120,14 @@ class _Stretch:
         """Whether a grid may keep to a budget, as far as is known by now."""
         if self._job.goes_on:
             return True
+        if self.least > budget:
+            return False
+        if (rows, columns) in self._peaks:
+            return self._peaks[rows, columns] <= budget
         values = self._values(rows, columns)
         # What is no tile's takes as much in any grid: a tile twice as small takes half as much together, or more.
         known = [peak * values / of for of, peak in self._known if values <= of]
-        return max([self.least, *known]) <= budget
+        return max(known, default=0) <= budget
 
     def predict(self, rows: int, columns: int) -> int:
         """Return the bytes that a grid takes."""

@@ -30,7 +30,10 @@ _DIFFERENT_PASSES = 3
 _SMALL = 2**25
 # What gaps between small things add to them, as measured with glibc, and up to how much of them.
 _GAPS = 0.6
-_LARGEST_GAPS = 3 * 2**23
+_LARGEST_GAPS = 2**26
+# oneDNN's weights, in two other orders. glibc seldom finds them room where the last ones were: as measured.
+_COPIES = 2
+_COPIES_AND_HOLES = 6
 
 _current: ContextVar["Rehearsal | None"] = ContextVar("rehearsal", default=None)
 
@@ -144,10 +147,10 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         square = weight.shape[3:] == (3, 3) and not (weight.dtype == torch.bfloat16 and processor_has_amx())
         if square and not surrounded:
-            # oneDNN's weights, in two other orders, in memory of the C library's.
-            for _ in range(2):
+            copies = _COPIES_AND_HOLES if self._is_kept(weight.nbytes) else _COPIES
+            for _ in range(copies):
                 self._take(weight.nbytes)
-            for _ in range(2):
+            for _ in range(copies):
                 self._give(weight.nbytes)
         else:
             # Transformed weights: four times as many, in float32, by Winograd; elsewhere in another order.

@@ -12,7 +12,7 @@ from wan_vae.model.reach import Activation, Reach, write
 from wan_vae.ops.recording import recorded
 from wan_vae.ops.workspace import Workspace
 from wan_vae.shards.grid import Area, Grid, common, within
-from wan_vae.shards.peers import Links, Message
+from wan_vae.shards.peers import Links, Message, channels_last
 
 
 class ShardNeighbors:
@@ -130,8 +130,8 @@ class _Exchange:
         for peer, pixels in given:
             copy = workspace.empty(tuple(pixels.shape), like=pixels)
             copy.copy_(pixels)
-            leaving.append((peer, _in_order(copy)))
-        arriving = [(peer, _in_order(pixels)) for (peer, _), pixels in zip(taken, self._arriving, strict=True)]
+            leaving.append((peer, channels_last(copy)))
+        arriving = [(peer, channels_last(pixels)) for (peer, _), pixels in zip(taken, self._arriving, strict=True)]
         self._transfers = peers.start(leaving, arriving)
 
     def finish(self) -> None:
@@ -183,8 +183,3 @@ def _write_part(out: Tensor, x: Tensor, area: Area, activation: Activation | Non
     part = x[(..., *area)]
     if part.numel() > 0:
         write(out[(..., *area)], part, activation)
-
-
-def _in_order(x: Tensor) -> Tensor:
-    """View (B, C, T, H, W) as (B, T, H, W, C), the order in memory of what a workspace lends."""
-    return x.permute(0, 2, 3, 4, 1)

@@ -114,3 +114,8 @@ class Peers:
         messages = [None]
         dist.broadcast_object_list(messages, self._ranks[teller], self._group, _HOST)
         return messages[0]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return (B, C, T, H, W) as a contiguous (B, T, H, W, C): a view, if it is stored like that."""
+    return x.permute(0, 2, 3, 4, 1).contiguous()
