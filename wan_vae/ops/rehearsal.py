@@ -30,10 +30,10 @@ _DIFFERENT_PASSES = 3
 _SMALL = 2**25
 # What gaps between small things add to them, as measured with glibc, and up to how much of them.
 _GAPS = 0.6
-_LARGEST_GAPS = 2**26
-# oneDNN's weights, in two other orders. glibc seldom finds them room where the last ones were: as measured.
+_LARGEST_GAPS = 3 * 2**23
+# oneDNN has weights in two other orders. glibc seldom finds them room where the last ones were, as measured.
 _COPIES = 2
-_COPIES_AND_HOLES = 6
+_COPIES_AND_HOLES = 8
 
 _current: ContextVar["Rehearsal | None"] = ContextVar("rehearsal", default=None)
 
