@@ -232,8 +232,10 @@ def test_a_generator_hands_chunks_on_in_the_mode_of_its_caller(vae: WanVAE) -> N
 
 def held(stream: EncodeStream | DecodeStream) -> tuple[int, int, int]:
     inside = stream._stream
-    remembered = sum(past.untyped_storage().nbytes() for past in inside._halo._remembered.values())
-    borrowed = sum(len(region.memory) for region in inside._halo.workspace._regions)
+    pieces = [piece for past in inside._halo._remembered.values() for piece in past]
+    remembered = sum(piece.untyped_storage().nbytes() for piece in pieces)
+    workspace = inside._halo.workspace
+    borrowed = sum(len(region.memory) for region in [*workspace._regions, *workspace._kept_regions])
     return remembered, inside._waiting.untyped_storage().nbytes(), borrowed
 
 

@@ -106,14 +106,20 @@ def test_interleaved_streams_do_not_disturb_each_other() -> None:
         assert torch.equal(torch.cat(part, dim=2), vae.encode(clip))
 
 
-def test_a_stream_remembers_frames_and_not_whole_chunks() -> None:
-    vae, halo = random_vae(small_config()), StreamHalo()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_a_stream_remembers_frames_and_not_whole_chunks(dtype: torch.dtype, with_gradients: bool) -> None:
+    vae, halo = random_vae(small_config(), dtype), StreamHalo()
     sizes = []
-    for chunk in random_video(17, 4, 6).split([1, 2, 2, 12], dim=2):
-        vae.moments(chunk, halo)
+    for chunk in random_video(17, 4, 6, dtype=dtype).split([1, 2, 2, 12], dim=2):
+        with torch.set_grad_enabled(with_gradients):
+            vae.moments(chunk, halo)
         halo.advance()
-        sizes.append(sum(past.untyped_storage().nbytes() for past in halo._remembered.values()))
-    assert sizes[1] == sizes[2] == sizes[3]
+        pieces = [piece for past in halo._remembered.values() for piece in past]
+        sizes.append(sum(piece.untyped_storage().nbytes() for piece in pieces))
+        assert all(region.is_unused for region in halo.workspace._regions)
+    assert sizes[0] <= sizes[1] == sizes[2] == sizes[3]
+    assert sizes[-1] == halo.remembered_bytes
 
 
 def test_several_halos_share_one_state_under_prefixes() -> None:

@@ -29,10 +29,19 @@ def random(*shape: int, seed: int = 9) -> Tensor:
 
 
 def by_amx(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor, **how: object
+    x: Tensor | list[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    *,
+    before: int = 0,
+    padding: tuple[int, int] = (0, 0),
+    stride: int = 1,
 ) -> Tensor:
     packed = torch.full((amx_packed_size(weight) + 64,), torch.nan, dtype=torch.bfloat16)
-    result = amx_conv3d(x, weight, bias, residual, out, packed[:-64], **how)
+    pieces = [x] if isinstance(x, Tensor) else x
+    result = amx_conv3d(pieces, weight, bias, residual, out, packed[:-64], zeros=(before, *padding), stride=stride)
     assert packed[-64:].isnan().all()
     return result
 
@@ -85,6 +94,29 @@ class TestResult:
             expected = expected + residual
         assert ((out - expected).abs() <= 2e-6 * (magnitude + 10) + 2.0**-8 * expected.abs()).all()
         assert around(out) == out.numel()
+
+    @given(
+        st.integers(1, 2),
+        st.lists(st.integers(1, 3), min_size=1, max_size=4),
+        st.integers(0, 3),
+        st.integers(1, 3),
+        st.integers(1, 40),
+    )
+    def test_frames_may_lie_anywhere_and_zeros_nowhere(
+        self, batch: int, lengths: list[int], before: int, taps: int, width: int
+    ) -> None:
+        assume(before + sum(lengths) >= taps)
+        pieces = [
+            channels_last(batch, 32, length, 5, width, dtype=torch.bfloat16, seed=seed)
+            for seed, length in enumerate(lengths)
+        ]
+        weight = random(20, 32, taps, 3, 3)
+        x = F.pad(torch.cat(pieces, dim=2), (0, 0, 0, 0, before, 0)).contiguous(memory_format=torch.channels_last_3d)
+        size = (batch, 20, x.shape[2] - taps + 1, 5, width)
+        joined, apart = (channels_last(*size, dtype=torch.bfloat16) for _ in range(2))
+        by_amx(x, weight, None, None, joined, padding=(1, 1))
+        by_amx(pieces, weight, None, None, apart, before=before, padding=(1, 1))
+        assert torch.equal(apart, joined)
 
     def test_weight_may_have_any_layout(self) -> None:
         x = channels_last(1, 64, 3, 9, 20, dtype=torch.bfloat16)
@@ -140,7 +172,7 @@ class TestResult:
         x, weight = channels_last(1, 32, 3, 12, 12, dtype=torch.bfloat16), random(32, 32, 3, 3, 3)
         apart = by_amx(x, weight, None, None, channels_last(1, 32, 1, 12, 12, dtype=torch.bfloat16), padding=(1, 1))
         with torch.inference_mode():
-            assert torch.equal(convolve(x, weight, None, Workspace(), padding=(1, 1)), apart)
+            assert torch.equal(convolve([x], weight, None, Workspace(), zeros=(0, 1, 1, 1, 1)), apart)
 
 
 @pytest.mark.usefixtures("amx")
@@ -150,7 +182,6 @@ def test_serves_bfloat16_with_channels_in_even_parts() -> None:
     assert amx_serves(x[:, :48], weight[:, :48])
     assert not amx_serves(x[:, :3], weight[:, :3])
     assert not amx_serves(x[:, :34], weight[:, :34].repeat(1, 1, 2, 1, 1))
-    assert not amx_serves(x.contiguous(), weight)
     assert not amx_serves(x.float(), weight.float())
 
 

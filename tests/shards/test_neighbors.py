@@ -99,7 +99,7 @@ def edges_around(group: dist.ProcessGroup, grid: Grid) -> np.ndarray:
     neighbors = ShardNeighbors(grid, peers)
     whole = torch.arange(float(sum(grid.heights) * sum(grid.widths))).view(1, 1, 1, sum(grid.heights), -1) + 1
     reach = Reach(top=1, bottom=1, left=1, right=1)
-    out, zeros = Halo(neighbors).surround(torch.nn.Identity(), grid.cut(whole, peers.index, 1), reach)
+    (out,), zeros = Halo(neighbors).surround(torch.nn.Identity(), grid.cut(whole, peers.index, 1), reach)
     return F.pad(out, (zeros.left, zeros.right, zeros.top, zeros.bottom)).numpy()
 
 

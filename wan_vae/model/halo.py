@@ -7,6 +7,7 @@ have no modes and keep no state. In time it answers itself, in space it asks its
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from wan_vae.errors import UserError
 from wan_vae.model.neighbors import Alone, Neighbors
-from wan_vae.model.reach import Activation, Reach
+from wan_vae.model.reach import Activation, Reach, write
 from wan_vae.model.steps import Run, Step, runs_of_frames, values_of
 from wan_vae.ops.recording import recorded
 from wan_vae.ops.rehearsal import device_of
@@ -24,6 +25,18 @@ from wan_vae.ops.workspace import Workspace
 def bytes_at_once(device: torch.device) -> int:
     """Return the size of a tensor that keeps the device busy. On a CPU, less still would not stay in the cache."""
     return 2**29 if device.type == "cuda" else 2**25
+
+
+class Surrounded(NamedTuple):
+    """A layer's input with what is known to lie around it.
+
+    Attributes:
+        pieces: (B, C, n, H, W) each, one after the other in time.
+        zeros: The part of the layer's reach where the clip ends and nothing lies.
+    """
+
+    pieces: list[Tensor]
+    zeros: Reach
 
 
 class Halo:
@@ -53,8 +66,8 @@ class Halo:
         return 0
 
     def surround(
-        self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None
-    ) -> tuple[Tensor, Reach]:
+        self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None, *, apart: bool = False
+    ) -> Surrounded:
         """Put around `x` (B, C, T, H, W) what is known to lie within `reach` of it.
 
         Args:
@@ -62,12 +75,10 @@ class Halo:
             x: The layer's input.
             reach: How far the layer looks.
             activation: What `x` has to pass through first.
-
-        Returns:
-            The extended tensor, and the part of `reach` where the clip ends and nothing lies.
+            apart: Whether the layer takes frames wherever they are. Otherwise they come in one piece.
         """
         margin = self.neighbors.margin(reach)
-        return self._joined(None, x, margin, activation), reach.beyond(margin)
+        return Surrounded([self._joined(None, x, margin, activation)], reach.beyond(margin))
 
     def everywhere(self, x: Tensor) -> Tensor:
         """Take a value (n, 1, h * w, C) for each pixel of the latents' grid and return those of the whole picture."""
@@ -110,7 +121,8 @@ class StreamHalo(Halo):
     def __init__(self, neighbors: Neighbors | None = None) -> None:
         super().__init__(neighbors)
         self._started = False
-        self._remembered: dict[nn.Module, Tensor] = {}
+        # By layer, in pieces: (B, C, n, H, W) each, at most as many frames as it looks back at.
+        self._remembered: dict[nn.Module, list[Tensor]] = {}
 
     @property
     def at_start(self) -> bool:
@@ -122,19 +134,38 @@ class StreamHalo(Halo):
 
     @property
     def remembered_bytes(self) -> int:
-        return sum(past.numel() * past.dtype.itemsize for past in self._remembered.values())
+        return sum(piece.nbytes for past in self._remembered.values() for piece in past)
 
     def surround(
-        self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None
-    ) -> tuple[Tensor, Reach]:
+        self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None, *, apart: bool = False
+    ) -> Surrounded:
         if reach.before == 0:
-            return super().surround(layer, x, reach, activation)
-        past = self._remembered.get(layer)
+            return super().surround(layer, x, reach, activation, apart=apart)
+        past = self._remembered.get(layer, [])
         margin = self.neighbors.margin(reach)
-        x = self._joined(past, x, margin, activation)
-        self._remember(layer, x, reach.before)
         zeros = reach.beyond(margin)
-        return x, zeros if past is None else zeros._replace(before=0)
+        zeros = zeros._replace(before=reach.before - sum(piece.shape[2] for piece in past))
+        if apart and not any(margin):
+            pieces = [*past, *self._in_pieces(x, reach.before, activation)]
+            self._remembered[layer] = _last_frames(pieces, reach.before)
+            return Surrounded(pieces, zeros)
+        joined = self._joined(past[0] if past else None, x, margin, activation)
+        self._remember(layer, joined, reach.before)
+        return Surrounded([joined], zeros)
+
+    def _in_pieces(self, x: Tensor, count: int, activation: Activation | None) -> list[Tensor]:
+        """Return `activation(x)` with each of its last `count` frames in memory of its own, which may be remembered."""
+        first = max(0, x.shape[2] - count)
+        pieces = [(x[:, :, :first], False)] if first > 0 else []
+        pieces += [(frame, True) for frame in torch.split(x[:, :, first:], 1, dim=2)]
+        return [self._apart(part, activation, kept=kept) for part, kept in pieces]
+
+    def _apart(self, x: Tensor, activation: Activation | None, *, kept: bool) -> Tensor:
+        if activation is None and not kept:
+            return x
+        piece = self.workspace.empty(x.shape, like=x, kept=kept)
+        write(piece, x, activation)
+        return piece
 
     def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
         for run in runs_of_frames(steps):
@@ -162,13 +193,14 @@ class StreamHalo(Halo):
         last = x[:, :, -count:]
         if recorded():
             # A copy, because a view would keep the whole chunk alive.
-            self._remembered[layer] = F.pad(last, (0, 0, 0, 0, missing, 0)).clone()
+            self._remembered[layer] = [F.pad(last, (0, 0, 0, 0, missing, 0)).clone()]
             return
-        past = self._remembered.get(layer)
-        if past is None:
+        if layer in self._remembered:
+            (past,) = self._remembered[layer]
+        else:
             batch, channels, _, height, width = x.shape
             past = self.workspace.lasting((batch, channels, count, height, width), like=x)
-            self._remembered[layer] = past
+            self._remembered[layer] = [past]
         past[:, :, :missing].zero_()
         past[:, :, missing:] = last
 
@@ -185,7 +217,7 @@ class StreamHalo(Halo):
         """
         names = {layer: name for name, layer in model.named_modules()}
         return {
-            prefix + names[layer]: past.clone(memory_format=torch.contiguous_format)
+            prefix + names[layer]: torch.cat(past, dim=2).clone(memory_format=torch.contiguous_format)
             for layer, past in self._remembered.items()
         }
 
@@ -207,6 +239,17 @@ class StreamHalo(Halo):
             layer = layers.get(name.removeprefix(prefix))
             if layer is None:
                 raise UserError(f"The state has an entry {name!r}, but this model no such layer.")
-            self._remembered[layer] = self.workspace.lasting(tuple(past.shape), like=past)
-            self._remembered[layer].copy_(past)
+            remembered = self.workspace.lasting(tuple(past.shape), like=past)
+            remembered.copy_(past)
+            self._remembered[layer] = [remembered]
         self._started = True
+
+
+def _last_frames(pieces: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Return the last `count` frames of pieces, or all there are."""
+    last: list[Tensor] = []
+    for piece in reversed(pieces):
+        missing = count - sum(other.shape[2] for other in last)
+        if missing > 0:
+            last.insert(0, piece[:, :, -missing:])
+    return last

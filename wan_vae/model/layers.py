@@ -1,16 +1,13 @@
 """The layers that the whole network is made of: norms and the causal convolution."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_vae.model.halo import Halo
+from wan_vae.model.halo import Halo, Surrounded
 from wan_vae.model.reach import Activation, Reach
-from wan_vae.ops.convolution import convolve
+from wan_vae.ops.convolution import convolve, may_lie_apart
 from wan_vae.ops.norm_silu import norm_silu, norm_silu_into
-from wan_vae.ops.recording import recorded
 from wan_vae.ops.rms_norm import rms_norm
-from wan_vae.ops.workspace import Workspace
 
 
 class RMSNorm(nn.Module):
@@ -60,64 +57,20 @@ class CausalConv3d(nn.Conv3d):
         frames, height, width = kernel_size
         self.reach = Reach(frames - 1, height // 2, height // 2, width // 2, width // 2)
 
-    def surrounded(self, x: Tensor, halo: Halo, activation: Activation | None = None) -> tuple[Tensor, Reach]:
+    def surrounded(self, x: Tensor, halo: Halo, activation: Activation | None = None) -> Surrounded:
         """Return `activation(x)` with what `halo` knows of around it, which `forward` takes for `x`.
 
         In a step of its own, `x` need not be held while the convolution's result comes into being.
         """
-        return halo.surround(self, x, self.reach, activation)
+        return halo.surround(self, x, self.reach, activation, apart=may_lie_apart(x, self.weight))
 
     def forward(  # type: ignore[override]
-        self, x: Tensor | tuple[Tensor, Reach], halo: Halo, skip: Tensor | None = None
+        self, x: Tensor | Surrounded, halo: Halo, skip: Tensor | None = None
     ) -> Tensor:
         """Convolve `x`, and add `skip` (B, C_out, T, H, W): in one pass through memory where possible.
 
         Args:
             x: The input, or what `surrounded` made of it.
         """
-        x, zeros = self.surrounded(x, halo) if isinstance(x, Tensor) else x
-        return conv3d_with_zeros(x, zeros, self.weight, self.bias, halo.workspace, skip=skip)
-
-
-def conv3d_with_zeros(
-    x: Tensor,
-    zeros: Reach,
-    weight: Tensor,
-    bias: Tensor | None,
-    workspace: Workspace,
-    *,
-    skip: Tensor | None = None,
-    stride: int = 1,
-) -> Tensor:
-    """Convolve `x` (B, C, T, H, W) as if `zeros` zero frames and pixels lay around it, and add `skip`.
-
-    Args:
-        stride: In height and width.
-    """
-    if x.shape[2] == 1 and zeros.before == weight.shape[2] - 1:
-        # An exact saving: a frame with nothing before it meets one tap, the others would multiply zeros.
-        weight = weight[:, :, -1:]
-        zeros = zeros._replace(before=0)
-    if zeros.top == zeros.bottom and zeros.left == zeros.right:
-        padding = (zeros.top, zeros.left)
-        zeros = Reach(before=zeros.before)
-    else:
-        padding = (0, 0)
-    if any(zeros):
-        x = _padded(x, zeros, workspace)
-    return convolve(x, weight, bias, workspace, padding=padding, stride=stride, residual=skip)
-
-
-def _padded(x: Tensor, zeros: Reach, workspace: Workspace) -> Tensor:
-    if recorded():
-        return F.pad(x, (zeros.left, zeros.right, zeros.top, zeros.bottom, zeros.before, 0))
-    batch, channels, frames, height, width = x.shape
-    size = (zeros.before + frames, zeros.top + height + zeros.bottom, zeros.left + width + zeros.right)
-    padded = workspace.empty((batch, channels, *size), like=x)
-    padded[:, :, : zeros.before].zero_()
-    padded[..., : zeros.top, :].zero_()
-    padded[..., zeros.top + height :, :].zero_()
-    padded[..., : zeros.left].zero_()
-    padded[..., zeros.left + width :].zero_()
-    padded[:, :, zeros.before :, zeros.top : zeros.top + height, zeros.left : zeros.left + width] = x
-    return padded
+        pieces, zeros = self.surrounded(x, halo) if isinstance(x, Tensor) else x
+        return convolve(pieces, self.weight, self.bias, halo.workspace, zeros=zeros, residual=skip)

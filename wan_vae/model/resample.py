@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d, conv3d_with_zeros
+from wan_vae.model.layers import CausalConv3d
 from wan_vae.model.reach import Reach
-from wan_vae.ops.convolution import convolve_doubled, doubles_on_the_way, summed_taps
+from wan_vae.ops.convolution import convolve, convolve_doubled, doubles_on_the_way, summed_taps
 
 
 def split_first_frame(x: Tensor, halo: Halo) -> tuple[Tensor, Tensor]:
@@ -28,8 +28,8 @@ class HalvingConv2d(nn.Conv2d):
         super().__init__(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
-        x, zeros = halo.surround(self, x, Reach(bottom=1, right=1))
-        return conv3d_with_zeros(x, zeros, self.weight.unsqueeze(2), self.bias, halo.workspace, stride=2)
+        pieces, zeros = halo.surround(self, x, Reach(bottom=1, right=1))
+        return convolve(pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros, stride=2)
 
 
 class Downsample(nn.Module):
@@ -49,7 +49,7 @@ class Downsample(nn.Module):
             return x
         first, _ = split_first_frame(x, halo)
         # Before the clip's start lies nothing, not even zeros: the first window is frames 0, 1 and 2.
-        x, _ = halo.surround(self.time_conv, x, Reach(before=1))
+        (x,), _ = halo.surround(self.time_conv, x, Reach(before=1))
         if x.shape[2] < self.time_conv.kernel_size[0]:
             return first
         return torch.cat([first, self.time_conv(x)], dim=2)
@@ -68,11 +68,11 @@ class DoublingConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         reach = Reach(top=1, bottom=1, left=1, right=1)
-        x, zeros = halo.surround(self, x, reach)
+        (x,), zeros = halo.surround(self, x, reach)
         if zeros == reach and doubles_on_the_way(x, self.weight.unsqueeze(2)):
             return convolve_doubled(x, self.weight.unsqueeze(2), self.bias, halo.workspace)
         bias = None if self.bias is None else self.bias.repeat(4)
-        places = conv3d_with_zeros(x, zeros, summed_taps(self.weight).unsqueeze(2), bias, halo.workspace)
+        places = convolve([x], summed_taps(self.weight).unsqueeze(2), bias, halo.workspace, zeros=zeros)
         batch, _, frames, height, width = places.shape
         # At the upper and left place of a pair the taps look back, at the others ahead: one position further on.
         height, width = height - 1, width - 1

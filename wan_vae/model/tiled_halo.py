@@ -81,10 +81,11 @@ class TiledHalo(StreamHalo):
         down, right = size_after(steps, known.top), size_after(steps, known.left)
         workspace, result = Workspace(), None
         tiles = tiles_of(height, width, self.tiling.rows, self.tiling.columns, cell)
-        places = [windows_of(steps, x.shape[3], x.shape[4], tile.moved(down, right)) for tile in tiles]
+        around = [tile.moved(down, right) for tile in tiles]
         rehearsal = rehearsal_of(x)
-        for index, windows in enumerate(places if rehearsal is None else [largest_of(steps, places)]):
-            name, tile = f"{_TILE}{index}", windows[-1].moved(-down, -right)
+        for index, place in enumerate(around if rehearsal is None else [largest_of(steps, *x.shape[3:], around)]):
+            name, tile = f"{_TILE}{index}", place.moved(-down, -right)
+            windows = windows_of(steps, x.shape[3], x.shape[4], place)
             cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
             passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
             halo = self._part(name, passage, workspace, None)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 from wan_vae.model.steps import Step
@@ -76,16 +76,17 @@ def tiles_of(height: int, width: int, rows: int, columns: int, multiple: int) ->
     ]
 
 
-def largest_of(steps: Sequence[Step], places: Sequence[Sequence[Window]]) -> Sequence[Window]:
-    """Return the windows of the tile whose largest tensor is largest.
+def largest_of(steps: Sequence[Step], height: int, width: int, tiles: Sequence[Window]) -> Window:
+    """Return the tile whose largest tensor is largest; else as `windows_of`."""
+    # Few of the many rows, and columns, differ in their lengths.
+    rows = {_lengths(steps, height, span): span for span in {tile.rows for tile in tiles}}
+    columns = {_lengths(steps, width, span): span for span in {tile.columns for tile in tiles}}
 
-    Args:
-        steps: What runs tile by tile.
-        places: What `windows_of` returned for each tile.
-    """
-    return max(
-        places, key=lambda windows: max(step.values * at.pixels for step, at in zip(steps, windows[:-1], strict=True))
-    )
+    def largest(lengths: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
+        return max(step.values * high * wide for step, high, wide in zip(steps, *lengths, strict=True))
+
+    high, wide = max(product(rows, columns), key=largest)
+    return Window(rows[high], columns[wide])
 
 
 def size_after(steps: Sequence[Step], size: int) -> int:
@@ -130,3 +131,7 @@ def spans_of(steps: Sequence[Step], size: int, tile: Span) -> list[Span]:
         stop = -(-(-(-stop * step.reduces // step.enlarges) + step.reach) // step.reduces) * step.reduces
         spans.append(Span(max(0, start), min(length, stop)))
     return spans[::-1]
+
+
+def _lengths(steps: Sequence[Step], size: int, tile: Span) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in spans_of(steps, size, tile)[:-1])

@@ -1,5 +1,6 @@
 """Convolution with bias and a residual, by the fastest way that this machine has."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -9,56 +10,85 @@ from torch import Tensor
 from wan_vae.ops import native
 from wan_vae.ops.native_amx import amx_conv3d, amx_packed_size, amx_serves
 from wan_vae.ops.recording import recorded
-from wan_vae.ops.rehearsal import device_of, rehearsal_of
+from wan_vae.ops.rehearsal import rehearsal_of
 from wan_vae.ops.triton_check import triton_serves
 from wan_vae.ops.workspace import Workspace
+
+Zeros = tuple[int, int, int, int, int]
+"""Frames before, rows above and below, columns left and right."""
 
 _FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def convolve(
-    x: Tensor,
+    pieces: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
     workspace: Workspace,
     *,
-    padding: tuple[int, int] = (0, 0),
+    zeros: Zeros = (0, 0, 0, 0, 0),
     stride: int = 1,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, t, h, w), and add `bias` (C_out) and `residual`.
+    """Convolve (B, C_in, T, H, W) with `weight` (C_out, C_in, t, h, w), and add `bias` (C_out) and `residual`.
 
     Args:
+        pieces: The input, (B, C_in, n, H, W) each, one after the other in time. More than one of them are taken as they
+            are if they `may_lie_apart`, and otherwise copied.
         workspace: Where the result's memory comes from, if no gradients are recorded.
-        padding: Rows and columns of zeros on either side.
+        zeros: What is to be thought around the input: frames before it, rows above and below, columns left and right.
         stride: In height and width.
         residual: Of the result's shape (B, C_out, T', H', W').
     """
-    width = (x.shape[4] + 2 * padding[1] - weight.shape[4]) // stride + 1
-    if stride > 1 and width == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+    x = pieces[0]
+    before, top, bottom, left, right = zeros
+    frames = sum(piece.shape[2] for piece in pieces)
+    if frames == 1 and before == weight.shape[2] - 1:
+        # An exact saving: a frame with nothing before it meets one tap, the others would multiply zeros.
+        weight, before = weight[:, :, -1:], 0
+    size = (before + frames, top + x.shape[3] + bottom, left + x.shape[4] + right)
+    steps = zip(size, weight.shape[2:], (1, stride, stride), strict=True)
+    shape = (x.shape[0], weight.shape[0], *((length - taps) // step + 1 for length, taps, step in steps))
+    if not may_lie_apart(x, weight):
+        x, padding = _in_one_piece(pieces, (before, *zeros[1:]), workspace)
+        return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape)
+    residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
+    out = workspace.empty(shape, like=x)
+    return _by_amx(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left), stride=stride)
+
+
+def may_lie_apart(x: Tensor, weight: Tensor) -> bool:
+    """Whether frames of tensors like `x` may lie anywhere in memory when `convolve` is given them with `weight`."""
+    return not recorded() and amx_serves(x, weight)
+
+
+def _convolve_tensor(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    workspace: Workspace,
+    padding: tuple[int, int],
+    stride: int,
+    residual: Tensor | None,
+    shape: tuple[int, ...],
+) -> Tensor:
+    if stride > 1 and shape[4] == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
         # With AMX, the oneDNN of torch 2.14 computes these wrongly; in float32 it does not. (A bug like it, with other
         # strides: https://github.com/uxlfoundation/oneDNN/pull/5494.)
         wide = (None if value is None else value.float() for value in (x, weight, bias, residual))
         x, weight, bias, residual = wide  # type: ignore[assignment]
-        out = convolve(x, weight, bias, workspace, padding=padding, stride=stride, residual=residual)
-        return out.bfloat16()
+        return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape).bfloat16()
     if recorded():
         out = F.conv3d(x, weight, bias, (1, stride, stride), (0, *padding))
         return out if residual is None else out + residual
     x = x.contiguous(memory_format=torch.channels_last_3d)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
-    sizes = zip(x.shape[2:], weight.shape[2:], (0, *padding), (1, stride, stride), strict=True)
-    size = [(length + 2 * zeros - taps) // step + 1 for length, taps, zeros, step in sizes]
-    shape = (x.shape[0], weight.shape[0], *size)
-    rehearsal = rehearsal_of(x)
-    if rehearsal is not None:
-        surrounded = stride == 1 and padding == (1, 1)
-        return rehearsal.convolve(weight, workspace.empty(shape, like=x), workspace, surrounded=surrounded)
-    if amx_serves(x, weight):
-        out = workspace.empty(shape, like=x)
-        return _by_amx(x, weight, bias, residual, out, workspace, padding=padding, stride=stride)
     if stride == 1 and padding == (1, 1) and native.winograd_serves(x, weight):
         return _by_winograd(x, weight, bias, residual, workspace.empty(shape, like=x), workspace)
+    rehearsal = rehearsal_of(x)
+    if rehearsal is not None:
+        rehearsal.reorder(weight)
+        return rehearsal.convolve(weight, workspace.empty(shape, like=x))
     if x.device.type == "cpu" and _onednn_computes(x.dtype):
         out = workspace.empty(shape, like=x)
         return _by_onednn(x, weight, bias, padding, stride, residual, out)
@@ -70,28 +100,54 @@ def convolve(
     return out if residual is None else out.add_(residual)
 
 
+def _in_one_piece(pieces: Sequence[Tensor], zeros: Zeros, workspace: Workspace) -> tuple[Tensor, tuple[int, int]]:
+    """Return the pieces as one tensor, with those zeros around it that a padding in height and width cannot stand for.
+
+    Such a padding is returned as well.
+    """
+    before, top, bottom, left, right = zeros
+    padding = (0, 0)
+    if top == bottom and left == right:
+        padding = (top, left)
+        top = bottom = left = right = 0
+    if len(pieces) == 1 and not any((before, top, bottom, left, right)):
+        return pieces[0], padding
+    if recorded():
+        return F.pad(torch.cat(list(pieces), dim=2), (left, right, top, bottom, before, 0)), padding
+    batch, channels, _, height, width = pieces[0].shape
+    frames = before + sum(piece.shape[2] for piece in pieces)
+    joined = workspace.empty((batch, channels, frames, top + height + bottom, left + width + right), like=pieces[0])
+    joined[:, :, :before].zero_()
+    joined[..., :top, :].zero_()
+    joined[..., top + height :, :].zero_()
+    joined[..., :left].zero_()
+    joined[..., left + width :].zero_()
+    start = before
+    for piece in pieces:
+        stop = start + piece.shape[2]
+        joined[:, :, start:stop, top : top + height, left : left + width] = piece
+        start = stop
+    return joined, padding
+
+
 def doubles_on_the_way(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolve_doubled` can convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, 1, 3, 3)."""
-    if rehearsal_of(x) is not None:
-        return device_of(x).type == "cpu"
     return not recorded() and (amx_serves(x, weight) or native.winograd_serves(x, weight, doubled=True))
 
 
 def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace) -> Tensor:
     """Convolve what `x` (B, C_in, T, H, W) is with every pixel twice in height and width: (B, C_out, T, 2H, 2W)."""
+    x = x.contiguous(memory_format=torch.channels_last_3d)
     batch, _, frames, height, width = x.shape
     out = workspace.empty((batch, weight.shape[0], frames, 2 * height, 2 * width), like=x)
-    rehearsal = rehearsal_of(x)
-    if rehearsal is not None:
-        return rehearsal.convolve(weight, out, workspace, surrounded=True)
-    if amx_serves(x, weight):
-        # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps.
-        for place, taps in enumerate(summed_taps(weight.squeeze(2)).unsqueeze(2).chunk(4)):
-            down, right = divmod(place, 2)
-            part = out[..., down::2, right::2]
-            _by_amx(x, taps, bias, None, part, workspace, padding=(1 - down, 1 - right))
-        return out
-    return _by_winograd(x, weight, bias, None, out, workspace, doubled=True)
+    if not amx_serves(x, weight):
+        return _by_winograd(x, weight, bias, None, out, workspace, doubled=True)
+    # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps.
+    for place, taps in enumerate(summed_taps(weight.squeeze(2)).unsqueeze(2).chunk(4)):
+        down, right = divmod(place, 2)
+        part = out[..., down::2, right::2]
+        _by_amx([x], taps, bias, None, part, workspace, zeros=(0, 1 - down, 1 - right))
+    return out
 
 
 def summed_taps(weight: Tensor) -> Tensor:
@@ -110,18 +166,22 @@ def summed_taps(weight: Tensor) -> Tensor:
 
 
 def _by_amx(
-    x: Tensor,
+    pieces: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     out: Tensor,
     workspace: Workspace,
     *,
-    padding: tuple[int, int],
+    zeros: tuple[int, int, int],
     stride: int = 1,
 ) -> Tensor:
-    packed = workspace.empty((1, amx_packed_size(weight), 1, 1, 1), like=x).flatten()
-    return amx_conv3d(x, weight, bias, residual, out, packed, padding=padding, stride=stride)
+    packed = workspace.empty((1, amx_packed_size(weight), 1, 1, 1), like=out).flatten()
+    rehearsal = rehearsal_of(out)
+    if rehearsal is not None:
+        return rehearsal.convolve(weight, out)
+    pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
+    return amx_conv3d(pieces, weight, bias, residual, out, packed, zeros=zeros, stride=stride)
 
 
 def _by_winograd(
@@ -134,7 +194,10 @@ def _by_winograd(
     doubled: bool = False,
 ) -> Tensor:
     # Four times as large as the weight, and so never kept.
-    packed = workspace.empty((1, native.packed_size(weight), 1, 1, 1), like=_FLOAT32).flatten()
+    packed = workspace.empty((1, native.packed_size(weight), 1, 1, 1), like=_FLOAT32.to(x.device)).flatten()
+    rehearsal = rehearsal_of(x)
+    if rehearsal is not None:
+        return rehearsal.convolve(weight, out)
     return native.winograd_conv3d(x, weight, bias, residual, out, packed, doubled=doubled)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wan_vae.ops.native_arguments import data, five, is_channels_last, is_like, threads
 from wan_vae.ops.native_library import build_kernels, library
+from wan_vae.ops.rehearsal import device_of
 
 __all__ = [
     "build_kernels",
@@ -16,7 +17,6 @@ __all__ = [
     "norm_silu",
     "norm_silu_serves",
     "packed_size",
-    "processor_has_amx",
     "winograd_conv3d",
     "winograd_serves",
 ]
@@ -140,12 +140,12 @@ def winograd_conv3d(
 def winograd_serves(x: Tensor, weight: Tensor, *, doubled: bool = False) -> bool:
     """Whether `winograd_conv3d` can compute this convolution, and sooner than oneDNN does.
 
-    It can where `x` is float32 or bfloat16 on a CPU and channels last, and the weight (C_out, C_in, taps, 3, 3). For
+    It can where `x` is float32 or bfloat16 on a CPU, and the weight (C_out, C_in, taps, 3, 3). For
     what it costs to transform the weight, and pixels with few channels, it wants the sizes in `_WORTHWHILE`; from there
     on it takes 0.3 to 0.9 of oneDNN's time in float32, 0.6 to 1.0 in bfloat16 (Zen 4, two cores). Against oneDNN with
     AMX, float32 arithmetic is slow.
     """
-    if library() is None or x.dtype not in _DTYPES or weight.dtype != x.dtype or not is_channels_last(x):
+    if library() is None or x.dtype not in _DTYPES or weight.dtype != x.dtype or device_of(x).type != "cpu":
         return False
     if weight.shape[3:] != (3, 3) or (x.dtype == torch.bfloat16 and processor_has_amx()):
         return False

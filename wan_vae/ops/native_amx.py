@@ -2,42 +2,45 @@
 
 import ctypes
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from wan_vae.ops.native_arguments import data, five, is_channels_last, is_like, threads
 from wan_vae.ops.native_library import library
+from wan_vae.ops.rehearsal import device_of
 
 _MOST_TAPS = 32
 _CHANNELS_AT_ONCE = 32
 
 
 def amx_conv3d(
-    x: Tensor,
+    pieces: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     out: Tensor,
     packed: Tensor,
     *,
-    padding: tuple[int, int] = (0, 0),
+    zeros: tuple[int, int, int] = (0, 0, 0),
     stride: int = 1,
 ) -> Tensor:
     """A convolution of bfloat16 with sums in float32, rounded once. Not differentiable.
 
-    Valid in time; in space, zeros lie wherever a tap meets no pixel. The result does not depend on the number of
-    threads, nor on what else is in the batch.
+    Zeros lie wherever a tap meets no pixel; after the last frame lies nothing. The result does not depend on the number
+    of threads, nor on what else is in the batch.
 
     Args:
-        x: (B, C_in, T + taps - 1, H, W), bfloat16, on a CPU, channels last.
+        pieces: (B, C_in, n, H, W) each, bfloat16, on a CPU, channels last, alike but for n: the frames of `x`
+            (B, C_in, T + taps - 1, H, W), those of zeros left out.
         weight: (C_out, C_in, taps, rows, columns), bfloat16, in any layout.
         bias: (C_out,), in any floating-point dtype, or nothing.
         residual: As `out`, is added; may be `out`.
         out: (B, C_out, T, H', W'), bfloat16, channels last, takes the result; shares no memory with `x`.
         packed: Memory for the weight: bfloat16, contiguous, `amx_packed_size(weight)` values or more.
-        padding: How many rows of zeros are above the first row of `x`, and columns on the left. H' and W' say how
-            many are below and on the right.
+        zeros: How many frames of zeros come first, how many rows of them are above the first row of `x`, and columns
+            on the left. H' and W' say how many are below and on the right.
         stride: In height and width.
 
     Returns:
@@ -48,8 +51,11 @@ def amx_conv3d(
     """
     kernels = library()
     assert kernels is not None, "amx_conv3d needs the compiled kernels"
-    assert amx_serves(x, weight), (x.shape, x.dtype, x.stride(), weight.shape, weight.dtype)
-    assert out.shape[:3] == (x.shape[0], weight.shape[0], x.shape[2] - weight.shape[2] + 1), (x.shape, out.shape)
+    before, top, left = zeros
+    x, frames = pieces[0], before + sum(piece.shape[2] for piece in pieces) - weight.shape[2] + 1
+    assert amx_serves(x, weight), (x.shape, x.dtype, weight.shape, weight.dtype)
+    assert all(is_channels_last(piece) and _alike(piece, x) for piece in pieces), [each.stride() for each in pieces]
+    assert out.shape[:3] == (x.shape[0], weight.shape[0], frames), (x.shape, frames, weight.shape, out.shape)
     assert out.dtype == x.dtype, out.dtype
     assert is_channels_last(out), (out.device, out.stride())
     assert residual is None or is_like(residual, out), (residual.shape, residual.dtype, residual.stride(), out.shape)
@@ -61,11 +67,12 @@ def amx_conv3d(
         bias = bias.detach().to(torch.float32).contiguous()
     if out.numel() == 0:
         return out
-    sizes = (x.shape[0], *weight.shape[1::-1], *out.shape[2:], *x.shape[3:], *weight.shape[2:], stride, *padding)
+    sizes = (x.shape[0], *weight.shape[1::-1], *out.shape[2:], *x.shape[3:], *weight.shape[2:], stride, top, left)
     failed = kernels.wan_vae_amx_convolve(
-        (ctypes.c_int64 * 14)(*sizes), data(x), five(x.stride()), data(weight), five(weight.stride()), data(bias),
-        data(residual), five((out if residual is None else residual).stride()), data(out), five(out.stride()),
-        data(packed), threads()
+        (ctypes.c_int64 * 14)(*sizes), _frames(pieces, before), (ctypes.c_int64 * 2)(*x.stride()[3:]),
+        data(weight), five(weight.stride()), data(bias),
+        data(residual), five((out if residual is None else residual).stride()),
+        data(out), five(out.stride()), data(packed), threads()
     )  # fmt: skip
     if failed:
         raise MemoryError("There is no memory for the intermediate values of a convolution.")
@@ -83,8 +90,8 @@ def amx_packed_size(weight: Tensor) -> int:
 
 
 def amx_serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether `amx_conv3d` can convolve `x` with `weight` on this machine: channels must divide into even parts."""
-    if x.dtype != torch.bfloat16 or weight.dtype != x.dtype or not is_channels_last(x) or not has_amx():
+    """Whether `amx_conv3d` can convolve `x`, channels last, with `weight` here: channels must make up even parts."""
+    if x.dtype != torch.bfloat16 or weight.dtype != x.dtype or device_of(x).type != "cpu" or not has_amx():
         return False
     channels = x.shape[1]
     parts = -(-channels // _CHANNELS_AT_ONCE)
@@ -95,6 +102,22 @@ def has_amx() -> bool:
     """Whether the compiled kernels are there, were compiled for AMX, and this process may use it."""
     kernels = library()
     return kernels is not None and _permitted(kernels)
+
+
+def _alike(piece: Tensor, x: Tensor) -> bool:
+    strides = ((piece.stride(dim), x.stride(dim)) for dim in (3, 4) if x.shape[dim] > 1)
+    return (piece.dtype, piece[:, :, :0].shape) == (x.dtype, x[:, :, :0].shape) and all(a == b for a, b in strides)
+
+
+def _frames(pieces: Sequence[Tensor], before: int) -> "ctypes.Array[ctypes.c_void_p]":
+    """Return where the frames of each clip are, null for those of zeros."""
+    places: list[int | None] = []
+    for clip in range(pieces[0].shape[0]):
+        places += [None] * before
+        for piece in pieces:
+            start, step = piece.data_ptr() + clip * piece.stride(0) * piece.itemsize, piece.stride(2) * piece.itemsize
+            places += [start + frame * step for frame in range(piece.shape[2])]
+    return (ctypes.c_void_p * len(places))(*places)
 
 
 @functools.cache

@@ -5,10 +5,12 @@ import ctypes
 import torch
 from torch import Tensor
 
+from wan_vae.ops.rehearsal import device_of
+
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether `x` is (B, C, T, H, W) on a CPU, the channels of a pixel next to each other in memory."""
-    return x.device.type == "cpu" and x.dim() == 5 and (x.stride(1) == 1 or x.shape[1] == 1)
+    return device_of(x).type == "cpu" and x.dim() == 5 and (x.stride(1) == 1 or x.shape[1] == 1)
 
 
 def is_like(x: Tensor, other: Tensor) -> bool:

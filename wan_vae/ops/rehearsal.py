@@ -17,8 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from wan_vae.ops.native import processor_has_amx
-
 if TYPE_CHECKING:
     from wan_vae.ops.workspace import Region, Workspace
 
@@ -115,13 +113,13 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._follow(tensor)
         return result
 
-    def lend(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def lend(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor, *, kept: bool) -> Tensor:
         """Take a tensor from a workspace, and bring it back when it is gone."""
         if self.device.type != "cpu" or math.prod(shape) == 0:
             return torch.empty(shape, dtype=like.dtype, device="meta")
         tensor = self._unfollowed(shape, like)
         storage = tensor.untyped_storage()
-        region, start, stop = workspace.place(storage.nbytes())
+        region, start, stop = workspace.place(storage.nbytes(), kept=kept)
         self._known.add(storage._cdata)
         weakref.finalize(storage, self._bring_back, storage._cdata, region, start, stop).atexit = False
         self._touch(region, start, stop)
@@ -136,27 +134,20 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.hold(storage.nbytes())
         return tensor
 
-    def convolve(self, weight: Tensor, out: Tensor, workspace: "Workspace", *, surrounded: bool) -> Tensor:
-        """Take what a convolution into `out` takes beside it.
-
-        Args:
-            surrounded: Whether it is one of all pixels, with zeros around them, as our own 3x3 ones are.
-        """
+    def convolve(self, weight: Tensor, out: Tensor) -> Tensor:
+        """Take what a convolution into `out` takes beside it and its workspace."""
         self.operations += 2 * out.numel() * weight[0].numel()
-        if self.device.type != "cpu":
-            return out
-        square = weight.shape[3:] == (3, 3) and not (weight.dtype == torch.bfloat16 and processor_has_amx())
-        if square and not surrounded:
-            copies = _COPIES_AND_HOLES if self._is_kept(weight.nbytes) else _COPIES
-            for _ in range(copies):
-                self._take(weight.nbytes)
-            for _ in range(copies):
-                self._give(weight.nbytes)
-        else:
-            # Transformed weights: four times as many, in float32, by Winograd; elsewhere in another order.
-            size = weight.numel() * (16 if square else weight.dtype.itemsize)
-            self.lend(workspace, (1, size // weight.dtype.itemsize, 1, 1, 1), weight)
         return out
+
+    def reorder(self, weight: Tensor) -> None:
+        """Take what oneDNN takes for a weight, for as long as it convolves."""
+        if self.device.type != "cpu":
+            return
+        copies = _COPIES_AND_HOLES if self._is_kept(weight.nbytes) else _COPIES
+        for _ in range(copies):
+            self._take(weight.nbytes)
+        for _ in range(copies):
+            self._give(weight.nbytes)
 
     def attend(self, query: Tensor, key: Tensor) -> Tensor:
         """Take what attention takes that does not spell out all pairs."""

@@ -30,21 +30,24 @@ class Workspace:
 
     def __init__(self) -> None:
         self._regions: list[Region] = []
+        # Apart, for what is kept would leave gaps between loans that come and go.
+        self._kept_regions: list[Region] = []
 
-    def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def empty(self, shape: tuple[int, ...], like: Tensor, *, kept: bool = False) -> Tensor:
         """Return a tensor (B, C, T, H, W) with undefined values, of the dtype and on the device of `like`.
 
-        It is stored channels-last; where gradients are recorded, it is any new tensor.
+        It is stored channels-last; where gradients are recorded, it is any new tensor. Is it to be `kept` beyond the
+        pass, its memory is taken apart from all other.
         """
         if recorded():
             return like.new_empty(shape)
         rehearsal = rehearsal_of(like)
         if rehearsal is not None:
-            return rehearsal.lend(self, shape, like)
+            return rehearsal.lend(self, shape, like, kept=kept)
         if like.device.type != "cpu":
             return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
         batch, channels, frames, height, width = shape
-        values = self._values(math.prod(shape), like.dtype)
+        values = self._values(math.prod(shape), like.dtype, kept)
         return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
 
     @staticmethod
@@ -60,30 +63,31 @@ class Workspace:
             values = _pages(math.prod(shape) * like.dtype.itemsize).view(like.dtype)
             return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
 
-    def _values(self, count: int, dtype: torch.dtype) -> Tensor:
+    def _values(self, count: int, dtype: torch.dtype, kept: bool) -> Tensor:
         size = count * dtype.itemsize
         if size == 0:
             return torch.empty(0, dtype=dtype, device="cpu")
-        region, start, stop = self.place(size)
+        region, start, stop = self.place(size, kept=kept)
         # The tensor below holds on to this object, and with it ends the loan.
         loan = (ctypes.c_char * size).from_address(region.memory.data_ptr() + start)
         weakref.finalize(loan, region.give_back, start, stop).atexit = False
         return torch.frombuffer(loan, dtype=dtype)
 
-    def place(self, size: int) -> tuple["Region", int, int]:
+    def place(self, size: int, *, kept: bool = False) -> tuple["Region", int, int]:
         """Return a region, and where in it a new loan of `size` bytes begins and ends."""
         size = _rounded(size)
-        fitting = [(length, index) for index, region in enumerate(self._regions) if (length := region.least(size))]
+        regions = self._kept_regions if kept else self._regions
+        fitting = [(length, index) for index, region in enumerate(regions) if (length := region.least(size))]
         if fitting:
-            region = self._regions[min(fitting)[1]]
+            region = regions[min(fitting)[1]]
         else:
             # What is free and too small becomes one: what is held stays near what is needed at one time.
-            unused = [region for region in self._regions if region.is_unused]
-            self._regions = [region for region in self._regions if region not in unused]
+            unused = [region for region in regions if region.is_unused]
+            regions[:] = [region for region in regions if region not in unused]
             together = sum(region.size for region in unused)
             del unused
             region = Region(max(size, together, _LEAST_REGION))
-            self._regions.append(region)
+            regions.append(region)
         start = region.take(size)
         return region, start, start + size
 
@@ -137,9 +141,12 @@ class Region:
 
 def _pages(size: int) -> Tensor:
     # Straight from the kernel, so that it goes back there when freed, whatever else was allocated meanwhile.
-    pages = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Private, for Linux gives huge pages to no other: 512 times as few are filled at a first touch.
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         pages.madvise(mmap.MADV_HUGEPAGE)
+    else:
+        pages = mmap.mmap(-1, size)
     return torch.frombuffer(pages, dtype=torch.uint8)
 
 

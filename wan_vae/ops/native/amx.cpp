@@ -62,8 +62,15 @@ struct Image {
     int64_t batch_stride, frame_stride, row_stride, pixel_stride;
 };
 
+// The frames of all clips one after the other, wherever each of them is; null for one of zeros. Such come first.
+struct Frames {
+    const BFloat16* const* data;
+    int64_t row_stride, pixel_stride;
+};
+
 struct Convolution : Sizes {
-    Image<const BFloat16> x, residual;
+    Frames x;
+    Image<const BFloat16> residual;
     Image<BFloat16> out;
     const BFloat16* weight;
     int64_t weight_strides[5];
@@ -118,22 +125,24 @@ void pack(const Convolution& task, int64_t panel, int64_t part) {
     }
 }
 
-// The rows of the image that are wanted next, of which a piece at a time is fetched: `rows` of each of `frames`.
+// The rows of the image that are wanted next, of which a piece at a time is fetched: some rows of each of `frames`.
 class Foreseen {
    public:
-    void begin(const Image<const BFloat16>& image, const BFloat16* first, int64_t frames, int64_t rows, int64_t width) {
-        data_ = reinterpret_cast<const char*>(first);
-        frame_stride_ = image.frame_stride * 2;
+    void begin(const Frames& image, const BFloat16* const* first, int64_t frames, int64_t top, int64_t rows,
+               int64_t width) {
+        frame_ = first;
+        end_ = rows > 0 ? first + frames : first;
+        top_bytes_ = top * image.row_stride * 2;
         row_stride_ = image.row_stride * 2;
         row_bytes_ = width * image.pixel_stride * 2;
-        frames_ = frames;
         rows_ = rows;
-        frame_ = row_ = offset_ = 0;
+        row_ = offset_ = 0;
+        while (frame_ < end_ && *frame_ == nullptr) ++frame_;
     }
 
     const char* next(int64_t lines) {
-        if (frame_ >= frames_) return data_;
-        const char* piece = data_ + frame_ * frame_stride_ + row_ * row_stride_ + offset_;
+        if (frame_ >= end_) return nullptr;
+        const char* piece = reinterpret_cast<const char*>(*frame_) + top_bytes_ + row_ * row_stride_ + offset_;
         offset_ += lines * LINE;
         if (offset_ >= row_bytes_) {
             offset_ = 0;
@@ -147,9 +156,10 @@ class Foreseen {
     }
 
    private:
-    const char* data_ = nullptr;
-    int64_t frame_stride_ = 0, row_stride_ = 0, row_bytes_ = 0, frames_ = 0, rows_ = 0;
-    int64_t frame_ = 0, row_ = 0, offset_ = 0;
+    const BFloat16* const* frame_ = nullptr;
+    const BFloat16* const* end_ = nullptr;
+    int64_t top_bytes_ = 0, row_stride_ = 0, row_bytes_ = 0, rows_ = 0;
+    int64_t row_ = 0, offset_ = 0;
 };
 
 class Worker {
@@ -179,7 +189,10 @@ class Worker {
     void run(int64_t batch, int64_t frame, int64_t block) {
         first_row = block * rows;
         last_row = std::min(first_row + rows, task.height);
-        clip = task.x.data + batch * task.x.batch_stride + frame * task.x.frame_stride;
+        clip = task.x.data + batch * (task.frames + task.taps - 1) + frame;
+        // A tap that meets zeros changes nothing.
+        first_tap = 0;
+        while (first_tap < task.taps && clip[first_tap] == nullptr) ++first_tap;
         fill_strip(0);
         if (across > 1) fill_strip(across - 1);
         foresee(frame);
@@ -221,7 +234,8 @@ class Worker {
     const Convolution& task;
     int64_t across, rows, strip_width, strip_rows, strip_size;
     int64_t first_row = 0, last_row = 0;
-    const BFloat16* clip = nullptr;
+    const BFloat16* const* clip = nullptr;
+    int64_t first_tap = 0;
     float *sums = nullptr, *current = nullptr;
     BFloat16 *zeros = nullptr, *strips = nullptr;
     Source sources[PAIR][TAPS];
@@ -239,8 +253,8 @@ class Worker {
     void fill_strip(int64_t column) const {
         if (!looks_beyond(column)) return;
         const int64_t left = column * PIXELS * task.stride - task.left, top = first_row * task.stride - task.top;
-        BFloat16* to = strip(column);
-        for (int64_t t = 0; t < task.taps; ++t) {
+        BFloat16* to = strip(column) + first_tap * strip_rows * strip_width * task.in_channels;
+        for (int64_t t = first_tap; t < task.taps; ++t) {
             for (int64_t h = top; h < top + strip_rows; ++h) {
                 for (int64_t w = left; w < left + strip_width; ++w, to += task.in_channels) {
                     if (h >= 0 && h < task.in_height && w >= 0 && w < task.in_width) {
@@ -256,7 +270,7 @@ class Worker {
     BFloat16* strip(int64_t column) const { return strips + (column == 0 ? 0 : strip_size); }
 
     const BFloat16* pixel(int64_t t, int64_t h, int64_t w) const {
-        return clip + t * task.x.frame_stride + h * task.x.row_stride + w * task.x.pixel_stride;
+        return clip[t] + h * task.x.row_stride + w * task.x.pixel_stride;
     }
 
     // Items follow each other frame by frame, then row by row: new is one frame of the same rows, or what lies below.
@@ -266,15 +280,14 @@ class Worker {
         const int64_t top = std::clamp<int64_t>(first * task.stride - task.top + seen, 0, task.in_height);
         const int64_t end = std::min(top + strip_rows - seen, task.in_height);
         // Below, every frame is new, but for a clip that starts over with its first.
-        const int64_t back = same_rows ? 0 : task.frames - 1;
-        foreseen.begin(task.x, pixel(same_rows ? task.taps : -back, top, 0), same_rows ? 1 : task.taps, end - top,
+        foreseen.begin(task.x, same_rows ? clip + task.taps : clip - frame, same_rows ? 1 : task.taps, top, end - top,
                        task.in_width);
     }
 
     void find_rows(int64_t place, Source* to) const {
         const int64_t column = place % across, row = (first_row + place / across) * task.stride - task.top;
         const bool in_strip = looks_beyond(column);
-        for (int64_t group = 0; group < task.tap_groups(); ++group) {
+        for (int64_t group = first_tap * task.tap_rows; group < task.tap_groups(); ++group) {
             const int64_t t = group / task.tap_rows, h = row + group % task.tap_rows;
             const BFloat16* data;
             int64_t distance = task.in_channels;
@@ -297,6 +310,8 @@ class Worker {
     void multiply(int64_t panel) {
         const BFloat16* weight = task.packed + panel * PANEL * task.steps() * WEIGHTS;
         const int64_t groups = task.tap_groups(), parts = task.parts(), taps = task.tap_columns;
+        const int64_t first_group = first_tap * task.tap_rows;
+        weight += first_group * parts * taps * Outputs * WEIGHTS;
         const int64_t part_bytes = task.part_channels() * 2;
         const int64_t soon = (PIXELS + taps - 1) / taps;
         const char* later = foreseen.next(task.steps());
@@ -304,7 +319,7 @@ class Worker {
         if (Outputs > 1) _tile_zero(1);
         if (Pixels > 1) _tile_zero(2);
         if (Pixels > 1 && Outputs > 1) _tile_zero(3);
-        for (int64_t group = 0; group < groups; ++group) {
+        for (int64_t group = first_group; group < groups; ++group) {
             const Source first = sources[0][group], second = sources[Pixels - 1][group];
             for (int64_t part = 0; part < parts; ++part) {
                 const char* pixels = first.data + part * part_bytes;
@@ -457,9 +472,10 @@ extern "C" void wan_vae_amx_packed_size(const int64_t* sizes, int64_t* size) {
 }
 
 // sizes: as in `Sizes`; channels an even number in each part. bias and residual may be null. packed: memory for as many
-// values as `wan_vae_amx_packed_size` says, at a multiple of 64 bytes. Strides: as in norm_silu.cpp; the weight's for
-// (C_out, C_in, taps, rows, columns). Returns 0, or 1 where there was no memory.
-extern "C" int wan_vae_amx_convolve(const int64_t* sizes, const BFloat16* x, const int64_t* x_strides,
+// values as `wan_vae_amx_packed_size` says, at a multiple of 64 bytes. x: as in `Frames`, its strides those of a row and
+// of a pixel. Other strides: as in norm_silu.cpp; the weight's for (C_out, C_in, taps, rows, columns). Returns 0, or 1
+// where there was no memory.
+extern "C" int wan_vae_amx_convolve(const int64_t* sizes, const BFloat16* const* x, const int64_t* x_strides,
                                     const BFloat16* weight, const int64_t* weight_strides, const float* bias,
                                     const BFloat16* residual, const int64_t* residual_strides, BFloat16* out,
                                     const int64_t* out_strides, BFloat16* packed, int threads) {
@@ -468,8 +484,8 @@ extern "C" int wan_vae_amx_convolve(const int64_t* sizes, const BFloat16* x, con
         return Image<std::remove_pointer_t<decltype(data)>>{data, s[0], s[2], s[3], s[4]};
     };
     const int64_t* w = weight_strides;
-    return convolve({read_sizes(sizes), image(x, x_strides), image(residual, residual_strides), image(out, out_strides),
-                     weight, {w[0], w[1], w[2], w[3], w[4]}, bias, packed},
+    return convolve({read_sizes(sizes), {x, x_strides[0], x_strides[1]}, image(residual, residual_strides),
+                     image(out, out_strides), weight, {w[0], w[1], w[2], w[3], w[4]}, bias, packed},
                     threads);
 #else
     return 1;

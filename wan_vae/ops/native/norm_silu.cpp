@@ -9,6 +9,29 @@ namespace {
 constexpr float SMALLEST = 1e-24f;
 
 template <class Value>
+Vector silu(Vector x) {
+    return x / (exponential(-x) + 1.0f);
+}
+
+#if defined(__AVX512DQ__)
+// Within 2^-18, a five-hundredth of what is lost when the result is rounded: a division alone takes the processor as
+// long as all of this.
+template <>
+Vector silu<BFloat16>(Vector x) {
+    // With a NaN among them, it returns its second argument. Up to here, e and its inverse are normal numbers.
+    const Vector t = _mm512_min_ps(broadcast(125.0f), x * -1.44269504f);
+    const Vector part = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    Vector power = part * 0.01353417057543993f + 0.05201146379113197f;
+    power = power * part + 0.2414427548646927f;
+    power = power * part + 0.6930038332939148f;
+    power = power * part + 1.0000026226043701f;
+    const Vector divisor = _mm512_scalef_ps(power, t) + 1.0f;
+    const Vector inverse = _mm512_rcp14_ps(divisor);
+    return x * inverse * (2.0f - divisor * inverse);
+}
+#endif
+
+template <class Value>
 void norm_silu_pixel(const Value* x, const float* scale, Value* out, int64_t channels) {
     const int64_t whole = channels / LANES * LANES, rest = channels - whole;
     Vector even = {}, odd = {};
@@ -32,11 +55,11 @@ void norm_silu_pixel(const Value* x, const float* scale, Value* out, int64_t cha
     const float inverse = 1.0f / std::sqrt(squares);
     for (c = 0; c < whole; c += LANES) {
         Vector y = load(x + c) * inverse * load(scale + c);
-        store(out + c, y / (exponential(-y) + 1.0f));
+        store(out + c, silu<Value>(y));
     }
     if (rest > 0) {
         Vector y = load_first(x + whole, rest) * inverse * load_first(scale + whole, rest);
-        store_first(out + whole, y / (exponential(-y) + 1.0f), rest);
+        store_first(out + whole, silu<Value>(y), rest);
     }
 }
 
