@@ -9,7 +9,7 @@ from wan_vae.memory.budget import in_words
 from wan_vae.memory.plan import Plan
 from wan_vae.model.reach import Reach
 from wan_vae.model.steps import Step, cell_of
-from wan_vae.model.tiling import Span, Tiling, margin_of, parts_of, size_after, spans_of
+from wan_vae.model.tiling import Tiling, margin_of, parts_of, size_after, spans_of
 
 # Bytes that libraries take for their own ends, whatever the sizes.
 _LIBRARIES = 8 * 2**20
@@ -161,7 +161,7 @@ class _Stretch:
             if -(-latents // count) < size:
                 size = -(-latents // count)
                 parts = parts_of(latents * after, count, after)
-                tiles = [Span(part.start + moved, part.stop + moved) for part in parts]
+                tiles = [part.moved(moved) for part in parts]
                 spans = [spans_of(self._steps, length, tile)[:-1] for tile in tiles]
                 by_step = [[stop - start for start, stop in step] for step in zip(*spans, strict=True)]
                 lengths[count] = _Lengths([sum(step) for step in by_step], [max(step) for step in by_step])

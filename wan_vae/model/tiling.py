@@ -39,6 +39,10 @@ class Span(NamedTuple):
         """To index with."""
         return slice(self.start, self.stop)
 
+    def moved(self, by: int) -> "Span":
+        """Return a span as long, further on."""
+        return Span(self.start + by, self.stop + by)
+
 
 class Window(NamedTuple):
     """A rectangle of pixels."""
@@ -46,17 +50,9 @@ class Window(NamedTuple):
     rows: Span
     columns: Span
 
-    @property
-    def pixels(self) -> int:
-        """How many there are."""
-        return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
-
     def moved(self, down: int, right: int) -> "Window":
         """Return a window as large, further down and to the right."""
-        return Window(
-            Span(self.rows.start + down, self.rows.stop + down),
-            Span(self.columns.start + right, self.columns.stop + right),
-        )
+        return Window(self.rows.moved(down), self.columns.moved(right))
 
 
 def parts_of(size: int, count: int, multiple: int) -> list[Span]:
@@ -67,26 +63,17 @@ def parts_of(size: int, count: int, multiple: int) -> list[Span]:
     return [Span(start, stop) for start, stop in pairwise(bounds)]
 
 
-def tiles_of(height: int, width: int, rows: int, columns: int, multiple: int) -> list[Window]:
-    """Cut a picture in tiles, row by row."""
-    return [
-        Window(across, along)
-        for across in parts_of(height, rows, multiple)
-        for along in parts_of(width, columns, multiple)
-    ]
-
-
-def largest_of(steps: Sequence[Step], height: int, width: int, tiles: Sequence[Window]) -> Window:
-    """Return the tile whose largest tensor is largest; else as `windows_of`."""
-    # Few of the many rows, and columns, differ in their lengths.
-    rows = {_lengths(steps, height, span): span for span in {tile.rows for tile in tiles}}
-    columns = {_lengths(steps, width, span): span for span in {tile.columns for tile in tiles}}
+def largest_of(steps: Sequence[Step], height: int, width: int, rows: Sequence[Span], columns: Sequence[Span]) -> Window:
+    """Return the tile whose largest tensor is largest, of those in so many rows and columns; else as `windows_of`."""
+    # Few of them differ in their lengths.
+    by_height = {_lengths(steps, height, span): span for span in rows}
+    by_width = {_lengths(steps, width, span): span for span in columns}
 
     def largest(lengths: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
         return max(step.values * high * wide for step, high, wide in zip(steps, *lengths, strict=True))
 
-    high, wide = max(product(rows, columns), key=largest)
-    return Window(rows[high], columns[wide])
+    high, wide = max(product(by_height, by_width), key=largest)
+    return Window(by_height[high], by_width[wide])
 
 
 def size_after(steps: Sequence[Step], size: int) -> int:
