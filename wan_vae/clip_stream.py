@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wan_vae.errors import UserError
 from wan_vae.memory import Budget
 from wan_vae.model.neighbors import Neighbors
+from wan_vae.model.tiling import Tiling
 from wan_vae.stream import Stream
 from wan_vae.stream_state import Direction, checked_state, identified_state
 
@@ -157,6 +158,7 @@ class EncodeStream(ClipStream):
         neighbors: Who holds what lies around the clip, if it is a part of a larger picture; see `WanVAE.shard`.
         memory: A budget for what a push of as many latents takes; see `WanVAE.encode`. By it and the size of the first
             chunk the stream decides whether to go tile by tile.
+        tiling: How to go tile by tile, where that is decided: `Plan.tiling`.
 
     Raises:
         UserError: `latents_per_pass` is less than 1.
@@ -169,10 +171,11 @@ class EncodeStream(ClipStream):
         latents_per_pass: int | None = None,
         neighbors: Neighbors | None = None,
         memory: Budget | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
         super().__init__(
             vae,
-            vae._encoding(latents_per_pass, final=True, neighbors=neighbors, memory=memory),
+            vae._encoding(latents_per_pass, final=True, neighbors=neighbors, memory=memory, tiling=tiling),
             partial(vae._check_video, whole=False),
             "encode",
             (vae.encoder, vae.quant_conv),
@@ -198,6 +201,7 @@ class DecodeStream(ClipStream):
         neighbors: Who holds what lies around the clip, if it is a part of a larger picture; see `WanVAE.shard`.
         memory: A budget for what a push of as many latents takes; see `WanVAE.encode`. By it and the size of the first
             chunk the stream decides whether to go tile by tile.
+        tiling: How to go tile by tile, where that is decided: `Plan.tiling`.
 
     Raises:
         UserError: `latents_per_pass` is less than 1.
@@ -210,10 +214,11 @@ class DecodeStream(ClipStream):
         latents_per_pass: int | None = None,
         neighbors: Neighbors | None = None,
         memory: Budget | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
         super().__init__(
             vae,
-            vae._decoding(latents_per_pass, neighbors=neighbors, memory=memory),
+            vae._decoding(latents_per_pass, neighbors=neighbors, memory=memory, tiling=tiling),
             partial(vae._check_latents, whole=False),
             "decode",
             (vae.post_quant_conv, vae.decoder),

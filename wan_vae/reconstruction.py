@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wan_vae.fitting import FittedClip, Frames, cropped_frames
-from wan_vae.vae import WanVAE
 
 if TYPE_CHECKING:
     from wan_vae.shards.led import LeadVAE
+    from wan_vae.vae import WanVAE
 
 
 def reconstructed(
@@ -45,12 +45,8 @@ def reconstructed(
             yield chunk
 
     fitted = FittedClip(kept(), vae.config, vae.device)
-    if budgets is None:
-        videos = vae.decode_stream(vae.encode_stream(fitted))
-    else:
-        assert isinstance(vae, WanVAE), "only one process has a budget"
-        encoding, decoding = budgets
-        videos = vae.decode_stream(vae.encode_stream(fitted, memory=encoding), memory=decoding)
+    encoding, decoding = (None, None) if budgets is None else budgets
+    videos = vae.decode_stream(vae.encode_stream(fitted, memory=encoding), memory=decoding)
     for frames in cropped_frames(videos, width, height, vae.device):
         # Padded frames come out only after the last true one, when none waits any more.
         for frame in frames[: len(waiting)]:

@@ -12,7 +12,7 @@ from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_check
 from wan_vae.clip_stream import DecodeStream, EncodeStream
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
-from wan_vae.memory import Budget, Plan, bytes_of, choose, job_of
+from wan_vae.memory import Budget, Part, Plan, bytes_of, choose, job_of
 from wan_vae.memory.rehearsing import LONG_ENOUGH
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Halo, bytes_at_once
@@ -193,14 +193,7 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: The size does not fit, or the budget is too small; the message says what would do.
         """
-        # What is given may be wider than the weights, as files' frames and latents are; copies of it then take most.
-        wide = torch.promote_types(self.decoder_dtype if call == "decode" else self.dtype, torch.float32)
-        x = torch.empty((batch, 3, frames, height, width), dtype=wide, device="meta")
-        self._check_video(x, whole=True)
-        if call == "decode":
-            side, unit = self.config.spatial_compression, self.config.temporal_compression
-            size = (1 + (frames - 1) // unit, height // side, width // side)
-            x = torch.empty((batch, self.config.latent_channels, *size), dtype=wide, device="meta")
+        x = self._input_of(call, (batch, 3, frames, height, width))
         with torch.no_grad():
             return self._planned(call, x, latents_per_pass, memory, goes_on=goes_on, device=device)
 
@@ -352,20 +345,32 @@ class WanVAE(Autoencoder):
         # What tiles were put together to is nobody else's.
         return video.clamp_(-1.0, 1.0) if isinstance(halo, TiledHalo) else video.clamp(-1.0, 1.0)
 
-    def _moments(self, video: Tensor, latents_per_pass: int | None, tiling: Tiling | None) -> Tensor:
+    def _moments(
+        self,
+        video: Tensor,
+        latents_per_pass: int | None,
+        tiling: Tiling | None,
+        neighbors: Neighbors | None = None,
+    ) -> Tensor:
         if tiling is not None or video.shape[2] == 1:
-            return self._encode_pass(video, Halo() if tiling is None else TiledHalo(tiling))
-        stream = self._encoding(latents_per_pass)
+            return self._encode_pass(video, Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors))
+        stream = self._encoding(latents_per_pass, neighbors=neighbors)
         moments = stream.push(video)
         stream.flush()
         assert moments is not None
         return moments
 
-    def _decoded(self, latents: Tensor, latents_per_pass: int | None, tiling: Tiling | None) -> Tensor:
+    def _decoded(
+        self,
+        latents: Tensor,
+        latents_per_pass: int | None,
+        tiling: Tiling | None,
+        neighbors: Neighbors | None = None,
+    ) -> Tensor:
         if tiling is not None or latents.shape[2] == 1:
-            halo = Halo() if tiling is None else TiledHalo(tiling)
+            halo = Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors)
             return self._decode_pass(latents, halo, self._statistics(self.decoder_dtype, latents.device))
-        stream = self._decoding(latents_per_pass)
+        stream = self._decoding(latents_per_pass, neighbors=neighbors)
         video = stream.push(latents)
         stream.flush()
         assert video is not None
@@ -380,6 +385,7 @@ class WanVAE(Autoencoder):
         *,
         goes_on: bool = False,
         device: torch.device | None = None,
+        part: Part | None = None,
     ) -> Plan:
         if self.training:
             raise UserError("A budget of memory is for eval mode; call vae.eval() first.")
@@ -390,10 +396,12 @@ class WanVAE(Autoencoder):
         side, unit = self.config.spatial_compression, self.config.temporal_compression
         side, unit = (1, 1) if call == "decode" else (side, unit)
         chosen = _checked_latents_per_pass(latents_per_pass)
-        at_once = self._pace(x[:, :1, :1].numel() // side**2, chosen, 1, device=device).group
+        part = Part() if part is None else part
+        frame = torch.empty((*x.shape[:2], 1, *x.shape[3:]), dtype=x.dtype, device="meta")
+        at_once = self._pace(part.cut(frame)[:, :1].numel() // side**2, chosen, 1, device=device).group
         frames = LONG_ENOUGH * at_once * unit + 1 if goes_on else x.shape[2]
-        given = torch.empty((*x.shape[:2], frames, *x.shape[3:]), dtype=x.dtype, device="meta")
-        return choose(job_of(self, call, given, at_once, goes_on=goes_on, device=device), budget)
+        given = frame.new_empty((*x.shape[:2], frames, *x.shape[3:]))
+        return choose(job_of(self, call, given, at_once, goes_on=goes_on, device=device, part=part), budget)
 
     def _encoding(
         self,
@@ -476,6 +484,19 @@ class WanVAE(Autoencoder):
         per_pixel = max(self.encoder.held * self.dtype.itemsize, self.decoder.held * self.decoder_dtype.itemsize)
         return max(1, bytes_at_once(device) // max(1, latent_pixels * per_pixel))
 
+    def _input_of(self, call: str, video: tuple[int, ...]) -> Tensor:
+        """Return what is given to a call for a video of this shape (B, 3, T, H, W), on the meta device."""
+        # It may be wider than the weights, as files' frames and latents are; copies of it then take most.
+        wide = torch.promote_types(self.decoder_dtype if call == "decode" else self.dtype, torch.float32)
+        x = torch.empty(video, dtype=wide, device="meta")
+        self._check_video(x, whole=True)
+        if call == "decode":
+            batch, _, frames, height, width = video
+            side, unit = self.config.spatial_compression, self.config.temporal_compression
+            size = (1 + (frames - 1) // unit, height // side, width // side)
+            x = torch.empty((batch, self.config.latent_channels, *size), dtype=wide, device="meta")
+        return x
+
     def _records(self, x: Tensor) -> bool:
         weights = (parameter.requires_grad for parameter in self.parameters())
         return torch.is_grad_enabled() and (x.requires_grad or any(weights))
@@ -528,7 +549,10 @@ def _denormalized(final: Tensor, statistics: Statistics) -> Tensor:
 
 def _check_one_pace(neighbors: Neighbors | None, memory: Budget | None) -> None:
     if neighbors is not None and memory is not None:
-        raise UserError("A part of a picture has no budget of memory, for all parts go in step; leave out memory.")
+        raise UserError(
+            "A part of a picture has no budget of its own, for all parts go in step; the streams of `vae.shard()` take"
+            " one."
+        )
 
 
 def _checked_latents_per_pass(latents_per_pass: int | None) -> int | None:

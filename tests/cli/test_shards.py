@@ -4,15 +4,18 @@ import os
 import socket
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.cli.running import Outcome, read_clip, run
+from tests.cli.running import Outcome, read_clip, run, write_clip
 
 ROOT = Path(__file__).parents[2]
+# Of 128x192 pixels in two parts: enough for tiles, and too little for a stream.
+BUDGET = "17MiB"
 
 
 def start_all(*commands: list[object]) -> list[Outcome]:
@@ -55,7 +58,7 @@ def test_there_and_back_as_with_one_process(
     one, three = tmp_path / "one.safetensors", tmp_path / "three.safetensors"
     options = ["--checkpoint", checkpoint, "--dtype", "fp32", "--device", "cpu"]
     run(capsys, "encode", clip, one, *options)
-    first, *others = start_all(*[["encode", clip, three, *options, "--shards", 3]] * 3)
+    first, *others = start_all(*[["encode", clip, three, *options, "--shards", 3, "--memory", "1GiB"]] * 3)
     assert "frames" in first.out, first.err
     assert [(other.code, other.out) for other in others] == [(0, "")] * 2
     (alone,), (shared,) = load_file(one).values(), load_file(three).values()
@@ -86,6 +89,28 @@ def test_reconstruct_as_with_one_process(
     assert (second.code, second.out) == (0, "")
     difference = read_clip(tmp_path / "one.mkv").astype(int) - read_clip(tmp_path / "two.mkv")
     assert np.abs(difference).max() <= 1
+
+
+def test_a_budget_changes_no_pixel_and_may_be_too_little(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--checkpoint", checkpoint, "--dtype", "fp32", "--device", "cpu"]
+    clip = write_clip(tmp_path / "clip.mkv", frames=5, width=192, height=128, fps=Fraction(25))
+    latents, one, two = tmp_path / "latents.safetensors", tmp_path / "one.mkv", tmp_path / "two.mkv"
+    run(capsys, "encode", clip, latents, *options)
+    run(capsys, "decode", latents, one, *options, "--lossless")
+    # As a stream this does not fit, and goes at once.
+    command = ["decode", latents, two, *options, "--lossless", "--shards", 2, "--memory"]
+    first, second = start_all(*[[*command, BUDGET]] * 2)
+    assert (first.code, second.code, second.out) == (0, 0, ""), first.err
+    assert np.abs(read_clip(one).astype(int) - read_clip(two)).max() <= 1
+
+    two.unlink()
+    first, second = start_all(*[[*command, "1MiB"]] * 2)
+    assert (first.code, second.code, said(second)) == (2, 2, [])
+    assert len(said(first)) == 1
+    assert "1.00MiB of memory is too little to decode this clip" in said(first)[0]
+    assert not two.exists()
 
 
 def test_an_error_of_the_first_process_ends_all(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tiles never change the result."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tests.helpers import (
 from wan_vae import VAEConfig
 from wan_vae.model.halo import Halo
 from wan_vae.model.tiled_halo import TiledHalo
-from wan_vae.model.tiling import Span, Tiling, Window, parts_of, tiles_of, windows_of
+from wan_vae.model.tiling import Span, Tiling, Window, largest_of, parts_of, windows_of
 
 
 @st.composite
@@ -108,7 +109,14 @@ def test_tiles_take_no_gradients() -> None:
         vae.pixels(random_latents(vae.config, 1, 2, 2), TiledHalo(Tiling(2, 2, 0, 3)))
 
 
-def test_tiles_of_a_picture() -> None:
-    windows = tiles_of(6, 10, 2, 3, 2)
-    assert len(windows) == 6
-    assert sum(window.pixels for window in windows) == math.prod((6, 10))
+def test_the_largest_tile_is_the_one_with_the_largest_tensor() -> None:
+    steps = random_vae(small_config()).decoder.steps()
+    rows, columns = parts_of(22, 4, 2), parts_of(14, 3, 2)
+
+    def largest_tensor(tile: Window) -> int:
+        windows = windows_of(steps, 11, 7, tile)[:-1]
+        sizes = ([stop - start for start, stop in window] for window in windows)
+        return max(step.values * math.prod(size) for step, size in zip(steps, sizes, strict=True))
+
+    found = largest_of(steps, 11, 7, rows, columns)
+    assert largest_tensor(found) == max(largest_tensor(Window(*spans)) for spans in product(rows, columns))

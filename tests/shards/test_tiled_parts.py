@@ -1,4 +1,4 @@
-"""Parts of a picture that are themselves processed in tiles compute what the whole picture gives."""
+"""Parts of a picture that are processed in tiles compute what the whole picture gives, and send what is counted."""
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from wan_vae.model.tiling import Tiling
 from wan_vae.shards.grid import Grid
 from wan_vae.shards.neighbors import ShardNeighbors
 from wan_vae.shards.peers import Peers
+from wan_vae.shards.traffic import bytes_sent, decoder_looks, encoder_looks
 
 
 def video_of(config: VAEConfig, grid: Grid, latents: int) -> torch.Tensor:
@@ -39,7 +40,7 @@ def coded_part(
     tiling: Tiling,
     encodes: bool,
     goes_on: bool,
-) -> np.ndarray:
+) -> tuple[np.ndarray, int]:
     vae, peers = random_vae(config), Peers(range(group.size()), group)
     whole, scale, unit = latents_of(config, grid, latents), 1, 1
     if encodes:
@@ -51,7 +52,7 @@ def coded_part(
         if chunk.shape[2] > 0:
             results.append(vae.moments(chunk, halo) if encodes else vae.pixels(chunk, halo))
             halo.advance()
-    return torch.cat(results, dim=2).numpy()
+    return torch.cat(results, dim=2).numpy(), peers.bytes_sent
 
 
 @settings(max_examples=20)
@@ -61,9 +62,12 @@ def test_tiled_parts_decode_like_the_whole_picture(
 ) -> None:
     vae, first = random_vae(config), data.draw(st.integers(1, latents))
     tiling = data.draw(tilings(len(vae.decoder.steps())))
-    parts = workers.run(grid.rows * grid.columns, coded_part, config, grid, latents, first, tiling, False, goes_on)
+    job = (coded_part, config, grid, latents, first, tiling, False, goes_on)
+    parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
     whole = vae.pixels(latents_of(config, grid, latents), Halo())
     assert relative_difference(joined(parts, grid), whole) <= 1e-10
+    looks = list(decoder_looks(config, latents, tiling))
+    assert sent == tuple(bytes_sent(looks, grid, part, itemsize=8) for part in range(len(parts)))
 
 
 @settings(max_examples=20)
@@ -73,6 +77,9 @@ def test_tiled_parts_encode_like_the_whole_picture(
 ) -> None:
     vae, first = random_vae(config), data.draw(st.integers(1, latents))
     tiling = data.draw(tilings(len(vae.encoder.steps())))
-    parts = workers.run(grid.rows * grid.columns, coded_part, config, grid, latents, first, tiling, True, goes_on)
+    job = (coded_part, config, grid, latents, first, tiling, True, goes_on)
+    parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
     whole = vae.moments(video_of(config, grid, latents), Halo())
     assert relative_difference(joined(parts, grid), whole) <= 1e-10
+    looks = list(encoder_looks(config, 1 + config.temporal_compression * (latents - 1), tiling))
+    assert sent == tuple(bytes_sent(looks, grid, part, itemsize=8) for part in range(len(parts)))

@@ -10,26 +10,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wan_vae.memory import Plan
+    from wan_vae.shards.led import LeadVAE
     from wan_vae.vae import WanVAE
 
 AUTO = "auto"
 _FRAMES_AT_ONCE = 4
 
 
-def budget_of(vae: "WanVAE", memory: str) -> int | None:
-    """Return `--memory` in bytes; None for auto on a device that does not tell what it has left."""
+def budget_of(vae: "WanVAE | LeadVAE", memory: str) -> int | None:
+    """Return `--memory` in bytes; None for auto on a device that does not tell what it has left.
+
+    Of several processes, it is what each may take.
+    """
     from wan_vae.memory import bytes_of, tells
+    from wan_vae.vae import WanVAE
 
-    return None if memory == AUTO and not tells(vae.device) else bytes_of(memory, vae.device)
-
-
-def check_alone(memory: str) -> None:
-    """Refuse a budget where a clip is shared among processes, for their pace must be one."""
-    if memory != AUTO:
-        raise UserError(f"--memory is {memory!r}, but with --shards there is no budget; leave one of them out.")
+    if memory == AUTO and not tells(vae.device):
+        return None
+    return bytes_of(memory, vae.device) if isinstance(vae, WanVAE) else vae.budget(memory)
 
 
-def decoded(vae: "WanVAE", latents: Iterable["Tensor"], height: int, width: int, memory: str) -> Iterator["Tensor"]:
+def decoded(
+    vae: "WanVAE | LeadVAE", latents: Iterable["Tensor"], height: int, width: int, memory: str
+) -> Iterator["Tensor"]:
     """Yield the frames of latents (1, z, n, h, w) in a budget: as a stream, or, if what that has to remember does not
     fit in, with all of the clip at once.
 
@@ -51,7 +54,9 @@ def decoded(vae: "WanVAE", latents: Iterable["Tensor"], height: int, width: int,
     yield from torch.split(video, _FRAMES_AT_ONCE, dim=2)
 
 
-def encoded(vae: "WanVAE", video: Iterable["Tensor"], height: int, width: int, memory: str) -> Iterator["Tensor"]:
+def encoded(
+    vae: "WanVAE | LeadVAE", video: Iterable["Tensor"], height: int, width: int, memory: str
+) -> Iterator["Tensor"]:
     """Yield the final latents of frames (1, 3, n, H, W) in a budget: as a stream, or, if what that has to remember does
     not fit in, with all of the clip at once, whose frames then count.
     """
@@ -78,7 +83,7 @@ def encoded(vae: "WanVAE", video: Iterable["Tensor"], height: int, width: int, m
     yield vae.encode(whole, memory=budget - size)
 
 
-def budgets_of_streams(vae: "WanVAE", height: int, width: int, memory: str) -> tuple[int, int] | None:
+def budgets_of_streams(vae: "WanVAE | LeadVAE", height: int, width: int, memory: str) -> tuple[int, int] | None:
     """Return the parts of a budget for encoding and for decoding, where both go on side by side; None for no budget.
 
     Raises:
@@ -100,7 +105,7 @@ def budgets_of_streams(vae: "WanVAE", height: int, width: int, memory: str) -> t
     return encoding, budget - encoding
 
 
-def _streams(vae: "WanVAE", call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:
+def _streams(vae: "WanVAE | LeadVAE", call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:
     try:
         plan = _stream_plan(vae, call, height, width, budget)
     except UserError:
@@ -110,7 +115,9 @@ def _streams(vae: "WanVAE", call: Literal["encode", "decode"], height: int, widt
     return True
 
 
-def _stream_plan(vae: "WanVAE", call: Literal["encode", "decode"], height: int, width: int, budget: int) -> "Plan":
+def _stream_plan(
+    vae: "WanVAE | LeadVAE", call: Literal["encode", "decode"], height: int, width: int, budget: int
+) -> "Plan":
     side, unit = vae.config.spatial_compression, vae.config.temporal_compression
     height, width = -(-height // side) * side, -(-width // side) * side
     return vae.plan(call, frames=1 + unit, height=height, width=width, memory=budget, goes_on=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.budget import AUTO, check_alone, decoded
+from wan_vae.cli.budget import AUTO, decoded
 from wan_vae.cli.crew import Crew, follows
 from wan_vae.cli.report import Progress, peak_memory, print_result
 from wan_vae.errors import LatentsError
@@ -34,8 +34,6 @@ def decode(
     as_json: options.JsonOption = False,
 ) -> None:
     """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had."""
-    if shards != 1:
-        check_alone(memory)
     crew = None if shards == 1 else Crew(shards, device)
     if crew is not None and follows():
         crew.follow(checkpoint, device, dtype)
@@ -74,9 +72,7 @@ def decode(
         left = info.frames
         together = vae.latents_at_once(info.height, info.width)
         chunks = to_device(source.chunks(together), vae.device)
-        videos = (
-            decoded(model.vae, chunks, info.height, info.width, memory) if crew is None else vae.decode_stream(chunks)
-        )
+        videos = decoded(vae, chunks, info.height, info.width, memory)
         for frames in cropped_frames(videos, width, height, vae.device):
             yield frames[:left]
             left -= len(frames)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.budget import AUTO, check_alone, encoded
+from wan_vae.cli.budget import AUTO, encoded
 from wan_vae.cli.crew import Crew, follows
 from wan_vae.cli.report import Progress, peak_memory, print_result
 from wan_vae.files import check_output
@@ -27,8 +27,6 @@ def encode(
     as_json: options.JsonOption = False,
 ) -> None:
     """Encode CLIP into LATENTS, a file that holds all that `decode` needs to give the clip back."""
-    if shards != 1:
-        check_alone(memory)
     crew = None if shards == 1 else Crew(shards, device)
     if crew is not None and follows():
         crew.follow(checkpoint, device, dtype)
@@ -52,11 +50,7 @@ def encode(
         progress = Progress(source.info.frames)
         together = vae.latents_at_once(source.info.height, source.info.width) * config.temporal_compression
         fitted = FittedClip(progress.over(source.chunks(together)), config, vae.device)
-        encoding = (
-            encoded(model.vae, fitted, source.info.height, source.info.width, memory)
-            if crew is None
-            else vae.encode_stream(fitted)
-        )
+        encoding = encoded(vae, fitted, source.info.height, source.info.width, memory)
         for (chunk,) in to_host(zip(encoding), vae.device):
             writer.write(chunk)
         shape = writer.finish(

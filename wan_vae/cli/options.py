@@ -68,7 +68,7 @@ MemoryOption = Annotated[
     typer.Option(
         help="What the network may take beside the loaded model and what it is given, its result included: such as"
         " 4GiB, or auto for four fifths of what is free. Where whole pictures would take more they go tile by tile,"
-        " which changes nothing but the time.",
+        " which changes nothing but the time. With --shards it is what each process may take.",
         metavar="SIZE",
     ),
 ]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.budget import AUTO, budgets_of_streams, check_alone
+from wan_vae.cli.budget import AUTO, budgets_of_streams
 from wan_vae.cli.crew import Crew, follows
 from wan_vae.cli.report import Progress, peak_memory, print_result
 from wan_vae.errors import UserError
@@ -42,8 +42,6 @@ def reconstruct(
     PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Sound is carried over where
     OUT's format can hold it.
     """
-    if shards != 1:
-        check_alone(memory)
     crew = None if shards == 1 else Crew(shards, device)
     if crew is not None and follows():
         crew.follow(checkpoint, device, dtype)
@@ -99,7 +97,7 @@ def reconstruct(
         progress, count = Progress(info.frames), 0
         vae = model.vae if crew is None else crew.lead(model.vae)
         together = vae.latents_at_once(info.height, info.width) * config.temporal_compression
-        budgets = None if crew is not None else budgets_of_streams(model.vae, info.height, info.width, memory)
+        budgets = budgets_of_streams(vae, info.height, info.width, memory)
         chunks = progress.over(source.chunks(together))
         for original, decoded in reconstructed(vae, chunks, width, height, budgets):
             writer.write(decoded[None])

@@ -7,8 +7,9 @@ from itertools import product
 from wan_vae.errors import UserError
 from wan_vae.memory.budget import in_words
 from wan_vae.memory.plan import Plan
+from wan_vae.model.reach import Reach
 from wan_vae.model.steps import Step, cell_of
-from wan_vae.model.tiling import Tiling, parts_of, spans_of
+from wan_vae.model.tiling import Tiling, margin_of, parts_of, size_after, spans_of
 
 # Bytes that libraries take for their own ends, whatever the sizes.
 _LIBRARIES = 8 * 2**20
@@ -29,8 +30,9 @@ class Job:
         call: "encode" or "decode".
         steps: The network's local part.
         costs: Operations of each step, by pixel of its input.
-        height: Of the clip in latents.
+        height: Of the clip in latents, or of a part of it.
         width: Likewise.
+        beyond: Latents of the picture on each side, which a part's neighbors hold.
         latents_per_pass: How many latents go together at most.
         goes_on: Whether it is a stream, which remembers something of every tile.
         peak: Predicts the bytes held at most, if that many latents go together, in such tiles or in whole pictures.
@@ -41,6 +43,7 @@ class Job:
     costs: Sequence[float]
     height: int
     width: int
+    beyond: Reach
     latents_per_pass: int
     goes_on: bool
     peak: Callable[[int, Tiling | None], int]
@@ -85,8 +88,8 @@ class _Stretch:
         self._range = first, last
         self._steps = job.steps[first:last]
         self._costs = job.costs[first:last]
-        self._rows = self._lengths(job.height)
-        self._columns = self._lengths(job.width)
+        self._rows = self._lengths(job.height, job.beyond.top, job.beyond.bottom)
+        self._columns = self._lengths(job.width, job.beyond.left, job.beyond.right)
         pixels = [job.height * job.width * cell_of(job.steps, place) ** 2 for place in range(len(job.steps))]
         self._whole = sum(cost * size for cost, size in zip(self._costs, pixels[first:last], strict=True))
         self._total = sum(cost * size for cost, size in zip(job.costs, pixels, strict=True))
@@ -94,7 +97,6 @@ class _Stretch:
             grid for grid in product(self._rows, self._columns) if grid in _GRIDS_OF_STREAMS or not job.goes_on
         ]
         self.grids = [grid for grid in self.grids if grid != (1, 1)]
-        self._base: int | None = None
         self._peaks: dict[tuple[int, int], int] = {}
         self._known: list[tuple[int, int]] = []
 
@@ -103,9 +105,7 @@ class _Stretch:
         """The bytes that the thriftiest grid takes: the finest one, unless the memory of all tiles counts."""
         if self._job.goes_on:
             return min([self.predict(*grid) for grid in self.grids], default=_ENDLESS)
-        if self._base is None:
-            self._base = _predicted(self._job, 1, self.tiling(max(self._rows), max(self._columns)))
-        return self._base
+        return self.predict(max(self._rows), max(self._columns))
 
     def tiling(self, rows: int, columns: int) -> Tiling:
         """Return how these steps run in a grid of tiles."""
@@ -120,10 +120,14 @@ class _Stretch:
         """Whether a grid may keep to a budget, as far as is known by now."""
         if self._job.goes_on:
             return True
+        if self.least > budget:
+            return False
+        if (rows, columns) in self._peaks:
+            return self._peaks[rows, columns] <= budget
         values = self._values(rows, columns)
         # What is no tile's takes as much in any grid: a tile twice as small takes half as much together, or more.
         known = [peak * values / of for of, peak in self._known if values <= of]
-        return max([self.least, *known]) <= budget
+        return max(known, default=0) <= budget
 
     def predict(self, rows: int, columns: int) -> int:
         """Return the bytes that a grid takes."""
@@ -137,17 +141,28 @@ class _Stretch:
         largest = zip(self._steps, self._rows[rows].largest, self._columns[columns].largest, strict=True)
         return max(step.values * high * wide for step, high, wide in largest)
 
-    def _lengths(self, latents: int) -> dict[int, "_Lengths"]:
-        """Return by count of tiles, for counts of which none has tiles as large as a smaller one's."""
+    def _lengths(self, latents: int, ahead: int, behind: int) -> dict[int, "_Lengths"]:
+        """Return by count of tiles, for counts of which none has tiles as large as a smaller one's.
+
+        Args:
+            latents: In a row or a column.
+            ahead: How many more the picture has before them.
+            behind: Likewise, after them.
+        """
         first, last = self._range
         before, after = cell_of(self._job.steps, first), cell_of(self._job.steps, last)
+        # Tiles may look at what neighbors hold, and there, too, they are at the picture's edge or they are not.
+        margin = margin_of(self._steps) if ahead or behind else 0
+        ahead, behind = min(margin, ahead * before), min(margin, behind * before)
+        length, moved = ahead + latents * before + behind, size_after(self._steps, ahead)
         lengths: dict[int, _Lengths] = {}
         size = latents + 1
         for count in range(1, latents + 1):
             if -(-latents // count) < size:
                 size = -(-latents // count)
                 parts = parts_of(latents * after, count, after)
-                spans = [spans_of(self._steps, latents * before, part)[:-1] for part in parts]
+                tiles = [part.moved(moved) for part in parts]
+                spans = [spans_of(self._steps, length, tile)[:-1] for tile in tiles]
                 by_step = [[stop - start for start, stop in step] for step in zip(*spans, strict=True)]
                 lengths[count] = _Lengths([sum(step) for step in by_step], [max(step) for step in by_step])
         return lengths

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from wan_vae.memory.part import Part
 from wan_vae.memory.planner import Job
 from wan_vae.model.halo import Halo
 from wan_vae.model.steps import Step
@@ -21,7 +22,9 @@ LONG_ENOUGH = 3
 _SIDE = 4
 
 
-def job_of(vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_on: bool, device: torch.device) -> Job:
+def job_of(
+    vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_on: bool, device: torch.device, part: Part
+) -> Job:
     """Describe a call to the planner.
 
     Args:
@@ -31,30 +34,40 @@ def job_of(vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_o
         latents_per_pass: How many latents go together at most.
         device: Where it is to be computed.
         goes_on: Whether `x` comes in chunks, each of as many latents as go together or of their frames.
+        part: What of the picture is computed there.
     """
     with torch.device("meta"):
         twin = type(vae)(vae.config).eval().requires_grad_(False)
     twin.set_dtypes(encoder=vae.dtype, decoder=vae.decoder_dtype)
     decodes = call == "decode"
-    unit = 1 if decodes else vae.config.temporal_compression
+    unit, becomes = (1, vae.config.temporal_compression) if decodes else (vae.config.temporal_compression, 1)
     run = twin._decoded if decodes else twin._moments
 
     def peak(latents: int, tiling: Tiling | None) -> int:
         longest = 1 + LONG_ENOUGH * latents * unit
-        # In whole pictures a clip passes as a stream does: of what is longer, only the result is larger.
-        given = x[:, :, :longest] if tiling is None or goes_on else x
-        beyond = 0
         with torch.no_grad(), _rehearsal(device, twin, x) as rehearsal:
             if goes_on:
-                stream = twin._decoding(latents, tiling=tiling) if decodes else twin._encoding(latents, tiling=tiling)
-                stream.push(given[:, :, :1])
-                for start in range(1, given.shape[2], latents * unit):
-                    stream.push(given[:, :, start : start + latents * unit])
-            else:
-                result = run(given, latents, tiling)
-                rate = (result.shape[2] - 1) / max(1, given.shape[2] - 1)
-                beyond = int(result[:, :, :1].numel() * result.dtype.itemsize * rate * (x.shape[2] - given.shape[2]))
-        return rehearsal.peak + beyond
+                begin = twin._decoding if decodes else twin._encoding
+                stream = begin(latents, neighbors=part.neighbors, tiling=tiling)
+                for start, stop in [(0, 1), *((at, at + latents * unit) for at in range(1, longest, latents * unit))]:
+                    result = stream.push(part.cut(x[:, :, start:stop]))
+                    assert result is not None, "a chunk gives what it makes up"
+                    part.joined(result)
+                    del result
+                return rehearsal.peak
+            given = part.cut(x)
+            # In whole pictures a clip passes as a stream does: of what is longer, only the result is larger.
+            result = run(given if tiling is not None else given[:, :, :longest], latents, tiling, part.neighbors)
+            frames = 1 + (x.shape[2] - 1) // unit * becomes
+            passing = rehearsal.peak
+            if frames > result.shape[2]:
+                size, dtype, missing = result[:, :, 0].nbytes, result.dtype, frames - result.shape[2]
+                shape = (*result.shape[:2], frames, *result.shape[3:])
+                passing += missing * size
+                del result
+                result = given.new_empty(shape, dtype=dtype)
+            part.joined(result)
+        return max(passing, rehearsal.peak)
 
     steps = vae.decoder.steps() if decodes else vae.encoder.steps()
     side = 1 if decodes else vae.config.spatial_compression
@@ -62,7 +75,8 @@ def job_of(vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_o
     with torch.no_grad(), _rehearsal(device, twin, small) as rehearsal:
         counter = _Counter(rehearsal)
         twin.pixels(small.to(vae.decoder_dtype), counter) if decodes else twin.moments(small.to(vae.dtype), counter)
-    return Job(call, steps, counter.costs, x.shape[3] // side, x.shape[4] // side, latents_per_pass, goes_on, peak)
+    height, width = (size // side for size in part.cut(x).shape[3:])
+    return Job(call, steps, counter.costs, height, width, part.beyond, latents_per_pass, goes_on, peak)
 
 
 def _rehearsal(device: torch.device, twin: "WanVAE", x: Tensor) -> Rehearsal:

@@ -1,8 +1,8 @@
 """The halo of a clip whose frames are too large to be processed whole at the high resolutions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wan_vae.model.halo import Halo, StreamHalo
 from wan_vae.model.neighbors import Neighbors
 from wan_vae.model.steps import Run, Step, cell_of, frames_of_latent
-from wan_vae.model.tiling import Tiling, Window, largest_of, margin_of, size_after, tiles_of, windows_of
+from wan_vae.model.tiling import Span, Tiling, Window, largest_of, margin_of, parts_of, size_after, windows_of
 from wan_vae.ops.recording import recorded
 from wan_vae.ops.rehearsal import rehearsal_of, typical
 from wan_vae.ops.workspace import Workspace
@@ -80,12 +80,15 @@ class TiledHalo(StreamHalo):
         x, known = self.neighbors.around(x, margin_of(steps))
         down, right = size_after(steps, known.top), size_after(steps, known.left)
         workspace, result = Workspace(), None
-        grid = (height, width, self.tiling.rows, self.tiling.columns, cell)
+        rows = [span.moved(down) for span in parts_of(height, self.tiling.rows, cell)]
+        columns = [span.moved(right) for span in parts_of(width, self.tiling.columns, cell)]
+        places: Iterable[tuple[Span, Span]] = product(rows, columns)
         rehearsal = rehearsal_of(x)
-        tiles = tiles_of(*grid) if rehearsal is None else [largest_of(*grid)]
-        for index, tile in enumerate(tiles):
-            name = f"{_TILE}{index}"
-            windows = windows_of(steps, x.shape[3], x.shape[4], tile.moved(down, right))
+        if rehearsal is not None:  # one stands for all
+            places = [largest_of(steps, x.shape[3], x.shape[4], rows, columns)]
+        for index, place in enumerate(Window(*spans) for spans in places):
+            name, tile = f"{_TILE}{index}", place.moved(-down, -right)
+            windows = windows_of(steps, x.shape[3], x.shape[4], place)
             cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
             passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
             halo = self._part(name, passage, workspace, None)
@@ -95,7 +98,7 @@ class TiledHalo(StreamHalo):
                 result[:, :, after, tile.rows.slice, tile.columns.slice] = part
                 del part
                 if rehearsal is not None and self._goes_on and halo.at_start:
-                    rehearsal.hold((len(tiles_of(*grid)) - 1) * halo.remembered_bytes)
+                    rehearsal.hold((len(rows) * len(columns) - 1) * halo.remembered_bytes)
                 _advance(halo)
             del halo
         assert result is not None

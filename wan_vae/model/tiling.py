@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 from wan_vae.model.steps import Step
@@ -39,6 +39,10 @@ class Span(NamedTuple):
         """To index with."""
         return slice(self.start, self.stop)
 
+    def moved(self, by: int) -> "Span":
+        """Return a span as long, further on."""
+        return Span(self.start + by, self.stop + by)
+
 
 class Window(NamedTuple):
     """A rectangle of pixels."""
@@ -46,17 +50,9 @@ class Window(NamedTuple):
     rows: Span
     columns: Span
 
-    @property
-    def pixels(self) -> int:
-        """How many there are."""
-        return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
-
     def moved(self, down: int, right: int) -> "Window":
         """Return a window as large, further down and to the right."""
-        return Window(
-            Span(self.rows.start + down, self.rows.stop + down),
-            Span(self.columns.start + right, self.columns.stop + right),
-        )
+        return Window(self.rows.moved(down), self.columns.moved(right))
 
 
 def parts_of(size: int, count: int, multiple: int) -> list[Span]:
@@ -67,22 +63,17 @@ def parts_of(size: int, count: int, multiple: int) -> list[Span]:
     return [Span(start, stop) for start, stop in pairwise(bounds)]
 
 
-def tiles_of(height: int, width: int, rows: int, columns: int, multiple: int) -> list[Window]:
-    """Cut a picture in tiles, row by row."""
-    return [
-        Window(across, along)
-        for across in parts_of(height, rows, multiple)
-        for along in parts_of(width, columns, multiple)
-    ]
+def largest_of(steps: Sequence[Step], height: int, width: int, rows: Sequence[Span], columns: Sequence[Span]) -> Window:
+    """Return the tile whose largest tensor is largest, of those in so many rows and columns; else as `windows_of`."""
+    # Few of them differ in their lengths.
+    by_height = {_lengths(steps, height, span): span for span in rows}
+    by_width = {_lengths(steps, width, span): span for span in columns}
 
+    def largest(lengths: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
+        return max(step.values * high * wide for step, high, wide in zip(steps, *lengths, strict=True))
 
-def largest_of(height: int, width: int, rows: int, columns: int, multiple: int) -> Window:
-    """Return one of the tiles whose windows are largest: a largest part, away from the picture's edges if possible."""
-    spans = []
-    for size, count in ((height, rows), (width, columns)):
-        parts = parts_of(size, count, multiple)
-        spans.append(max(parts[1:-1] or parts, key=lambda part: part.stop - part.start))
-    return Window(*spans)
+    high, wide = max(product(by_height, by_width), key=largest)
+    return Window(by_height[high], by_width[wide])
 
 
 def size_after(steps: Sequence[Step], size: int) -> int:
@@ -127,3 +118,7 @@ def spans_of(steps: Sequence[Step], size: int, tile: Span) -> list[Span]:
         stop = -(-(-(-stop * step.reduces // step.enlarges) + step.reach) // step.reduces) * step.reduces
         spans.append(Span(max(0, start), min(length, stop)))
     return spans[::-1]
+
+
+def _lengths(steps: Sequence[Step], size: int, tile: Span) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in spans_of(steps, size, tile)[:-1])

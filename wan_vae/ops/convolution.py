@@ -88,6 +88,7 @@ def _convolve_tensor(
         return _by_winograd(x, weight, bias, residual, workspace.empty(shape, like=x), workspace)
     rehearsal = rehearsal_of(x)
     if rehearsal is not None:
+        rehearsal.reorder(weight)
         return rehearsal.convolve(weight, workspace.empty(shape, like=x))
     if x.device.type == "cpu" and _onednn_computes(x.dtype):
         out = workspace.empty(shape, like=x)

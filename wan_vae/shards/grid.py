@@ -7,9 +7,11 @@ from itertools import pairwise
 from torch import Tensor
 
 from wan_vae.errors import UserError
+from wan_vae.model.reach import Reach
 
 Area = tuple[slice, slice]
 """Rows and columns of pixels."""
+_NONE = Reach()
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,16 @@ class Grid:
         """Return the part in this row and column; None if the picture ends before it."""
         return row * self.columns + column if 0 <= row < self.rows and 0 <= column < self.columns else None
 
-    def area(self, part: int, scale: int, margin: int = 0) -> Area:
-        """Return the pixels of a part, and those within `margin` of it in the picture, a latent being `scale` wide."""
+    def beyond(self, part: int) -> Reach:
+        """Return how many rows and columns of latents lie on each side of a part."""
+        (rows, columns), (height, width) = self.area(part, 1), (sum(self.heights), sum(self.widths))
+        return Reach(0, rows.start, height - rows.stop, columns.start, width - columns.stop)
+
+    def area(self, part: int, scale: int, reach: Reach = _NONE) -> Area:
+        """Return the pixels of a part, and those within `reach` of it in the picture, a latent being `scale` wide."""
         row, column = self.place(part)
-        return _span(self.heights, row, scale, margin), _span(self.widths, column, scale, margin)
+        rows = _span(self.heights, row, scale, reach.top, reach.bottom)
+        return rows, _span(self.widths, column, scale, reach.left, reach.right)
 
     def cut(self, x: Tensor, part: int, scale: int) -> Tensor:
         """View a part of the whole picture's `x` (..., H, W), in which a latent is `scale` x `scale` pixels."""
@@ -108,6 +116,6 @@ def _shapes(devices: int) -> Iterator[tuple[int, int]]:
     return ((rows, devices // rows) for rows in range(1, devices + 1) if devices % rows == 0)
 
 
-def _span(sizes: tuple[int, ...], index: int, scale: int, margin: int) -> slice:
+def _span(sizes: tuple[int, ...], index: int, scale: int, ahead: int, behind: int) -> slice:
     start = sum(sizes[:index]) * scale
-    return slice(max(0, start - margin), min(sum(sizes) * scale, start + sizes[index] * scale + margin))
+    return slice(max(0, start - ahead), min(sum(sizes) * scale, start + sizes[index] * scale + behind))

@@ -10,10 +10,9 @@ from torch import Tensor
 from wan_vae.errors import UserError
 from wan_vae.model.reach import Activation, Reach, write
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.workspace import Workspace
 from wan_vae.shards.grid import Area, Grid, common, within
-from wan_vae.shards.peers import Peers
-
-Messages = list[tuple[int, Tensor]]
+from wan_vae.shards.peers import Links, Message, channels_last
 
 
 class ShardNeighbors:
@@ -22,10 +21,11 @@ class ShardNeighbors:
     All processes must ask for the same things in the same order.
     """
 
-    def __init__(self, grid: Grid, peers: Peers) -> None:
+    def __init__(self, grid: Grid, peers: Links) -> None:
         assert len(peers) == grid.rows * grid.columns, (len(peers), grid)
         self._grid = grid
         self._peers = peers
+        self._workspace = Workspace()
 
     def margin(self, reach: Reach) -> Reach:
         # Where the picture is not cut in rows, or columns, its zeros are left to the convolution, which needs no copy.
@@ -55,7 +55,7 @@ class ShardNeighbors:
             else:
                 given.append((side.peer, middle[(..., *side.inside)]))
                 taken.append((side.peer, place))
-        exchange = _Exchange(self._peers, given, taken)
+        exchange = _Exchange(self._peers, self._workspace, given, taken)
         _write_part(middle, x, interior, activation)
         exchange.finish()
 
@@ -63,20 +63,21 @@ class ShardNeighbors:
         own = self._peers.index
         row, _ = self._grid.place(own)
         scale = x.shape[3] // self._grid.heights[row]
-        mine, wanted = self._grid.area(own, scale), self._grid.area(own, scale, margin)
+        reach = Reach(top=margin, bottom=margin, left=margin, right=margin)
+        mine, wanted = self._grid.area(own, scale), self._grid.area(own, scale, reach)
         size = [side.stop - side.start for side in wanted]
-        out = torch.empty((*x.shape[:3], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        out = self._workspace.lasting((*x.shape[:3], *size), like=x)
         out[(..., *within(mine, wanted))] = x
         given, taken = [], []
         for peer in range(len(self._peers)):
             if peer == own:
                 continue
-            theirs, they_want = self._grid.area(peer, scale), self._grid.area(peer, scale, margin)
+            theirs, they_want = self._grid.area(peer, scale), self._grid.area(peer, scale, reach)
             if (area := common(mine, they_want)) is not None:
                 given.append((peer, x[(..., *within(area, mine))]))
             if (area := common(theirs, wanted)) is not None:
                 taken.append((peer, out[(..., *within(area, wanted))]))
-        _Exchange(self._peers, given, taken).finish()
+        _Exchange(self._peers, self._workspace, given, taken).finish()
         rows, columns = ((one.start - two.start, two.stop - one.stop) for one, two in zip(mine, wanted, strict=True))
         return out, Reach(top=rows[0], bottom=rows[1], left=columns[0], right=columns[1])
 
@@ -117,17 +118,21 @@ class _Exchange:
 
     Args:
         peers: Who has the parts.
+        workspace: Where there is room for what is under way.
         given: What each peer is sent: views (B, C, T, H, W).
         taken: Where what each peer sends is to be written.
     """
 
-    def __init__(self, peers: Peers, given: Messages, taken: Messages) -> None:
-        self._places = [_channels_last(place) for _, place in taken]
-        self._arriving = [place.new_empty(place.shape) for place in self._places]
-        self._transfers = peers.start(
-            [(peer, _channels_last(pixels).contiguous()) for peer, pixels in given],
-            [(peer, pixels) for (peer, _), pixels in zip(taken, self._arriving, strict=True)],
-        )
+    def __init__(self, peers: Links, workspace: Workspace, given: list[Message], taken: list[Message]) -> None:
+        self._places = [place for _, place in taken]
+        self._arriving = [workspace.empty(tuple(place.shape), like=place) for place in self._places]
+        leaving = []
+        for peer, pixels in given:
+            copy = workspace.empty(tuple(pixels.shape), like=pixels)
+            copy.copy_(pixels)
+            leaving.append((peer, channels_last(copy)))
+        arriving = [(peer, channels_last(pixels)) for (peer, _), pixels in zip(taken, self._arriving, strict=True)]
+        self._transfers = peers.start(leaving, arriving)
 
     def finish(self) -> None:
         """Wait for what arrives and write it to its places."""
@@ -178,8 +183,3 @@ def _write_part(out: Tensor, x: Tensor, area: Area, activation: Activation | Non
     part = x[(..., *area)]
     if part.numel() > 0:
         write(out[(..., *area)], part, activation)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """View (B, C, T, H, W) as (B, T, H, W, C), the order in memory."""
-    return x.permute(0, 2, 3, 4, 1)

@@ -1,13 +1,17 @@
 """The processes that share a clip, and what they send each other."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from wan_vae.errors import UserError
+
+T = TypeVar("T")
+Message = tuple[int, Tensor]
+"""A peer, and what it is sent or sends."""
 
 _HOST = torch.device("cpu")
 
@@ -27,6 +31,25 @@ class Transfers(NamedTuple):
         """Return when all has arrived; on a GPU, when all that is computed from now on comes after it."""
         for work in self.works:
             work.wait()
+
+
+class Links(Protocol):
+    """What carries tensors between those who share a clip.
+
+    Attributes:
+        index: The place of this one among them.
+    """
+
+    index: int
+
+    def __len__(self) -> int: ...
+
+    def start(self, sent: Iterable[Message], filled: Iterable[Message]) -> Transfers:
+        """Begin to send tensors to peers, and to fill others with what peers send; all of them are contiguous.
+
+        What goes from one peer to another arrives in the order in which it was sent. Nothing of it may be touched until
+        `wait` has returned.
+        """
 
 
 class Peers:
@@ -50,12 +73,7 @@ class Peers:
     def __len__(self) -> int:
         return len(self._ranks)
 
-    def start(self, sent: Iterable[tuple[int, Tensor]], filled: Iterable[tuple[int, Tensor]]) -> Transfers:
-        """Begin to send tensors to peers, and to fill others with what peers send; all of them are contiguous.
-
-        What goes from one peer to another arrives in the order in which it was sent. Nothing of it may be touched until
-        `wait` has returned.
-        """
+    def start(self, sent: Iterable[Message], filled: Iterable[Message]) -> Transfers:
         operations, buffers = [], []
         for operation, messages in ((dist.isend, sent), (dist.irecv, filled)):
             for peer, tensor in messages:
@@ -74,14 +92,18 @@ class Peers:
         Raises:
             UserError: They do not.
         """
-        descriptions: list[str] = [""] * len(self)
-        dist.all_gather_object(descriptions, description, self._group)
-        for peer, other in enumerate(descriptions):
+        for peer, other in enumerate(self.told(description)):
             if other != description:
                 raise UserError(
                     f"Process {self._ranks[self.index]} is given {description}, but process {self._ranks[peer]} is"
                     f" given {other}; all must be given the same clip."
                 )
+
+    def told(self, message: T) -> list[T]:
+        """Give all others a small Python object, and return theirs and this one, in the order of the peers."""
+        messages = [message] * len(self)
+        dist.all_gather_object(messages, message, self._group)
+        return messages
 
     def tell(self, message: Any) -> None:
         """Give all others a small Python object, which they `hear`."""
@@ -92,3 +114,8 @@ class Peers:
         messages = [None]
         dist.broadcast_object_list(messages, self._ranks[teller], self._group, _HOST)
         return messages[0]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return (B, C, T, H, W) as a contiguous (B, T, H, W, C): a view, if it is stored like that."""
+    return x.permute(0, 2, 3, 4, 1).contiguous()

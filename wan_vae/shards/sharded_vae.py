@@ -3,15 +3,19 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
+from wan_vae.memory import Budget, Plan
+from wan_vae.shards.budget import least_budget
 from wan_vae.shards.grid import arranged, evenly
 from wan_vae.shards.peers import Peers
+from wan_vae.shards.rehearsing import CutOrJoin, largest_part
 from wan_vae.shards.share import Share
-from wan_vae.shards.way import Way, decoding, encoding
+from wan_vae.shards.way import Call, Way, going
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -43,7 +47,7 @@ class ShardedVAE:
         if vae.training:
             raise UserError("A model in training mode cannot share clips among processes; call its eval() first.")
         self._vae = vae
-        self._gather = gather
+        self._joined: CutOrJoin = Share.gather if gather else _left
         self._peers, self._shape = _members(mesh)
 
     @property
@@ -51,35 +55,93 @@ class ShardedVAE:
         """The architecture."""
         return self._vae.config
 
-    def encode(self, video: Tensor, *, latents_per_pass: int | None = None) -> Tensor:
+    def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> final latents (B, z, t, h, w), as `WanVAE.encode`.
 
+        Args:
+            video: The clip.
+            latents_per_pass: How many latents go through the network together, or at most, if there is a budget.
+            memory: A budget for all that the call takes in this process beside the loaded model and `video`: the
+                latents, what others send of theirs, and what is exchanged on the way included. Bytes, text such as
+                "4GiB", or "auto" for what the device has left. It may differ between processes; as all go in step,
+                they go as the least of them allows (see `plan`).
+
         Raises:
-            UserError: T, H or W does not fit, or the picture is too small for so many processes.
+            UserError: T, H or W does not fit, the picture is too small for so many processes, or the budget is too
+                small; the message, which all processes give, says what would do.
         """
         self._vae._check_video(video, whole=True)
-        self._check_gradients(video)
-        (latents,) = self.encode_stream([video], latents_per_pass=latents_per_pass)
-        return latents
+        return self._whole(video, going(self._vae, "encode"), latents_per_pass, memory)
 
-    def decode(self, latents: Tensor, *, latents_per_pass: int | None = None) -> Tensor:
+    def decode(self, latents: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """Final latents (B, z, t, h, w) -> video (B, 3, T, H, W), as `WanVAE.decode`.
 
+        Args:
+            latents: The clip.
+            latents_per_pass: How many of them go through the network together, or at most, if there is a budget.
+            memory: A budget for all that the call takes in this process beside the loaded model and `latents`, as for
+                `encode`. The video of the whole picture, with `gather`, may take more than to compute a part of it.
+
         Raises:
-            UserError: The latents are not this model's, or the picture is too small for so many processes.
+            UserError: The latents are not this model's, the picture is too small for so many processes, or the budget
+                is too small; the message, which all processes give, says what would do.
         """
         self._vae._check_latents(latents, whole=True)
-        self._check_gradients(latents)
-        (video,) = self.decode_stream([latents], latents_per_pass=latents_per_pass)
-        return video
+        return self._whole(latents, going(self._vae, "decode"), latents_per_pass, memory)
 
-    def encode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
-        """Encode a clip that arrives in chunks of (B, 3, n, H, W), as `WanVAE.encode_stream`."""
-        return self._stream(chunks, encoding(self._vae), latents_per_pass)
+    def encode_stream(
+        self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, memory: Budget | None = None
+    ) -> Iterator[Tensor]:
+        """Encode a clip that arrives in chunks of (B, 3, n, H, W), as `WanVAE.encode_stream`.
 
-    def decode_stream(self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None) -> Iterator[Tensor]:
-        """Decode final latents that arrive in chunks of (B, z, n, h, w), as `WanVAE.decode_stream`."""
-        return self._stream(chunks, decoding(self._vae), latents_per_pass)
+        Args:
+            chunks: The clip.
+            latents_per_pass: How many latents go through the network together, or at most, if there is a budget.
+            memory: A budget for all that a chunk of as many latents takes in this process beside the model and the
+                chunk; see `encode`.
+        """
+        return self._stream(chunks, going(self._vae, "encode"), latents_per_pass, memory)
+
+    def decode_stream(
+        self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, memory: Budget | None = None
+    ) -> Iterator[Tensor]:
+        """Decode final latents that arrive in chunks of (B, z, n, h, w), as `WanVAE.decode_stream`.
+
+        Args:
+            chunks: The latents.
+            latents_per_pass: How many of them go through the network together, or at most, if there is a budget.
+            memory: A budget for all that a chunk of as many latents takes in this process beside the model and the
+                chunk; see `decode`.
+        """
+        return self._stream(chunks, going(self._vae, "decode"), latents_per_pass, memory)
+
+    def plan(
+        self,
+        call: Call,
+        *,
+        frames: int,
+        height: int,
+        width: int,
+        memory: Budget,
+        batch: int = 1,
+        latents_per_pass: int | None = None,
+        goes_on: bool = False,
+    ) -> Plan:
+        """Return how a call would keep to a budget of memory, as `WanVAE.plan`. All processes must ask.
+
+        The plan is that of a part for which most is held; `overhead` and `peak` are that part's, `budget` is the least
+        of all processes'.
+
+        Raises:
+            UserError: The size does not fit, the picture is too small for so many processes, or the budget is too
+                small; the message, which all processes give, says what would do.
+        """
+        way = going(self._vae, call)
+        x = self._vae._input_of(call, (batch, 3, frames, height, width))
+        self._peers.check_alike(f"a plan for {tuple(x.shape)}")
+        share = self.share(*way.latents(x.shape))
+        with torch.no_grad():
+            return self._planned(x, way, share, latents_per_pass, memory, goes_on=goes_on)
 
     def share(self, height: int, width: int) -> Share:
         """Return which part this process has of a picture of height x width latents.
@@ -91,24 +153,66 @@ class ShardedVAE:
             return Share(arranged(len(self._peers), height, width), self._peers)
         return Share(evenly(*self._shape, height, width), self._peers)
 
-    def _stream(self, chunks: Iterable[Tensor], way: Way, latents_per_pass: int | None) -> Iterator[Tensor]:
-        stream, share = way.stream(latents_per_pass=latents_per_pass), None
-        for chunk in chunks:
-            way.check(chunk)
-            if share is None:
-                self._peers.check_alike(f"a chunk of {tuple(chunk.shape)} in {chunk.dtype}")
-                share = self.share(*way.latents(chunk.shape))
-                stream = way.stream(latents_per_pass=latents_per_pass, neighbors=share.neighbors)
-            part = stream.push(share.cut(chunk, way.scale))
-            if part is not None:
-                yield share.gather(part, way.becomes) if self._gather else part
-        stream.flush()
-
-    def _check_gradients(self, x: Tensor) -> None:
+    def _whole(self, x: Tensor, way: Way, latents_per_pass: int | None, memory: Budget | None) -> Tensor:
         if self._vae._records(x):
             raise UserError(
                 "Clips in shards pass without gradients; call it inside torch.no_grad(), or turn off requires_grad."
             )
+        share, tiling = self._shared(x, way, memory), None
+        with torch.no_grad():
+            if memory is not None:
+                plan = self._planned(x, way, share, latents_per_pass, memory, goes_on=False)
+                latents_per_pass, tiling = plan.latents_per_pass, plan.tiling
+            part = way.whole(share.cut(x, way.scale), latents_per_pass, tiling, share.neighbors)
+            return self._joined(share, part, way.becomes)
+
+    def _stream(
+        self, chunks: Iterable[Tensor], way: Way, latents_per_pass: int | None, memory: Budget | None
+    ) -> Iterator[Tensor]:
+        stream, share = way.stream(latents_per_pass=latents_per_pass), None
+        for chunk in chunks:
+            way.check(chunk)
+            if share is None:
+                share, tiling = self._shared(chunk, way, memory), None
+                if memory is not None:
+                    with torch.no_grad():
+                        plan = self._planned(chunk, way, share, latents_per_pass, memory, goes_on=True)
+                    latents_per_pass, tiling = plan.latents_per_pass, plan.tiling
+                stream = way.stream(latents_per_pass=latents_per_pass, neighbors=share.neighbors, tiling=tiling)
+            result = stream.push(share.cut(chunk, way.scale))
+            if result is not None:
+                result = self._joined(share, result, way.becomes)
+                yield result
+                # The caller's, from here on.
+                del result
+        stream.flush()
+
+    def _shared(self, x: Tensor, way: Way, memory: Budget | None) -> Share:
+        budget = "no budget" if memory is None else "a budget"
+        self._peers.check_alike(f"{way.call} of {tuple(x.shape)} in {x.dtype} with {budget} of memory")
+        return self.share(*way.latents(x.shape))
+
+    def _planned(
+        self, x: Tensor, way: Way, share: Share, latents_per_pass: int | None, memory: Budget, *, goes_on: bool
+    ) -> Plan:
+        budget = least_budget(memory, self._vae.device, self._peers)
+        plan: Plan | str = ""
+        # One decides, for two might not find the same: they may have different processors.
+        if self._peers.index == 0:
+            try:
+                part = largest_part(share.grid, way, Share.cut, self._joined)
+                plan = self._vae._planned(way.call, x, latents_per_pass, budget, goes_on=goes_on, part=part)
+            except UserError as error:
+                plan = str(error)
+        plan = self._peers.told(plan)[0]
+        if isinstance(plan, str):
+            raise UserError(plan)
+        return plan
+
+
+def _left(share: Share, part: Tensor, scale: int) -> Tensor:
+    """Leave a part where it is."""
+    return part
 
 
 def _members(mesh: "DeviceMesh | None") -> tuple[Peers, tuple[int, int] | None]:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from wan_vae.errors import UserError
+from wan_vae.ops.workspace import Workspace
 from wan_vae.shards.grid import Grid
 from wan_vae.shards.neighbors import ShardNeighbors
-from wan_vae.shards.peers import Peers
+from wan_vae.shards.peers import Links, Message, channels_last
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Share:
     """
 
     grid: Grid
-    peers: Peers
+    peers: Links
 
     @property
     def neighbors(self) -> ShardNeighbors:
@@ -58,20 +59,20 @@ class Share:
 
     def gather(self, part: Tensor, scale: int) -> Tensor:
         """Take each process's part of the picture and return the whole to all of them."""
-        part = part.contiguous()
-        filled = self._empty(part, scale)
-        self.peers.start([(peer, part) for peer in self._others()], filled).wait()
-        return self._joined(part, filled, scale)
+        leaving, arriving = channels_last(part), self._arriving(part, scale)
+        filled = [(peer, channels_last(other)) for peer, other in arriving]
+        self.peers.start([(peer, leaving) for peer in self._others()], filled).wait()
+        return self._joined(part, arriving, scale)
 
     def collect(self, part: Tensor, scale: int) -> Tensor:
         """Take the others' parts of the picture, which they `hand_in`, and this process's own, and return the whole."""
-        filled = self._empty(part, scale)
-        self.peers.start([], filled).wait()
-        return self._joined(part, filled, scale)
+        arriving = self._arriving(part, scale)
+        self.peers.start([], [(peer, channels_last(other)) for peer, other in arriving]).wait()
+        return self._joined(part, arriving, scale)
 
     def hand_in(self, part: Tensor, *, receiver: int) -> None:
         """Send this part of the picture to `receiver`, who collects them."""
-        self.peers.start([(receiver, part.contiguous())], []).wait()
+        self.peers.start([(receiver, channels_last(part))], []).wait()
 
     def _others(self) -> list[int]:
         return [peer for peer in range(len(self.peers)) if peer != self.peers.index]
@@ -80,10 +81,12 @@ class Share:
         row, column = self.grid.place(part)
         return self.grid.heights[row] * scale, self.grid.widths[column] * scale
 
-    def _empty(self, like: Tensor, scale: int) -> list[tuple[int, Tensor]]:
-        return [(peer, like.new_empty((*like.shape[:3], *self._size(peer, scale)))) for peer in self._others()]
+    def _arriving(self, like: Tensor, scale: int) -> list[Message]:
+        # In memory of their own, which goes straight back.
+        shapes = [(peer, (*like.shape[:3], *self._size(peer, scale))) for peer in self._others()]
+        return [(peer, Workspace.lasting(shape, like=like)) for peer, shape in shapes]
 
-    def _joined(self, own: Tensor, others: list[tuple[int, Tensor]], scale: int) -> Tensor:
+    def _joined(self, own: Tensor, others: list[Message], scale: int) -> Tensor:
         size = (sum(self.grid.heights) * scale, sum(self.grid.widths) * scale)
         whole = own.new_empty((*own.shape[:3], *size))
         for peer, part in ((self.peers.index, own), *others):

@@ -1,12 +1,17 @@
-"""How much the parts of a picture send each other, counted from the architecture alone."""
+"""How much the parts of a picture send each other, counted from the architecture and the tiling alone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
+
+import torch
 
 from wan_vae.config import VAEConfig
+from wan_vae.model.decoder import Decoder
+from wan_vae.model.encoder import Encoder
 from wan_vae.model.reach import Reach
-from wan_vae.shards.grid import Grid
+from wan_vae.model.tiling import Tiling, margin_of
+from wan_vae.shards.grid import Grid, common
 
 _AROUND = Reach(top=1, bottom=1, left=1, right=1)
 _AFTER = Reach(bottom=1, right=1)
@@ -14,13 +19,13 @@ _AFTER = Reach(bottom=1, right=1)
 
 @dataclass(frozen=True)
 class Look:
-    """What one layer sees of other parts.
+    """What one layer, or some together, see of other parts.
 
     Attributes:
-        channels: Of its input.
-        frames: Of its input in the whole clip; those that are remembered are not sent again.
-        scale: Pixels of its input to a side of a latent.
-        reach: How far beyond a part it looks; None if it looks at the whole picture.
+        channels: Of the input.
+        frames: Of the input in the whole clip; those that are remembered are not sent again.
+        scale: Pixels of the input to a side of a latent.
+        reach: How far beyond a part they look; None if they look at the whole picture.
     """
 
     channels: int
@@ -29,40 +34,71 @@ class Look:
     reach: Reach | None = _AROUND
 
 
-def encoder_looks(config: VAEConfig, frames: int) -> Iterator[Look]:
-    """List the encoder's layers that look beyond their part, for a clip of so many frames."""
-    scale = 2 ** (len(config.width_multipliers) - 1)
+@dataclass(frozen=True)
+class _Stage:
+    """Layers that follow one another: a step of the network's local part, or all that needs whole frames.
+
+    Attributes:
+        channels: Of what enters, as for `Look`.
+        frames: Likewise.
+        scale: Likewise.
+        looks: What the layers see.
+    """
+
+    channels: int
+    frames: int
+    scale: int
+    looks: Sequence[Look]
+
+
+def encoder_looks(config: VAEConfig, frames: int, tiling: Tiling | None = None) -> Iterator[Look]:
+    """List the encoder's layers that look beyond their part, for a clip of so many frames.
+
+    Steps that run in tiles look once, together.
+    """
+    scale = config.spatial_compression // config.patch_size
     widths = [config.encoder_width * multiplier for multiplier in (1, *config.width_multipliers)]
-    yield Look(config.input_channels, frames, scale)
+    stages = [_Stage(3, frames, config.spatial_compression, [Look(config.input_channels, frames, scale)])]
     for level, (entering, width) in enumerate(pairwise(widths)):
+        looks = []
         for index in range(config.blocks_per_level):
-            yield from _block(config, entering if index == 0 else width, width, frames, scale)
-        if level < len(config.temporal_downsample):
-            yield Look(width, frames, scale, _AFTER)
-            scale //= 2
-            frames = (frames + 1) // 2 if config.temporal_downsample[level] else frames
+            looks += _block(config, entering if index == 0 else width, width, frames, scale)
+        if level == len(config.temporal_downsample):
+            stages.append(_Stage(entering, frames, scale, looks))
+            continue
+        stages.append(_Stage(entering, frames, scale, [*looks, Look(width, frames, scale, _AFTER)]))
+        scale //= 2
+        frames = (frames + 1) // 2 if config.temporal_downsample[level] else frames
+    yield from _local(stages, Encoder, config, tiling)
     yield from _middle(config, widths[-1], frames)
     yield Look(widths[-1], frames, scale)
 
 
-def decoder_looks(config: VAEConfig, latents: int) -> Iterator[Look]:
-    """List the decoder's layers that look beyond their part, for a clip of so many latents."""
+def decoder_looks(config: VAEConfig, latents: int, tiling: Tiling | None = None) -> Iterator[Look]:
+    """List the decoder's layers that look beyond their part, for a clip of so many latents.
+
+    Steps that run in tiles look once, together.
+    """
     frames, scale = latents, 1
     multipliers = config.width_multipliers[::-1]
     entering = config.decoder_width * multipliers[0]
     yield Look(config.latent_channels, frames, scale)
     yield from _middle(config, entering, frames)
+    stages = []
     for level, multiplier in enumerate(multipliers):
-        width = config.decoder_width * multiplier
+        width, before = config.decoder_width * multiplier, (entering, frames, scale)
+        looks = []
         for index in range(config.blocks_per_level + 1):
-            yield from _block(config, entering if index == 0 else width, width, frames, scale)
+            looks += _block(config, entering if index == 0 else width, width, frames, scale)
         if level < len(config.temporal_downsample):
             frames = 2 * frames - 1 if config.temporal_downsample[::-1][level] else frames
             # The picture is doubled after it has been surrounded.
-            yield Look(width, frames, scale)
+            looks.append(Look(width, frames, scale))
             scale *= 2
+        stages.append(_Stage(*before, looks))
         entering = width if config.level_shortcuts else width // 2
-    yield Look(width, frames, scale)
+    stages.append(_Stage(width, frames, scale, [Look(width, frames, scale)]))
+    yield from _local(stages, Decoder, config, tiling)
 
 
 def bytes_sent(looks: Iterable[Look], grid: Grid, part: int, *, itemsize: int, batch: int = 1) -> int:
@@ -79,19 +115,32 @@ def bytes_sent(looks: Iterable[Look], grid: Grid, part: int, *, itemsize: int, b
 
 
 def _pixels_sent(look: Look, grid: Grid, part: int) -> int:
+    others = [other for other in range(grid.rows * grid.columns) if other != part]
     if look.reach is None:
         # A key and a value for each pixel, to all others.
-        return 2 * grid.latent_pixels[part] * (grid.rows * grid.columns - 1)
-    row, column = grid.place(part)
-    height, width = grid.heights[row] * look.scale, grid.widths[column] * look.scale
-    total = 0
-    for down, right in product((-1, 0, 1), repeat=2):
-        if (down, right) != (0, 0) and grid.part_at(row + down, column + right) is not None:
-            # What lies before a part looks after itself, where the part is.
-            rows = {-1: look.reach.bottom, 0: height, 1: look.reach.top}[down]
-            columns = {-1: look.reach.right, 0: width, 1: look.reach.left}[right]
-            total += rows * columns
-    return total
+        return 2 * grid.latent_pixels[part] * len(others)
+    own = grid.area(part, look.scale)
+    seen = (common(own, grid.area(other, look.scale, look.reach)) for other in others)
+    return sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in filter(None, seen))
+
+
+def _local(
+    stages: Sequence[_Stage], network: type[Encoder | Decoder], config: VAEConfig, tiling: Tiling | None
+) -> Iterator[Look]:
+    if tiling is None or tiling.first == tiling.last:
+        for stage in stages:
+            yield from stage.looks
+        return
+    with torch.device("meta"):
+        steps = network(config).steps()
+    for stage in stages[: tiling.first]:
+        yield from stage.looks
+    margin = margin_of(steps[tiling.first : tiling.last])
+    first = stages[tiling.first]
+    around = Reach(top=margin, bottom=margin, left=margin, right=margin)
+    yield Look(first.channels, first.frames, first.scale, around)
+    for stage in stages[tiling.last :]:
+        yield from stage.looks
 
 
 def _middle(config: VAEConfig, width: int, frames: int) -> Iterator[Look]:
@@ -100,7 +149,7 @@ def _middle(config: VAEConfig, width: int, frames: int) -> Iterator[Look]:
     yield from _block(config, width, width, frames, 1)
 
 
-def _block(config: VAEConfig, entering: int, width: int, frames: int, scale: int) -> Iterator[Look]:
+def _block(config: VAEConfig, entering: int, width: int, frames: int, scale: int) -> list[Look]:
     match config.block:
         case "bottleneck":
             inputs = [max(1, width // config.bottleneck_ratio)]
@@ -108,4 +157,4 @@ def _block(config: VAEConfig, entering: int, width: int, frames: int, scale: int
             inputs = [entering + index * config.dense_growth for index in range(config.dense_layers)]
         case _:
             inputs = [entering, width]
-    return (Look(channels, frames, scale) for channels in inputs)
+    return [Look(channels, frames, scale) for channels in inputs]
