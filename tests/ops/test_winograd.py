@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,11 +17,19 @@ pytestmark = [needs_compiler, pytest.mark.usefixtures("kernels")]
 
 
 def winograd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor, *, doubled: bool = False
+    x: Tensor | list[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    *,
+    zeros: tuple[int, int, int] = (0, 1, 1),
+    doubled: bool = False,
 ) -> Tensor:
     size = native.packed_size(weight)
     memory = torch.full((size + 64,), torch.nan)
-    result = native.winograd_conv3d(x, weight, bias, residual, out, memory[33:-31], doubled=doubled)
+    pieces = [x] if isinstance(x, Tensor) else x
+    result = native.winograd_conv3d(pieces, weight, bias, residual, out, memory[33:-31], zeros=zeros, doubled=doubled)
     assert memory[:33].isnan().all()
     assert memory[-31:].isnan().all()
     return result
@@ -48,6 +56,7 @@ class TestResult:
         sizes,
         sizes,
         st.sampled_from([1, 3]),
+        st.tuples(*[st.integers(0, 1)] * 4),
         st.booleans(),
         st.booleans(),
     )
@@ -62,25 +71,42 @@ class TestResult:
         height: int,
         width: int,
         taps: int,
+        zeros: tuple[int, int, int, int],
         with_bias: bool,
         with_residual: bool,
     ) -> None:
         scale = 2 if doubled else 1
+        top, bottom, left, right = zeros
+        assume(top + height + bottom > 2)
+        assume(left + width + right > 2)
         x = channels_last(batch, inputs, frames + taps - 1, height, width, dtype=dtype)
-        out = channels_last(batch, outputs, frames, height * scale, width * scale, dtype=dtype, seed=1)
+        size = ((top + height + bottom - 2) * scale, (left + width + right - 2) * scale)
+        out = channels_last(batch, outputs, frames, *size, dtype=dtype, seed=1)
         weight = random(outputs, inputs, taps, 3, 3, dtype=dtype)
         bias = random(outputs) if with_bias else None
         residual = channels_last(*out.shape, dtype=dtype, seed=3) if with_residual else None
-        assert winograd(x, weight, bias, residual, out, doubled=doubled) is out
-        wide = double(x, doubled)
-        expected = F.conv3d(wide, weight.double(), padding=(0, 1, 1))
-        magnitude = F.conv3d(wide.abs(), weight.double().abs(), padding=(0, 1, 1)).max()
+        assert winograd(x, weight, bias, residual, out, zeros=(0, top, left), doubled=doubled) is out
+        wide = double(F.pad(x, (left, right, top, bottom)), doubled)
+        # Of the doubled zeros, those further out are not looked at.
+        wide = wide[..., 1:-1, 1:-1] if doubled else wide
+        expected = F.conv3d(wide, weight.double())
+        magnitude = F.conv3d(wide.abs(), weight.double().abs()).max()
         if bias is not None:
             expected = expected + bias.double().view(-1, 1, 1, 1)
         if residual is not None:
             expected = expected + residual
         assert ((out - expected).abs() <= 2e-6 * (magnitude + 10) + STORED[dtype] * expected.abs()).all()
         assert around(out) == out.numel()
+
+    @pytest.mark.parametrize("doubled", [False, True])
+    def test_frames_may_lie_anywhere_and_zeros_nowhere(self, doubled: bool) -> None:
+        pieces = [channels_last(2, 21, length, 9, 13, seed=length) for length in (2, 1, 3)]
+        weight, scale = random(20, 21, 3, 3, 3), 2 if doubled else 1
+        x = F.pad(torch.cat(pieces, dim=2), (0, 0, 0, 0, 2, 0)).contiguous(memory_format=torch.channels_last_3d)
+        joined, apart = (channels_last(2, 20, 6, 9 * scale, 13 * scale) for _ in range(2))
+        winograd(x, weight, None, None, joined, doubled=doubled)
+        winograd(pieces, weight, None, None, apart, zeros=(2, 1, 1), doubled=doubled)
+        assert torch.equal(apart, joined)
 
     @pytest.mark.parametrize("doubled", [False, True])
     @pytest.mark.parametrize("channels", [96, 384])
@@ -184,7 +210,7 @@ def test_serves_bfloat16_unless_the_processor_does_better(amx: bool, monkeypatch
     x, weight = channels_last(1, 32, 4, 16, 16, dtype=torch.bfloat16), random(32, 32, 3, 3, 3, dtype=torch.bfloat16)
     assert native.winograd_serves(x, weight) is not amx
     assert native.winograd_serves(x[:, :, :3], weight, doubled=True) is not amx
-    assert not native.winograd_serves(x[:, :, :3], weight)
+    assert not native.winograd_serves(x[..., :15], weight)
     assert not native.winograd_serves(x[:, :8], weight[:, :8])
     assert native.winograd_serves(x.float(), weight.float())
     native.processor_has_amx.cache_clear()

@@ -69,8 +69,8 @@ class DoublingConv2d(nn.Conv2d):
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         reach = Reach(top=1, bottom=1, left=1, right=1)
         (x,), zeros = halo.surround(self, x, reach)
-        if zeros == reach and doubles_on_the_way(x, self.weight.unsqueeze(2)):
-            return convolve_doubled(x, self.weight.unsqueeze(2), self.bias, halo.workspace)
+        if doubles_on_the_way(x, self.weight.unsqueeze(2)):
+            return convolve_doubled(x, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros)
         bias = None if self.bias is None else self.bias.repeat(4)
         places = convolve([x], summed_taps(self.weight).unsqueeze(2), bias, halo.workspace, zeros=zeros)
         batch, _, frames, height, width = places.shape

@@ -50,17 +50,21 @@ def convolve(
     size = (before + frames, top + x.shape[3] + bottom, left + x.shape[4] + right)
     steps = zip(size, weight.shape[2:], (1, stride, stride), strict=True)
     shape = (x.shape[0], weight.shape[0], *((length - taps) // step + 1 for length, taps, step in steps))
-    if not may_lie_apart(x, weight):
+    if not may_lie_apart(x, weight, stride):
         x, padding = _in_one_piece(pieces, (before, *zeros[1:]), workspace)
         return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
     out = workspace.empty(shape, like=x)
-    return _by_amx(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left), stride=stride)
+    if amx_serves(x, weight):
+        return _by_amx(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left), stride=stride)
+    return _by_winograd(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left))
 
 
-def may_lie_apart(x: Tensor, weight: Tensor) -> bool:
+def may_lie_apart(x: Tensor, weight: Tensor, stride: int = 1) -> bool:
     """Whether frames of tensors like `x` may lie anywhere in memory when `convolve` is given them with `weight`."""
-    return not recorded() and amx_serves(x, weight)
+    if recorded():
+        return False
+    return amx_serves(x, weight) or (stride == 1 and native.winograd_serves(x, weight))
 
 
 def _convolve_tensor(
@@ -84,8 +88,6 @@ def _convolve_tensor(
         return out if residual is None else out + residual
     x = x.contiguous(memory_format=torch.channels_last_3d)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
-    if stride == 1 and padding == (1, 1) and native.winograd_serves(x, weight):
-        return _by_winograd(x, weight, bias, residual, workspace.empty(shape, like=x), workspace)
     rehearsal = rehearsal_of(x)
     if rehearsal is not None:
         rehearsal.reorder(weight)
@@ -136,17 +138,31 @@ def doubles_on_the_way(x: Tensor, weight: Tensor) -> bool:
     return not recorded() and (amx_serves(x, weight) or native.winograd_serves(x, weight, doubled=True))
 
 
-def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace) -> Tensor:
-    """Convolve what `x` (B, C_in, T, H, W) is with every pixel twice in height and width: (B, C_out, T, 2H, 2W)."""
+def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace, *, zeros: Zeros) -> Tensor:
+    """Convolve what `x` (B, C_in, T, H, W) is with every pixel twice in height and width.
+
+    Args:
+        x: The input.
+        weight: (C_out, C_in, 1, 3, 3).
+        bias: (C_out,).
+        workspace: Where the result's memory comes from.
+        zeros: What is to be thought around `x` before that: of rows and columns, one at most.
+
+    Returns:
+        (B, C_out, T, 2H, 2W), where H and W are those of `x` with its zeros, less two.
+    """
     x = x.contiguous(memory_format=torch.channels_last_3d)
     batch, _, frames, height, width = x.shape
-    out = workspace.empty((batch, weight.shape[0], frames, 2 * height, 2 * width), like=x)
+    _, top, bottom, left, right = zeros
+    size = (2 * (top + height + bottom - 2), 2 * (left + width + right - 2))
+    out = workspace.empty((batch, weight.shape[0], frames, *size), like=x)
     if not amx_serves(x, weight):
-        return _by_winograd(x, weight, bias, None, out, workspace, doubled=True)
-    # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps.
+        return _by_winograd([x], weight, bias, None, out, workspace, zeros=(0, top, left), doubled=True)
+    # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps. They look back or ahead.
     for down, right in product(range(2), range(2)):
         taps, part = _taps_at(weight.squeeze(2), down, right).unsqueeze(2), out[..., down::2, right::2]
-        _by_amx([x], taps, bias, None, part, workspace, zeros=(0, 1 - down, 1 - right))
+        seen = x[..., max(0, down - top) :, max(0, right - left) :]
+        _by_amx([seen], taps, bias, None, part, workspace, zeros=(0, max(0, top - down), max(0, left - right)))
     return out
 
 
@@ -185,25 +201,30 @@ def _by_amx(
     rehearsal = rehearsal_of(out)
     if rehearsal is not None:
         return rehearsal.convolve(weight, out)
-    pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
+    # In a part of a tensor they may lie well without being dense.
+    if len(pieces) > 1 or pieces[0].stride(1) != 1:
+        pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
     return amx_conv3d(pieces, weight, bias, residual, out, packed, zeros=zeros, stride=stride)
 
 
 def _by_winograd(
-    x: Tensor,
+    pieces: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     out: Tensor,
     workspace: Workspace,
+    *,
+    zeros: tuple[int, int, int],
     doubled: bool = False,
 ) -> Tensor:
     # Four times as large as the weight, and so never kept.
-    packed = workspace.empty((1, native.packed_size(weight), 1, 1, 1), like=_FLOAT32.to(x.device)).flatten()
-    rehearsal = rehearsal_of(x)
+    packed = workspace.empty((1, native.packed_size(weight), 1, 1, 1), like=_FLOAT32.to(out.device)).flatten()
+    rehearsal = rehearsal_of(out)
     if rehearsal is not None:
         return rehearsal.convolve(weight, out)
-    return native.winograd_conv3d(x, weight, bias, residual, out, packed, doubled=doubled)
+    pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
+    return native.winograd_conv3d(pieces, weight, bias, residual, out, packed, zeros=zeros, doubled=doubled)
 
 
 @cache

@@ -2,12 +2,13 @@
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wan_vae.ops.native_arguments import data, five, is_channels_last, is_like, threads
+from wan_vae.ops.native_arguments import are_alike, data, five, frames_of, is_channels_last, is_like, threads
 from wan_vae.ops.native_library import build_kernels, library
 from wan_vae.ops.rehearsal import device_of
 
@@ -25,7 +26,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _Least(NamedTuple):
-    """Below one of these, a convolution is left to oneDNN: `C_in * C_out * taps`, C_in, `B * T * H * W`."""
+    """Below one of these, a convolution is left to oneDNN: `C_in * C_out * taps`, C_in, `B * H * W`."""
 
     products: int
     channels: int
@@ -33,7 +34,7 @@ class _Least(NamedTuple):
 
 
 # Measured with 3 to 384 channels; doubled, float32's do for bfloat16 as well.
-_WORTHWHILE = {torch.float32: _Least(256, 1, 16), torch.bfloat16: _Least(576, 12, 512)}
+_WORTHWHILE = {torch.float32: _Least(256, 1, 16), torch.bfloat16: _Least(576, 12, 256)}
 
 
 def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
@@ -73,29 +74,33 @@ def packed_size(weight: Tensor) -> int:
 
 
 def winograd_conv3d(
-    x: Tensor,
+    pieces: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     out: Tensor,
     packed: Tensor,
     *,
+    zeros: tuple[int, int, int] = (0, 1, 1),
     doubled: bool = False,
 ) -> Tensor:
     """A convolution with float32 arithmetic, its rows and columns by Winograd's F(4x4, 3x3).
 
-    Valid in time, with a zero pixel on every side in space. Not differentiable. A NaN or infinity in `x` makes NaN of
-    every output that depends on it, and of others in the same 4x4 pixels. The result does not depend on the number of
-    threads, nor on what else is in the batch.
+    Zeros lie wherever a tap meets no pixel; after the last frame lies nothing. Not differentiable. A NaN or infinity in
+    `x` makes NaN of every output that depends on it, and of others in the same 4x4 pixels. The result does not depend
+    on the number of threads, nor on what else is in the batch.
 
     Args:
-        x: (B, C_in, T + taps - 1, H, W), float32 or bfloat16, on a CPU, channels last.
+        pieces: (B, C_in, n, H, W) each, float32 or bfloat16, on a CPU, channels last, alike but for n: the frames of
+            `x` (B, C_in, T + taps - 1, H, W), those of zeros left out.
         weight: (C_out, C_in, taps, 3, 3), as `x` in dtype, in any layout.
         bias: (C_out,), in any floating-point dtype, or nothing.
-        residual: (B, C_out, T, H, W), as `x` in dtype, channels last, is added; may be `out`.
-        out: (B, C_out, T, H, W), as `x` in dtype, channels last, takes the result; shares no memory with `x`.
+        residual: As `out`, is added; may be `out`.
+        out: (B, C_out, T, H', W'), as `x` in dtype, channels last, takes the result; shares no memory with `x`.
         packed: Memory for the transformed weight: float32, contiguous, `packed_size(weight)` values or more.
-        doubled: `x` is (B, C_in, T + taps - 1, H / 2, W / 2), each of its pixels stands for 2x2 equal ones.
+        zeros: How many frames of zeros come first, how many rows of them are above the first row of `x`, and columns
+            on the left. H' and W' say how many are below and on the right.
+        doubled: Each pixel of `x` stands for 2x2 equal ones, and so do the zeros above and on the left.
 
     Returns:
         `out`.
@@ -105,15 +110,15 @@ def winograd_conv3d(
     """
     kernels = library()
     assert kernels is not None, "winograd_conv3d needs the compiled kernels"
+    before, top, left = zeros
     batch, channels, frames, height, width = out.shape
-    taps, scale = weight.shape[2], 2 if doubled else 1
+    x, taps = pieces[0], weight.shape[2]
     assert x.dtype in _DTYPES, x.dtype
-    assert is_channels_last(x), (x.device, x.stride())
+    assert are_alike(pieces), [(piece.shape, piece.dtype, piece.stride()) for piece in pieces]
     assert weight.shape == (channels, x.shape[1], taps, 3, 3), (weight.shape, x.shape, out.shape)
     assert (weight.device, weight.dtype) == (x.device, x.dtype), (weight.device, weight.dtype)
     assert x.shape[0] == batch, (x.shape, out.shape)
-    assert x.shape[2] == frames + taps - 1, (x.shape, weight.shape, out.shape)
-    assert (x.shape[3] * scale, x.shape[4] * scale) == (height, width), (x.shape, out.shape)
+    assert before + sum(piece.shape[2] for piece in pieces) == frames + taps - 1, (before, len(pieces), out.shape)
     assert out.dtype == x.dtype, out.dtype
     assert is_channels_last(out), (out.device, out.stride())
     assert residual is None or is_like(residual, out), (residual.shape, residual.dtype, residual.stride(), out.shape)
@@ -127,7 +132,8 @@ def winograd_conv3d(
         return out
     function = kernels.wan_vae_winograd_float32 if x.dtype == torch.float32 else kernels.wan_vae_winograd_bfloat16
     failed = function(
-        (ctypes.c_int64 * 7)(batch, x.shape[1], channels, frames, height, width, taps), data(x), five(x.stride()),
+        (ctypes.c_int64 * 11)(batch, x.shape[1], channels, frames, height, width, *x.shape[3:], taps, top, left),
+        frames_of(pieces, before), (ctypes.c_int64 * 2)(*x.stride()[3:]),
         data(weight), five(weight.stride()), data(bias),
         data(residual), five((out if residual is None else residual).stride()),
         data(out), five(out.stride()), data(packed), ctypes.c_int(doubled), threads()
@@ -140,17 +146,17 @@ def winograd_conv3d(
 def winograd_serves(x: Tensor, weight: Tensor, *, doubled: bool = False) -> bool:
     """Whether `winograd_conv3d` can compute this convolution, and sooner than oneDNN does.
 
-    It can where `x` is float32 or bfloat16 on a CPU, and the weight (C_out, C_in, taps, 3, 3). For
-    what it costs to transform the weight, and pixels with few channels, it wants the sizes in `_WORTHWHILE`; from there
-    on it takes 0.3 to 0.9 of oneDNN's time in float32, 0.6 to 1.0 in bfloat16 (Zen 4, two cores). Against oneDNN with
-    AMX, float32 arithmetic is slow.
+    It can where `x` is float32 or bfloat16 on a CPU, and the weight (C_out, C_in, taps, 3, 3). For what it costs to
+    transform the weight, and pixels with few channels, it wants the sizes in `_WORTHWHILE`; from there on it takes 0.3
+    to 0.9 of oneDNN's time in float32, 0.6 to 1.0 in bfloat16 (Zen 4, two cores). Against oneDNN with AMX, float32
+    arithmetic is slow.
     """
     if library() is None or x.dtype not in _DTYPES or weight.dtype != x.dtype or device_of(x).type != "cpu":
         return False
     if weight.shape[3:] != (3, 3) or (x.dtype == torch.bfloat16 and processor_has_amx()):
         return False
     least = _WORTHWHILE[torch.float32 if doubled else x.dtype]
-    pixels = x.shape[0] * (x.shape[2] - weight.shape[2] + 1) * x.shape[3:].numel()
+    pixels = x.shape[0] * x.shape[3:].numel()
     products = weight.shape[:3].numel()
     return products >= least.products and x.shape[1] >= least.channels and pixels >= least.pixels
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wan_vae.ops.native_arguments import data, five, is_channels_last, is_like, threads
+from wan_vae.ops.native_arguments import are_alike, data, five, frames_of, is_channels_last, is_like, threads
 from wan_vae.ops.native_library import library
 from wan_vae.ops.rehearsal import device_of
 
@@ -54,7 +54,7 @@ def amx_conv3d(
     before, top, left = zeros
     x, frames = pieces[0], before + sum(piece.shape[2] for piece in pieces) - weight.shape[2] + 1
     assert amx_serves(x, weight), (x.shape, x.dtype, weight.shape, weight.dtype)
-    assert all(is_channels_last(piece) and _alike(piece, x) for piece in pieces), [each.stride() for each in pieces]
+    assert are_alike(pieces), [(piece.shape, piece.dtype, piece.stride()) for piece in pieces]
     assert out.shape[:3] == (x.shape[0], weight.shape[0], frames), (x.shape, frames, weight.shape, out.shape)
     assert out.dtype == x.dtype, out.dtype
     assert is_channels_last(out), (out.device, out.stride())
@@ -69,7 +69,7 @@ def amx_conv3d(
         return out
     sizes = (x.shape[0], *weight.shape[1::-1], *out.shape[2:], *x.shape[3:], *weight.shape[2:], stride, top, left)
     failed = kernels.wan_vae_amx_convolve(
-        (ctypes.c_int64 * 14)(*sizes), _frames(pieces, before), (ctypes.c_int64 * 2)(*x.stride()[3:]),
+        (ctypes.c_int64 * 14)(*sizes), frames_of(pieces, before), (ctypes.c_int64 * 2)(*x.stride()[3:]),
         data(weight), five(weight.stride()), data(bias),
         data(residual), five((out if residual is None else residual).stride()),
         data(out), five(out.stride()), data(packed), threads()
@@ -102,22 +102,6 @@ def has_amx() -> bool:
     """Whether the compiled kernels are there, were compiled for AMX, and this process may use it."""
     kernels = library()
     return kernels is not None and _permitted(kernels)
-
-
-def _alike(piece: Tensor, x: Tensor) -> bool:
-    strides = ((piece.stride(dim), x.stride(dim)) for dim in (3, 4) if x.shape[dim] > 1)
-    return (piece.dtype, piece[:, :, :0].shape) == (x.dtype, x[:, :, :0].shape) and all(a == b for a, b in strides)
-
-
-def _frames(pieces: Sequence[Tensor], before: int) -> "ctypes.Array[ctypes.c_void_p]":
-    """Return where the frames of each clip are, null for those of zeros."""
-    places: list[int | None] = []
-    for clip in range(pieces[0].shape[0]):
-        places += [None] * before
-        for piece in pieces:
-            start, step = piece.data_ptr() + clip * piece.stride(0) * piece.itemsize, piece.stride(2) * piece.itemsize
-            places += [start + frame * step for frame in range(piece.shape[2])]
-    return (ctypes.c_void_p * len(places))(*places)
 
 
 @functools.cache

@@ -26,14 +26,24 @@ struct Image {
     int64_t batch_stride, frame_stride, row_stride, pixel_stride;
 };
 
+// The frames of all clips one after the other, wherever each of them is; null for one of zeros.
+template <class Value>
+struct Frames {
+    const Value* const* data;
+    int64_t row_stride, pixel_stride;
+};
+
 struct Sizes {
-    // height and width: the output's.
-    int64_t batch, in_channels, out_channels, frames, height, width, taps;
+    int64_t batch, in_channels, out_channels;
+    // Of the output, then of the input.
+    int64_t frames, height, width, in_height, in_width, taps;
+    // The zeros above and on the left; those below and on the right follow.
+    int64_t top, left;
 };
 
 template <class Value>
 struct Convolution : Sizes {
-    Image<const Value> x;
+    Frames<Value> x;
     Image<Value> out;
     Image<const Value> residual;
     const float* bias;
@@ -91,12 +101,13 @@ struct Worker {
     }
 
     void find_pixels(const Value* frame, int64_t tile, const Value** pixels) const {
-        const int64_t height = task.height * Scheme::STEP / OUT, width = task.width * Scheme::STEP / OUT;
-        const int64_t top = tile / tiles_across * Scheme::STEP - 1, left = tile % tiles_across * Scheme::STEP - 1;
+        const int64_t top = tile / tiles_across * Scheme::STEP - task.top;
+        const int64_t left = tile % tiles_across * Scheme::STEP - task.left;
         for (int64_t i = 0; i < WINDOW; ++i) {
             for (int64_t j = 0; j < WINDOW; ++j) {
                 const int64_t h = top + i, w = left + j;
-                const bool inside = h >= 0 && h < height && w >= 0 && w < width;
+                const bool inside =
+                    frame != nullptr && h >= 0 && h < task.in_height && w >= 0 && w < task.in_width;
                 pixels[i * WINDOW + j] = inside ? frame + h * task.x.row_stride + w * task.x.pixel_stride : zeros;
             }
         }
@@ -160,14 +171,13 @@ struct Worker {
     void run(int64_t batch, int64_t first_frame, int64_t first_tile) const {
         const int64_t some_tiles = std::min(block.tiles, tiles - first_tile);
         const int64_t some_frames = std::min(block.frames, task.frames - first_frame);
-        const Value* clip = task.x.data + batch * task.x.batch_stride + first_frame * task.x.frame_stride;
+        const Value* const* clip = task.x.data + batch * (task.frames + task.taps - 1) + first_frame;
         const int64_t steps = (some_frames + task.taps - 1) * some_tiles;
         const Value* pixels[2][PIXELS];
-        find_pixels(clip, first_tile, pixels[0]);
+        find_pixels(clip[0], first_tile, pixels[0]);
         for (int64_t step = 0; step < steps; ++step) {
             const int64_t next = std::min(step + 1, steps - 1);
-            find_pixels(clip + next / some_tiles * task.x.frame_stride, first_tile + next % some_tiles,
-                        pixels[(step + 1) % 2]);
+            find_pixels(clip[next / some_tiles], first_tile + next % some_tiles, pixels[(step + 1) % 2]);
             transform_tile(pixels[step % 2], pixels[(step + 1) % 2], transformed + step * row_stride);
         }
         const int64_t rows = some_frames * some_tiles, tap_stride = some_tiles * row_stride;
@@ -227,14 +237,14 @@ int convolve(Convolution<Value> task, const Value* weight, const WeightStrides& 
 }
 
 template <class Value>
-int convolve(const int64_t* sizes, const Value* x, const int64_t* x_strides, const Value* weight,
+int convolve(const int64_t* s, const Value* const* x, const int64_t* x_strides, const Value* weight,
              const int64_t* weight_strides, const float* bias, const Value* residual, const int64_t* residual_strides,
              Value* out, const int64_t* out_strides, float* packed, int doubled, int threads) {
     const auto image = [](auto* data, const int64_t* s) {
         return Image<std::remove_pointer_t<decltype(data)>>{data, s[0], s[2], s[3], s[4]};
     };
-    const Convolution<Value> task{{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]},
-                                  image(x, x_strides),
+    const Convolution<Value> task{{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10]},
+                                  {x, x_strides[0], x_strides[1]},
                                   image(out, out_strides),
                                   image(residual, residual_strides),
                                   bias,
@@ -254,10 +264,10 @@ extern "C" void wan_vae_packed_size(const int64_t* shape, int64_t* size) {
     *size = Packing<Plain, float>{nullptr, {}, shape[1], shape[0], shape[2], nullptr}.size() + LANES;
 }
 
-// sizes: batch, input channels, output channels, output frames, height, width, temporal taps. bias and residual may be
-// null. packed: memory for as many values as `wan_vae_packed_size` says. Strides: as in norm_silu.cpp; the weight's for
+// sizes: as in `Sizes`. bias and residual may be null. packed: memory for as many values as `wan_vae_packed_size` says.
+// x: as in `Frames`, its strides those of a row and of a pixel. Other strides: as in norm_silu.cpp; the weight's for
 // (C_out, C_in, taps, 3, 3). doubled: every pixel of x stands for 2x2. Returns 0, or 1 where there was no memory.
-extern "C" int wan_vae_winograd_float32(const int64_t* sizes, const float* x, const int64_t* x_strides,
+extern "C" int wan_vae_winograd_float32(const int64_t* sizes, const float* const* x, const int64_t* x_strides,
                                         const float* weight, const int64_t* weight_strides, const float* bias,
                                         const float* residual, const int64_t* residual_strides, float* out,
                                         const int64_t* out_strides, float* packed, int doubled, int threads) {
@@ -265,7 +275,7 @@ extern "C" int wan_vae_winograd_float32(const int64_t* sizes, const float* x, co
                     packed, doubled, threads);
 }
 
-extern "C" int wan_vae_winograd_bfloat16(const int64_t* sizes, const BFloat16* x, const int64_t* x_strides,
+extern "C" int wan_vae_winograd_bfloat16(const int64_t* sizes, const BFloat16* const* x, const int64_t* x_strides,
                                          const BFloat16* weight, const int64_t* weight_strides, const float* bias,
                                          const BFloat16* residual, const int64_t* residual_strides, BFloat16* out,
                                          const int64_t* out_strides, float* packed, int doubled, int threads) {
