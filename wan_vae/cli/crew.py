@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from wan_vae.cli.options import Device, Precision, torch_device
 from wan_vae.errors import UserError
@@ -54,11 +54,7 @@ class Crew:
         self._led: LeadVAE | None = None
 
     def follow(self, checkpoint: str | Path, device: Device, dtype: Precision) -> None:
-        """Compute with the first process until it is done.
-
-        Raises:
-            SystemExit: The first process failed, and said why.
-        """
+        """Compute with the first process until it is done; end this process if that failed, which it has told of."""
         from wan_vae.cli.model import load_model
         from wan_vae.shards.led import follow
 
@@ -68,7 +64,7 @@ class Crew:
             follow(load_model(checkpoint, device, dtype).vae, self._peers)
         except RuntimeError as error:
             if is_loss(error):
-                raise SystemExit(2) from None
+                _end_at_once(2)
             raise
         self.leave()
 
@@ -92,6 +88,13 @@ class Crew:
 def is_loss(error: Exception) -> bool:
     """Whether an error tells that another process has ended."""
     return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo" in str(error)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    # Threads of torch.distributed that lost the others may abort the process while Python takes itself down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _checked(shards: int, device: Device) -> "torch.device":
