@@ -6,6 +6,7 @@ has to be put in order.
 """
 
 import math
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo
 from wan_vae.ops.recording import recorded
+from wan_vae.ops.workspace import Workspace
 
 Cell = tuple[int, int, int]
 
@@ -55,13 +57,29 @@ class AverageShortcut(nn.Module):
         """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the averages of `x`."""
         time = self.cell[0]
         missing = -x.shape[2] % time
-        if recorded():
+        if recorded() or self.span is None:
             return main + self._averages(F.pad(x, (0, 0, 0, 0, missing, 0)))
         for index, frame in enumerate(torch.split(main, 1, dim=2)):
-            # One at a time, for what is between takes much more memory than what it becomes.
             start, stop = index * time - missing, (index + 1) * time - missing
-            frame.add_(self._averages(F.pad(x[:, :, max(0, start) : stop], (0, 0, 0, 0, max(0, -start), 0))))
+            self._add_averages(frame, x[:, :, max(0, start) : stop], self.span, halo.workspace)
         return main
+
+    def _add_averages(self, frame: Tensor, x: Tensor, span: Span, workspace: Workspace) -> None:
+        """Add to `frame` (B, C_out, 1, H', W') the averages of its cell `x` (B, C_in, n, H, W), place by place.
+
+        What is between takes no more memory than `frame`, in float32.
+        """
+        sums = workspace.empty(
+            tuple(frame.shape), frame.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+        )
+        own = {name: 1 if whole else size for name, size, whole in zip("pqr", self.cell, span.cell, strict=True)}
+        places = rearrange(sums.zero_(), "b (c p q r) 1 h w -> p q r b c h w", **own)
+        time, height, width = self.cell
+        missing = time - x.shape[2]
+        for p, q, r, channel in product(range(missing, time), range(height), range(width), range(span.channels)):
+            place = places[p % own["p"], q % own["q"], r % own["r"]]
+            place += x[:, channel :: span.channels, p - missing, q::height, r::width]
+        frame += sums.div_(self.group)
 
     def _averages(self, x: Tensor) -> Tensor:
         time, height, width = self.cell

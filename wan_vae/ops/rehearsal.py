@@ -30,9 +30,8 @@ _SMALL = 2**25
 _GAPS = 0.6
 _LARGEST_GAPS = 3 * 2**23
 _PAGE = 2**21
-# oneDNN has weights in two other orders. glibc seldom finds them room where the last ones were, as measured.
+# oneDNN has weights in two other orders.
 _COPIES = 2
-_COPIES_AND_HOLES = 8
 
 _current: ContextVar["Rehearsal | None"] = ContextVar("rehearsal", default=None)
 
@@ -142,13 +141,9 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def reorder(self, weight: Tensor) -> None:
         """Take what oneDNN takes for a weight, for as long as it convolves."""
-        if self.device.type != "cpu":
-            return
-        copies = _COPIES_AND_HOLES if self._is_kept(weight.nbytes) else _COPIES
-        for _ in range(copies):
-            self._take(weight.nbytes)
-        for _ in range(copies):
-            self._give(weight.nbytes)
+        if self.device.type == "cpu":
+            self._take(_COPIES * weight.nbytes)
+            self._give(_COPIES * weight.nbytes)
 
     def attend(self, query: Tensor, key: Tensor) -> Tensor:
         """Take what attention takes that does not spell out all pairs."""
