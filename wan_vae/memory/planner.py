@@ -12,9 +12,9 @@ from wan_vae.model.steps import Step, cell_of
 from wan_vae.model.tiling import Tiling, margin_of, parts_of, size_after, spans_of
 
 # Bytes that libraries take for their own ends, whatever the sizes.
-_LIBRARIES = 8 * 2**20
+_LIBRARIES = 10 * 2**20
 # How near predictions were measured to be.
-_UNCERTAINTY = 0.04
+_UNCERTAINTY = 0.05
 _MEBIBYTE = 2**20
 _ENDLESS = 2**63
 # A stream remembers the margins of all tiles: more of them soon take more together than each of them saves.

@@ -67,19 +67,20 @@ class AverageShortcut(nn.Module):
     def _add_averages(self, frame: Tensor, x: Tensor, span: Span, workspace: Workspace) -> None:
         """Add to `frame` (B, C_out, 1, H', W') the averages of its cell `x` (B, C_in, n, H, W), place by place.
 
-        What is between takes no more memory than `frame`, in float32.
+        What is between takes little memory, all of it from the workspace: for sums of two dtypes PyTorch makes copies.
         """
-        sums = workspace.empty(
-            tuple(frame.shape), frame.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
-        )
+        wide = frame.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+        sums = workspace.empty(tuple(frame.shape), like=wide).zero_()
         own = {name: 1 if whole else size for name, size, whole in zip("pqr", self.cell, span.cell, strict=True)}
-        places = rearrange(sums.zero_(), "b (c p q r) 1 h w -> p q r b c h w", **own)
+        places = rearrange(sums, "b (c p q r) 1 h w -> p q r b c 1 h w", **own)
+        addend = workspace.empty(tuple(places.shape[3:]), like=wide)
         time, height, width = self.cell
         missing = time - x.shape[2]
         for p, q, r, channel in product(range(missing, time), range(height), range(width), range(span.channels)):
+            addend.copy_(x[:, channel :: span.channels, p - missing : p - missing + 1, q::height, r::width])
             place = places[p % own["p"], q % own["q"], r % own["r"]]
-            place += x[:, channel :: span.channels, p - missing, q::height, r::width]
-        frame += sums.div_(self.group)
+            place += addend
+        frame += workspace.empty(tuple(frame.shape), like=frame).copy_(sums.div_(self.group))
 
     def _averages(self, x: Tensor) -> Tensor:
         time, height, width = self.cell

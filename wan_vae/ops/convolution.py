@@ -1,7 +1,7 @@
 """Convolution with bias and a residual, by the fastest way that this machine has."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, reduce
 from itertools import product
 
 import torch
@@ -18,6 +18,8 @@ from wan_vae.ops.workspace import Workspace
 Zeros = tuple[int, int, int, int, int]
 """Frames before, rows above and below, columns left and right."""
 
+# Which of three taps meet the first and the second of two values, for the first and the second of a pair of pixels.
+_SEEN = (((0,), (1, 2)), ((0, 1), (2,)))
 _FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
@@ -160,7 +162,7 @@ def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: 
         return _by_winograd([x], weight, bias, None, out, workspace, zeros=(0, top, left), doubled=True)
     # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps. They look back or ahead.
     for down, right in product(range(2), range(2)):
-        taps, part = _taps_at(weight.squeeze(2), down, right).unsqueeze(2), out[..., down::2, right::2]
+        taps, part = _taps_at(weight, down, right, workspace), out[..., down::2, right::2]
         seen = x[..., max(0, down - top) :, max(0, right - left) :]
         _by_amx([seen], taps, bias, None, part, workspace, zeros=(0, max(0, top - down), max(0, left - right)))
     return out
@@ -172,18 +174,36 @@ def summed_taps(weight: Tensor) -> Tensor:
     In each direction two of three taps meet the same value. The outputs are those at the upper left, upper right, lower
     left and lower right place of a pair of pairs.
     """
-    return torch.cat([_taps_at(weight, down, right) for down in range(2) for right in range(2)])
+    places = []
+    for down, right in product(_SEEN, _SEEN):
+        rows = [reduce(torch.add, (weight[:, :, tap] for tap in same)) for same in down]
+        taps = [reduce(torch.add, (row[:, :, tap] for tap in same)) for row in rows for same in right]
+        places.append(torch.stack(taps, dim=2).reshape(*weight.shape[:2], 2, 2))
+    return torch.cat(places)
 
 
-def _taps_at(weight: Tensor, down: int, right: int) -> Tensor:
-    rows = _summed(weight.unbind(dim=2), down)
-    taps = [tap for row in rows for tap in _summed(row.unbind(dim=2), right)]
-    return torch.stack(taps, dim=2).reshape(*weight.shape[:2], 2, 2)
+def _taps_at(weight: Tensor, down: int, right: int, workspace: Workspace) -> Tensor:
+    """Return what `summed_taps` has for one place, (C_out, C_in, 1, 2, 2), in memory of the workspace alone.
+
+    Args:
+        weight: (C_out, C_in, 1, 3, 3).
+        down: Row of the place in a pair of pairs.
+        right: Its column.
+        workspace: Where the taps' memory comes from.
+    """
+    taps = workspace.empty((*weight.shape[:2], 1, 2, 2), like=weight)
+    row = workspace.empty((*weight.shape[:2], 1, 1, 3), like=weight)[:, :, 0, 0]
+    for height, rows in enumerate(_SEEN[down]):
+        _sum_into(row, [weight[:, :, 0, tap] for tap in rows])
+        for width, columns in enumerate(_SEEN[right]):
+            _sum_into(taps[:, :, 0, height, width], [row[:, :, tap] for tap in columns])
+    return taps
 
 
-def _summed(taps: Sequence[Tensor], place: int) -> tuple[Tensor, Tensor]:
-    first, middle, last = taps
-    return (first, middle + last) if place == 0 else (first + middle, last)
+def _sum_into(out: Tensor, addends: Sequence[Tensor]) -> None:
+    out.copy_(addends[0])
+    for addend in addends[1:]:
+        out += addend
 
 
 def _by_amx(
