@@ -14,7 +14,7 @@ from wan_vae.model.tiling import Tiling, margin_of, parts_of, size_after, spans_
 # Bytes that libraries take for their own ends, whatever the sizes.
 _LIBRARIES = 10 * 2**20
 # How near predictions were measured to be.
-_UNCERTAINTY = 0.05
+_UNCERTAINTY = 0.06
 _MEBIBYTE = 2**20
 _ENDLESS = 2**63
 # A stream remembers the margins of all tiles: more of them soon take more together than each of them saves.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wan_vae.ops.native_arguments import are_alike, data, five, frames_of, is_channels_last, is_like, threads
+from wan_vae.ops.native_arguments import are_alike, data, five, frames_of, is_channels_last, is_like, threads, wide_bias
 from wan_vae.ops.native_library import build_kernels, library
 from wan_vae.ops.rehearsal import device_of
 
@@ -125,9 +125,7 @@ def winograd_conv3d(
     assert packed.dtype == torch.float32, packed.dtype
     assert packed.is_contiguous(), packed.stride()
     assert packed.numel() >= packed_size(weight), (packed.shape, weight.shape)
-    if bias is not None:
-        assert bias.shape == (channels,), (bias.shape, out.shape)
-        bias = bias.detach().to(torch.float32).contiguous()
+    bias = wide_bias(bias, channels)
     if out.numel() == 0:
         return out
     function = kernels.wan_vae_winograd_float32 if x.dtype == torch.float32 else kernels.wan_vae_winograd_bfloat16

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wan_vae.ops.native_arguments import are_alike, data, five, frames_of, is_channels_last, is_like, threads
+from wan_vae.ops.native_arguments import are_alike, data, five, frames_of, is_channels_last, is_like, threads, wide_bias
 from wan_vae.ops.native_library import library
 from wan_vae.ops.rehearsal import device_of
 
@@ -62,9 +62,7 @@ def amx_conv3d(
     assert packed.dtype == x.dtype, packed.dtype
     assert packed.is_contiguous(), packed.stride()
     assert packed.numel() >= amx_packed_size(weight), (packed.shape, weight.shape)
-    if bias is not None:
-        assert bias.shape == weight.shape[:1], (bias.shape, out.shape)
-        bias = bias.detach().to(torch.float32).contiguous()
+    bias = wide_bias(bias, weight.shape[0])
     if out.numel() == 0:
         return out
     sizes = (x.shape[0], *weight.shape[1::-1], *out.shape[2:], *x.shape[3:], *weight.shape[2:], stride, top, left)

@@ -19,6 +19,14 @@ def is_like(x: Tensor, other: Tensor) -> bool:
     return is_channels_last(x) and x.dtype == other.dtype and x.shape == other.shape
 
 
+def wide_bias(bias: Tensor | None, channels: int) -> Tensor | None:
+    """Return a bias (C,) in float32, if there is one."""
+    if bias is None:
+        return None
+    assert bias.shape == (channels,), (bias.shape, channels)
+    return bias.detach().to(torch.float32).contiguous()
+
+
 def are_alike(pieces: Sequence[Tensor]) -> bool:
     """Whether pieces (B, C, n, H, W) of one tensor differ in n alone, and in where their frames are."""
     x = pieces[0]
