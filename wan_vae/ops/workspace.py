@@ -77,10 +77,8 @@ class Workspace:
         """Return a region, and where in it a new loan of `size` bytes begins and ends."""
         size = _rounded(size)
         regions = self._kept_regions if kept else self._regions
-        fitting = [(length, index) for index, region in enumerate(regions) if (length := region.least(size))]
-        if fitting:
-            region = regions[min(fitting)[1]]
-        else:
+        region = next((region for region in regions if region.has_room(size)), None)
+        if region is None:
             # What is free and too small becomes one: what is held stays near what is needed at one time.
             unused = [region for region in regions if region.is_unused]
             regions[:] = [region for region in regions if region not in unused]
@@ -114,14 +112,15 @@ class Region:
         self._join_gaps()
         return self._gaps == [(0, self.size)]
 
-    def least(self, size: int) -> int:
-        """Return the length of the shortest gap of at least `size` bytes, 0 if there is none."""
+    def has_room(self, size: int) -> bool:
+        """Whether there is a gap of at least `size` bytes."""
         self._join_gaps()
-        return min((stop - start for start, stop in self._gaps if stop - start >= size), default=0)
+        return any(stop - start >= size for start, stop in self._gaps)
 
     def take(self, size: int) -> int:
-        """Return where in the shortest gap that fits a new loan of `size` bytes begins."""
-        start, stop = min((gap for gap in self._gaps if gap[1] - gap[0] >= size), key=lambda gap: gap[1] - gap[0])
+        """Return where in the first gap that fits a new loan of `size` bytes begins."""
+        # Measured with clips, the shortest gap left up to half as much more memory touched.
+        start, stop = min(gap for gap in self._gaps if gap[1] - gap[0] >= size)
         self._gaps.remove((start, stop))
         if stop - start > size:
             self._gaps.append((start + size, stop))
