@@ -78,6 +78,33 @@ struct Convolution : Sizes {
     BFloat16* packed;
 };
 
+// 16 rows of 16 values of 4 bytes become columns: pairs of rows are interleaved, then pairs of pairs, then quarters of
+// a register change places.
+inline void transpose(__m512i* rows) {
+    __m512i pairs[16], fours[16];
+    for (int i = 0; i < 16; i += 2) {
+        pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+        fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+    }
+    constexpr int even = 0x88, odd = 0xdd;
+    for (int i = 0; i < 4; ++i) {
+        const __m512i a = _mm512_shuffle_i32x4(fours[i], fours[4 + i], even);
+        const __m512i b = _mm512_shuffle_i32x4(fours[i], fours[4 + i], odd);
+        const __m512i c = _mm512_shuffle_i32x4(fours[8 + i], fours[12 + i], even);
+        const __m512i d = _mm512_shuffle_i32x4(fours[8 + i], fours[12 + i], odd);
+        rows[i] = _mm512_shuffle_i32x4(a, c, even);
+        rows[4 + i] = _mm512_shuffle_i32x4(b, d, even);
+        rows[8 + i] = _mm512_shuffle_i32x4(a, c, odd);
+        rows[12 + i] = _mm512_shuffle_i32x4(b, d, odd);
+    }
+}
+
 // The weights in the order of their use: panels, rows of taps, parts of the channels, taps of a row, registers. In a
 // register, pairs of channels stand together.
 void pack(const Convolution& task, int64_t panel, int64_t part) {
@@ -92,34 +119,39 @@ void pack(const Convolution& task, int64_t panel, int64_t part) {
         to_tap[tap] = ((group * task.parts() + part) * task.tap_columns + column) * registers * WEIGHTS;
     }
     const bool side_by_side = from_tap[taps - 1] == taps - 1;
-    // By this detour, for in memory all taps contend for the same places in the cache.
-    alignas(LINE) uint32_t lines[TAPS][OUTPUTS] = {};
-    const __m512i places = _mm512_slli_epi32(
-        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 4);
-    const auto spread = [&](const BFloat16* even, const BFloat16* odd, int64_t first, int64_t lane) {
-        const auto mask = static_cast<__mmask16>((1u << std::min<int64_t>(taps - first, 16)) - 1);
-        const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + first));
-        const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd + first));
-        _mm512_mask_i32scatter_epi32(lines[first] + lane, mask, places, low | _mm512_slli_epi32(high, 16), 4);
-    };
     for (int64_t r = 0; r < registers; ++r) {
         const int64_t output = (panel * PANEL + r) * OUTPUTS;
         const int64_t outputs = std::min(OUTPUTS, task.out_channels - output);
-        if (outputs < OUTPUTS) std::memset(lines, 0, sizeof lines);
         for (int64_t c = 0; c < channels; c += 2) {
             const BFloat16* even = task.weight + output * s[0] + (part * channels + c) * s[1];
             const BFloat16* odd = even + s[1];
-            for (int64_t lane = 0; lane < outputs; ++lane, even += s[0], odd += s[0]) {
-                if (side_by_side) {
-                    for (int64_t first = 0; first < taps; first += 16) spread(even, odd, first, lane);
-                    continue;
+            BFloat16* to = start + r * WEIGHTS + c * OUTPUTS;
+            if (side_by_side) {
+                for (int64_t first = 0; first < taps; first += 16) {
+                    const auto mask = static_cast<__mmask16>((1u << std::min<int64_t>(taps - first, 16)) - 1);
+                    __m512i lines[16];
+                    for (int64_t lane = 0; lane < OUTPUTS; ++lane) {
+                        lines[lane] = _mm512_setzero_si512();
+                        if (lane >= outputs) continue;
+                        const int64_t from = lane * s[0] + first;
+                        const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + from));
+                        const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd + from));
+                        lines[lane] = low | _mm512_slli_epi32(high, 16);
+                    }
+                    transpose(lines);
+                    for (int64_t tap = first; tap < std::min(first + 16, taps); ++tap) {
+                        _mm512_store_si512(to + to_tap[tap], lines[tap - first]);
+                    }
                 }
-                for (int64_t tap = 0; tap < taps; ++tap) {
-                    lines[tap][lane] = even[from_tap[tap]].bits | uint32_t{odd[from_tap[tap]].bits} << 16;
-                }
+                continue;
             }
             for (int64_t tap = 0; tap < taps; ++tap) {
-                std::memcpy(start + to_tap[tap] + r * WEIGHTS + c * OUTPUTS, lines[tap], sizeof lines[tap]);
+                alignas(LINE) uint32_t line[OUTPUTS] = {};
+                for (int64_t lane = 0; lane < outputs; ++lane) {
+                    const int64_t from = lane * s[0] + from_tap[tap];
+                    line[lane] = even[from].bits | uint32_t{odd[from].bits} << 16;
+                }
+                std::memcpy(to + to_tap[tap], line, sizeof line);
             }
         }
     }
