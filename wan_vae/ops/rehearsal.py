@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+
+from wan_vae.ops.shapes import on_meta
 
 if TYPE_CHECKING:
     from wan_vae.ops.workspace import Region, Workspace
@@ -63,7 +64,7 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         held: Bytes that are held now. On a CPU, with all that a workspace ever lent and a C library keeps: they give
             nothing back.
         peak: The most that were held at one time.
-        operations: Multiplications and additions of convolutions and matrix products so far.
+        operations: Multiplications and additions of convolutions and attention so far.
     """
 
     def __init__(self, device: torch.device, present: Iterable[Tensor]) -> None:
@@ -102,11 +103,9 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.operations += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
-            if func._overloadpacket is torch.ops.aten.convolution:
-                self._convolved_by_pytorch(args[0], args[1], result)
+        result = on_meta(func, args, kwargs or {})
+        if func is torch.ops.aten.convolution.default:
+            self._convolved_by_pytorch(args[0], args[1], result)
         if not self._lending:
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and tensor.device.type == "meta":
@@ -148,9 +147,10 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def attend(self, query: Tensor, key: Tensor) -> Tensor:
         """Take what attention takes that does not spell out all pairs."""
         self.operations += 4 * query.shape[0] * query.shape[2] * key.shape[2] * query.shape[3]
-        return torch.empty_like(query)
+        return query.new_empty(query.shape)
 
     def _convolved_by_pytorch(self, x: Tensor, weight: Tensor, result: Tensor) -> None:
+        self.operations += 2 * result.numel() * weight[0].numel()
         # In bfloat16 oneDNN does it in place. Otherwise PyTorch spells out what each output pixel sees.
         if self.device.type == "cpu" and x.dim() == 5 and x.dtype != torch.bfloat16:
             taps = math.prod(weight.shape[1:])
