@@ -87,6 +87,17 @@ def test_a_plan_says_what_it_is() -> None:
     assert str(plan).endswith(" of 1.00GiB, 0.0 % more operations than whole pictures")
 
 
+@pytest.mark.parametrize("call", ["encode", "decode"])
+def test_plans_are_the_same_in_inference_mode(call: str) -> None:
+    vae = WanVAE.from_pretrained("nano")
+    size = {"frames": 5, "height": 128, "width": 192}
+    smallest_budget = smallest(vae, call, **size)
+    plan = vae.plan(call, **size, memory=smallest_budget)
+    with torch.inference_mode():
+        assert smallest(vae, call, **size) == smallest_budget
+        assert vae.plan(call, **size, memory=smallest_budget) == plan
+
+
 def test_budgets_are_for_inference() -> None:
     vae = random_vae(small_config())
     video = random_video(3, 4, 4)

@@ -36,8 +36,9 @@ def job_of(
         goes_on: Whether `x` comes in chunks, each of as many latents as go together or of their frames.
         part: What of the picture is computed there.
     """
-    with torch.device("meta"):
+    with torch.inference_mode(False), torch.device("meta"):  # a rehearsal leaves that mode, but tensors keep it
         twin = type(vae)(vae.config).eval().requires_grad_(False)
+        x = torch.empty(x.shape, dtype=x.dtype)
     twin.set_dtypes(encoder=vae.dtype, decoder=vae.decoder_dtype)
     decodes = call == "decode"
     unit, becomes = (1, vae.config.temporal_compression) if decodes else (vae.config.temporal_compression, 1)
@@ -45,7 +46,7 @@ def job_of(
 
     def peak(latents: int, tiling: Tiling | None) -> int:
         longest = 1 + LONG_ENOUGH * latents * unit
-        with torch.no_grad(), _rehearsal(device, twin, x) as rehearsal:
+        with _rehearsal(device, twin, x) as rehearsal:
             if goes_on:
                 begin = twin._decoding if decodes else twin._encoding
                 stream = begin(latents, neighbors=part.neighbors, tiling=tiling)
@@ -72,7 +73,7 @@ def job_of(
     steps = vae.decoder.steps() if decodes else vae.encoder.steps()
     side = 1 if decodes else vae.config.spatial_compression
     small = x.new_empty((1, x.shape[1], 1 + LONG_ENOUGH * unit, _SIDE * side, _SIDE * side))
-    with torch.no_grad(), _rehearsal(device, twin, small) as rehearsal:
+    with _rehearsal(device, twin, small) as rehearsal:
         counter = _Counter(rehearsal)
         twin.pixels(small.to(vae.decoder_dtype), counter) if decodes else twin.moments(small.to(vae.dtype), counter)
     height, width = (size // side for size in part.cut(x).shape[3:])

@@ -7,7 +7,8 @@ choose their way by the device ask `rehearsal_of`, and then only take the memory
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextvars import ContextVar, Token
+from contextlib import ExitStack
+from contextvars import ContextVar
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,7 +76,7 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in present}
         self._touched: weakref.WeakKeyDictionary[Region, list[tuple[int, int]]] = weakref.WeakKeyDictionary()
-        self._token: Token[Rehearsal | None] | None = None
+        self._entered = ExitStack()
         self._lending = False
         self._kept = 0
         self._kept_in_use = 0
@@ -91,14 +92,17 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self.held)
 
     def __enter__(self) -> "Rehearsal":
-        self._token = _current.set(self)
+        token = _current.set(self)
+        self._entered.callback(_current.reset, token)
+        # In inference mode a convolution, among others, arrives under another name.
+        self._entered.enter_context(torch.inference_mode(False))
+        self._entered.enter_context(torch.no_grad())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        assert self._token is not None
-        _current.reset(self._token)
+        self._entered.close()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

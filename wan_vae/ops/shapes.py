@@ -49,6 +49,18 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return torch.empty(shape, dtype=tensors[0].dtype, device="meta", memory_format=stored)
 
 
+def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    shape = list(tensors[0].shape)
+    shape.insert(dim % (len(shape) + 1), len(tensors))
+    return torch.empty(shape, dtype=tensors[0].dtype, device="meta")
+
+
+def _repeat(x: Tensor, times: Sequence[int]) -> Tensor:
+    shape = [1] * (len(times) - x.dim()) + list(x.shape)
+    repeated = [size * count for size, count in zip(shape, times, strict=True)]
+    return torch.empty(repeated, dtype=x.dtype, device="meta")
+
+
 def _is_channels_last(x: Tensor) -> bool:
     return x.numel() > 0 and x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
 
@@ -82,6 +94,8 @@ def _convolution(
 _WAYS: dict[Any, Callable[..., Tensor | None]] = {
     _aten.convolution.default: _convolution,
     _aten.cat.default: _cat,
+    _aten.repeat.default: _repeat,
+    _aten.stack.default: _stack,
     _aten.sum.dim_IntList: _sum,
     **dict.fromkeys((_aten.add_.Tensor, _aten.div_.Tensor, _aten.mul_.Tensor), _in_place),
     **dict.fromkeys(
