@@ -36,14 +36,20 @@ def _similarities(a: Tensor, b: Tensor) -> Tensor:
     """Compare pictures (c, h, w) in every whole window: (c, h - WINDOW + 1, w - WINDOW + 1)."""
     # Variances are differences of large means, which lose less to rounding around zero.
     level_a, level_b = (picture.mean(dim=(1, 2), keepdim=True) for picture in (a, b))
-    a, b = a - level_a, b - level_b
-    moments = torch.stack([a, b, a * a + b * b, a * b])
-    mean_a, mean_b, squares, products = _blurred(_blurred(moments, dim=2), dim=3)
-    covariance = products - mean_a * mean_b
-    variances = squares - (mean_a * mean_a + mean_b * mean_b)
-    mean_a, mean_b = mean_a + level_a, mean_b + level_b
-    luminance = (2 * mean_a * mean_b + _LUMINANCE_FLOOR) / (mean_a * mean_a + mean_b * mean_b + _LUMINANCE_FLOOR)
-    return luminance * (2 * covariance + _CONTRAST_FLOOR) / (variances + _CONTRAST_FLOOR)
+    moments = a.new_empty((4, *a.shape))
+    torch.sub(a, level_a, out=moments[0])
+    torch.sub(b, level_b, out=moments[1])
+    torch.mul(moments[0], moments[0], out=moments[2]).addcmul_(moments[1], moments[1])
+    torch.sub(moments[0], moments[1], out=moments[3]).square_()
+    mean_a, mean_b, squares, error = _blurred(_blurred(moments, dim=2), dim=3)
+    # Wang's two factors, each as 1 minus a part that is 0 where pictures are equal. In place, for fresh memory would
+    # take as long as the arithmetic.
+    difference = mean_a - mean_b
+    variances = squares.addcmul_(mean_a, mean_a, value=-1).addcmul_(mean_b, mean_b, value=-1)
+    structure = error.addcmul_(difference, difference, value=-1).div_(variances.add_(_CONTRAST_FLOOR))
+    energy = mean_a.add_(level_a).square_().add_(mean_b.add_(level_b).square_()).add_(_LUMINANCE_FLOOR)
+    luminance = difference.add_(level_a - level_b).square_().div_(energy)
+    return luminance.sub_(1).mul_(structure.sub_(1))
 
 
 def _blurred(x: Tensor, dim: int) -> Tensor:
