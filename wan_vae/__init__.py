@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wan_vae.config import VAEConfig
     from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
     from wan_vae.ops.native import build_kernels
+    from wan_vae.ops.spare_memory import empty_cache
     from wan_vae.posterior import Posterior
     from wan_vae.shards import ShardedVAE
     from wan_vae.vae import WanVAE
@@ -31,6 +32,7 @@ __all__ = [
     "WanVAE",
     "__version__",
     "build_kernels",
+    "empty_cache",
 ]
 
 _HOMES = {
@@ -45,6 +47,7 @@ _HOMES = {
     "VAEConfig": "wan_vae.config",
     "WanVAE": "wan_vae.vae",
     "build_kernels": "wan_vae.ops.native",
+    "empty_cache": "wan_vae.ops.spare_memory",
 }
 
 

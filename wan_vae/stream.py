@@ -117,6 +117,7 @@ class Stream:
         self._waiting = x[:, :, start:].clone()
         self._passed += start
         self._interrupted = False
+        self._halo.workspace.rest()
         return result
 
     def flush(self) -> None:

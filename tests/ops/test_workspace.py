@@ -5,9 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wan_vae.ops.spare_memory import empty_cache
 from wan_vae.ops.workspace import Workspace
 
 LIKE = torch.zeros(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_spare() -> None:
+    empty_cache()
 
 
 def empty(workspace: Workspace, size: int) -> torch.Tensor:
@@ -68,7 +74,7 @@ def test_what_is_kept_is_what_was_needed_at_one_time(monkeypatch: pytest.MonkeyP
     for size in (16, 32, 48, 32, 16):
         x = empty(workspace, size)
         del x
-    assert [len(region.memory) for region in workspace._regions] == [4 * 4 * 48]
+    assert [region.size for region in workspace._regions[False]] == [4 * 4 * 48]
 
 
 def test_what_is_in_use_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +86,7 @@ def test_what_is_in_use_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     z = empty(workspace, 48).fill_(3)
     assert (x == 1).all()
     assert (z == 3).all()
-    assert [len(region.memory) for region in workspace._regions] == [4 * 4 * 16, 4 * 4 * 48]
+    assert [region.size for region in workspace._regions[False]] == [4 * 4 * 16, 4 * 4 * 48]
 
 
 def test_lasting_memory_is_written_in_any_mode() -> None:
@@ -95,4 +101,4 @@ def test_where_gradients_are_recorded_memory_is_not_shared() -> None:
     workspace = Workspace()
     with torch.enable_grad():
         workspace.empty((1, 2, 3, 4, 5), like=LIKE)
-    assert not workspace._regions
+    assert workspace._regions == {False: [], True: []}

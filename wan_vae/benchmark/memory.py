@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from wan_vae.benchmark.clock import synchronize
+from wan_vae.ops.spare_memory import empty_cache
 
 Result = TypeVar("Result")
 _PROCESS = Path("/proc/self")
@@ -58,6 +59,7 @@ def _peak_on_cuda(call: Callable[[], Result], device: torch.device) -> tuple[Res
 
 
 def _give_back_freed_memory() -> None:
+    empty_cache()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:  # other C libraries than glibc have none

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import cast
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from wan_vae.config import VAEConfig
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d
 from wan_vae.model.level_shortcuts import RepeatShortcut
+from wan_vae.model.patches import unfolded
 from wan_vae.model.resample import Upsample
 from wan_vae.model.stages import Blocks, Head, Middle
 from wan_vae.model.steps import Step, reach_of
@@ -53,10 +53,8 @@ class Decoder(nn.Module):
 
     def _pixels(self, x: Tensor, halo: Halo) -> Tensor:
         x = self.head(x, halo)
-        # Two sub-pixel orders: torch.pixel_shuffle's (c, row, column), and Wan2.2's patches (c, column, row).
-        s, p = self.output_upscale, self.patch_size
-        x = rearrange(x, "b (c q r) t h w -> b c t (h q) (w r)", q=s, r=s)
-        return rearrange(x, "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p)
+        x = unfolded(x, self.output_upscale, halo.workspace, by_rows=True)
+        return unfolded(x, self.patch_size, halo.workspace)
 
 
 class DecoderLevel(nn.Module):

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import cast
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from wan_vae.config import VAEConfig
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d
 from wan_vae.model.level_shortcuts import AverageShortcut
+from wan_vae.model.patches import folded
 from wan_vae.model.resample import Downsample
 from wan_vae.model.stages import Blocks, Head, Middle
 from wan_vae.model.steps import Step, reach_of
@@ -48,8 +48,7 @@ class Encoder(nn.Module):
         )
 
     def _features(self, video: Tensor, halo: Halo) -> Tensor:
-        p = self.patch_size
-        return self.conv_in(rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=p, r=p), halo)
+        return self.conv_in(folded(video, self.patch_size, halo.workspace), halo)
 
     def _summary(self, x: Tensor, halo: Halo) -> Tensor:
         return self.head(self.middle(x, halo), halo)

@@ -119,10 +119,11 @@ class StreamHalo(Halo):
     """
 
     def __init__(self, neighbors: Neighbors | None = None) -> None:
-        super().__init__(neighbors)
         self._started = False
         # By layer, in pieces: (B, C, n, H, W) each, at most as many frames as it looks back at.
         self._remembered: dict[nn.Module, list[Tensor]] = {}
+        # After that: what comes first goes first in the end, and a workspace can leave to others what nothing is in.
+        super().__init__(neighbors)
 
     @property
     def at_start(self) -> bool:

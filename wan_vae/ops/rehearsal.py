@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from wan_vae.ops.shapes import on_meta
 
 if TYPE_CHECKING:
-    from wan_vae.ops.workspace import Region, Workspace
+    from wan_vae.ops.region import Region
+    from wan_vae.ops.workspace import Workspace
 
 T = TypeVar("T")
 
