@@ -22,7 +22,7 @@ def drawn(generator: torch.Generator, *shape: int) -> torch.Tensor:
     channels=st.tuples(st.sampled_from([1, 3, 16, 33]), st.sampled_from([1, 3, 16, 33])),
     size=st.tuples(st.integers(1, 2), st.integers(0, 2), st.integers(1, 11), st.integers(1, 11)),
     kernel=st.sampled_from([(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 1), (1, 2, 2)]),
-    stride=st.integers(1, 2),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)).map(lambda steps: (*steps, steps[1])),
     channels_last=st.booleans(),
     with_bias=st.booleans(),
     with_skip=st.booleans(),
@@ -35,7 +35,7 @@ def test_without_gradients_the_result_is_the_same(
     channels: tuple[int, int],
     size: tuple[int, int, int, int],
     kernel: tuple[int, int, int],
-    stride: int,
+    stride: tuple[int, int, int],
     channels_last: bool,
     with_bias: bool,
     with_skip: bool,
@@ -56,7 +56,7 @@ def test_without_gradients_the_result_is_the_same(
     bias = drawn(generator, channels[1]) if with_bias else None
     # What all ways start from is rounded alike.
     x, weight, bias = (None if value is None else value.to(dtype).to(torch.float64) for value in (x, weight, bias))
-    expected = F.conv3d(F.pad(x, (left, right, top, bottom, before, 0)), weight, bias, (1, stride, stride))
+    expected = F.conv3d(F.pad(x, (left, right, top, bottom, before, 0)), weight, bias, stride)
     skip = drawn(generator, *expected.shape).to(dtype) if with_skip else None
     expected = expected if skip is None else expected + skip
     layout = torch.channels_last_3d if channels_last else torch.contiguous_format

@@ -37,7 +37,7 @@ def by_amx(
     *,
     before: int = 0,
     padding: tuple[int, int] = (0, 0),
-    stride: int = 1,
+    stride: tuple[int, int, int] = (1, 1, 1),
 ) -> Tensor:
     packed = torch.full((amx_packed_size(weight) + 64,), torch.nan, dtype=torch.bfloat16)
     pieces = [x] if isinstance(x, Tensor) else x
@@ -57,7 +57,7 @@ class TestResult:
         sizes,
         st.integers(1, 40),
         st.sampled_from([(1, 1, 1), (3, 1, 1), (1, 2, 2), (1, 3, 3), (3, 3, 3), (2, 1, 3)]),
-        st.sampled_from([1, 2]),
+        st.sampled_from([(1, 1, 1), (1, 2, 2), (2, 1, 1), (3, 2, 2)]),
         st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 1), st.integers(0, 1)),
         st.booleans(),
         st.booleans(),
@@ -71,7 +71,7 @@ class TestResult:
         height: int,
         width: int,
         taps: tuple[int, int, int],
-        stride: int,
+        stride: tuple[int, int, int],
         zeros: tuple[int, int, int, int],
         with_bias: bool,
         with_residual: bool,
@@ -83,8 +83,8 @@ class TestResult:
         weight = random(outputs, inputs, *taps)
         bias = random(outputs).float() if with_bias else None
         padded = F.pad(x.double(), (left, right, top, bottom))
-        expected = F.conv3d(padded, weight.double(), stride=(1, stride, stride))
-        magnitude = F.conv3d(padded.abs(), weight.double().abs(), stride=(1, stride, stride)).max()
+        expected = F.conv3d(padded, weight.double(), stride=stride)
+        magnitude = F.conv3d(padded.abs(), weight.double().abs(), stride=stride).max()
         out = channels_last(*expected.shape, dtype=torch.bfloat16, seed=1)
         residual = channels_last(*out.shape, dtype=torch.bfloat16, seed=3) if with_residual else None
         assert by_amx(x, weight, bias, residual, out, padding=(top, left), stride=stride) is out

@@ -303,12 +303,12 @@ def test_every_way_on_layers_as_wide_as_those_of_wan(
         check(compute(), twin, exact)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 1, 1)])
 @pytest.mark.parametrize("place", [0, -1])
-def test_the_networks_convolution_is_the_same_whichever_way_is_chosen(stride: int, place: int) -> None:
+def test_the_networks_convolution_is_the_same_whichever_way_is_chosen(stride: tuple[int, int, int], place: int) -> None:
     values, weight = random((1, 8, 3, 5, 6), torch.float32), random((8, 8, 3, 3, 3), torch.float32, seed=1) / 15
     bias, x = random((8,), torch.float32, seed=2), Part(values, NONE).tensor
-    exact = F.conv3d(values.double(), weight.double(), bias.double(), (1, stride, stride), (0, 1, 1))
+    exact = F.conv3d(values.double(), weight.double(), bias.double(), stride, (0, 1, 1))
     skip = random(tuple(exact.shape), torch.float32, seed=3)
 
     def chosen(key: str, ways: dict[str, Any], device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """The commands gathered, and what becomes of their errors."""
 
+import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -88,6 +89,9 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
         if missing is None:
             raise
         _fail(f"there is not enough memory ({missing}); take a smaller --size", code=2)
+    finally:
+        # Nothing more needs to be found among a million objects; looking for it would take longer than to end.
+        gc.freeze()
     # typer turns Ctrl-C into an exception of its own or, in later versions, into this code.
     if code == INTERRUPTED:
         _fail("interrupted; no output was written.", code=code)

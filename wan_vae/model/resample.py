@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d
 from wan_vae.model.reach import Reach
-from wan_vae.ops.convolution import convolve, convolve_doubled, doubles_on_the_way, summed_taps
+from wan_vae.ops.convolution import convolve, convolve_doubled, doubles_on_the_way, may_lie_apart, summed_taps
 
 
 def split_first_frame(x: Tensor, halo: Halo) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,9 @@ class HalvingConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         pieces, zeros = halo.surround(self, x, Reach(bottom=1, right=1))
-        return convolve(pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros, stride=2)
+        return convolve(
+            pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros, stride=(1, 2, 2)
+        )
 
 
 class Downsample(nn.Module):
@@ -48,11 +50,13 @@ class Downsample(nn.Module):
         if self.time_conv is None:
             return x
         first, _ = split_first_frame(x, halo)
+        weight, bias, stride = self.time_conv.weight, self.time_conv.bias, (2, 1, 1)
         # Before the clip's start lies nothing, not even zeros: the first window is frames 0, 1 and 2.
-        (x,), _ = halo.surround(self.time_conv, x, Reach(before=1))
-        if x.shape[2] < self.time_conv.kernel_size[0]:
+        pieces, _ = halo.surround(self.time_conv, x, Reach(before=1), apart=may_lie_apart(x, weight, stride))
+        if sum(piece.shape[2] for piece in pieces) < weight.shape[2]:
             return first
-        return torch.cat([first, self.time_conv(x)], dim=2)
+        halved = convolve(pieces, weight, bias, halo.workspace, stride=stride)
+        return torch.cat([first, halved], dim=2) if first.shape[2] > 0 else halved
 
 
 class DoublingConv2d(nn.Conv2d):

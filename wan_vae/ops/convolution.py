@@ -17,7 +17,10 @@ from wan_vae.ops.workspace import Workspace
 
 Zeros = tuple[int, int, int, int, int]
 """Frames before, rows above and below, columns left and right."""
+Stride = tuple[int, int, int]
+"""In time, height and width."""
 
+_EVERY_ONE: Stride = (1, 1, 1)
 # Which of three taps meet the first and the second of two values, for the first and the second of a pair of pixels.
 _SEEN = (((0,), (1, 2)), ((0, 1), (2,)))
 _FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
@@ -30,7 +33,7 @@ def convolve(
     workspace: Workspace,
     *,
     zeros: Zeros = (0, 0, 0, 0, 0),
-    stride: int = 1,
+    stride: Stride = _EVERY_ONE,
     residual: Tensor | None = None,
 ) -> Tensor:
     """Convolve (B, C_in, T, H, W) with `weight` (C_out, C_in, t, h, w), and add `bias` (C_out) and `residual`.
@@ -40,7 +43,7 @@ def convolve(
             are if they `may_lie_apart`, and otherwise copied.
         workspace: Where the result's memory comes from, if no gradients are recorded.
         zeros: What is to be thought around the input: frames before it, rows above and below, columns left and right.
-        stride: In height and width.
+        stride: The same in height and width.
         residual: Of the result's shape (B, C_out, T', H', W').
     """
     x = pieces[0]
@@ -50,7 +53,7 @@ def convolve(
         # An exact saving: a frame with nothing before it meets one tap, the others would multiply zeros.
         weight, before = weight[:, :, -1:], 0
     size = (before + frames, top + x.shape[3] + bottom, left + x.shape[4] + right)
-    steps = zip(size, weight.shape[2:], (1, stride, stride), strict=True)
+    steps = zip(size, weight.shape[2:], stride, strict=True)
     shape = (x.shape[0], weight.shape[0], *((length - taps) // step + 1 for length, taps, step in steps))
     if not may_lie_apart(x, weight, stride):
         x, padding = _in_one_piece(pieces, (before, *zeros[1:]), workspace)
@@ -62,11 +65,11 @@ def convolve(
     return _by_winograd(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left))
 
 
-def may_lie_apart(x: Tensor, weight: Tensor, stride: int = 1) -> bool:
+def may_lie_apart(x: Tensor, weight: Tensor, stride: Stride = _EVERY_ONE) -> bool:
     """Whether frames of tensors like `x` may lie anywhere in memory when `convolve` is given them with `weight`."""
     if recorded():
         return False
-    return amx_serves(x, weight) or (stride == 1 and native.winograd_serves(x, weight))
+    return amx_serves(x, weight) or (stride == _EVERY_ONE and native.winograd_serves(x, weight))
 
 
 def _convolve_tensor(
@@ -75,18 +78,18 @@ def _convolve_tensor(
     bias: Tensor | None,
     workspace: Workspace,
     padding: tuple[int, int],
-    stride: int,
+    stride: Stride,
     residual: Tensor | None,
     shape: tuple[int, ...],
 ) -> Tensor:
-    if stride > 1 and shape[4] == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+    if stride != _EVERY_ONE and shape[4] == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
         # With AMX, the oneDNN of torch 2.14 computes these wrongly; in float32 it does not. (A bug like it, with other
         # strides: https://github.com/uxlfoundation/oneDNN/pull/5494.)
         wide = (None if value is None else value.float() for value in (x, weight, bias, residual))
         x, weight, bias, residual = wide  # type: ignore[assignment]
         return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape).bfloat16()
     if recorded():
-        out = F.conv3d(x, weight, bias, (1, stride, stride), (0, *padding))
+        out = F.conv3d(x, weight, bias, stride, (0, *padding))
         return out if residual is None else out + residual
     x = x.contiguous(memory_format=torch.channels_last_3d)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
@@ -101,7 +104,7 @@ def _convolve_tensor(
         from wan_vae.ops.gpu_convolution import convolve as on_gpu
 
         return on_gpu(x, weight, bias, padding, stride, residual)
-    out = F.conv3d(x, weight, bias, (1, stride, stride), (0, *padding))
+    out = F.conv3d(x, weight, bias, stride, (0, *padding))
     return out if residual is None else out.add_(residual)
 
 
@@ -215,7 +218,7 @@ def _by_amx(
     workspace: Workspace,
     *,
     zeros: tuple[int, int, int],
-    stride: int = 1,
+    stride: Stride = _EVERY_ONE,
 ) -> Tensor:
     packed = workspace.empty((1, amx_packed_size(weight), 1, 1, 1), like=out).flatten()
     rehearsal = rehearsal_of(out)
@@ -259,7 +262,7 @@ def _by_onednn(
     weight: Tensor,
     bias: Tensor | None,
     padding: tuple[int, int],
-    stride: int,
+    stride: Stride,
     residual: Tensor | None,
     out: Tensor,
 ) -> Tensor:
@@ -269,5 +272,5 @@ def _by_onednn(
     else:
         out.copy_(residual)
     return torch.ops.mkldnn._convolution_pointwise_.binary(
-        out, x, weight, bias, [0, *padding], [1, stride, stride], [1, 1, 1], 1, "add", 1.0, None, [], None
+        out, x, weight, bias, [0, *padding], list(stride), [1, 1, 1], 1, "add", 1.0, None, [], None
     )

@@ -24,7 +24,7 @@ def amx_conv3d(
     packed: Tensor,
     *,
     zeros: tuple[int, int, int] = (0, 0, 0),
-    stride: int = 1,
+    stride: tuple[int, int, int] = (1, 1, 1),
 ) -> Tensor:
     """A convolution of bfloat16 with sums in float32, rounded once. Not differentiable.
 
@@ -32,8 +32,8 @@ def amx_conv3d(
     of threads, nor on what else is in the batch.
 
     Args:
-        pieces: (B, C_in, n, H, W) each, bfloat16, on a CPU, channels last, alike but for n: the frames of `x`
-            (B, C_in, T + taps - 1, H, W), those of zeros left out.
+        pieces: (B, C_in, n, H, W) each, bfloat16, on a CPU, channels last, alike but for n: the frames of `x`, those
+            of zeros left out.
         weight: (C_out, C_in, taps, rows, columns), bfloat16, in any layout.
         bias: (C_out,), in any floating-point dtype, or nothing.
         residual: As `out`, is added; may be `out`.
@@ -41,7 +41,7 @@ def amx_conv3d(
         packed: Memory for the weight: bfloat16, contiguous, `amx_packed_size(weight)` values or more.
         zeros: How many frames of zeros come first, how many rows of them are above the first row of `x`, and columns
             on the left. H' and W' say how many are below and on the right.
-        stride: In height and width.
+        stride: In time, height and width; the last two are the same.
 
     Returns:
         `out`.
@@ -52,7 +52,9 @@ def amx_conv3d(
     kernels = library()
     assert kernels is not None, "amx_conv3d needs the compiled kernels"
     before, top, left = zeros
-    x, frames = pieces[0], before + sum(piece.shape[2] for piece in pieces) - weight.shape[2] + 1
+    x, seen = pieces[0], before + sum(piece.shape[2] for piece in pieces)
+    frames = (seen - weight.shape[2]) // stride[0] + 1
+    assert stride[1] == stride[2], stride
     assert amx_serves(x, weight), (x.shape, x.dtype, weight.shape, weight.dtype)
     assert are_alike(pieces), [(piece.shape, piece.dtype, piece.stride()) for piece in pieces]
     assert out.shape[:3] == (x.shape[0], weight.shape[0], frames), (x.shape, frames, weight.shape, out.shape)
@@ -65,10 +67,10 @@ def amx_conv3d(
     bias = wide_bias(bias, weight.shape[0])
     if out.numel() == 0:
         return out
-    sizes = (x.shape[0], *weight.shape[1::-1], *out.shape[2:], *x.shape[3:], *weight.shape[2:], stride, top, left)
+    sizes = (x.shape[0], *weight.shape[1::-1], *out.shape[2:], seen, *x.shape[3:], *weight.shape[2:])
     failed = kernels.wan_vae_amx_convolve(
-        (ctypes.c_int64 * 14)(*sizes), frames_of(pieces, before), (ctypes.c_int64 * 2)(*x.stride()[3:]),
-        data(weight), five(weight.stride()), data(bias),
+        (ctypes.c_int64 * 16)(*sizes, *stride[:2], top, left), frames_of(pieces, before),
+        (ctypes.c_int64 * 2)(*x.stride()[3:]), data(weight), five(weight.stride()), data(bias),
         data(residual), five((out if residual is None else residual).stride()),
         data(out), five(out.stride()), data(packed), threads()
     )  # fmt: skip
@@ -82,8 +84,8 @@ def amx_packed_size(weight: Tensor) -> int:
     kernels = library()
     assert kernels is not None, "amx_packed_size needs the compiled kernels"
     size = ctypes.c_int64()
-    sizes = (1, *weight.shape[1::-1], *[1] * 5, *weight.shape[2:], 1, 0, 0)
-    kernels.wan_vae_amx_packed_size((ctypes.c_int64 * 14)(*sizes), ctypes.byref(size))
+    sizes = (1, *weight.shape[1::-1], *[1] * 6, *weight.shape[2:])
+    kernels.wan_vae_amx_packed_size((ctypes.c_int64 * 16)(*sizes, 1, 1, 0, 0), ctypes.byref(size))
     return size.value
 
 

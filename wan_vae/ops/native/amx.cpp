@@ -34,10 +34,10 @@ constexpr int64_t LINE = 64;
 struct Sizes {
     int64_t batch, in_channels, out_channels;
     // Of the output, then of the input.
-    int64_t frames, height, width, in_height, in_width;
+    int64_t frames, height, width, in_frames, in_height, in_width;
     int64_t taps, tap_rows, tap_columns;
-    // Of the pixels, and the zeros above and on the left; those below and on the right follow.
-    int64_t stride, top, left;
+    // Of the frames and of the pixels, and the zeros above and on the left; those below and on the right follow.
+    int64_t time_stride, stride, top, left;
 
     int64_t tap_groups() const { return taps * tap_rows; }
     // The channels in equal parts, each of which fits in a register.
@@ -51,7 +51,8 @@ struct Sizes {
 };
 
 Sizes read_sizes(const int64_t* s) {
-    return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13]};
+    return {s[0], s[1], s[2],  s[3],  s[4],  s[5],  s[6],  s[7],
+            s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15]};
 }
 
 #if defined(HAS_AMX)
@@ -221,7 +222,7 @@ class Worker {
     void run(int64_t batch, int64_t frame, int64_t block) {
         first_row = block * rows;
         last_row = std::min(first_row + rows, task.height);
-        clip = task.x.data + batch * (task.frames + task.taps - 1) + frame;
+        clip = task.x.data + batch * task.in_frames + frame * task.time_stride;
         // A tap that meets zeros changes nothing.
         first_tap = 0;
         while (first_tap < task.taps && clip[first_tap] == nullptr) ++first_tap;
@@ -312,7 +313,8 @@ class Worker {
         const int64_t top = std::clamp<int64_t>(first * task.stride - task.top + seen, 0, task.in_height);
         const int64_t end = std::min(top + strip_rows - seen, task.in_height);
         // Below, every frame is new, but for a clip that starts over with its first.
-        foreseen.begin(task.x, same_rows ? clip + task.taps : clip - frame, same_rows ? 1 : task.taps, top, end - top,
+        const auto* of = clip + (same_rows ? std::max(task.taps, task.time_stride) : -frame * task.time_stride);
+        foreseen.begin(task.x, of, same_rows ? std::min(task.taps, task.time_stride) : task.taps, top, end - top,
                        task.in_width);
     }
 
