@@ -1,5 +1,6 @@
 """The commands gathered, and what becomes of their errors."""
 
+import atexit
 import gc
 import signal
 import sys
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
         arguments: Without the program's name; default those the program was started with.
         program: The commands, for scripts that have their own.
     """
+    # At exit Python would look for garbage among all objects of PyTorch's, for a quarter of a second, to no end.
+    atexit.register(gc.freeze)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
@@ -89,9 +92,6 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
         if missing is None:
             raise
         _fail(f"there is not enough memory ({missing}); take a smaller --size", code=2)
-    finally:
-        # Nothing more needs to be found among a million objects; looking for it would take longer than to end.
-        gc.freeze()
     # typer turns Ctrl-C into an exception of its own or, in later versions, into this code.
     if code == INTERRUPTED:
         _fail("interrupted; no output was written.", code=code)
