@@ -29,9 +29,25 @@ class HalvingConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         pieces, zeros = halo.surround(self, x, Reach(bottom=1, right=1))
-        return convolve(
-            pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros, stride=(1, 2, 2)
-        )
+        return convolve(pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros, stride=(1, 2, 2))
+
+
+class HalvingTimeConv3d(nn.Conv3d):
+    """A convolution of every other window of three frames.
+
+    (B, C, T, H, W) -> (B, C, (T - 1) / 2, H, W) at the clip's start, and T / 2 frames after it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (3, 1, 1), stride=(2, 1, 1))
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
+        stride = (2, 1, 1)
+        # Before the clip's start lies nothing, not even zeros: the first window is frames 0, 1 and 2.
+        pieces, _ = halo.surround(self, x, Reach(before=1), apart=may_lie_apart(x, self.weight, stride))
+        if sum(piece.shape[2] for piece in pieces) < self.kernel_size[0]:
+            return x[:, :, :0]
+        return convolve(pieces, self.weight, self.bias, halo.workspace, stride=stride)
 
 
 class Downsample(nn.Module):
@@ -43,19 +59,14 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, *, temporal: bool) -> None:
         super().__init__()
         self.conv = HalvingConv2d(channels)
-        self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+        self.time_conv = HalvingTimeConv3d(channels) if temporal else None
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         x = self.conv(x, halo)
         if self.time_conv is None:
             return x
         first, _ = split_first_frame(x, halo)
-        weight, bias, stride = self.time_conv.weight, self.time_conv.bias, (2, 1, 1)
-        # Before the clip's start lies nothing, not even zeros: the first window is frames 0, 1 and 2.
-        pieces, _ = halo.surround(self.time_conv, x, Reach(before=1), apart=may_lie_apart(x, weight, stride))
-        if sum(piece.shape[2] for piece in pieces) < weight.shape[2]:
-            return first
-        halved = convolve(pieces, weight, bias, halo.workspace, stride=stride)
+        halved = self.time_conv(x, halo)
         return torch.cat([first, halved], dim=2) if first.shape[2] > 0 else halved
 
 
