@@ -16,9 +16,11 @@ _BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Of what is free, other programs may want some, and allocators have gaps.
 _SHARE_OF_FREE = 0.8
 _MEMINFO = Path("/proc/meminfo")
+# Of control groups, both versions: the limit, what is used, and of that what the system takes back on demand, such as
+# copies of files and what `spare_memory` keeps.
 _LIMITS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
@@ -76,9 +78,11 @@ def _free(device: torch.device) -> int:
 
 def _left_to_this_group() -> list[int]:
     left = []
-    for limit, usage in _LIMITS:
+    for folder, limit, usage, on_demand in _LIMITS:
         try:
-            left.append(max(0, int(limit.read_text()) - int(usage.read_text())))
+            used = int((folder / usage).read_text())
+            found = re.search(rf"^{on_demand} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+            left.append(max(0, int((folder / limit).read_text()) - used + (int(found[1]) if found else 0)))
         except (OSError, ValueError):  # no such file, or no limit
             continue
     return left

@@ -67,7 +67,9 @@ class Downsample(nn.Module):
             return x
         first, _ = split_first_frame(x, halo)
         halved = self.time_conv(x, halo)
-        return torch.cat([first, halved], dim=2) if first.shape[2] > 0 else halved
+        # Nothing is joined with what is empty: that would be a copy, and in another order in memory.
+        present = [part for part in (first, halved) if part.shape[2] > 0]
+        return present[0] if len(present) == 1 else torch.cat([first, halved], dim=2)
 
 
 class DoublingConv2d(nn.Conv2d):

@@ -62,7 +62,7 @@ class TiledHalo(StreamHalo):
         if not steps:
             return x
         passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
-        halo, result = self._part(name, passage, Workspace(), self.neighbors), None
+        halo, result = self._part(name, passage, Workspace(hands_on=False), self.neighbors), None
         for before, after in typical(passage, x):
             part = halo.local(steps, x[:, :, before])
             result = _room(part, passage.result, *part.shape[3:]) if result is None else result
@@ -79,7 +79,7 @@ class TiledHalo(StreamHalo):
         # From here on what neighbors hold counts as part of the picture.
         x, known = self.neighbors.around(x, margin_of(steps))
         down, right = size_after(steps, known.top), size_after(steps, known.left)
-        workspace, result = Workspace(), None
+        workspace, result = Workspace(hands_on=False), None
         rows = [span.moved(down) for span in parts_of(height, self.tiling.rows, cell)]
         columns = [span.moved(right) for span in parts_of(width, self.tiling.columns, cell)]
         places: Iterable[tuple[Span, Span]] = product(rows, columns)

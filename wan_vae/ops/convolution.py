@@ -20,7 +20,7 @@ Zeros = tuple[int, int, int, int, int]
 Stride = tuple[int, int, int]
 """In time, height and width."""
 
-_EVERY_ONE: Stride = (1, 1, 1)
+_NO_STRIDE: Stride = (1, 1, 1)
 # Which of three taps meet the first and the second of two values, for the first and the second of a pair of pixels.
 _SEEN = (((0,), (1, 2)), ((0, 1), (2,)))
 _FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
@@ -33,7 +33,7 @@ def convolve(
     workspace: Workspace,
     *,
     zeros: Zeros = (0, 0, 0, 0, 0),
-    stride: Stride = _EVERY_ONE,
+    stride: Stride = _NO_STRIDE,
     residual: Tensor | None = None,
 ) -> Tensor:
     """Convolve (B, C_in, T, H, W) with `weight` (C_out, C_in, t, h, w), and add `bias` (C_out) and `residual`.
@@ -43,7 +43,7 @@ def convolve(
             are if they `may_lie_apart`, and otherwise copied.
         workspace: Where the result's memory comes from, if no gradients are recorded.
         zeros: What is to be thought around the input: frames before it, rows above and below, columns left and right.
-        stride: The same in height and width.
+        stride: In time, height and width; the last two are the same.
         residual: Of the result's shape (B, C_out, T', H', W').
     """
     x = pieces[0]
@@ -65,11 +65,11 @@ def convolve(
     return _by_winograd(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left))
 
 
-def may_lie_apart(x: Tensor, weight: Tensor, stride: Stride = _EVERY_ONE) -> bool:
+def may_lie_apart(x: Tensor, weight: Tensor, stride: Stride = _NO_STRIDE) -> bool:
     """Whether frames of tensors like `x` may lie anywhere in memory when `convolve` is given them with `weight`."""
     if recorded():
         return False
-    return amx_serves(x, weight) or (stride == _EVERY_ONE and native.winograd_serves(x, weight))
+    return amx_serves(x, weight) or (stride == _NO_STRIDE and native.winograd_serves(x, weight))
 
 
 def _convolve_tensor(
@@ -82,7 +82,7 @@ def _convolve_tensor(
     residual: Tensor | None,
     shape: tuple[int, ...],
 ) -> Tensor:
-    if stride != _EVERY_ONE and shape[4] == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+    if stride != _NO_STRIDE and shape[4] == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
         # With AMX, the oneDNN of torch 2.14 computes these wrongly; in float32 it does not. (A bug like it, with other
         # strides: https://github.com/uxlfoundation/oneDNN/pull/5494.)
         wide = (None if value is None else value.float() for value in (x, weight, bias, residual))
@@ -218,7 +218,7 @@ def _by_amx(
     workspace: Workspace,
     *,
     zeros: tuple[int, int, int],
-    stride: Stride = _EVERY_ONE,
+    stride: Stride = _NO_STRIDE,
 ) -> Tensor:
     packed = workspace.empty((1, amx_packed_size(weight), 1, 1, 1), like=out).flatten()
     rehearsal = rehearsal_of(out)

@@ -40,7 +40,10 @@ class Region:
         """
         if not hasattr(mmap, "MADV_FREE"):
             return False
-        self._pages.madvise(mmap.MADV_FREE)
+        try:
+            self._pages.madvise(mmap.MADV_FREE)
+        except OSError:  # a process may keep all its memory from the system
+            return False
         return True
 
     def give_back(self, start: int, stop: int) -> None:

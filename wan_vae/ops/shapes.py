@@ -22,11 +22,11 @@ def on_meta(operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     return operation(*args, **kwargs) if result is None else result
 
 
-def _pointwise(*args: Tensor | float) -> Tensor | None:
+def _pointwise(*args: Tensor | float, **options: Any) -> Tensor | None:
     tensors = [x for x in args if isinstance(x, Tensor)]
     shape = np.broadcast_shapes(*(x.shape for x in tensors))
     orders = {_order(x) for x in tensors if x.shape == shape}
-    if len(orders) != 1 or not all(x.is_floating_point() and x.dim() > 0 for x in tensors):
+    if options or len(orders) != 1 or not all(x.is_floating_point() and x.dim() > 0 for x in tensors):
         return None
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors))
     return torch.empty_permuted(shape, orders.pop(), dtype=dtype, device="meta")
@@ -65,7 +65,9 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.numel() > 0 and x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def _sum(x: Tensor, dim: Sequence[int], keepdim: bool = False) -> Tensor:
+def _sum(x: Tensor, dim: Sequence[int], keepdim: bool = False, **options: Any) -> Tensor | None:
+    if options:
+        return None
     summed = {place % x.dim() for place in dim}
     if keepdim:
         shape = [1 if place in summed else size for place, size in enumerate(x.shape)]
@@ -97,7 +99,7 @@ _WAYS: dict[Any, Callable[..., Tensor | None]] = {
     _aten.repeat.default: _repeat,
     _aten.stack.default: _stack,
     _aten.sum.dim_IntList: _sum,
-    **dict.fromkeys((_aten.add_.Tensor, _aten.div_.Tensor, _aten.mul_.Tensor), _in_place),
+    **dict.fromkeys((_aten.add_.Tensor, _aten.div_.Tensor, _aten.mul_.Tensor, _aten.clamp_.default), _in_place),
     **dict.fromkeys(
         (
             _aten.add.Tensor,

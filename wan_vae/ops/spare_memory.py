@@ -5,6 +5,7 @@ call. Here they wait for the next pass, of this clip or another. The system may 
 as available, though tools still show them as this process's.
 """
 
+import os
 from threading import RLock
 
 from wan_vae.ops.region import Region
@@ -19,13 +20,22 @@ _lock = RLock()
 _spare: dict[bool, list[Region]] = {False: [], True: []}
 
 
+def _renew_lock() -> None:
+    global _lock
+    _lock = RLock()
+
+
+# Whoever held it is not there in a forked process.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def leave(regions: list[Region], *, kept: bool) -> None:
     """Take over those of `regions` that nothing is lent of; they are removed from the list."""
     with _lock:
-        size = sum(region.size for spare in _spare.values() for region in spare)
         for region in [region for region in regions if region.takes_memory and region.is_unused]:
-            if size + region.size <= _MOST and region.release():
-                size += region.size
+            held = sum(spare.size for spares in _spare.values() for spare in spares)
+            if held + region.size <= _MOST and region.release():
                 regions.remove(region)
                 _spare[kept].append(region)
 

@@ -25,17 +25,22 @@ class Workspace:
     one pass through the network takes up to a third of the time, and a C library gives large ones back to the kernel as
     soon as they are freed. A GPU's memory is kept by PyTorch itself.
 
-    Whoever runs a clip through the network owns one; when it is dropped, its memory is left to the next one.
+    Whoever runs a clip through the network owns one; when it is dropped, its memory waits for the next one.
+
+    Args:
+        hands_on: Whether it does wait. While more is yet to be taken in the same call, it had better go.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, hands_on: bool = True) -> None:
         # By whether they are for what is kept: that would leave gaps between loans that come and go.
         self._regions: dict[bool, list[Region]] = {False: [], True: []}
-        self._leaves_them = False
+        self._hands_on = hands_on
+        self._has_finalizer = False
 
     def rest(self) -> None:
-        """Leave what is not lent to others, until it is needed again."""
-        _leave(self._regions)
+        """Hand on the memory of which nothing is lent, until this workspace lends again."""
+        if self._hands_on:
+            _hand_on(self._regions)
 
     def empty(self, shape: tuple[int, ...], like: Tensor, *, kept: bool = False) -> Tensor:
         """Return a tensor (B, C, T, H, W) with undefined values, of the dtype and on the device of `like`.
@@ -71,28 +76,28 @@ class Workspace:
         size = count * dtype.itemsize
         if size == 0:
             return torch.empty(0, dtype=dtype, device="cpu")
-        region, start, stop = self.place(size, kept=kept, real=True)
-        if not self._leaves_them:
+        region, start, stop = self.place(size, kept=kept, written=True)
+        if self._hands_on and not self._has_finalizer:
             # Not before, for torch.compile cannot follow it.
-            weakref.finalize(self, _leave, self._regions).atexit = False
-            self._leaves_them = True
+            weakref.finalize(self, _hand_on, self._regions).atexit = False
+            self._has_finalizer = True
         # The tensor below holds on to this object, and with it ends the loan.
         loan = (ctypes.c_char * size).from_address(region.address + start)
         weakref.finalize(loan, region.give_back, start, stop).atexit = False
         return torch.frombuffer(loan, dtype=dtype)
 
-    def place(self, size: int, *, kept: bool = False, real: bool = False) -> tuple[Region, int, int]:
+    def place(self, size: int, *, kept: bool = False, written: bool = False) -> tuple[Region, int, int]:
         """Return a region, and where in it a new loan of `size` bytes begins and ends.
 
         Args:
             size: Of the loan.
             kept: Whether it is to outlast the pass.
-            real: Whether it will be written to.
+            written: Whether it will be written to; in a rehearsal it will not.
         """
         size, regions = _rounded(size), self._regions[kept]
         region = next((region for region in regions if region.has_room(size)), None)
         if region is None:
-            region = spare_memory.take(size, kept=kept) if real else None
+            region = spare_memory.take(size, kept=kept) if written else None
             if region is None:
                 # What is free and too small becomes one: what is held stays near what is needed at one time.
                 unused = [region for region in regions if region.is_unused]
@@ -105,7 +110,7 @@ class Workspace:
         return region, start, start + size
 
 
-def _leave(regions: dict[bool, list[Region]]) -> None:
+def _hand_on(regions: dict[bool, list[Region]]) -> None:
     for kept, some in regions.items():
         spare_memory.leave(some, kept=kept)
 

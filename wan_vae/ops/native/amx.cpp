@@ -306,7 +306,8 @@ class Worker {
         return clip[t] + h * task.x.row_stride + w * task.x.pixel_stride;
     }
 
-    // Items follow each other frame by frame, then row by row: new is one frame of the same rows, or what lies below.
+    // Items follow each other frame by frame, then row by row: new are the next frames of the same rows, or what lies
+    // below.
     void foresee(int64_t frame) {
         const bool same_rows = frame + 1 < task.frames;
         const int64_t first = same_rows ? first_row : last_row, seen = same_rows ? 0 : task.tap_rows - task.stride;
