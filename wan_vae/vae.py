@@ -177,7 +177,7 @@ class WanVAE(Autoencoder):
         goes_on: bool = False,
         device: torch.device | None = None,
     ) -> Plan:
-        """Return how a call would keep to a budget of memory. It takes a tenth of a second or a few, and computes nothing.
+        """Return how a call would keep to a budget of memory. It takes a fraction of a second, and computes nothing.
 
         Args:
             call: What is to be done.
