@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wan_vae import UserError
-from wan_vae.memory import bytes_of, in_words, tells
+from wan_vae.memory import budget, bytes_of, in_words, tells
 
 CPU = torch.device("cpu")
 
@@ -41,6 +41,24 @@ def test_auto_leaves_some() -> None:
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     total = 1024 * int(next(line for line in lines if line.startswith("MemTotal")).split()[1])
     assert 0 < bytes_of("auto", CPU) <= 0.8 * total
+
+
+@pytest.mark.skipif(not tells(CPU), reason="this system does not tell what memory is free")
+@pytest.mark.parametrize(("limit", "left"), [("1000000", 700000), ("max", None), ("200000", 0)])
+def test_auto_knows_the_limit_of_a_control_group(
+    limit: str, left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (
+        ("memory.max", limit),
+        ("memory.current", "600000"),
+        ("memory.stat", "anon 250000\ninactive_file 300000\nactive_file 50000\n"),
+    ):
+        (tmp_path / name).write_text(f"{text}\n")
+    files = (tmp_path, "memory.max", "memory.current", "inactive_file")
+    monkeypatch.setattr(budget, "_LIMITS", (files,))
+    assert budget._left_to_this_group() == ([] if left is None else [left])
+    if left is not None:
+        assert bytes_of("auto", CPU) == int(0.8 * left)
 
 
 def test_auto_where_nobody_tells() -> None:
