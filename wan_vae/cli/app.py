@@ -13,7 +13,7 @@ import typer
 import wan_vae
 from wan_vae.cli.benchmark import benchmark
 from wan_vae.cli.convert import convert
-from wan_vae.cli.crew import follows, is_loss
+from wan_vae.cli.crew import end, follows, is_loss
 from wan_vae.cli.decode import decode
 from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
@@ -76,9 +76,11 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
         )
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except SystemExit as leaving:
+        end(leaving.code)
     except UsageError as error:
         if follows():
-            sys.exit(2)
+            end(2)
         _fail(error.format_message(), code=2)
     except UserError as error:
         _fail(str(error), code=2)
@@ -95,12 +97,12 @@ def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> 
     # typer turns Ctrl-C into an exception of its own or, in later versions, into this code.
     if code == INTERRUPTED:
         _fail("interrupted; no output was written.", code=code)
-    sys.exit(code)
+    end(code)
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
     typer.echo(f"wan-vae: {message.rstrip('.')}.", err=True)
-    sys.exit(code)
+    end(code)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -64,7 +64,7 @@ class Crew:
             follow(load_model(checkpoint, device, dtype).vae, self._peers)
         except RuntimeError as error:
             if is_loss(error):
-                _end_at_once(2)
+                raise SystemExit(2) from None
             raise
         self.leave()
 
@@ -90,11 +90,19 @@ def is_loss(error: Exception) -> bool:
     return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo" in str(error)
 
 
-def _end_at_once(code: int) -> NoReturn:
-    # Threads of torch.distributed that lost the others may abort the process while Python takes itself down.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def end(code: int | str | None) -> NoReturn:
+    """Exit; after a failure that other processes take part in, at once.
+
+    Threads of torch.distributed that lost the others may abort a process while Python takes itself down, and the abort
+    would take the place of the exit code.
+    """
+    import torch.distributed as dist
+
+    if isinstance(code, int) and code != 0 and dist.is_available() and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _checked(shards: int, device: Device) -> "torch.device":
