@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from wan_vae.checks import check_latents, check_video
 from wan_vae.errors import UserError
 from wan_vae.memory import Budget
 from wan_vae.model.neighbors import Neighbors
@@ -176,7 +177,7 @@ class EncodeStream(ClipStream):
         super().__init__(
             vae,
             vae._encoding(latents_per_pass, final=True, neighbors=neighbors, memory=memory, tiling=tiling),
-            partial(vae._check_video, whole=False),
+            partial(check_video, config=vae.config, whole=False),
             "encode",
             (vae.encoder, vae.quant_conv),
         )
@@ -219,7 +220,7 @@ class DecodeStream(ClipStream):
         super().__init__(
             vae,
             vae._decoding(latents_per_pass, neighbors=neighbors, memory=memory, tiling=tiling),
-            partial(vae._check_latents, whole=False),
+            partial(check_latents, config=vae.config, whole=False),
             "decode",
             (vae.post_quant_conv, vae.decoder),
         )

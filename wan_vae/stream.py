@@ -5,7 +5,6 @@ A stream belongs to its caller. The model keeps nothing of it, so any number of 
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +13,14 @@ from wan_vae.errors import UserError
 from wan_vae.model.halo import Halo, StreamHalo
 from wan_vae.model.neighbors import Neighbors
 from wan_vae.model.tiled_halo import TiledHalo, tiling_of
-from wan_vae.model.tiling import Tiling
 from wan_vae.ops.recorded_pass import RecordedPass
 from wan_vae.ops.recording import recorded
+from wan_vae.pace import Pace
 
 Pass = Callable[[Tensor, Halo], Tensor]
 
 # After the clip's first frame one pass remembers some things for the first time, and the next one uses them.
 _RUNS_BEFORE_RECORDING = 2
-
-
-class Pace(NamedTuple):
-    """How a clip goes through the network.
-
-    Attributes:
-        group: How many frames go together after the first: a multiple of the temporal compression when encoding, any
-            number of latents when decoding.
-        is_light: Whether a pass gives a GPU so little to do that it waits for the next launch.
-        tiling: How pictures are cut; None if they are not.
-    """
-
-    group: int
-    is_light: bool = False
-    tiling: Tiling | None = None
 
 
 class Stream:

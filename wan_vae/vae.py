@@ -1,7 +1,7 @@
 """The VAE: the public face of the library."""
 
 from collections.abc import Iterable, Iterator
-from functools import cache, reduce
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,28 +9,26 @@ import torch
 from torch import Tensor
 
 from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_checkpoint
+from wan_vae.checks import check_latents, check_video
 from wan_vae.clip_stream import DecodeStream, EncodeStream
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
-from wan_vae.memory import Budget, Part, Plan, bytes_of, choose, job_of
-from wan_vae.memory.rehearsing import LONG_ENOUGH
+from wan_vae.latent_statistics import LatentStatistics
+from wan_vae.memory import Budget, Plan, input_of, planned
 from wan_vae.model.autoencoder import Autoencoder
-from wan_vae.model.halo import Halo, bytes_at_once
+from wan_vae.model.halo import Halo
 from wan_vae.model.neighbors import Neighbors
 from wan_vae.model.stages import Blocks
 from wan_vae.model.tiled_halo import TiledHalo
 from wan_vae.model.tiling import Tiling
-from wan_vae.ops.recording import recorded
+from wan_vae.pace import Pace, checked_latents_per_pass, pace_of
 from wan_vae.posterior import Posterior
-from wan_vae.stream import Pace, Stream
+from wan_vae.stream import Stream
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from wan_vae.shards import ShardedVAE
-
-_MOST_LATENTS_AT_ONCE = 8
-Statistics = tuple[Tensor, Tensor]
 
 
 class WanVAE(Autoencoder):
@@ -130,11 +128,11 @@ class WanVAE(Autoencoder):
         self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None
     ) -> Posterior:
         """(B, 3, T, H, W) in [-1, 1] -> the distribution of its raw latents (B, z, t, h, w); else as `encode`."""
-        self._check_video(video, whole=True)
+        check_video(video, self.config, whole=True)
         records = self._records(video)
         with torch.set_grad_enabled(records):
             if memory is not None:
-                plan = self._planned("encode", video, latents_per_pass, memory)
+                plan = planned(self, "encode", video, latents_per_pass, memory)
                 return Posterior.from_moments(self._moments(video, plan.latents_per_pass, plan.tiling))
             if latents_per_pass is None and (records or self.training):
                 return Posterior.from_moments(self._encode_pass(video, Halo()))
@@ -154,14 +152,16 @@ class WanVAE(Autoencoder):
             UserError: The latents have another number of channels or dimensions than this model's, or the budget is
                 too small; the message says what would do.
         """
-        self._check_latents(latents, whole=True)
+        check_latents(latents, self.config, whole=True)
         records = self._records(latents)
         with torch.set_grad_enabled(records):
             if memory is not None:
-                plan = self._planned("decode", latents, latents_per_pass, memory)
+                plan = planned(self, "decode", latents, latents_per_pass, memory)
                 return self._decoded(latents, plan.latents_per_pass, plan.tiling)
             if latents_per_pass is None and (records or self.training):
-                return self._decode_pass(latents, Halo(), self._statistics(self.decoder_dtype, latents.device))
+                return self._decode_pass(
+                    latents, Halo(), LatentStatistics.of(self.config, self.decoder_dtype, latents.device)
+                )
             return self._decoded(latents, latents_per_pass, None)
 
     def plan(
@@ -193,9 +193,9 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: The size does not fit, or the budget is too small; the message says what would do.
         """
-        x = self._input_of(call, (batch, 3, frames, height, width))
+        x = input_of(self, call, (batch, 3, frames, height, width))
         with torch.no_grad():
-            return self._planned(call, x, latents_per_pass, memory, goes_on=goes_on, device=device)
+            return planned(self, call, x, latents_per_pass, memory, goes_on=goes_on, device=device)
 
     def encode_stream(
         self,
@@ -263,7 +263,7 @@ class WanVAE(Autoencoder):
         Returns:
             The reconstruction (B, 3, T, H, W), not clamped, and the posterior of the raw latents.
         """
-        self._check_video(video, whole=True)
+        check_video(video, self.config, whole=True)
         posterior = Posterior.from_moments(self._encode_pass(video, Halo()))
         raw = posterior.sample(generator) if sample else posterior.mode()
         return self.pixels(raw, Halo()), posterior
@@ -291,15 +291,15 @@ class WanVAE(Autoencoder):
         Who feeds a stream does best to push as many at a time, or the frames of as many.
         """
         pixels = -(-height // self.config.spatial_compression) * -(-width // self.config.spatial_compression)
-        return self._pace(pixels, None, 1).group
+        return pace_of(self, pixels, None).group
 
     def normalize(self, raw: Tensor) -> Tensor:
         """Raw latents (B, z, t, h, w) -> final latents."""
-        return _normalized(raw, self._statistics(raw.dtype, raw.device))
+        return LatentStatistics.of(self.config, raw.dtype, raw.device).normalized(raw)
 
     def denormalize(self, final: Tensor) -> Tensor:
         """Final latents (B, z, t, h, w) -> raw latents."""
-        return _denormalized(final, self._statistics(final.dtype, final.device))
+        return LatentStatistics.of(self.config, final.dtype, final.device).denormalized(final)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Whether a backward pass recomputes the activations inside the levels' residual blocks, or keeps them."""
@@ -339,8 +339,8 @@ class WanVAE(Autoencoder):
     def _encode_pass(self, video: Tensor, halo: Halo) -> Tensor:
         return self.moments(video.to(self.dtype), halo)
 
-    def _decode_pass(self, latents: Tensor, halo: Halo, statistics: Statistics) -> Tensor:
-        raw = _denormalized(latents.to(self.decoder_dtype), statistics)
+    def _decode_pass(self, latents: Tensor, halo: Halo, statistics: LatentStatistics) -> Tensor:
+        raw = statistics.denormalized(latents.to(self.decoder_dtype))
         video = self.pixels(raw, halo)
         # What tiles were put together to is nobody else's.
         return video.clamp_(-1.0, 1.0) if isinstance(halo, TiledHalo) else video.clamp(-1.0, 1.0)
@@ -369,39 +369,14 @@ class WanVAE(Autoencoder):
     ) -> Tensor:
         if tiling is not None or latents.shape[2] == 1:
             halo = Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors)
-            return self._decode_pass(latents, halo, self._statistics(self.decoder_dtype, latents.device))
+            return self._decode_pass(
+                latents, halo, LatentStatistics.of(self.config, self.decoder_dtype, latents.device)
+            )
         stream = self._decoding(latents_per_pass, neighbors=neighbors)
         video = stream.push(latents)
         stream.flush()
         assert video is not None
         return video
-
-    def _planned(
-        self,
-        call: str,
-        x: Tensor,
-        latents_per_pass: int | None,
-        memory: Budget,
-        *,
-        goes_on: bool = False,
-        device: torch.device | None = None,
-        part: Part | None = None,
-    ) -> Plan:
-        if self.training:
-            raise UserError("A budget of memory is for eval mode; call vae.eval() first.")
-        if recorded():
-            raise UserError("A budget of memory leaves no gradients, graphs or autocast; call this in torch.no_grad().")
-        device = self.device if device is None else device
-        budget = bytes_of(memory, device)
-        side, unit = self.config.spatial_compression, self.config.temporal_compression
-        side, unit = (1, 1) if call == "decode" else (side, unit)
-        chosen = _checked_latents_per_pass(latents_per_pass)
-        part = Part() if part is None else part
-        frame = torch.empty((*x.shape[:2], 1, *x.shape[3:]), dtype=x.dtype, device="meta")
-        at_once = self._pace(part.cut(frame)[:, :1].numel() // side**2, chosen, 1, device=device).group
-        frames = LONG_ENOUGH * at_once * unit + 1 if goes_on else x.shape[2]
-        given = frame.new_empty((*x.shape[:2], frames, *x.shape[3:]))
-        return choose(job_of(self, call, given, at_once, goes_on=goes_on, device=device, part=part), budget)
 
     def _encoding(
         self,
@@ -414,23 +389,23 @@ class WanVAE(Autoencoder):
     ) -> Stream:
         """Return a stream of moments, or of final latents."""
         unit = self.config.temporal_compression
-        chosen = _checked_latents_per_pass(latents_per_pass)
+        chosen = checked_latents_per_pass(latents_per_pass)
         _check_one_pace(neighbors, memory)
 
         def pace(video: Tensor) -> Pace:
             latents, tiles = chosen, tiling
             if memory is not None:
-                plan = self._planned("encode", video, chosen, memory, goes_on=True)
+                plan = planned(self, "encode", video, chosen, memory, goes_on=True)
                 latents, tiles = plan.latents_per_pass, plan.tiling
             pixels = video[:, :1, :1].numel() // self.config.spatial_compression**2
-            return self._pace(pixels, latents, unit, neighbors)._replace(tiling=tiles)
+            return pace_of(self, pixels, latents, unit=unit, neighbors=neighbors)._replace(tiling=tiles)
 
         # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
-        statistics = cache(self._statistics)
+        statistics = cache(partial(LatentStatistics.of, self.config))
 
         def latents(video: Tensor, halo: Halo) -> Tensor:
             raw = Posterior.from_moments(self._encode_pass(video, halo)).mode()
-            return _normalized(raw, statistics(raw.dtype, raw.device))
+            return statistics(raw.dtype, raw.device).normalized(raw)
 
         return Stream(latents if final else self._encode_pass, pace=pace, unit=unit, becomes=1, neighbors=neighbors)
 
@@ -442,109 +417,27 @@ class WanVAE(Autoencoder):
         tiling: Tiling | None = None,
         memory: Budget | None = None,
     ) -> Stream:
-        chosen = _checked_latents_per_pass(latents_per_pass)
+        chosen = checked_latents_per_pass(latents_per_pass)
         _check_one_pace(neighbors, memory)
 
         def pace(latents: Tensor) -> Pace:
             count, tiles = chosen, tiling
             if memory is not None:
-                plan = self._planned("decode", latents, chosen, memory, goes_on=True)
+                plan = planned(self, "decode", latents, chosen, memory, goes_on=True)
                 count, tiles = plan.latents_per_pass, plan.tiling
-            return self._pace(latents[:, :1, :1].numel(), count, 1, neighbors)._replace(tiling=tiles)
+            return pace_of(self, latents[:, :1, :1].numel(), count, neighbors=neighbors)._replace(tiling=tiles)
 
         # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
-        statistics = cache(self._statistics)
+        statistics = cache(partial(LatentStatistics.of, self.config))
 
         def network(latents: Tensor, halo: Halo) -> Tensor:
             return self._decode_pass(latents, halo, statistics(self.decoder_dtype, latents.device))
 
         return Stream(network, pace=pace, unit=1, becomes=self.config.temporal_compression, neighbors=neighbors)
 
-    def _pace(
-        self,
-        latent_pixels: int,
-        latents: int | None,
-        unit: int,
-        neighbors: Neighbors | None = None,
-        *,
-        device: torch.device | None = None,
-    ) -> Pace:
-        device = self.device if device is None else device
-        # Whoever exchanges pixels must do so in step: the largest part sets the pace.
-        fitting = self._fitting_latents(
-            latent_pixels if neighbors is None else neighbors.most_values(latent_pixels), device
-        )
-        if latents is None:
-            latents = 1 if device.type == "cpu" else min(fitting, _MOST_LATENTS_AT_ONCE)
-        # What is exchanged on the way cannot be recorded with it.
-        return Pace(group=latents * unit, is_light=latents < fitting and neighbors is None)
-
-    def _fitting_latents(self, latent_pixels: int, device: torch.device) -> int:
-        """Return how many latents keep the device busy; more would only take more memory."""
-        per_pixel = max(self.encoder.held * self.dtype.itemsize, self.decoder.held * self.decoder_dtype.itemsize)
-        return max(1, bytes_at_once(device) // max(1, latent_pixels * per_pixel))
-
-    def _input_of(self, call: str, video: tuple[int, ...]) -> Tensor:
-        """Return what is given to a call for a video of this shape (B, 3, T, H, W), on the meta device."""
-        # It may be wider than the weights, as files' frames and latents are; copies of it then take most.
-        wide = torch.promote_types(self.decoder_dtype if call == "decode" else self.dtype, torch.float32)
-        x = torch.empty(video, dtype=wide, device="meta")
-        self._check_video(x, whole=True)
-        if call == "decode":
-            batch, _, frames, height, width = video
-            side, unit = self.config.spatial_compression, self.config.temporal_compression
-            size = (1 + (frames - 1) // unit, height // side, width // side)
-            x = torch.empty((batch, self.config.latent_channels, *size), dtype=wide, device="meta")
-        return x
-
     def _records(self, x: Tensor) -> bool:
         weights = (parameter.requires_grad for parameter in self.parameters())
         return torch.is_grad_enabled() and (x.requires_grad or any(weights))
-
-    def _statistics(self, dtype: torch.dtype, device: torch.device) -> Statistics:
-        # Always at least float32: the statistics have five digits, bfloat16 has three.
-        wide = torch.promote_types(dtype, torch.float32)
-        mean, std = (
-            torch.tensor(values, dtype=wide, device=device).view(1, -1, 1, 1, 1)
-            for values in (self.config.latent_mean, self.config.latent_std)
-        )
-        return mean, std
-
-    def _check_video(self, video: Tensor, *, whole: bool) -> None:
-        if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] == 0:
-            raise UserError(f"A video is (B, 3, T, H, W), but this one is {tuple(video.shape)}.")
-        if not video.is_floating_point():
-            raise UserError(
-                f"A video holds values in [-1, 1], but this one is {video.dtype}; divide by 127.5, minus 1."
-            )
-        frames, height, width = video.shape[2:]
-        for name, size in (("height", height), ("width", width)):
-            multiple = self.config.spatial_compression
-            if size % multiple or size == 0:
-                fitting = _fitting(size, multiple, offset=0)
-                raise UserError(f"The {name} {size} is not a multiple of {multiple}; {fitting} would fit.")
-        unit = self.config.temporal_compression
-        if whole and (frames == 0 or (frames - 1) % unit):
-            raise UserError(f"{frames} frames are not 1 + {unit}k; {_fitting(frames, unit, offset=1)} would fit.")
-
-    def _check_latents(self, latents: Tensor, *, whole: bool) -> None:
-        channels = self.config.latent_channels
-        if latents.ndim != 5 or latents.shape[1] != channels or (whole and latents.numel() == 0):
-            raise UserError(
-                f"Latents of this model are (B, {channels}, t, h, w), but these are {tuple(latents.shape)}."
-            )
-        if not latents.is_floating_point():
-            raise UserError(f"Latents are floating point numbers, but these are {latents.dtype}.")
-
-
-def _normalized(raw: Tensor, statistics: Statistics) -> Tensor:
-    mean, std = statistics
-    return ((raw - mean) / std).to(raw.dtype)
-
-
-def _denormalized(final: Tensor, statistics: Statistics) -> Tensor:
-    mean, std = statistics
-    return (final * std + mean).to(final.dtype)
 
 
 def _check_one_pace(neighbors: Neighbors | None, memory: Budget | None) -> None:
@@ -553,14 +446,3 @@ def _check_one_pace(neighbors: Neighbors | None, memory: Budget | None) -> None:
             "A part of a picture has no budget of its own, for all parts go in step; the streams of `vae.shard()` take"
             " one."
         )
-
-
-def _checked_latents_per_pass(latents_per_pass: int | None) -> int | None:
-    if latents_per_pass is not None and latents_per_pass < 1:
-        raise UserError(f"latents_per_pass is {latents_per_pass}; it must be at least 1.")
-    return latents_per_pass
-
-
-def _fitting(size: int, multiple: int, *, offset: int) -> str:
-    below = (size - offset) // multiple * multiple + offset
-    return " or ".join(str(fit) for fit in (below, below + multiple) if fit > 0)

@@ -96,12 +96,13 @@ def end(code: int | str | None) -> NoReturn:
     Threads of torch.distributed that lost the others may abort a process while Python takes itself down, and the abort
     would take the place of the exit code.
     """
-    import torch.distributed as dist
+    if isinstance(code, int) and code != 0 and "torch" in sys.modules:  # some commands end without it
+        import torch.distributed as dist
 
-    if isinstance(code, int) and code != 0 and dist.is_available() and dist.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        if dist.is_available() and dist.is_initialized():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
 
 

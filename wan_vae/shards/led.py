@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from wan_vae.checks import check_latents, check_video
 from wan_vae.clip_stream import ClipStream
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
-from wan_vae.memory import Budget, Plan
+from wan_vae.memory import Budget, Plan, input_of, planned
 from wan_vae.model.tiling import Tiling
 from wan_vae.shards.budget import least_budget
 from wan_vae.shards.grid import Grid, arranged
@@ -115,7 +116,7 @@ class LeadVAE:
 
         What comes in and goes out counts where it takes more than in the others: in this one.
         """
-        x = self._vae._input_of(call, (1, 3, frames, height, width))
+        x = input_of(self._vae, call, (1, 3, frames, height, width))
         return self._planned(x, going(self._vae, call), memory, goes_on=goes_on)
 
     def encode(self, video: Tensor, *, memory: int | None = None) -> Tensor:
@@ -125,7 +126,7 @@ class LeadVAE:
             video: The clip.
             memory: A budget of bytes for what the call takes in each process; see `plan`.
         """
-        self._vae._check_video(video, whole=True)
+        check_video(video, self.config, whole=True)
         return self._whole(video, going(self._vae, "encode"), memory)
 
     def decode(self, latents: Tensor, *, memory: int | None = None) -> Tensor:
@@ -135,7 +136,7 @@ class LeadVAE:
             latents: The clip.
             memory: A budget of bytes for what the call takes in each process; see `plan`.
         """
-        self._vae._check_latents(latents, whole=True)
+        check_latents(latents, self.config, whole=True)
         return self._whole(latents, going(self._vae, "decode"), memory)
 
     def encode_stream(self, chunks: Iterable[Tensor], *, memory: int | None = None) -> Iterator[Tensor]:
@@ -198,7 +199,7 @@ class LeadVAE:
     @torch.no_grad()
     def _planned(self, x: Tensor, way: Way, memory: int, *, goes_on: bool) -> Plan:
         part = largest_part(self._grid(*way.latents(x.shape)), way, Share.scatter, Share.collect)
-        return self._vae._planned(way.call, x, None, memory, goes_on=goes_on, part=part)
+        return planned(self._vae, way.call, x, None, memory, goes_on=goes_on, part=part)
 
 
 def follow(vae: "WanVAE", peers: Peers) -> None:

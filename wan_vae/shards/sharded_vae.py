@@ -7,9 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wan_vae.checks import check_latents, check_video
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
-from wan_vae.memory import Budget, Plan
+from wan_vae.memory import Budget, Plan, input_of, planned
 from wan_vae.shards.budget import least_budget
 from wan_vae.shards.grid import arranged, evenly
 from wan_vae.shards.peers import Peers
@@ -70,7 +71,7 @@ class ShardedVAE:
             UserError: T, H or W does not fit, the picture is too small for so many processes, or the budget is too
                 small; the message, which all processes give, says what would do.
         """
-        self._vae._check_video(video, whole=True)
+        check_video(video, self.config, whole=True)
         return self._whole(video, going(self._vae, "encode"), latents_per_pass, memory)
 
     def decode(self, latents: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
@@ -86,7 +87,7 @@ class ShardedVAE:
             UserError: The latents are not this model's, the picture is too small for so many processes, or the budget
                 is too small; the message, which all processes give, says what would do.
         """
-        self._vae._check_latents(latents, whole=True)
+        check_latents(latents, self.config, whole=True)
         return self._whole(latents, going(self._vae, "decode"), latents_per_pass, memory)
 
     def encode_stream(
@@ -137,7 +138,7 @@ class ShardedVAE:
                 small; the message, which all processes give, says what would do.
         """
         way = going(self._vae, call)
-        x = self._vae._input_of(call, (batch, 3, frames, height, width))
+        x = input_of(self._vae, call, (batch, 3, frames, height, width))
         self._peers.check_alike(f"a plan for {tuple(x.shape)}")
         share = self.share(*way.latents(x.shape))
         with torch.no_grad():
@@ -201,7 +202,7 @@ class ShardedVAE:
         if self._peers.index == 0:
             try:
                 part = largest_part(share.grid, way, Share.cut, self._joined)
-                plan = self._vae._planned(way.call, x, latents_per_pass, budget, goes_on=goes_on, part=part)
+                plan = planned(self._vae, way.call, x, latents_per_pass, budget, goes_on=goes_on, part=part)
             except UserError as error:
                 plan = str(error)
         plan = self._peers.told(plan)[0]

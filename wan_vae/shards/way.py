@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from wan_vae.checks import check_latents, check_video
 from wan_vae.clip_stream import ClipStream, DecodeStream, EncodeStream
 from wan_vae.model.neighbors import Neighbors
 from wan_vae.model.tiling import Tiling
@@ -45,7 +46,7 @@ class Way(NamedTuple):
 def going(vae: "WanVAE", call: Call) -> Way:
     """Return the way that a call goes."""
     if call == "decode":
-        check = partial(vae._check_latents, whole=False)
+        check = partial(check_latents, config=vae.config, whole=False)
         scale = vae.config.spatial_compression * vae.config.output_upscale
         return Way(call, partial(DecodeStream, vae), vae._decoded, check, 1, scale)
 
@@ -53,5 +54,5 @@ def going(vae: "WanVAE", call: Call) -> Way:
         moments = vae._moments(video, latents, tiling, neighbors)
         return vae.normalize(Posterior.from_moments(moments).mode())
 
-    check = partial(vae._check_video, whole=False)
+    check = partial(check_video, config=vae.config, whole=False)
     return Way(call, partial(EncodeStream, vae), whole, check, vae.config.spatial_compression, 1)
