@@ -23,8 +23,7 @@ from tests.helpers import (
 )
 from tests.shards.workers import Workers
 from wan_vae import UserError, VAEConfig
-from wan_vae import vae as vae_module
-from wan_vae.memory import Plan, bytes_of, planner
+from wan_vae.memory import Plan, bytes_of, planner, planning
 from wan_vae.model.tiling import Tiling
 from wan_vae.shards.budget import least_budget
 from wan_vae.shards.led import LeadVAE, follow
@@ -128,11 +127,11 @@ def planned(tiling: Tiling | None) -> Iterator[None]:
         assert tiling is not None, "another process plans"
         return Plan(job.call, budget, 1, 0.0, 2, tiling, len(job.steps))
 
-    saved, vae_module.choose = vae_module.choose, choose
+    saved, planning.choose = planning.choose, choose
     try:
         yield
     finally:
-        vae_module.choose = saved
+        planning.choose = saved
 
 
 def streamed(group: dist.ProcessGroup, config: VAEConfig, call: str, tiling: Tiling) -> torch.Tensor:
