@@ -91,7 +91,7 @@ def is_loss(error: Exception) -> bool:
 
 
 def end(code: int | str | None) -> NoReturn:
-    """Exit; after a failure that other processes take part in, at once.
+    """Exit; after a failure in one of several processes of a group, at once.
 
     Threads of torch.distributed that lost the others may abort a process while Python takes itself down, and the abort
     would take the place of the exit code.
