@@ -8,10 +8,10 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wan_vae.benchmark.markdown import filled, markdown
+from wan_vae.benchmark.report import filled, markdown
 from wan_vae.cli import main
 from wan_vae.errors import UserError
-from wan_vae.files import written_beside
+from wan_vae.io.atomic_output import written_beside
 
 ROOT = Path(__file__).resolve().parents[1]
 app = typer.Typer(name="benchmark_table", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -10,9 +10,9 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wan_vae.bench import read_bench
 from wan_vae.cli import main, options
-from wan_vae.files import check_distinct, check_output, written_beside
+from wan_vae.evaluation.evaluate import read_bench
+from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 
 app = typer.Typer(name="evaluate", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -43,10 +43,9 @@ def evaluate(
     import torch
     from tqdm import tqdm
 
-    from wan_vae.cli.model import load_model
-    from wan_vae.evaluation import evaluate_shot, markdown_table, summary
-    from wan_vae.perceptual import Perceptual
-    from wan_vae.provenance import code_version
+    from wan_vae.cli.common import load_model
+    from wan_vae.evaluation.evaluate import code_version, evaluate_shot, markdown_table, summary
+    from wan_vae.evaluation.lpips import Perceptual
 
     perceptual = None if backbone is None else Perceptual("alex", backbone)
     model = load_model(checkpoint, device, dtype)

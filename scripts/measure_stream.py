@@ -78,7 +78,7 @@ def passed(
     from safetensors.torch import load_file, save_file
 
     from wan_vae import DecodeStream, EncodeStream, WanVAE
-    from wan_vae.cli.kernels import build_kernels_once
+    from wan_vae.cli.common import build_kernels_once
 
     build_kernels_once()
     peaks: dict[int, int] = {}

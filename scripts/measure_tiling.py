@@ -73,8 +73,8 @@ def measured(
     """Run one call in this process, after a small one that compiles and allocates what every call needs."""
     import torch
 
-    from wan_vae.benchmark.memory import peak_of
-    from wan_vae.cli.kernels import build_kernels_once
+    from wan_vae.benchmark.measure import peak_of
+    from wan_vae.cli.common import build_kernels_once
 
     build_kernels_once()
     who, call = job["who"], job["call"]
@@ -158,7 +158,7 @@ def weights_of(preset: str, checkpoint: str | None) -> Any:
     import torch
 
     from wan_vae import WanVAE
-    from wan_vae.benchmark.weights import random_weights
+    from wan_vae.benchmark.job import random_weights
     from wan_vae.config import load_config
 
     if checkpoint is not None:

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from wan_vae.cli import main
 from wan_vae.config import load_config
 from wan_vae.errors import UserError
-from wan_vae.files import written_beside
-from wan_vae.shards.scaling import Scaling, scaling
+from wan_vae.io.atomic_output import written_beside
+from wan_vae.sharding.scaling import Scaling, scaling
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "sharding.md"
 SIZES = {"720p": (720, 1280), "4K": (2160, 3840)}

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from tests.train.runs import Material
+    from tests.training.runs import Material
 
 # Nothing may need a network, and nothing may be found in a cache that a fresh machine does not have.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_kernels() -> None:
     """Give all tests what the command line gives itself: the compiled kernels, where there is a compiler."""
-    from wan_vae.cli.kernels import build_kernels_once
+    from wan_vae.cli.common import build_kernels_once
 
     build_kernels_once()
 
@@ -38,7 +38,7 @@ def _compiled_kernels() -> None:
 def material(tmp_path_factory: pytest.TempPathFactory) -> "Material":
     """What training recipes name."""
     # Imported here, for it takes seconds that most tests need not wait for.
-    from tests.train.runs import make_material
+    from tests.training.runs import make_material
 
     return make_material(tmp_path_factory.mktemp("material"))
 
@@ -46,7 +46,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> "Material":
 @pytest.fixture
 def own_accelerate() -> Iterator[None]:
     """Make a test that trains a process of its own to accelerate."""
-    from tests.train.runs import fresh_accelerate
+    from tests.training.runs import fresh_accelerate
 
     with fresh_accelerate():
         yield

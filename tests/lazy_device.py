@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from wan_vae import transfer
+from wan_vae.io import frames as transfer
 
 
 class LazyStream:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import random_latents, random_vae, small_config
-from wan_vae.latent_statistics import LatentStatistics
+from wan_vae.posterior import LatentStatistics
 
 CONFIG = small_config()
 

@@ -6,9 +6,9 @@ import torch
 
 import wan_vae
 from wan_vae import WanVAE
-from wan_vae.metrics import Fidelity
-from wan_vae.reconstruction import reconstructed
-from wan_vae.video import open_clip
+from wan_vae.evaluation.metrics import Fidelity
+from wan_vae.evaluation.reconstruct import reconstructed
+from wan_vae.io import open_clip
 
 PACKAGE = Path(wan_vae.__file__).parent
 LARGEST = 10 * 2**20

@@ -9,13 +9,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wan_vae.clip_stream import DecodeStream, EncodeStream
     from wan_vae.config import VAEConfig
     from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
-    from wan_vae.ops.native import build_kernels
-    from wan_vae.ops.spare_memory import empty_cache
+    from wan_vae.inference.stream import DecodeStream, EncodeStream
+    from wan_vae.ops.cpu.kernels import build_kernels
+    from wan_vae.ops.workspace import empty_cache
     from wan_vae.posterior import Posterior
-    from wan_vae.shards import ShardedVAE
+    from wan_vae.sharding import ShardedVAE
     from wan_vae.vae import WanVAE
 
 __version__ = "0.1.0"
@@ -38,16 +38,16 @@ __all__ = [
 _HOMES = {
     "CheckpointError": "wan_vae.errors",
     "ClipError": "wan_vae.errors",
-    "DecodeStream": "wan_vae.clip_stream",
-    "EncodeStream": "wan_vae.clip_stream",
+    "DecodeStream": "wan_vae.inference.stream",
+    "EncodeStream": "wan_vae.inference.stream",
     "LatentsError": "wan_vae.errors",
     "Posterior": "wan_vae.posterior",
-    "ShardedVAE": "wan_vae.shards",
+    "ShardedVAE": "wan_vae.sharding",
     "UserError": "wan_vae.errors",
     "VAEConfig": "wan_vae.config",
     "WanVAE": "wan_vae.vae",
-    "build_kernels": "wan_vae.ops.native",
-    "empty_cache": "wan_vae.ops.spare_memory",
+    "build_kernels": "wan_vae.ops.cpu.kernels",
+    "empty_cache": "wan_vae.ops.workspace",
 }
 
 

@@ -1,4 +1,7 @@
-"""Everything the architecture depends on, in one frozen dataclass, and the presets shipped as YAML."""
+"""Everything the architecture depends on, in one frozen dataclass, and the presets shipped as YAML.
+
+YAML files that a user names.
+"""
 
 import dataclasses
 import math
@@ -7,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
+
 from wan_vae.errors import UserError
-from wan_vae.yaml_file import read_yaml
 
 BLOCK_KINDS = ("wan", "resnet", "bottleneck", "preact", "dense", "plain")
 
@@ -196,3 +200,21 @@ def read_preset(name_or_path: str | Path) -> dict[str, Any]:
 def load_config(name_or_path: str | Path) -> VAEConfig:
     """Return the architecture of a preset or of a YAML file (see `read_preset`)."""
     return VAEConfig.from_dict(read_preset(name_or_path)["architecture"], origin=str(name_or_path))
+
+
+def read_yaml(path: Path, *, missing: str) -> Any:
+    """Return what a YAML file holds.
+
+    Args:
+        path: The file.
+        missing: What to say where there is none.
+
+    Raises:
+        UserError: There is no such file, it cannot be read, or it is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(missing) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error

@@ -9,26 +9,24 @@ import torch
 from torch import Tensor
 
 from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_checkpoint
-from wan_vae.checks import check_latents, check_video
-from wan_vae.clip_stream import DecodeStream, EncodeStream
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
-from wan_vae.latent_statistics import LatentStatistics
-from wan_vae.memory import Budget, Plan, input_of, planned
+from wan_vae.inference.budget import Budget
+from wan_vae.inference.chunk_size import Pace, checked_latents_per_pass, pace_of
+from wan_vae.inference.dry_run import input_of, planned
+from wan_vae.inference.planner import Plan
+from wan_vae.inference.stream import DecodeStream, EncodeStream, Stream
+from wan_vae.inference.tiling import TiledHalo, Tiling
 from wan_vae.model.autoencoder import Autoencoder
-from wan_vae.model.halo import Halo
-from wan_vae.model.neighbors import Neighbors
-from wan_vae.model.stages import Blocks
-from wan_vae.model.tiled_halo import TiledHalo
-from wan_vae.model.tiling import Tiling
-from wan_vae.pace import Pace, checked_latents_per_pass, pace_of
-from wan_vae.posterior import Posterior
-from wan_vae.stream import Stream
+from wan_vae.model.blocks import Blocks
+from wan_vae.model.halo import Halo, Neighbors
+from wan_vae.posterior import LatentStatistics, Posterior
+from wan_vae.validation import check_latents, check_video
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from wan_vae.shards import ShardedVAE
+    from wan_vae.sharding import ShardedVAE
 
 
 class WanVAE(Autoencoder):
@@ -281,7 +279,7 @@ class WanVAE(Autoencoder):
             UserError: There is no process group, or the mesh does not hold this process.
         """
         # Not every build of torch can do it.
-        from wan_vae.shards import ShardedVAE
+        from wan_vae.sharding import ShardedVAE
 
         return ShardedVAE(self, mesh, gather=gather)
 

@@ -2,14 +2,11 @@
 
 from typing import Any
 
-from wan_vae.benchmark import record
-from wan_vae.benchmark.accuracy import Accuracy
+from wan_vae.benchmark import run as record
 from wan_vae.benchmark.implementations import OURS, THEIRS
 from wan_vae.benchmark.job import Job
-from wan_vae.benchmark.layers import Spent
-from wan_vae.benchmark.memory import Peak
-from wan_vae.benchmark.session import Call, Profile
-from wan_vae.benchmark.work import Work
+from wan_vae.benchmark.measure import Peak, Spent, Work
+from wan_vae.benchmark.run import Accuracy, Call, Profile
 
 SECONDS = {
     Call("encode", "fp32", OURS): [1.0, 2.0, 1.0],

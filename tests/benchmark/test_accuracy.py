@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wan_vae.benchmark.accuracy import compare
-from wan_vae.benchmark.measurer import OUTPUT
+from wan_vae.benchmark.run import compare
+from wan_vae.benchmark.worker import OUTPUT
 
 
 def test_errors_are_those_of_each_frame(tmp_path: Path) -> None:

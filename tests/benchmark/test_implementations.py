@@ -10,7 +10,7 @@ from tests.helpers import random_latents, random_video, relative_difference, sma
 from wan_vae import WanVAE
 from wan_vae.benchmark import implementations
 from wan_vae.benchmark.implementations import OURS, THEIRS, load, obstacle, unusable, without_weights
-from wan_vae.benchmark.weights import random_weights
+from wan_vae.benchmark.job import random_weights
 
 STYLE = {"width_multipliers": (1, 2, 2), "temporal_downsample": (True, True)}
 

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.benchmark.records import make_job
-from wan_vae.benchmark.inputs import smooth_noise, write_inputs
+from wan_vae.benchmark.job import smooth_noise, write_inputs
 from wan_vae.config import load_config
 
 

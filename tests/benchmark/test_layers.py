@@ -3,8 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers import random_vae, random_video, small_config
-from wan_vae.benchmark import clock, layers
-from wan_vae.benchmark.layers import OUTSIDE, Spent, time_by_layer
+from wan_vae.benchmark import measure as clock
+from wan_vae.benchmark import measure as layers
+from wan_vae.benchmark.measure import OUTSIDE, Spent, time_by_layer
 
 CPU = torch.device("cpu")
 

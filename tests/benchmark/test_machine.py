@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_vae.benchmark.machine import describe_machine
+from wan_vae.benchmark.measure import describe_machine
 
 
 def test_a_processor_and_its_instructions(tmp_path: Path) -> None:

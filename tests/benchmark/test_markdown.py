@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmark.records import make_record
-from wan_vae.benchmark.markdown import filled, markdown
+from wan_vae.benchmark.report import filled, markdown
 from wan_vae.cli import main
 from wan_vae.errors import UserError
 

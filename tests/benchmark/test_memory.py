@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wan_vae.benchmark import memory
-from wan_vae.benchmark.memory import Peak, peak_of
+from wan_vae.benchmark import measure as memory
+from wan_vae.benchmark.measure import Peak, peak_of
 
 CPU = torch.device("cpu")
 MIB = 2**20

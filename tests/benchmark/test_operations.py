@@ -1,6 +1,6 @@
 import torch
 
-from wan_vae.benchmark.operations import time_by_operation
+from wan_vae.benchmark.measure import time_by_operation
 
 
 def test_every_operation_is_counted_and_the_longest_comes_first() -> None:

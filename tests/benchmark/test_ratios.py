@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wan_vae.benchmark.ratios import times_as_fast
+from wan_vae.benchmark.run import times_as_fast
 
 
 def test_each_run_is_compared_with_the_one_beside_it() -> None:

@@ -2,7 +2,7 @@ import torch
 
 from tests.helpers import random_latents, random_video, small_config
 from wan_vae import WanVAE
-from wan_vae.benchmark.weights import random_weights
+from wan_vae.benchmark.job import random_weights
 from wan_vae.config import BLOCK_KINDS
 
 

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import random_latents, random_vae, random_video, small_config
 from wan_vae.benchmark.implementations import OURS, without_weights
-from wan_vae.benchmark.work import Work, work_of
+from wan_vae.benchmark.measure import Work, work_of
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d
 

@@ -9,10 +9,8 @@ import pytest
 from tests.benchmark.records import make_job
 from wan_vae import WanVAE
 from wan_vae.benchmark.implementations import OURS
-from wan_vae.benchmark.inputs import write_inputs
-from wan_vae.benchmark.measurer import Measurer, Setup
-from wan_vae.benchmark.weights import random_weights
-from wan_vae.benchmark.worker import Worker
+from wan_vae.benchmark.job import random_weights, write_inputs
+from wan_vae.benchmark.worker import Measurer, Setup, Worker
 from wan_vae.config import load_config
 from wan_vae.errors import UserError
 

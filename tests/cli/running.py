@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from wan_vae.cli import main
-from wan_vae.video import Color, create_clip, open_clip
+from wan_vae.io import Color, create_clip, open_clip
 
 
 class Outcome(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 
 from tests.cli.running import run, start
 from tests.cli.test_errors import assert_one_sentence, listing
-from wan_vae.benchmark.markdown import markdown
+from wan_vae.benchmark.report import markdown
 from wan_vae.cli import main
 from wan_vae.config import load_config
 

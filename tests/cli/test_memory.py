@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from wan_vae.cli.memory import shortage
+from wan_vae.cli.common import shortage
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from PIL import Image
 from tests.cli.running import read_clip, run
 from tests.cli.test_errors import assert_one_sentence, listing
 from tests.helpers import random_vae, small_config
-from tests.video.sources import encode, rgb_frames, smooth_pictures
-from wan_vae.comparison import GAP
-from wan_vae.contact_sheet import ContactSheet, Layout
-from wan_vae.video import open_clip, writer
+from tests.io.sources import encode, rgb_frames, smooth_pictures
+from wan_vae.evaluation.contact_sheet import ContactSheet, Layout
+from wan_vae.evaluation.reconstruct import GAP
+from wan_vae.io import open_clip, writer
 
 
 def test_pairs_hold_source_and_reconstruction(

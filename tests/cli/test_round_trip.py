@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from tests.cli.running import read_clip, run, write_clip
 from tests.helpers import random_vae, small_config
 from wan_vae import WanVAE
-from wan_vae.cli.model import load_model
+from wan_vae.cli.common import load_model
 from wan_vae.cli.options import Device, Precision
-from wan_vae.fitting import cropped_frames
-from wan_vae.latents_file import LatentsFile
-from wan_vae.video import open_clip
+from wan_vae.io import open_clip
+from wan_vae.io.frames import cropped_frames
+from wan_vae.io.latents_file import LatentsFile
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])

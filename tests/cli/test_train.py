@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tests.cli.running import run, start
 from tests.cli.test_errors import assert_one_sentence, listing
 from tests.helpers import random_vae, small_config
-from tests.train.runs import (
+from tests.training.runs import (
     HELD_OUT,
     Material,
     assert_same,
@@ -32,9 +32,9 @@ from tests.train.runs import (
 )
 from wan_vae import WanVAE
 from wan_vae.cli import main
-from wan_vae.train import WEIGHTS_NAME, Recipe, trainer
-from wan_vae.train.schedule import learning_rate
-from wan_vae.train.state import FILE_NAME
+from wan_vae.training import WEIGHTS_NAME, Recipe, trainer
+from wan_vae.training.checkpoint import FILE_NAME
+from wan_vae.training.optim import learning_rate
 
 pytestmark = pytest.mark.usefixtures("own_accelerate")
 

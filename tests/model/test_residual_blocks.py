@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from tests.helpers import randomize, small_config
 from wan_vae.config import BLOCK_KINDS
+from wan_vae.model.blocks import residual_block
 from wan_vae.model.halo import Halo
-from wan_vae.model.residual_blocks import residual_block
 
 
 def conv(layer: nn.Conv3d, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_vae.ops import native
+from wan_vae.ops.cpu import kernels as native
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ from unittest import mock
 import pytest
 
 from wan_vae.errors import UserError
-from wan_vae.ops import native_library
-from wan_vae.ops.cache_folder import cache_folder
+from wan_vae.ops.autotune import cache_folder
+from wan_vae.ops.cpu import build as native_library
 
 
 def test_the_folder_is_where_caches_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers import randomize
+from tests.ops import reference
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d, NormSiLU
-from wan_vae.ops import reference
 
 shapes = st.tuples(*[st.integers(1, most) for most in (2, 9, 3, 5, 6)])
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from tests.helpers import random_latents, random_vae, random_video, small_config
 from wan_vae import DecodeStream, EncodeStream, empty_cache
-from wan_vae.ops import spare_memory
-from wan_vae.ops.region import Region
-from wan_vae.ops.workspace import Workspace
+from wan_vae.ops import workspace as spare_memory
+from wan_vae.ops.workspace import Region, Workspace
 
 LIKE = torch.zeros(0)
 

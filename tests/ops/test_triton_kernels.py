@@ -48,8 +48,9 @@ def channels_last(*shape: int) -> Tensor:
 @pytest.mark.parametrize("kernel", ["descriptors", "pointers"])
 def test_convolutions_compile_for_hopper(channels: int, kernel: str) -> None:
     from tests.ops.ahead_of_time import compile_launches
-    from wan_vae.ops import triton_conv3d_descriptors, triton_conv3d_pointers
-    from wan_vae.ops.triton_conv3d import candidates, pack_weight
+    from wan_vae.ops.triton import conv3d_descriptors as triton_conv3d_descriptors
+    from wan_vae.ops.triton import conv3d_pointers as triton_conv3d_pointers
+    from wan_vae.ops.triton.conv3d import candidates, pack_weight
 
     x, out = channels_last(1, channels, 4, 32, 128), channels_last(1, channels, 2, 32, 128)
     weight = pack_weight(torch.empty(channels, channels, 3, 3, 3, dtype=torch.bfloat16))
@@ -68,7 +69,8 @@ def test_convolutions_compile_for_hopper(channels: int, kernel: str) -> None:
 @pytest.mark.parametrize("channels", [96, 384])
 def test_passes_over_memory_compile_for_hopper(channels: int) -> None:
     from tests.ops.ahead_of_time import compile_launches
-    from wan_vae.ops import triton_add, triton_norm_silu
+    from wan_vae.ops.triton import bias_residual as triton_add
+    from wan_vae.ops.triton import norm_silu as triton_norm_silu
 
     x, whole = channels_last(1, channels, 4, 32, 32), channels_last(1, channels, 6, 34, 34)
     out, bias = whole[:, :, 2:, 1:-1, 1:-1], torch.empty(channels)

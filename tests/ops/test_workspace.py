@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wan_vae.ops.spare_memory import empty_cache
-from wan_vae.ops.workspace import Workspace
+from wan_vae.ops.workspace import Workspace, empty_cache
 
 LIKE = torch.zeros(0)
 

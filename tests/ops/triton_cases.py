@@ -12,12 +12,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wan_vae.ops import reference, selection, triton_conv3d_descriptors, triton_conv3d_pointers
-from wan_vae.ops.gpu_convolution import convolve
-from wan_vae.ops.triton_add import add_bias_and_residual
-from wan_vae.ops.triton_conv3d import candidates, pack_weight
-from wan_vae.ops.triton_norm_silu import norm_silu
-from wan_vae.ops.triton_tile import Tile
+from tests.ops import reference
+from wan_vae.ops import autotune as selection
+from wan_vae.ops.conv3d import convolve
+from wan_vae.ops.triton import conv3d_descriptors as triton_conv3d_descriptors
+from wan_vae.ops.triton import conv3d_pointers as triton_conv3d_pointers
+from wan_vae.ops.triton.bias_residual import add_bias_and_residual
+from wan_vae.ops.triton.common import Tile
+from wan_vae.ops.triton.conv3d import candidates, pack_weight
+from wan_vae.ops.triton.norm_silu import norm_silu
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -1,7 +1,6 @@
 """Checkpoints in every layout: found (`hub`), read and written (`files`), recognized (`detect`), named (`layouts`)."""
 
-from wan_vae.checkpoints.files import Checkpoint, read_checkpoint, write_checkpoint
-from wan_vae.checkpoints.hub import resolve_checkpoint
+from wan_vae.checkpoints.files import Checkpoint, read_checkpoint, resolve_checkpoint, write_checkpoint
 from wan_vae.checkpoints.layouts import LAYOUTS
 
 __all__ = ["LAYOUTS", "Checkpoint", "read_checkpoint", "resolve_checkpoint", "write_checkpoint"]

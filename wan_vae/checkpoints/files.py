@@ -1,25 +1,133 @@
-"""Checkpoints read and written as a whole: files in any layout, and diffusers' folders."""
+"""Checkpoints read and written as a whole: files in any layout, and diffusers' folders.
+
+The tensors in a file, whichever of the formats it is in; told from its content, never from its name.
+
+From what a user names to a checkpoint on disk.
+"""
 
 import hashlib
 import json
 import math
+import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from wan_vae.checkpoints.detect import CONFIG_KEY, Detected, config_to_diffusers, detect
 from wan_vae.checkpoints.layouts import LAYOUTS, stored_names
-from wan_vae.checkpoints.tensors import read_tensors
-from wan_vae.config import VAEConfig
+from wan_vae.config import VAEConfig, preset_names, read_preset
 from wan_vae.errors import CheckpointError, UserError
-from wan_vae.files import check_output, written_beside
+from wan_vae.io.atomic_output import check_output, written_beside
 from wan_vae.model.autoencoder import Autoencoder
+
+WRAPPERS = ("model_state", "state_dict")
+"""Keys under which training checkpoints keep the model's weights."""
+
+
+def holds_tensors(path: Path) -> bool:
+    """Whether a file starts like one of torch or of safetensors."""
+    return _is_torch(path) or _start(path).endswith(b"{")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's tensors by name, mapped rather than read unless it is one of torch's old ones, and its metadata.
+
+    Raises:
+        CheckpointError: It is damaged, holds no named tensors, or more than can be loaded without running code.
+    """
+    if _is_torch(path):
+        return _named_tensors(_load_torch(path), path), {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise CheckpointError(f"{path} is not a readable checkpoint ({size} bytes): {error}.") from error
+
+
+def _is_torch(path: Path) -> bool:
+    # torch's files are zip archives or, if old, pickles. A safetensors file starts with eight bytes of header length,
+    # of which any may be the first, and the header's brace.
+    start = _start(path)
+    return _is_archive(path) or (start.startswith(b"\x80") and not start.endswith(b"{"))
+
+
+def _is_archive(path: Path) -> bool:
+    return _start(path).startswith(b"PK\x03\x04")
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(9)
+
+
+def _load_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Only archives can be mapped, and only by their name, which torch believes rather than the content.
+            if _is_archive(path) and not path.name.endswith(".safetensors"):
+                return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # What a damaged file makes the unpickler do is anybody's guess.
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            raise CheckpointError(f"{path} holds more than weights and is not loaded: it could run code.") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise CheckpointError(f"{path} is damaged: {reason}.") from error
+
+
+def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors.")
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+MODELS = Path(__file__).parents[1] / "weights"
+
+
+def resolve_checkpoint(source: str | Path) -> Path:
+    """Return the path of a checkpoint: `source` itself if it exists, otherwise a trained preset's file.
+
+    A preset's file is in this package, or in the hub's cache, where it is fetched to when it is not there yet.
+
+    Raises:
+        CheckpointError: There is no such path or name, or the hub cannot be reached and the cache has no copy.
+    """
+    if str(source) and Path(source).exists():
+        return Path(source)
+    presets = {name: read_preset(name) for name in preset_names()}
+    trained = {name: preset for name, preset in presets.items() if {"hub", "file"} & preset.keys()}
+    if str(source) not in trained:
+        raise CheckpointError(f"{source} is neither a file, a folder nor a trained model ({', '.join(trained)}).")
+    preset = trained[str(source)]
+    return MODELS / preset["file"] if "file" in preset else _download(str(source), preset["hub"])
+
+
+def _download(name: str, hub: dict[str, str]) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub["repository"], hub["file"]))
+    except Exception as error:
+        # Whatever goes wrong on the way, down to the sockets, there is no file; messages run over many lines.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{name} could not be fetched from huggingface.co/{hub['repository']} ({reason}); with no network, fetch"
+            f" {hub['file']} elsewhere and give its path."
+        ) from error
+
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"

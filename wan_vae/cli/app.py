@@ -12,12 +12,12 @@ import typer
 
 import wan_vae
 from wan_vae.cli.benchmark import benchmark
+from wan_vae.cli.common import shortage
 from wan_vae.cli.convert import convert
-from wan_vae.cli.crew import end, follows, is_loss
 from wan_vae.cli.decode import decode
+from wan_vae.cli.distributed import end, follows, is_loss
 from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
-from wan_vae.cli.memory import shortage
 from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.cli.train import train
 from wan_vae.errors import UserError

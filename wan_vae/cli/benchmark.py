@@ -8,9 +8,9 @@ import typer
 
 from wan_vae.benchmark.job import DIRECTIONS, DTYPES, Job
 from wan_vae.cli import options
-from wan_vae.cli.kernels import build_kernels_once
+from wan_vae.cli.common import build_kernels_once
 from wan_vae.errors import UserError
-from wan_vae.files import check_output, written_beside
+from wan_vae.io.atomic_output import check_output, written_beside
 
 PRESET = "wan2.1"
 

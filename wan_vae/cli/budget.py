@@ -9,8 +9,8 @@ from wan_vae.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wan_vae.memory import Plan
-    from wan_vae.shards.led import LeadVAE
+    from wan_vae.inference.planner import Plan
+    from wan_vae.sharding.led import LeadVAE
     from wan_vae.vae import WanVAE
 
 AUTO = "auto"
@@ -22,7 +22,7 @@ def budget_of(vae: "WanVAE | LeadVAE", memory: str) -> int | None:
 
     Of several processes, it is what each may take.
     """
-    from wan_vae.memory import bytes_of, tells
+    from wan_vae.inference.budget import bytes_of, tells
     from wan_vae.vae import WanVAE
 
     if memory == AUTO and not tells(vae.device):
@@ -67,7 +67,7 @@ def encoded(
 
     import torch
 
-    from wan_vae.memory import in_words
+    from wan_vae.inference.budget import in_words
 
     chunks, size = [], 0
     for chunk in video:

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.report import print_result
-from wan_vae.files import check_output
+from wan_vae.cli.common import print_result
+from wan_vae.io.atomic_output import check_output
 
 
 def convert(

@@ -9,10 +9,10 @@ import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.budget import AUTO, decoded
-from wan_vae.cli.crew import Crew, follows
-from wan_vae.cli.report import Progress, peak_memory, print_result
+from wan_vae.cli.common import Progress, peak_memory, print_result
+from wan_vae.cli.distributed import Crew, follows
 from wan_vae.errors import LatentsError
-from wan_vae.files import check_output
+from wan_vae.io.atomic_output import check_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,11 +42,10 @@ def decode(
 
     import torch
 
-    from wan_vae.cli.model import load_model
-    from wan_vae.fitting import cropped_frames
-    from wan_vae.latents_file import LatentsFile
-    from wan_vae.transfer import to_device
-    from wan_vae.video import create_clip
+    from wan_vae.cli.common import load_model
+    from wan_vae.io import create_clip
+    from wan_vae.io.frames import cropped_frames, to_device
+    from wan_vae.io.latents_file import LatentsFile
 
     source = LatentsFile(latents)
     info = source.info

@@ -7,9 +7,9 @@ import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.budget import AUTO, encoded
-from wan_vae.cli.crew import Crew, follows
-from wan_vae.cli.report import Progress, peak_memory, print_result
-from wan_vae.files import check_output
+from wan_vae.cli.common import Progress, peak_memory, print_result
+from wan_vae.cli.distributed import Crew, follows
+from wan_vae.io.atomic_output import check_output
 
 
 def encode(
@@ -35,10 +35,9 @@ def encode(
 
     import torch
 
-    from wan_vae.cli.model import load_model
-    from wan_vae.fitting import FittedClip
-    from wan_vae.latents_file import LatentsInfo, LatentsWriter
-    from wan_vae.transfer import to_host
+    from wan_vae.cli.common import load_model
+    from wan_vae.io.frames import FittedClip, to_host
+    from wan_vae.io.latents_file import LatentsInfo, LatentsWriter
 
     with (
         options.open_selected(clip, size, frames, fps) as source,

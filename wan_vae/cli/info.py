@@ -9,7 +9,7 @@ import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.budget import AUTO
-from wan_vae.cli.report import print_result
+from wan_vae.cli.common import print_result
 from wan_vae.errors import UserError
 
 
@@ -88,8 +88,8 @@ def describe(path: Path) -> dict[str, Any]:
     if not path.exists():
         return describe_checkpoint(path)
 
-    from wan_vae.checkpoints.tensors import holds_tensors
-    from wan_vae.latents_file import latents_metadata
+    from wan_vae.checkpoints.files import holds_tensors
+    from wan_vae.io.latents_file import latents_metadata
 
     if not holds_tensors(path):
         return describe_clip(path)
@@ -98,7 +98,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def describe_clip(path: Path) -> dict[str, Any]:
     """Return what is known of a clip."""
-    from wan_vae.video import open_clip
+    from wan_vae.io import open_clip
 
     with open_clip(path) as clip:
         known = asdict(clip.info)
@@ -108,7 +108,7 @@ def describe_clip(path: Path) -> dict[str, Any]:
 
 def describe_latents(path: Path) -> dict[str, Any]:
     """Return what is known of latents and of the clip that they stand for."""
-    from wan_vae.latents_file import LatentsFile
+    from wan_vae.io.latents_file import LatentsFile
 
     latents = LatentsFile(path)
     known = latents.info

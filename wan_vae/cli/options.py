@@ -13,7 +13,7 @@ from wan_vae.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from wan_vae.video import Clip
+    from wan_vae.io import Clip
 
 
 class Device(str, Enum):
@@ -119,7 +119,7 @@ def open_selected(path: Path, size: str | None, frames: str | None, fps: str | N
     """Open a clip as `--size`, `--frames` and `--fps` ask."""
     selection = parse_size(size), parse_frames(frames), parse_fps(fps)
 
-    from wan_vae.video import open_clip
+    from wan_vae.io import open_clip
 
     return open_clip(path, size=selection[0], frames=selection[1], fps=selection[2])
 

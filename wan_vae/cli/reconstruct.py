@@ -10,10 +10,10 @@ import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.budget import AUTO, budgets_of_streams
-from wan_vae.cli.crew import Crew, follows
-from wan_vae.cli.report import Progress, peak_memory, print_result
+from wan_vae.cli.common import Progress, peak_memory, print_result
+from wan_vae.cli.distributed import Crew, follows
 from wan_vae.errors import UserError
-from wan_vae.files import check_distinct, check_output, written_beside
+from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 
 
 def reconstruct(
@@ -55,12 +55,12 @@ def reconstruct(
 
     import torch
 
-    from wan_vae import comparison
-    from wan_vae.cli.model import load_model
-    from wan_vae.contact_sheet import ContactSheet
-    from wan_vae.metrics import Fidelity
-    from wan_vae.reconstruction import reconstructed
-    from wan_vae.video import create_clip
+    from wan_vae.cli.common import load_model
+    from wan_vae.evaluation import reconstruct as comparison
+    from wan_vae.evaluation.contact_sheet import ContactSheet
+    from wan_vae.evaluation.metrics import Fidelity
+    from wan_vae.evaluation.reconstruct import reconstructed
+    from wan_vae.io import create_clip
 
     with (
         options.open_selected(clip, size, frames, fps) as source,

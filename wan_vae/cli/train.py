@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.memory import shortage
-from wan_vae.cli.report import print_result
+from wan_vae.cli.common import print_result, shortage
 from wan_vae.errors import UserError
 
 if TYPE_CHECKING:
-    from wan_vae.train import Trainer
+    from wan_vae.training import Trainer
 
 _PACKAGES = ("accelerate", "lpips", "pydantic", "tensorboard")
 
@@ -48,7 +47,7 @@ def train(
     if missing:
         raise UserError(f"training needs {', '.join(missing)}; run pip install 'wan-vae[train]'.")
 
-    from wan_vae.train import WEIGHTS_NAME, Trainer, load_recipe
+    from wan_vae.training import WEIGHTS_NAME, Trainer, load_recipe
 
     changes: dict[str, dict[str, Any]] = {}
     for section, name, value in (

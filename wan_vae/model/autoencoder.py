@@ -1,11 +1,176 @@
-"""The whole network: encoder and decoder with the pointwise convolutions between them and the latents."""
+"""The whole network: encoder and decoder with the pointwise convolutions between them and the latents.
+
+The encoder: pixels to the moments of the latents' distribution.
+
+The decoder: latents to pixels.
+"""
+
+from collections.abc import Iterable
+from typing import cast
 
 from torch import Tensor, nn
 
 from wan_vae.config import VAEConfig
-from wan_vae.model.decoder import Decoder
-from wan_vae.model.encoder import Encoder
+from wan_vae.model.blocks import Blocks, Head, Middle
 from wan_vae.model.halo import Halo
+from wan_vae.model.layers import CausalConv3d
+from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut
+from wan_vae.model.resample import Downsample, Upsample, folded, unfolded
+from wan_vae.model.stages import Step, reach_of
+
+
+class Encoder(nn.Module):
+    """(B, 3, T, H, W) -> (B, 2z, t, h, w) (`Encoder3d` in Wan's vae.py and vae2_2.py)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        widths = [config.encoder_width * multiplier for multiplier in (1, *config.width_multipliers)]
+        self.conv_in = CausalConv3d(config.input_channels, widths[0])
+        self.levels = nn.ModuleList(
+            EncoderLevel(widths[index], widths[index + 1], config, index)
+            for index in range(len(config.width_multipliers))
+        )
+        # Values of the largest tensor that is held for all frames of a pass, per latent pixel: before the first level
+        # that halves the frames, they pass a few at a time.
+        untimed = next((index for index, level in enumerate(self.levels) if level.temporal), len(self.levels))
+        reduced = min(untimed, len(self.levels) - 1)
+        self.held = 4 ** (len(self.levels) - 1 - reduced) * config.temporal_compression * widths[untimed]
+        self.middle = Middle(widths[-1], config)
+        self.head = Head(widths[-1], 2 * config.latent_channels)
+
+    def forward(self, video: Tensor, halo: Halo) -> Tensor:
+        return halo.whole(self._summary, halo.local(self.steps(), video))
+
+    def steps(self) -> tuple[Step, ...]:
+        """Return what comes before the middle."""
+        p = self.patch_size
+        values = -(-self.conv_in.out_channels // p**2)
+        return (
+            Step(self._features, reach=p * reach_of(self.conv_in), values=values, reduces=p),
+            *(level.step() for level in cast(Iterable[EncoderLevel], self.levels)),
+        )
+
+    def _features(self, video: Tensor, halo: Halo) -> Tensor:
+        return self.conv_in(folded(video, self.patch_size, halo.workspace), halo)
+
+    def _summary(self, x: Tensor, halo: Halo) -> Tensor:
+        return self.head(self.middle(x, halo), halo)
+
+
+class EncoderLevel(nn.Module):
+    """Blocks at one resolution, then the step down to the next; Wan2.2 adds a shortcut around both."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, index: int) -> None:
+        super().__init__()
+        last = index == len(config.width_multipliers) - 1
+        self.out_channels = out_channels
+        self.temporal = not last and config.temporal_downsample[index]
+        self.blocks = Blocks(in_channels, out_channels, config.blocks_per_level, config)
+        self.downsample = None if last else Downsample(out_channels, temporal=self.temporal)
+        self.shortcut = (
+            AverageShortcut(in_channels, out_channels, time=2 if self.temporal else 1, space=1 if last else 2)
+            if config.level_shortcuts
+            else None
+        )
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        main = self.blocks(x, halo)
+        if self.downsample is not None:
+            main = self.downsample(main, halo)
+        if self.shortcut is not None:
+            main = self.shortcut(x, main, halo)
+        return main
+
+    def step(self) -> Step:
+        """Describe this level."""
+        return Step(
+            self,
+            reach=reach_of(self),
+            values=self.out_channels,
+            reduces=1 if self.downsample is None else 2,
+            temporal=self.temporal,
+        )
+
+
+class Decoder(nn.Module):
+    """(B, z, t, h, w) -> (B, 3, T, H, W), not clamped (`Decoder3d` in Wan's vae.py and vae2_2.py)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.output_upscale = config.output_upscale
+        multipliers = config.width_multipliers[::-1]
+        widths = [config.decoder_width * multiplier for multiplier in (multipliers[0], *multipliers)]
+        self.conv_in = CausalConv3d(config.latent_channels, widths[0])
+        self.middle = Middle(widths[0], config)
+        self.levels = nn.ModuleList(
+            DecoderLevel(widths[index], widths[index + 1], config, index) for index in range(len(multipliers))
+        )
+        self.head = Head(widths[-1], config.output_channels)
+        # Values of the largest tensor that is held for all frames of a pass, per latent pixel: after the last level
+        # that doubles the frames, they pass a few at a time.
+        timed = max((index + 1 for index, level in enumerate(self.levels) if level.temporal), default=0)
+        self.held = 4**timed * config.temporal_compression * widths[timed]
+
+    def forward(self, latents: Tensor, halo: Halo) -> Tensor:
+        return halo.local(self.steps(), halo.whole(self._features, latents))
+
+    def steps(self) -> tuple[Step, ...]:
+        """Return what follows the middle."""
+        last = Step(
+            self._pixels,
+            reach=reach_of(self.head),
+            values=max(self.head.conv.in_channels, self.head.conv.out_channels),
+            enlarges=self.output_upscale * self.patch_size,
+        )
+        return (*(level.step() for level in cast(Iterable[DecoderLevel], self.levels)), last)
+
+    def _features(self, latents: Tensor, halo: Halo) -> Tensor:
+        return self.middle(self.conv_in(latents, halo), halo)
+
+    def _pixels(self, x: Tensor, halo: Halo) -> Tensor:
+        x = self.head(x, halo)
+        x = unfolded(x, self.output_upscale, halo.workspace, by_rows=True)
+        return unfolded(x, self.patch_size, halo.workspace)
+
+
+class DecoderLevel(nn.Module):
+    """Blocks at one resolution, then the step up to the next; Wan2.2 adds a shortcut around both."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, index: int) -> None:
+        super().__init__()
+        last = index == len(config.width_multipliers) - 1
+        self.temporal = not last and config.temporal_downsample[::-1][index]
+        self.out_channels = out_channels
+        self.upsampled = out_channels if config.level_shortcuts else out_channels // 2
+        entering = in_channels if config.level_shortcuts or index == 0 else in_channels // 2
+        self.blocks = Blocks(entering, out_channels, config.blocks_per_level + 1, config)
+        self.upsample = None if last else Upsample(out_channels, self.upsampled, temporal=self.temporal)
+        self.shortcut = (
+            RepeatShortcut(in_channels, out_channels, time=2 if self.temporal else 1, space=2)
+            if config.level_shortcuts and not last
+            else None
+        )
+
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        main = self.blocks(x, halo)
+        if self.upsample is not None:
+            main = self.upsample(main, halo)
+        if self.shortcut is not None:
+            main = self.shortcut(x, main, halo)
+        return main
+
+    def step(self) -> Step:
+        """Describe this level."""
+        enlarges = 1 if self.upsample is None else 2
+        return Step(
+            self,
+            reach=reach_of(self),
+            values=max(self.out_channels, enlarges**2 * self.upsampled),
+            enlarges=enlarges,
+            temporal=self.temporal,
+        )
 
 
 class Autoencoder(nn.Module):

@@ -4,22 +4,99 @@ Every layer of the network is local, the attention in the middle aside. Whether 
 stream, in tiles or on several devices therefore comes down to one thing: what a layer finds when it looks past the edge
 of its input. A halo answers that, is handed down the forward pass, and is the only object that knows; layers and models
 have no modes and keep no state. In time it answers itself, in space it asks its neighbors.
+
+How far a layer looks beyond its input, and what it does to its input first.
+
+What lies beyond the edges of a tensor in space: nothing, or pixels that somebody else holds.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_vae.errors import UserError
-from wan_vae.model.neighbors import Alone, Neighbors
-from wan_vae.model.reach import Activation, Reach, write
-from wan_vae.model.steps import Run, Step, runs_of_frames, values_of
-from wan_vae.ops.recording import recorded
-from wan_vae.ops.rehearsal import device_of
+from wan_vae.model.stages import Run, Step, runs_of_frames, values_of
+from wan_vae.ops.dispatch import recorded
+from wan_vae.ops.memory_estimator import device_of
 from wan_vae.ops.workspace import Workspace
+
+
+class Reach(NamedTuple):
+    """How far a layer looks beyond its input: frames before it, pixels around it."""
+
+    before: int = 0
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    def beyond(self, known: "Reach") -> "Reach":
+        """Return what is left of it beyond `known`."""
+        return Reach(*(whole - part for whole, part in zip(self, known, strict=True)))
+
+
+class Activation(Protocol):
+    """What is done to a layer's input before anything else: a function of each pixel alone."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """Write the result to `out`, without gradients."""
+
+
+def write(out: Tensor, x: Tensor, activation: Activation | None) -> None:
+    """Write `activation(x)`, or `x`, to `out`, without gradients."""
+    if activation is None:
+        out.copy_(x)
+    else:
+        activation.into(out, x)
+
+
+class Neighbors(Protocol):
+    """Who holds the pixels around those of a halo's tensors. All tensors are (B, C, T, H, W) unless told otherwise."""
+
+    def margin(self, reach: Reach) -> Reach:
+        """Return the part of `reach` in space that `surround` fills; beyond the rest there is nothing."""
+
+    def surround(self, out: Tensor, x: Tensor, margin: Reach, activation: Activation | None) -> None:
+        """Write `activation(x)` to the middle of `out`, and around it what lies within `margin` of it. No gradients."""
+
+    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
+        """Return `x` with all pixels that lie within `margin` of it, and how many these are on each side.
+
+        They are fewer where the picture ends. No gradients.
+        """
+
+    def everywhere(self, x: Tensor) -> Tensor:
+        """Take a value (n, 1, h * w, C) for each pixel of the latents' grid and return those of the whole picture.
+
+        Their order is not that of the picture.
+        """
+
+    def most_values(self, values: int) -> int:
+        """Return how many values a tensor has with whoever has most, if it has `values` here."""
+
+
+class Alone:
+    """Nothing lies beyond any edge."""
+
+    def margin(self, reach: Reach) -> Reach:
+        return Reach()
+
+    def surround(self, out: Tensor, x: Tensor, margin: Reach, activation: Activation | None) -> None:
+        write(out, x, activation)
+
+    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
+        return x, Reach()
+
+    def everywhere(self, x: Tensor) -> Tensor:
+        return x
+
+    def most_values(self, values: int) -> int:
+        return values
 
 
 def bytes_at_once(device: torch.device) -> int:

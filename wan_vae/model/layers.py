@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from wan_vae.model.halo import Halo, Surrounded
-from wan_vae.model.reach import Activation, Reach
-from wan_vae.ops.convolution import convolve, may_lie_apart
-from wan_vae.ops.norm_silu import norm_silu, norm_silu_into
-from wan_vae.ops.rms_norm import rms_norm
+from wan_vae.model.halo import Activation, Halo, Reach, Surrounded
+from wan_vae.ops.conv3d import convolve, may_lie_apart
+from wan_vae.ops.norm_silu import norm_silu, norm_silu_into, rms_norm
 
 
 class RMSNorm(nn.Module):

@@ -1,81 +1,78 @@
-"""The stages that encoder and decoder share: a run of blocks, the middle, and the head."""
+"""The network's local part as a sequence of steps, each of which looks only so far around every pixel.
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+Encoder and decoder hand it to the halo, which may run it on the whole picture or a part at a time.
+"""
 
-import torch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Protocol
+
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from wan_vae.config import VAEConfig
-from wan_vae.model.blocks import AttentionBlock
-from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d, NormSiLU
-from wan_vae.model.residual_blocks import residual_block
+if TYPE_CHECKING:
+    from wan_vae.model.halo import Halo
 
 
-class Blocks(nn.ModuleList):
-    """Residual blocks one after the other, the first of which changes the width.
+class Run(Protocol):
+    """A part of the network: (B, C, T, H, W) -> (B, C', T', H', W')."""
 
-    With `recompute` set, activations inside a block are computed again in the backward pass rather than kept.
+    def __call__(self, x: Tensor, halo: "Halo", /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the local part.
+
+    Attributes:
+        run: What it computes.
+        reach: How many pixels of its input around the place of a pixel of its output have a say in that.
+        values: How many values the largest tensor in it has, per frame and pixel of its input.
+        enlarges: By how much it multiplies height and width.
+        reduces: By how much it divides height and width.
+        temporal: Whether it doubles the frames after the first, if it enlarges, or halves them.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, count: int, config: VAEConfig) -> None:
-        widths = [in_channels] + [out_channels] * count
-        super().__init__(residual_block(widths[index], out_channels, config) for index in range(count))
-        self.recompute = False
-
-    def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        for block in self:
-            if self.recompute and halo.repeatable and torch.is_grad_enabled():
-                x = checkpoint(block, x, halo, use_reentrant=False, **_contexts(block))
-            else:
-                x = block(x, halo)
-        return x
+    run: Run
+    reach: int
+    values: int
+    enlarges: int = 1
+    reduces: int = 1
+    temporal: bool = False
 
 
-def _contexts(block: nn.Module) -> dict[str, Any]:
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm3d)]
-    if not norms or torch.compiler.is_compiling():  # the compiler knows what is done twice
-        return {}
-    return {"context_fn": lambda: (nullcontext(), _statistics_kept(norms))}
+def reach_of(*modules: nn.Module) -> int:
+    """Return how many pixels to each side modules look that follow one another at one resolution."""
+    convolutions = (layer for module in modules for layer in module.modules())
+    return sum(layer.kernel_size[-1] // 2 for layer in convolutions if isinstance(layer, nn.Conv2d | nn.Conv3d))
 
 
-@contextmanager
-def _statistics_kept(norms: list[nn.BatchNorm3d]) -> Iterator[None]:
-    # Otherwise a batch would count twice in the running statistics, when it passes and when it is recomputed.
-    momenta = [norm.momentum for norm in norms]
-    counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+def runs_of_frames(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
+    """Group steps that follow one another and leave time as it is; a step that changes it stands alone."""
+    runs: list[tuple[Step, ...]] = []
+    for temporal, group in groupby(steps, key=lambda step: step.temporal):
+        run = tuple(group)
+        runs += [(step,) for step in run] if temporal else [run]
+    return runs
 
 
-class Middle(nn.Module):
-    """Block, attention, block at the lowest resolution."""
-
-    def __init__(self, channels: int, config: VAEConfig) -> None:
-        super().__init__()
-        self.block1 = residual_block(channels, channels, config)
-        self.attention = AttentionBlock(channels)
-        self.block2 = residual_block(channels, channels, config)
-
-    def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        return self.block2(self.attention(self.block1(x, halo), halo), halo)
+def values_of(steps: Sequence[Step]) -> float:
+    """Return how many values the largest tensor in a run of steps has, per frame and pixel of its input."""
+    pixels, largest = 1.0, 0.0
+    for step in steps:
+        largest = max(largest, pixels * step.values)
+        pixels *= (step.enlarges / step.reduces) ** 2
+    return largest
 
 
-class Head(nn.Module):
-    """norm, SiLU and the last 3x3x3 convolution."""
+def cell_of(steps: Sequence[Step], place: int) -> int:
+    """Return how many pixels in height, and in width, a latent has before step `place`."""
+    return math.prod(step.enlarges for step in steps[:place]) * math.prod(step.reduces for step in steps[place:])
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.norm = NormSiLU(in_channels)
-        self.conv = CausalConv3d(in_channels, out_channels)
 
-    def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        return self.conv(self.conv.surrounded(x, halo, self.norm), halo)
+def frames_of_latent(steps: Sequence[Step], place: int) -> int:
+    """Return how many frames a latent after the clip's first one has before step `place`."""
+    doubled = sum(step.temporal and step.enlarges > 1 for step in steps[:place])
+    to_halve = sum(step.temporal and step.reduces > 1 for step in steps[place:])
+    return int(2 ** (doubled + to_halve))

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from wan_vae.ops.recording import recorded
-from wan_vae.ops.rehearsal import rehearsal_of
+from wan_vae.ops.dispatch import recorded
+from wan_vae.ops.memory_estimator import rehearsal_of
 
 # Of the scores of some queries with all keys, which are held at once.
 _BYTES_OF_SCORES = 2**26

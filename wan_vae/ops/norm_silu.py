@@ -1,13 +1,29 @@
-"""RMSNorm and SiLU, by the fastest way that this machine has."""
+"""RMSNorm and SiLU, by the fastest way that this machine has.
+
+Wan's norm, in plain PyTorch.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_vae.ops import native
-from wan_vae.ops.rehearsal import rehearsal_of
-from wan_vae.ops.rms_norm import rms_norm
-from wan_vae.ops.triton_check import triton_serves
+from wan_vae.ops.cpu import kernels as native
+from wan_vae.ops.dispatch import triton_serves
+from wan_vae.ops.memory_estimator import rehearsal_of
+
+SHORTEST = 1e-12
+
+
+def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    """`x / max(||x||_2, 1e-12) * sqrt(C) * gamma` over dimension 1 of `x`; `gamma` is (C, 1, ...)."""
+    # The sum of squares overflows float16 and loses digits in bfloat16.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = gamma.to(wide.dtype) * gamma.shape[0] ** 0.5
+    # On a CPU, PyTorch's norm over a dimension that is not the last takes 12 times as long. The bound is inside the
+    # root, for at zero the root has no gradient.
+    squared_length = wide.square().sum(dim=1, keepdim=True)
+    return (wide * squared_length.clamp_min(SHORTEST**2).rsqrt() * scale).to(x.dtype)
+
 
 _VALUES_IN_CACHE = 2**18
 
@@ -24,7 +40,7 @@ def norm_silu_into(out: Tensor, x: Tensor, gamma: Tensor) -> None:
     if native.library() is not None and native.norm_silu_serves(x) and native.norm_silu_serves(out):
         native.norm_silu(x, gamma, out)
     elif triton_serves(x) and triton_serves(out):
-        from wan_vae.ops.triton_norm_silu import norm_silu as on_gpu
+        from wan_vae.ops.triton.norm_silu import norm_silu as on_gpu
 
         on_gpu(x, gamma, out)
     elif x.device.type == "cpu":

@@ -1,16 +1,165 @@
-"""Memory for the large tensors of a pass, used again for the next one."""
+"""Memory for the large tensors of a pass, used again for the next one.
+
+Memory straight from the kernel, of which any parts are lent.
+
+Memory that no workspace needs at present, for the next one that does.
+
+To fill fresh pages takes up to a third of a call's time, and on a virtual machine that has been idle longer than the
+call. Here they wait for the next pass, of this clip or another. The system may take them whenever it wants: they count
+as available, though tools still show them as this process's.
+"""
 
 import ctypes
 import math
+import mmap
+import os
 import weakref
+from functools import cached_property
+from threading import RLock
 
 import torch
 from torch import Tensor
 
-from wan_vae.ops import spare_memory
-from wan_vae.ops.recording import recorded
-from wan_vae.ops.region import Region, pages
-from wan_vae.ops.rehearsal import rehearsal_of
+from wan_vae.ops.dispatch import recorded
+from wan_vae.ops.memory_estimator import rehearsal_of
+
+
+class Region:
+    """Memory of which any parts are lent, side by side.
+
+    Attributes:
+        size: In bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._gaps = [(0, size)]
+        self._given_back: list[tuple[int, int]] = []
+
+    @cached_property
+    def address(self) -> int:
+        """Where it begins. It takes no memory before it is asked for this."""
+        return torch.frombuffer(self._pages, dtype=torch.uint8).data_ptr()
+
+    @cached_property
+    def _pages(self) -> mmap.mmap:
+        return _mapped(self.size)
+
+    @property
+    def takes_memory(self) -> bool:
+        """Whether it was asked for its address."""
+        return "_pages" in vars(self)
+
+    def release(self) -> bool:
+        """Let the system take the memory if it wants it, and say whether there is a way to tell it so.
+
+        What was in it is lost. Until the system takes a page, writing to it costs nothing.
+        """
+        if not hasattr(mmap, "MADV_FREE"):
+            return False
+        try:
+            self._pages.madvise(mmap.MADV_FREE)
+        except OSError:  # a process may keep all its memory from the system
+            return False
+        return True
+
+    def give_back(self, start: int, stop: int) -> None:
+        """End a loan. This happens at any time, in any thread, even while another begins: the gaps stay as they are."""
+        self._given_back.append((start, stop))
+
+    @property
+    def is_unused(self) -> bool:
+        self._join_gaps()
+        return self._gaps == [(0, self.size)]
+
+    def has_room(self, size: int) -> bool:
+        """Whether there is a gap of at least `size` bytes."""
+        self._join_gaps()
+        return any(stop - start >= size for start, stop in self._gaps)
+
+    def take(self, size: int) -> int:
+        """Return where in the first gap that fits a new loan of `size` bytes begins."""
+        # Measured with clips, the shortest gap left up to half as much more memory touched.
+        start, stop = min(gap for gap in self._gaps if gap[1] - gap[0] >= size)
+        self._gaps.remove((start, stop))
+        if stop - start > size:
+            self._gaps.append((start + size, stop))
+        return start
+
+    def _join_gaps(self) -> None:
+        while self._given_back:
+            self._gaps.append(self._given_back.pop())
+        joined: list[tuple[int, int]] = []
+        for start, stop in sorted(self._gaps):
+            if joined and joined[-1][1] == start:
+                joined[-1] = (joined[-1][0], stop)
+            else:
+                joined.append((start, stop))
+        self._gaps = joined
+
+
+def pages(size: int) -> Tensor:
+    """Return so many bytes of their own, which go back to the kernel when freed, whatever else was allocated."""
+    return torch.frombuffer(_mapped(size), dtype=torch.uint8)
+
+
+def _mapped(size: int) -> mmap.mmap:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, size)
+    # Private, for Linux gives huge pages to no other: 512 times as few are filled at a first touch.
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapped.madvise(mmap.MADV_HUGEPAGE)
+    return mapped
+
+
+# Bytes. What takes more takes so long that fresh pages hardly count.
+_MOST = 2**31
+
+# Reentrant, for a workspace may end wherever garbage is collected.
+_lock = RLock()
+# By whether they serve what is kept beyond a pass: so each serves the same tensors again, and no others of its pages
+# are filled.
+_spare: dict[bool, list[Region]] = {False: [], True: []}
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = RLock()
+
+
+# Whoever held it is not there in a forked process.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def leave(regions: list[Region], *, kept: bool) -> None:
+    """Take over those of `regions` that nothing is lent of; they are removed from the list."""
+    with _lock:
+        for region in [region for region in regions if region.takes_memory and region.is_unused]:
+            held = sum(spare.size for spares in _spare.values() for spare in spares)
+            if held + region.size <= _MOST and region.release():
+                regions.remove(region)
+                _spare[kept].append(region)
+
+
+def take(size: int, *, kept: bool) -> Region | None:
+    """Return a region of at least `size` bytes. Where there is none, what is smaller goes back to the system."""
+    with _lock:
+        spare = _spare[kept]
+        region = next((region for region in spare if region.size >= size), None)
+        if region is None:
+            spare.clear()
+        else:
+            spare.remove(region)
+        return region
+
+
+def empty_cache() -> None:
+    """Give the CPU memory back to the system that is kept for later calls, which would otherwise take it on demand."""
+    with _lock:
+        for spare in _spare.values():
+            spare.clear()
+
 
 # Bytes: no two tensors share a line of the cache, and vectors are read in one go.
 _ALIGNMENT = 64
@@ -97,7 +246,7 @@ class Workspace:
         size, regions = _rounded(size), self._regions[kept]
         region = next((region for region in regions if region.has_room(size)), None)
         if region is None:
-            region = spare_memory.take(size, kept=kept) if written else None
+            region = take(size, kept=kept) if written else None
             if region is None:
                 # What is free and too small becomes one: what is held stays near what is needed at one time.
                 unused = [region for region in regions if region.is_unused]
@@ -112,7 +261,7 @@ class Workspace:
 
 def _hand_on(regions: dict[bool, list[Region]]) -> None:
     for kept, some in regions.items():
-        spare_memory.leave(some, kept=kept)
+        leave(some, kept=kept)
 
 
 def _rounded(size: int) -> int:

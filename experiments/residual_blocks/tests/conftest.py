@@ -1,0 +1,56 @@
+"""One run of the script at its quick setting, which the tests of this folder look at."""
+
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from experiments.residual_blocks.settings import Ablation, load_ablation
+from experiments.residual_blocks.study import Study, conduct
+from wan_vae.cli import main
+
+ROOT = Path(__file__).parents[3]
+QUICK = ROOT / "experiments" / "residual_blocks" / "configs" / "quick.yaml"
+DOCUMENT = (
+    "before\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nbetween\n<!-- table --><!-- end of table -->\nafter\n"
+)
+
+
+def run_script(*arguments: object) -> int:
+    """Run scripts/residual_blocks.py in this process; returns its exit code."""
+    spec = importlib.util.spec_from_file_location("ablate", ROOT / "scripts" / "residual_blocks.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments], program=script.app)
+    return exit_.value.code or 0
+
+
+class QuickRun(NamedTuple):
+    out: Path
+    document: Path
+    cache: Path
+
+
+@pytest.fixture(scope="session")
+def quick() -> Ablation:
+    return load_ablation(QUICK)
+
+
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
+    folder = tmp_path_factory.mktemp("ablation")
+    found = QuickRun(folder / "out", folder / "document.md", folder / "cache")
+    found.document.write_text(DOCUMENT)
+    options = ("--document", found.document, "--cache", found.cache, "--workers", 1)
+    assert run_script(QUICK, "--out", found.out, *options) == 0
+    return found
+
+
+@pytest.fixture(scope="session")
+def study(quick: Ablation, quick_run: QuickRun) -> Study:
+    said = []
+    found = conduct(quick, quick_run.cache, 1, said.append)
+    assert said == ["0 networks are left to train: about 0 minutes with 1 processes."]
+    return found

@@ -1,0 +1,31 @@
+import torch
+
+from experiments.residual_blocks.data import photo, training_batches, validation_clips
+from experiments.residual_blocks.settings import Ablation
+
+
+def test_a_batch_depends_on_seed_and_step_alone(quick: Ablation) -> None:
+    longer = quick.training.model_copy(update={"steps": 4})
+    short = training_batches(quick.photos, quick.training, 0)
+    long = training_batches(quick.photos, longer, 0)
+    assert all(torch.equal(one, other) for one, other in zip(short, long[:2], strict=True))
+    assert not torch.equal(long[0], long[1])
+    assert not torch.equal(long[0], training_batches(quick.photos, quick.training, 1)[0])
+
+
+def test_clips_have_the_asked_size_and_range(quick: Ablation) -> None:
+    batch = training_batches(quick.photos, quick.training, 0)[0]
+    held_out = validation_clips(quick.photos, quick.training)
+    assert batch.shape == (1, 3, 3, 8, 8)
+    assert held_out.shape == (2, 3, 3, 8, 8)
+    for clips in (batch, held_out):
+        assert clips.dtype == torch.float32
+        assert -1 <= clips.min() < clips.max() <= 1
+
+
+def test_every_photo_comes_with_scikit_image(quick: Ablation) -> None:
+    names = type(quick.photos).model_json_schema()["properties"]["training"]["items"]["enum"]
+    for name in names:
+        image = photo(name, 32)
+        assert min(image.shape[:2]) == 32
+        assert image.shape[2] == 3

@@ -1,0 +1,34 @@
+import math
+
+import pytest
+import torch
+
+from experiments.residual_blocks.networks import Network
+from experiments.residual_blocks.settings import Ablation
+from experiments.residual_blocks.training import constant_psnr, validation_psnr, warmed_cosine
+from wan_vae import WanVAE
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    shares = [warmed_cosine(step, 101, 5) for step in range(102)]
+    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert shares[5] == 1
+    assert shares[53] == pytest.approx(0.5)
+    assert shares[101] == pytest.approx(0)
+
+
+def test_psnr_of_a_network_that_paints_gray(quick: Ablation) -> None:
+    vae = WanVAE(Network(kind="wan", blocks_per_level=1, width=4, common=quick.network).config()).train()
+    clips = torch.full((1, 3, 3, 8, 8), 0.2)  # a tenth of the range away from gray: 20 dB
+    for value in (0.0, float("nan")):
+        torch.nn.init.constant_(vae.decoder.head.conv.weight, value)
+        torch.nn.init.constant_(vae.decoder.head.conv.bias, value)
+        assert validation_psnr(vae, clips) == pytest.approx(20, abs=1e-3)
+    assert vae.training
+
+
+def test_psnr_of_the_mean_color() -> None:
+    clips = torch.zeros(2, 3, 1, 4, 4)
+    clips[0, 0], clips[1, 0] = 0.2, -0.2
+    # A third of the values is a tenth of the range away from the mean, the others are not.
+    assert constant_psnr(clips) == pytest.approx(20 + 10 * math.log10(3), abs=1e-3)

@@ -1,0 +1,163 @@
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.cli.running import read_clip, run, write_clip
+from tests.helpers import random_vae, small_config
+from wan_vae import WanVAE
+from wan_vae.errors import UserError
+from wan_vae.evaluation.contact_sheet import Layout
+from wan_vae.evaluation.evaluate import Result, Shot, evaluate_shot, markdown_table, scaled_size, summary
+from wan_vae.evaluation.metrics import Score
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mkv", frames=7, width=24, height=16, fps=Fraction(25))
+
+
+@pytest.fixture
+def vae() -> WanVAE:
+    return random_vae(small_config(), torch.float32)
+
+
+class MeanDifference:
+    """Takes the place of LPIPS."""
+
+    def distance(self, a: np.ndarray, b: np.ndarray) -> float:
+        assert a.shape == b.shape == (16, 24, 3)
+        return float(np.abs(a.astype(float) - b).mean())
+
+
+def test_a_shot_is_measured_as_reconstruct_does(
+    clip: Path, vae: WanVAE, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae.save(tmp_path / "vae.safetensors")
+    out = tmp_path / "out.mkv"
+    options = (
+        "--checkpoint",
+        tmp_path / "vae.safetensors",
+        "--dtype",
+        "fp32",
+        "--frames",
+        "2:6",
+        "--lossless",
+        "--json",
+    )
+    expected = run(capsys, "reconstruct", clip, out, *options).result()
+    result = evaluate_shot(vae, Shot(clip, 2, 6), 16, perceptual=MeanDifference(), sheet=tmp_path / "sheet.png")
+    assert (result.frames, result.size) == (4, (24, 16))
+    assert result.score.psnr == pytest.approx(expected["psnr"], rel=1e-4)
+    assert result.score.ssim == pytest.approx(expected["ssim"], rel=1e-4)
+    difference = np.abs(read_clip(clip)[2:6].astype(float) - read_clip(out)).mean()
+    assert result.score.lpips == pytest.approx(difference, rel=1e-4)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == Layout.of(24, 16).size(4)
+
+
+def test_a_clip_may_end_before_its_shot_and_is_scaled(clip: Path, vae: WanVAE) -> None:
+    result = evaluate_shot(vae, Shot(clip, 5, 54), 12)
+    assert (result.frames, result.size, result.score.lpips) == (2, (18, 12), None)
+
+
+def test_a_shot_that_is_not_there(clip: Path, vae: WanVAE) -> None:
+    with pytest.raises(UserError, match="7"):
+        evaluate_shot(vae, Shot(clip, 7, 9), 16)
+
+
+def test_an_upscaling_decoder_is_refused(clip: Path) -> None:
+    with pytest.raises(UserError, match="2 times the size"):
+        evaluate_shot(random_vae(small_config(output_upscale=2), torch.float32), Shot(clip, 0, 3), 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [
+        ((640, 272), (602, 256)),
+        ((1280, 720), (456, 256)),
+        ((176, 144), (312, 256)),
+        ((720, 1280), (256, 456)),
+        ((99, 99), (256, 256)),
+    ],
+)
+def test_the_short_side_is_as_asked_and_the_long_one_even(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+    assert scaled_size(*size, 256) == scaled
+
+
+def test_reports() -> None:
+    results = [
+        Result(Shot(Path("in/a.mkv"), 0, 49), 49, (456, 256), Score(30.0, 0.9, 0.125)),
+        Result(Shot(Path("in/a.mkv"), 49, 98), 8, (456, 256), Score(35.0, 0.8, 0.375)),
+    ]
+    assert markdown_table(results) == (
+        "| shot | size | PSNR (dB) | SSIM | LPIPS |\n"
+        "| --- | --- | ---: | ---: | ---: |\n"
+        "| a.mkv, frames 0 to 48 | 456x256 | 30.00 | 0.9000 | 0.1250 |\n"
+        "| a.mkv, frames 49 to 56 | 456x256 | 35.00 | 0.8000 | 0.3750 |\n"
+        "| mean |  | 32.50 | 0.8500 | 0.2500 |\n"
+    )
+    described = summary(results)
+    assert described["mean"]["lpips"] == 0.25
+    assert described["shots"][1] == {
+        "clip": "a.mkv", "start": 49, "frames": 8, "size": "456x256", "psnr": 35.0, "ssim": 0.8, "lpips": 0.375
+    }  # fmt: skip
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    results = [
+        Result(Shot(Path("a.mkv"), 0, 1), 1, (8, 8), Score(float("inf"), None, None)),
+        Result(Shot(Path("b.mkv"), 0, 1), 1, (16, 16), Score(20.0, 0.5, None)),
+    ]
+    table = markdown_table(results)
+    assert "LPIPS" not in table
+    assert "| a.mkv, frames 0 to 0 | 8x8 | inf |  |\n" in table
+    json.dumps(summary(results), allow_nan=False)
+
+
+def evaluate(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    (folder / "bench.yaml").write_text("frames: 3\nshort_side: 16\nshots: {clip.mkv: [0, 2]}\n", encoding="utf-8")
+    command = ("bench.yaml", "--clips", ".", "--checkpoint", "vae.safetensors", "--device", "cpu", *arguments)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, command)], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_script(clip: Path, vae: WanVAE) -> None:
+    folder = clip.parent
+    vae.save(folder / "vae.safetensors")
+    outputs = ("--dtype", "fp32", "--json", "out.json", "--markdown", "out.md", "--sheets", "sheets")
+    done = evaluate(folder, *outputs)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out.md").read_text(encoding="utf-8") == done.stdout
+    assert "| clip.mkv, frames 2 to 4 | 24x16 |" in done.stdout
+    assert "`vae.safetensors` in float32 on cpu, torch" in done.stdout
+    assert "LPIPS was not measured" in done.stdout
+    values = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+    assert (values["checkpoint"], values["device"], values["dtype"]) == ("vae.safetensors", "cpu", "float32")
+    assert values["wan_vae"].startswith(version("wan_vae"))
+    assert [shot["frames"] for shot in values["shots"]] == [2, 3]
+    assert sorted(path.name for path in (folder / "sheets").iterdir()) == ["clip-000.png", "clip-002.png"]
+
+
+def test_the_script_refuses_before_it_works(clip: Path, vae: WanVAE) -> None:
+    folder = clip.parent
+    vae.save(folder / "vae.safetensors")
+    for arguments, word in (
+        (("--json", "clip.mkv", "--overwrite"), "both input and output"),
+        (("--json", "out", "--markdown", "out"), "two outputs"),
+        (("--backbone", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
+    ):
+        refused = evaluate(folder, *arguments)
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1), refused
+        assert word in refused.stderr
+    assert {path.name for path in folder.iterdir()} == {"bench.yaml", "clip.mkv", "vae.safetensors"}

@@ -1,0 +1,114 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from wan_vae import UserError
+from wan_vae.io.atomic_output import check_distinct, check_output, remove_partial, written_beside
+
+
+def test_the_output_appears_when_it_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    with written_beside(out) as beside:
+        beside.write_text("new", encoding="utf-8")
+        assert (beside.parent, beside.suffix) == (tmp_path, ".mp4")
+        assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_an_exception_leaves_what_was_there(error: type[BaseException], is_folder: bool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("old", encoding="utf-8")
+
+    def fail() -> None:
+        with written_beside(out) as beside:
+            if is_folder:
+                beside.mkdir()
+                beside = beside / "0.png"
+            beside.write_text("half", encoding="utf-8")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"out": "old"}
+
+
+def test_an_empty_folder_is_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    check_output(tmp_path / "out", overwrite=False, may_be_folder=True)
+    with written_beside(tmp_path / "out") as beside:
+        beside.mkdir()
+        (beside / "0.png").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.png"]
+
+
+def test_a_folder_with_files_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cat.png").touch()
+    with pytest.raises(UserError, match="already holds files"):
+        check_output(tmp_path / "out", overwrite=True, may_be_folder=True)
+
+
+def test_a_file_never_replaces_a_folder_a_pipe_or_a_device(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name, words in (("folder", "is a folder"), ("pipe", "a device or a pipe"), ("link", "a device or a pipe")):
+        with pytest.raises(UserError, match=words):
+            check_output(tmp_path / name, overwrite=True)
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "link.mp4", tmp_path / "elsewhere" / "target.mp4"
+    link.symlink_to(target)
+    check_output(link, overwrite=False)
+    with written_beside(link) as beside:
+        beside.write_text("new", encoding="utf-8")
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8") == "new"
+    with pytest.raises(UserError, match="exists; pass --overwrite"):
+        check_output(link, overwrite=False)
+
+
+def test_what_lies_in_an_input_folder_is_an_input(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "0.png").touch()
+    with pytest.raises(UserError, match="both input and output"):
+        check_output(tmp_path / "pictures" / "0.png", overwrite=True, inputs=(tmp_path / "pictures",))
+    check_output(tmp_path / "pictures" / "new.safetensors", overwrite=False, inputs=(tmp_path / "pictures",))
+
+
+def test_outputs_of_one_run_are_apart(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "a.mkv")
+    check_distinct(tmp_path / "a.mkv", tmp_path / "b.mkv", tmp_path / "a")
+    for other, words in (("a.mkv", "two outputs"), ("link", "two outputs"), ("a.mkv/b.png", "inside the other")):
+        for pair in ((tmp_path / "a.mkv", tmp_path / other), (tmp_path / other, tmp_path / "a.mkv")):
+            with pytest.raises(UserError, match=words):
+                check_distinct(*pair)
+
+
+def test_others_may_read_what_was_written_as_far_as_the_user_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for existing in (None, 0o604):
+            out = tmp_path / "out.safetensors"
+            if existing is not None:
+                out.chmod(existing)
+            with written_beside(out) as beside:
+                beside.touch(mode=0o600)
+            assert out.stat().st_mode & 0o777 == (0o640 if existing is None else existing)
+    finally:
+        os.umask(before)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    names = (".one.partial-12.pt", ".two.partial-7.npy", "one.pt", ".hidden")
+    for name in names:
+        (tmp_path / name).touch()
+    remove_partial(tmp_path, "one")
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
+    remove_partial(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names[2:])

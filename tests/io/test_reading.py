@@ -1,0 +1,247 @@
+"""What comes out of sources of every kind."""
+
+import gc
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from tests.io.sources import Array, encode, frame_of_planes, read_all, rgb_frames, smooth_pictures
+from wan_vae.errors import ClipError
+from wan_vae.io import open_clip
+
+PICTURES = smooth_pictures(12, 30, 44)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return encode(tmp_path_factory.mktemp("exact") / "a.mkv", rgb_frames(PICTURES))
+
+
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), Fraction(16), Fraction(25, 2)])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mp4", "libx264"), (".mkv", "ffv1"), (".avi", "ffv1"), (".mov", "qtrle")]
+)
+def test_rates_are_exact(tmp_path: Path, rate: Fraction, suffix: str, codec: str) -> None:
+    layout = {"libx264": "yuv420p", "qtrle": "rgb24"}.get(codec, "bgr0")
+    info, _ = read_all(encode(tmp_path / f"a{suffix}", rgb_frames(PICTURES, layout), codec=codec, rate=rate))
+    assert info.fps == rate
+    assert info.frames == 12
+    assert not info.variable_frame_rate
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    first=st.none() | st.integers(0, 14),
+    stop=st.none() | st.integers(0, 14),
+    count=st.integers(1, 13),
+    fps=st.none() | st.sampled_from([Fraction(25), Fraction(50), Fraction(10), Fraction(30000, 1001)]),
+)
+def test_frames_are_a_slice_and_fps_keeps_the_duration(
+    exact: Path, first: int | None, stop: int | None, count: int, fps: Fraction | None
+) -> None:
+    wanted = PICTURES[slice(first, stop)]
+    if len(wanted) == 0:
+        with pytest.raises(ClipError, match="selects no frame: the clip has 12"):
+            open_clip(exact, frames=(first, stop), fps=fps)
+        return
+    info, pictures = read_all(exact, count, frames=(first, stop), fps=fps)
+    assert info.fps == (fps or 25)
+    if fps is None:
+        assert (pictures == wanted).all()
+    else:
+        assert abs(len(pictures) - len(wanted) * fps / 25) <= max(Fraction(1, 2), 1 - len(wanted) * fps / 25)
+        places = [int(np.abs(wanted.astype(int) - picture).sum((1, 2, 3)).argmin()) for picture in pictures]
+        assert places == sorted(places)
+        assert places[0] == 0
+
+
+def test_a_clip_can_be_read_again(exact: Path) -> None:
+    with open_clip(exact) as clip:
+        next(clip.chunks(3))
+        assert sum(len(chunk) for chunk in clip.chunks(5)) == 12
+
+
+def test_new_size_keeps_the_shape_of_the_whole(exact: Path) -> None:
+    info, pictures = read_all(exact, size=(22, 30))
+    assert (info.width, info.height, info.pixel_aspect) == (22, 30, Fraction(2))
+    halves = PICTURES.reshape(12, 30, 22, 2, 3).mean(3)
+    assert np.abs(pictures - halves).mean() < 2
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_phone_video_is_turned_upright(tmp_path: Path, degrees: int) -> None:
+    if not hasattr(av.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV cannot write rotated video")
+    path = encode(
+        tmp_path / "a.mp4", rgb_frames(PICTURES, "rgb24"), codec="libx264rgb", options={"qp": "0"}, rotation=degrees
+    )
+    info, pictures = read_all(path)
+    # FFmpeg counts the angle anticlockwise.
+    assert (pictures == np.rot90(PICTURES, degrees // 90, (1, 2))).all()
+    assert info.rotation == (360 - degrees) % 360
+
+
+def test_variable_rate_keeps_every_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    times = [0, 1, 2, 6, 7, 8, 9, 15, 16, 17, 18, 19]
+    path = encode(tmp_path / "a.mkv", rgb_frames(PICTURES), times=times)
+    info, pictures = read_all(path)
+    assert info.variable_frame_rate
+    assert info.fps == 15
+    assert (pictures == PICTURES).all()
+    assert [r.message for r in caplog.records if "variable frame rate" in r.message and "15.000" in r.message]
+    caplog.clear()
+    _, pictures = read_all(path, fps=Fraction(25))
+    shown = [max(n for n, time in enumerate(times) if time <= tick) for tick in range(20)]
+    assert (pictures == PICTURES[shown]).all()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["webm", "mov", "png", "webp", "gif"])
+def test_transparency_goes_over_black(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    tolerance, count = 3, 3
+    if kind == "webm":
+        alpha = np.repeat(np.linspace(0, 255, 44)[None], 30, 0).astype(np.uint8)
+        half = np.full((15, 22), 128, np.uint8)
+        frame = frame_of_planes([np.full_like(alpha, 235), half, half, alpha], "yuva420p")
+        lossless = {"lossless": "1", "auto-alt-ref": "0"}
+        encode(path, [frame] * 3, codec="libvpx-vp9", options=lossless, metadata={"alpha_mode": "1"})
+        wanted = alpha[..., None] * np.ones(3)
+    elif kind == "mov":
+        luma, chroma = np.full((30, 44), 940, np.uint16), np.full((30, 44), 512, np.uint16)
+        alpha = np.repeat(np.linspace(0, 1023, 44)[None], 30, 0).astype(np.uint16)
+        planes: list[Array] = [luma, chroma, chroma, alpha]
+        encode(path, [frame_of_planes(planes, "yuva444p10le")] * 3, codec="prores_ks", options={"profile": "4444"})
+        wanted = alpha[..., None] / 1023 * 65535 * np.ones(3)
+        tolerance = 600
+    else:
+        rgba = np.full((30, 44, 4), 200, np.uint8)
+        rgba[:, 22:, 3] = 0 if kind == "gif" else 51
+        rgba[:, :22, 3] = 255
+        wanted = rgba[..., :3] * (rgba[..., 3:] / 255)
+        stills = [Image.fromarray(rgba - np.array([n, 0, 0, 0], np.uint8)) for n in range(count)]
+        options: dict[str, Any] = {"lossless": True, "exact": True} if kind == "webp" else {}
+        if kind == "png":
+            stills, count = stills[:1], 1
+        else:
+            options |= {"save_all": True, "append_images": stills[1:], "duration": 40, "disposal": 2}
+        stills[0].save(path, **options)
+    info, pictures = read_all(path)
+    assert info.has_alpha
+    assert len(pictures) == count
+    assert np.abs(pictures[0] - wanted).max() <= tolerance
+    assert [r.message for r in caplog.records if "over black" in r.message] == [
+        f"{path} has transparent pixels; they are laid over black."
+    ]
+
+
+def test_opaque_animations_have_no_alpha(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.gif"
+    first, *others = (Image.fromarray(picture) for picture in PICTURES)
+    first.save(path, save_all=True, append_images=others, duration=40)
+    info, _ = read_all(path)
+    assert not info.has_alpha
+    assert info.fps == 25
+    assert not caplog.records
+
+
+def test_animated_webp_goes_by_its_durations(tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    first, *others = (Image.fromarray(picture) for picture in PICTURES)
+    first.save(path, save_all=True, append_images=others, duration=[33, 34, 33] * 4, lossless=True)
+    info, pictures = read_all(path)
+    assert info.fps == 30
+    assert (pictures == PICTURES).all()
+    first.save(path, save_all=True, append_images=others, duration=[40] * 6 + [80] * 6, lossless=True)
+    info, pictures = read_all(path, fps=Fraction(25))
+    assert info.variable_frame_rate
+    assert (pictures == PICTURES[[0, 1, 2, 3, 4, 5, *sorted([*range(6, 12)] * 2)]]).all()
+
+
+def test_folder_in_natural_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, picture in enumerate(PICTURES):
+        Image.fromarray(picture).save(tmp_path / f"frame{number}.png")
+    (tmp_path / "notes.txt").write_text("hello")
+    info, pictures = read_all(tmp_path)
+    assert info.fps == 24
+    assert (pictures == PICTURES).all()
+    assert info.container == "folder"
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == 2
+    assert "notes.txt" in messages[0]
+    assert "24 a second" in messages[1]
+    info, pictures = read_all(tmp_path, fps=Fraction(10), frames=(2, 5))
+    assert info.fps == 10
+    assert (pictures == PICTURES[2:5]).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_exif_orientation(tmp_path: Path, tag: int, mode: str) -> None:
+    image = Image.fromarray(PICTURES[0]).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    image.save(tmp_path / "a.png", exif=exif)
+    _, pictures = read_all(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as stored:
+        wanted = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    assert (pictures[0] == wanted).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_deep_images_keep_their_depth(tmp_path: Path, suffix: str) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+    frame = av.VideoFrame.from_ndarray(deep, "rgb48le")
+    codec = {".png": "png", ".tiff": "tiff"}[suffix]
+    context: Any = av.CodecContext.create(codec, "w")
+    context.width, context.height, context.time_base = 30, 20, Fraction(1, 25)
+    context.pix_fmt = "rgb48be" if codec == "png" else "rgb48le"
+    frame = frame.reformat(format=context.pix_fmt)
+    frame.pts = 0
+    (tmp_path / f"a{suffix}").write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
+    info, pictures = read_all(tmp_path / f"a{suffix}")
+    assert info.bit_depth == 16
+    assert (pictures[0] == deep).all()
+
+
+def test_mixed_depths_come_as_deep(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 5, 3), 255, np.uint8)).save(tmp_path / "1.png")
+    Image.fromarray(np.full((4, 5), 65535, np.uint16)).save(tmp_path / "2.png")
+    _, pictures = read_all(tmp_path)
+    assert pictures.dtype == np.uint16
+    assert (pictures == 65535).all()
+
+
+def test_frames_and_rates_hold_with_b_frames_in_avi(tmp_path: Path) -> None:
+    frames = rgb_frames(PICTURES, "yuv420p")
+    info, _ = read_all(encode(tmp_path / "a.avi", frames, codec="mpeg4", options={"bf": "2"}))
+    assert info.fps == 25
+
+
+def test_importing_needs_no_torch() -> None:
+    code = "import sys, wan_vae.io; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_frames_go_without_waiting_for_the_garbage_collector(tmp_path: Path) -> None:
+    # Frames are few and large: the collector, which counts objects, would let hundreds of megabytes wait.
+    path = encode(tmp_path / "a.mkv", rgb_frames(smooth_pictures(40, 48, 64), "yuv420p"))
+    gc.collect()
+    gc.disable()
+    try:
+        with open_clip(path) as clip:
+            for _ in clip.chunks(4):
+                pass
+        left = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 4

@@ -1,0 +1,84 @@
+"""Parts of a picture that are processed in tiles compute what the whole picture gives, and send what is counted."""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_configs
+from tests.inference.test_tiling import tilings
+from tests.sharding.grids import grids
+from tests.sharding.test_halo_exchange import joined
+from tests.sharding.workers import Workers
+from wan_vae import VAEConfig
+from wan_vae.inference.tiling import TiledHalo, Tiling
+from wan_vae.model.halo import Halo
+from wan_vae.sharding.grid import Grid
+from wan_vae.sharding.halo_exchange import ShardNeighbors
+from wan_vae.sharding.process_group import Peers
+from wan_vae.sharding.scaling import bytes_sent, decoder_looks, encoder_looks
+
+
+def video_of(config: VAEConfig, grid: Grid, latents: int) -> torch.Tensor:
+    side = config.spatial_compression
+    frames = 1 + config.temporal_compression * (latents - 1)
+    return random_video(frames, side * sum(grid.heights), side * sum(grid.widths))
+
+
+def latents_of(config: VAEConfig, grid: Grid, latents: int) -> torch.Tensor:
+    return random_latents(config, latents, sum(grid.heights), sum(grid.widths))
+
+
+def coded_part(
+    group: dist.ProcessGroup,
+    config: VAEConfig,
+    grid: Grid,
+    latents: int,
+    first: int,
+    tiling: Tiling,
+    encodes: bool,
+    goes_on: bool,
+) -> tuple[np.ndarray, int]:
+    vae, peers = random_vae(config), Peers(range(group.size()), group)
+    whole, scale, unit = latents_of(config, grid, latents), 1, 1
+    if encodes:
+        whole, scale, unit = video_of(config, grid, latents), config.spatial_compression, config.temporal_compression
+    part = grid.cut(whole, peers.index, scale)
+    halo = TiledHalo(tiling, ShardNeighbors(grid, peers), goes_on=goes_on)
+    results = []
+    for chunk in part.tensor_split([1 + unit * (first - 1)] if goes_on else [], dim=2):
+        if chunk.shape[2] > 0:
+            results.append(vae.moments(chunk, halo) if encodes else vae.pixels(chunk, halo))
+            halo.advance()
+    return torch.cat(results, dim=2).numpy(), peers.bytes_sent
+
+
+@settings(max_examples=20)
+@given(st.data(), small_configs(), grids(), st.integers(1, 3), st.booleans())
+def test_tiled_parts_decode_like_the_whole_picture(
+    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, goes_on: bool
+) -> None:
+    vae, first = random_vae(config), data.draw(st.integers(1, latents))
+    tiling = data.draw(tilings(len(vae.decoder.steps())))
+    job = (coded_part, config, grid, latents, first, tiling, False, goes_on)
+    parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
+    whole = vae.pixels(latents_of(config, grid, latents), Halo())
+    assert relative_difference(joined(parts, grid), whole) <= 1e-10
+    looks = list(decoder_looks(config, latents, tiling))
+    assert sent == tuple(bytes_sent(looks, grid, part, itemsize=8) for part in range(len(parts)))
+
+
+@settings(max_examples=20)
+@given(st.data(), small_configs(), grids(), st.integers(1, 3), st.booleans())
+def test_tiled_parts_encode_like_the_whole_picture(
+    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, goes_on: bool
+) -> None:
+    vae, first = random_vae(config), data.draw(st.integers(1, latents))
+    tiling = data.draw(tilings(len(vae.encoder.steps())))
+    job = (coded_part, config, grid, latents, first, tiling, True, goes_on)
+    parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
+    whole = vae.moments(video_of(config, grid, latents), Halo())
+    assert relative_difference(joined(parts, grid), whole) <= 1e-10
+    looks = list(encoder_looks(config, 1 + config.temporal_compression * (latents - 1), tiling))
+    assert sent == tuple(bytes_sent(looks, grid, part, itemsize=8) for part in range(len(parts)))

@@ -1,0 +1,234 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import small_config
+from tests.training.runs import HELD_OUT, Material, small_recipe, stage_values
+from wan_vae.errors import UserError
+from wan_vae.training import Recipe
+from wan_vae.training.data import (
+    Sources,
+    StoredClip,
+    TrainingBatches,
+    camera_path,
+    random_crop,
+    store_sources,
+    whole_clips,
+)
+from wan_vae.training.recipe import DataSection
+
+COLORS = (20, 120, 220)
+
+
+@pytest.fixture(scope="session")
+def sources(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    return store_sources(small_recipe(material).data, tmp_path_factory.mktemp("store"))
+
+
+def recipe_of(*stages: dict[str, Any], seed: int = 0) -> Recipe:
+    values = {"model": {"preset": "nano"}, "data": {"videos": "clips"}, "stages": list(stages), "seed": seed}
+    return Recipe.model_validate(values)
+
+
+def clip_of(path: Path, frames: np.ndarray) -> StoredClip:
+    np.save(path, frames)
+    return StoredClip(path.name, path, len(frames))
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    """A photo whose red says the column and whose green says the row."""
+    row, column = np.mgrid[:height, :width]
+    return np.stack([column, row, np.zeros_like(row)], axis=-1).astype(np.uint8)
+
+
+def test_everything_a_recipe_names_is_stored(sources: Sources) -> None:
+    assert [clip.name for clip in sources.videos] == ["a.mkv", "b.mkv", "short.mkv"]
+    assert [clip.frames().shape for clip in sources.videos] == [(n, 32, 40, 3) for n in (9, 7, 3)]
+    assert [(clip.name, clip.frames().shape) for clip in sources.photos] == [
+        ("one.png", (1, 48, 64, 3)),
+        ("two.jpg", (1, 48, 64, 3)),
+    ]
+    assert [clip.name for clip in sources.held_out] == [HELD_OUT]
+
+
+def test_what_a_killed_run_left_half_stored_is_removed(material: Material, tmp_path: Path) -> None:
+    (tmp_path / ".a.partial-123.npy").touch()
+    store_sources(small_recipe(material).data, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_photos_can_be_held_out_and_are_not_enlarged(material: Material, tmp_path: Path) -> None:
+    data = DataSection(videos=material.videos, photos=material.photos, held_out=("two.jpg",), video_short_side=16)
+    found = store_sources(data, tmp_path / "frames")
+    assert [clip.name for clip in found.held_out] == ["two.jpg"]
+    assert [clip.name for clip in found.photos] == ["one.png"]
+    assert found.photos[0].frames().shape == (1, 48, 64, 3)
+    assert found.videos[0].frames().shape == (9, 16, 20, 3)
+
+
+def test_held_out_names_that_cannot_be(material: Material, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"held_out names other\.mkv, which is not among"):
+        store_sources(DataSection(videos=material.videos, held_out=("other.mkv", HELD_OUT)), tmp_path)
+    names = tuple(path.name for path in material.photos.iterdir())
+    with pytest.raises(UserError, match="held_out names every source"):
+        store_sources(DataSection(photos=material.photos, held_out=names), tmp_path)
+
+
+@settings(max_examples=25)
+@given(
+    crop=st.integers(1, 24).map(lambda half: 2 * half),
+    lengths=st.dictionaries(st.integers(1, 12), st.floats(0.1, 1), min_size=1, max_size=3),
+    batch=st.integers(1, 3),
+    photo_share=st.sampled_from([0.0, 0.4, 1.0]),
+    seed=st.integers(0, 2**63 - 1),
+    per_step=st.integers(1, 3),
+    order=st.permutations(range(4)),
+)
+def test_a_batch_depends_on_its_number_alone(
+    sources: Sources,
+    crop: int,
+    lengths: dict[int, float],
+    batch: int,
+    photo_share: float,
+    seed: int,
+    per_step: int,
+    order: Sequence[int],
+) -> None:
+    stage = stage_values(steps=4, crop=crop, lengths=lengths, batch=batch, photo_share=photo_share)
+    batches = TrainingBatches(sources, recipe_of(stage, seed=seed), per_step)
+    assert len(batches) == 4 * per_step
+    straight = [batches[number] for number in range(4)]
+    for number in order:
+        again = batches[number]
+        assert torch.equal(again.video, straight[number].video)
+        assert again.origins == straight[number].origins
+    for number, one in enumerate(straight):
+        length = one.video.shape[2]
+        assert length in lengths
+        assert length == straight[number // per_step * per_step].video.shape[2]
+        assert one.video.shape == (batch, 3, length, crop, crop)
+        assert one.video.dtype == torch.float32
+        assert one.video.abs().max() < 1 + 1e-5
+        assert len(one.origins) == batch
+        assert all(origin.startswith(("one.png", "two.jpg")) for origin in one.origins) or photo_share < 1
+        assert length <= 7 or not any(origin.startswith("b.mkv") for origin in one.origins)
+        assert length <= 3 or not any(origin.startswith("short.mkv") for origin in one.origins)
+
+
+def test_batches_and_seeds_differ(sources: Sources) -> None:
+    stage = stage_values(lengths={3: 1.0}, batch=1)
+    several = [TrainingBatches(sources, recipe_of(stage, seed=seed), 1)[number].video for seed in (0, 1) for number in
+               range(3)]  # fmt: skip
+    assert all(not torch.equal(one, other) for index, one in enumerate(several) for other in several[:index])
+
+
+def test_each_stage_has_its_own_batches(sources: Sources) -> None:
+    stages = (stage_values(steps=2, crop=8, lengths={1: 1.0}), stage_values(steps=1, crop=12, batch=1, lengths={5: 1}))
+    batches = TrainingBatches(sources, recipe_of(*stages), 2)
+    shapes = [tuple(batches[number].video.shape) for number in range(len(batches))]
+    assert shapes == 4 * [(2, 3, 1, 8, 8)] + 2 * [(1, 3, 5, 12, 12)]
+
+
+def test_shares_are_kept(sources: Sources) -> None:
+    stage = stage_values(steps=200, batch=1, crop=4, lengths={1: 3.0 / 4, 3: 1.0 / 4}, photo_share=0.25)
+    batches = TrainingBatches(sources, recipe_of(stage), 1)
+    drawn = [batches[number] for number in range(200)]
+    assert 0.65 < np.mean([batch.video.shape[2] == 1 for batch in drawn]) < 0.85
+    assert 0.15 < np.mean([batch.origins[0].startswith(("one", "two")) for batch in drawn]) < 0.35
+
+
+def test_photos_stand_in_where_no_clip_is_long_enough(sources: Sources) -> None:
+    stage = stage_values(lengths={11: 1.0}, photo_share=0.0)
+    batch = TrainingBatches(sources, recipe_of(stage), 1)[0]
+    assert all(origin.startswith(("one.png", "two.jpg")) for origin in batch.origins)
+
+
+def test_lengths_that_no_clip_has_are_refused_at_once(sources: Sources) -> None:
+    stages = (stage_values(), stage_values(name="long ones", lengths={5: 0.9, 11: 0.1}))
+    without_photos = Sources(sources.videos, (), ())
+    with pytest.raises(UserError, match="no training clip has 11 frames, which stage long ones asks for"):
+        TrainingBatches(without_photos, recipe_of(*stages), 1)
+    TrainingBatches(without_photos, recipe_of(stage_values(lengths={9: 1.0, 11: 0.0})), 1)
+
+
+@settings(max_examples=40)
+@given(
+    height=st.integers(8, 60),
+    width=st.integers(8, 60),
+    crop=st.integers(4, 40),
+    length=st.integers(1, 5),
+    seed=st.integers(0, 999),
+)
+def test_a_crop_is_of_successive_frames(height: int, width: int, crop: int, length: int, seed: int) -> None:
+    clip = np.repeat(ramp(height, width)[None], 7, axis=0)
+    clip[..., 2] = 30 * np.arange(7)[:, None, None]
+    levels, origin = random_crop(clip, length, crop, np.random.default_rng(seed))
+    assert levels.shape == (3, length, crop, crop)
+    first, side, left, top = (int(word) for word in origin.replace(",", " ").split() if word.isdigit())
+    assert crop <= side <= 1.5 * crop or side == min(height, width)
+    assert 0 <= left <= width - side
+    assert 0 <= top <= height - side
+    for frame in range(length):
+        torch.testing.assert_close(levels[2, frame], torch.full((crop, crop), 30.0 * (first + frame)))
+    # The ramps tell where the crop is from, and that it is not mirrored.
+    for channel, start in ((0, left), (1, top)):
+        assert levels[channel].mean().item() == pytest.approx(start + (side - 1) / 2, abs=0.5)
+    assert (levels[0].diff(dim=-1) > -1e-3).all()
+    assert (levels[1].diff(dim=-2) > -1e-3).all()
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    height=st.integers(8, 80),
+    width=st.integers(8, 80),
+    crop=st.integers(4, 32),
+    length=st.integers(1, 6),
+    seed=st.integers(0, 999),
+)
+def test_a_plain_photo_stays_plain(height: int, width: int, crop: int, length: int, seed: int) -> None:
+    photo = np.full((height, width, 3), COLORS, dtype=np.uint8)
+    levels, _ = camera_path(photo, length, crop, np.random.default_rng(seed))
+    expected = torch.tensor(COLORS, dtype=torch.float32).view(3, 1, 1, 1).expand(3, length, crop, crop)
+    torch.testing.assert_close(levels, expected, rtol=0, atol=0.01)
+
+
+@settings(max_examples=40)
+@given(crop=st.integers(8, 32), more=st.tuples(st.integers(0, 150), st.integers(0, 150)), seed=st.integers(0, 999))
+def test_the_window_begins_inside_the_photo(crop: int, more: tuple[int, int], seed: int) -> None:
+    height, width = crop + more[0], crop + more[1]
+    levels, origin = camera_path(ramp(height, width), 1, crop, np.random.default_rng(seed))
+    scale = float(origin.split(" times")[0])
+    for channel, axis, side in ((0, -1, width), (1, -2, height)):
+        # Each pixel of the crop is `scale` photo pixels from the next: none is reflected at an edge, where only the
+        # filter of the reduction flattens the outermost ones.
+        steps = levels[channel].diff(dim=axis).narrow(axis, 2, crop - 5)
+        torch.testing.assert_close(steps, torch.full_like(steps, scale), rtol=0.15, atol=0)
+        assert levels[channel].min() >= 0
+        assert levels[channel].max() <= side - 1 + 1e-3
+
+
+def test_the_camera_moves_evenly() -> None:
+    moved = 0
+    for seed in range(30):
+        levels, _ = camera_path(ramp(200, 200), 5, 8, np.random.default_rng(seed))
+        if levels[:2].min() > 15 and levels[:2].max() < 185:  # away from the edges, where the picture is reflected
+            steps = levels[:2].mean(dim=(-2, -1)).diff(dim=1)
+            torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=0, atol=0.05)
+            moved += int(steps.abs().max() > 0.1)
+    assert moved >= 5
+
+
+def test_whole_clips_fit_the_model(sources: Sources, tmp_path: Path) -> None:
+    config = small_config(width_multipliers=(1, 1, 1), temporal_downsample=(True, True), patch_size=2)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 35, 29, 3), dtype=np.uint8)
+    (name, fitted), (_, short) = whole_clips([clip_of(tmp_path / "odd.npy", frames), sources.videos[2]], 7, config)
+    assert name == "odd.npy"
+    assert np.array_equal(fitted, frames[:5, 1:33, 2:26])
+    assert short.shape == (1, 32, 40, 3)

@@ -1,0 +1,112 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.runs import stage_values
+from wan_vae.errors import UserError
+from wan_vae.training import Recipe
+from wan_vae.training.checkpoint import FILE_NAME, load_state, save_state
+
+STATE = {"step": 3, "weights": {"a": torch.arange(4.0)}}
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    defaults: dict[str, Any] = {
+        "model": {"preset": "nano"},
+        "data": {"videos": "clips", "photos": "photos", "held_out": ["a.mp4"]},
+        "stages": [stage_values()],
+        "lpips": {"backbone": "alex.safetensors"},
+    }
+    return Recipe.model_validate(defaults | changes)
+
+
+def test_a_state_comes_back(tmp_path: Path) -> None:
+    assert load_state(tmp_path, recipe_of()) is None
+    save_state(tmp_path, recipe_of(), STATE)
+    found = load_state(tmp_path, recipe_of())
+    assert found is not None
+    assert found["step"] == 3
+    assert torch.equal(found["weights"]["a"], STATE["weights"]["a"])
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_failed_save_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_state(tmp_path, recipe_of(), STATE)
+    before = (tmp_path / FILE_NAME).read_bytes()
+
+    def full_disk(content: object, path: Path) -> None:
+        path.write_bytes(b"half a state")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            save_state(tmp_path, recipe_of(), STATE | {"step": 4})
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    save_state(tmp_path, recipe_of(), STATE | {"step": 4})
+    assert (load_state(tmp_path, recipe_of()) or {})["step"] == 4
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-200]),
+        lambda path: path.write_bytes(path.read_bytes()[:200]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("no state", encoding="utf-8"),
+        lambda path: torch.save(["a", "list"], path),
+        lambda path: torch.save({"step": 3}, path),
+        lambda path: torch.save({"recipe": Path("code")}, path),
+    ],
+)
+def test_damaged_files_are_refused(spoil: Any, tmp_path: Path) -> None:
+    save_state(tmp_path, recipe_of(), STATE)
+    spoil(tmp_path / FILE_NAME)
+    with pytest.raises(UserError, match=r"state\.pt is not the state of a training run, or is damaged; name another"):
+        load_state(tmp_path, recipe_of())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed = 0, not 1"),
+        ({"model": {"checkpoint": "nano"}}, r"model\.checkpoint = None, not 'nano'"),
+        ({"stages": [stage_values(learning_rate=0.5)]}, r"stages\.0\.learning_rate = 0\.002, not 0\.5"),
+        ({"stages": [stage_values(lengths={3: 0.5, 5: 0.4})]}, r"stages\.0\.lengths\.5 = 0\.5, not 0\.4"),
+        ({"data": {"videos": "clips", "photos": "photos"}}, r"data\.held_out\.0 = 'a\.mp4', not None"),
+        ({"lpips": {"network": "vgg", "backbone": "vgg.safetensors"}}, r"lpips\.network = 'alex', not 'vgg'"),
+        ({"mixed_precision": "bf16"}, "mixed_precision = None, not 'bf16'"),
+    ],
+)
+def test_another_recipe_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save_state(tmp_path, recipe_of(), STATE)
+    with pytest.raises(UserError, match=message) as error:
+        load_state(tmp_path, recipe_of(**changes))
+    assert "another --out" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_stages_may_change_until_they_begin(tmp_path: Path) -> None:
+    first, second = stage_values(steps=3), stage_values(steps=5)
+    save_state(tmp_path, recipe_of(stages=[first, second]), STATE)
+    assert load_state(tmp_path, recipe_of(stages=[first, stage_values(steps=9), second])) is not None
+    save_state(tmp_path, recipe_of(stages=[first, second]), STATE | {"step": 4})
+    with pytest.raises(UserError, match=r"stages\.1\.steps = 5, not 9"):
+        load_state(tmp_path, recipe_of(stages=[first, stage_values(steps=9)]))
+
+
+def test_paths_and_how_often_may_differ(tmp_path: Path) -> None:
+    save_state(tmp_path, recipe_of(), STATE)
+    elsewhere = recipe_of(
+        data={"videos": "x/clips", "photos": "x/photos", "held_out": ["a.mp4"], "workers": 3},
+        lpips={"backbone": "x/alex.safetensors"},
+        log_every=7,
+        validate_every=7,
+        checkpoint_every=7,
+        validation_clips=7,
+        validation_frames=9,
+    )
+    assert (load_state(tmp_path, elsewhere) or {})["step"] == 3

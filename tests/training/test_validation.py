@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import random_vae, small_config
+from tests.training.runs import Material
+from wan_vae.evaluation.lpips import Perceptual
+from wan_vae.io.frames import cropped_frames
+from wan_vae.training.validation import STRIP_FRAMES, validate
+
+
+def clips() -> list[tuple[str, np.ndarray]]:
+    random = np.random.default_rng(0)
+    return [(name, random.integers(0, 256, (frames, 32, 40, 3), dtype=np.uint8)) for name, frames in
+            (("a.mkv", 9), ("one.png", 1), ("b.mkv", 3))]  # fmt: skip
+
+
+def test_figures_and_pictures() -> None:
+    vae = random_vae(small_config(), torch.float32)
+    found = validate(vae, clips(), None)
+    assert found.scalars.keys() == {"psnr", "ssim"}
+    assert {name: strip.shape for name, strip in found.strips.items()} == {
+        "a.mkv": (64, 40 * STRIP_FRAMES, 3),
+        "one.png": (64, 40, 3),
+        "b.mkv": (64, 120, 3),
+    }
+    errors = []
+    for name, frames in clips():
+        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        decoded = next(cropped_frames([vae.decode(vae.encode(video))], 40, 32, vae.device))
+        errors.append(10 * np.log10(255**2 / np.square(frames.astype(float) - decoded).mean()))
+        strip = found.strips[name]
+        assert strip.dtype == np.uint8
+        for column, index in ((0, 0), (-40, -1)):
+            assert np.array_equal(strip[:32, column:][:, :40], frames[index])
+            # The stream's passes are other shapes than a whole clip's, whose last bits may then differ.
+            assert np.abs(strip[32:, column:][:, :40].astype(int) - decoded[index]).max() <= 1
+    assert found.scalars["psnr"] == pytest.approx(np.mean(errors), rel=1e-3)
+    assert -1 < found.scalars["ssim"] < 1
+
+
+def test_lpips_where_it_can_be_measured(material: Material) -> None:
+    found = validate(random_vae(small_config(), torch.float32), clips(), Perceptual("alex", Path(material.backbone)))
+    assert found.scalars.keys() == {"psnr", "ssim", "lpips"}
+    assert found.scalars["lpips"] > 0
+
+
+def test_ssim_is_left_out_where_a_clip_is_too_small_for_it() -> None:
+    small = [(name, frames[:, :10, :12]) for name, frames in clips()]
+    found = validate(random_vae(small_config(), torch.float32), [*clips(), *small], None)
+    assert found.scalars.keys() == {"psnr"}
+
+
+def test_nothing_is_changed() -> None:
+    vae = random_vae(small_config(block="resnet"), torch.float32)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    validate(vae, clips(), None)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())

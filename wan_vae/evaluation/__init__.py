@@ -1,0 +1,1 @@
+"""How close reconstructions are to their sources: metrics, pictures and evaluation sets."""

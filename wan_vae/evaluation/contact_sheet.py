@@ -1,0 +1,171 @@
+"""A contact sheet: a few frames of a clip, each with its reconstruction and the error between the two."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from wan_vae.evaluation.metrics import Fidelity
+from wan_vae.evaluation.reconstruct import eight_bits
+from wan_vae.io.frames import Frames
+
+ROWS = 5
+GAIN = 8
+LARGEST_WIDTH = 1900
+_LARGEST_CELL_HEIGHT = 480
+_SMALLEST_COLUMN = 240
+_MARGIN = 28
+_GAP = 10
+_BACKGROUND = (24, 24, 27)
+_BRIGHT = (236, 236, 240)
+_MUTED = (158, 158, 168)
+# From no error to the largest: each color is brighter than the one before, so that it reads in gray as well.
+_HEAT = ((0, 0, 0), (66, 16, 112), (190, 48, 84), (248, 146, 28), (255, 250, 190))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are on a sheet, in pixels.
+
+    Attributes:
+        cell_width: Of a picture as it is drawn.
+        cell_height: Likewise.
+        column: From one column's left edge to where its gap begins; wider than a narrow picture, for the labels.
+        text: Size of the type.
+    """
+
+    cell_width: int
+    cell_height: int
+    column: int
+    text: int
+
+    @classmethod
+    def of(cls, width: int, height: int) -> "Layout":
+        """Lay out pictures of this size: smaller if they are too large, and small ones magnified by a whole factor."""
+        widest = (LARGEST_WIDTH - 2 * _MARGIN - 2 * _GAP) // 3
+        scale = min(widest / width, _LARGEST_CELL_HEIGHT / height)
+        if scale >= 1:
+            scale = min(math.floor(scale), math.ceil(_SMALLEST_COLUMN / width))
+        cell_width, cell_height = (max(1, round(side * scale)) for side in (width, height))
+        column = max(cell_width, _SMALLEST_COLUMN)
+        return cls(cell_width, cell_height, column, text=max(13, column // 28))
+
+    def size(self, rows: int) -> tuple[int, int]:
+        """Return the width and height of a sheet."""
+        bottom = self.cell(rows, 0)[1] - self._line - _GAP
+        return 2 * (_MARGIN + _GAP) + 3 * self.column, bottom + _MARGIN
+
+    def title(self, column: int) -> tuple[int, int]:
+        """Return where the title of a column begins, at the left and in the middle of its line."""
+        return _MARGIN + column * (self.column + _GAP), _MARGIN + self.text // 2
+
+    def label(self, row: int, column: int) -> tuple[int, int]:
+        """Return where the label of a cell begins, at the left and in the middle of its line."""
+        left, top = self.cell(row, column)
+        return left, top - self._line // 2
+
+    def cell(self, row: int, column: int) -> tuple[int, int]:
+        """Return the left and upper edge of a picture."""
+        first = _MARGIN + self.text + self._line + _GAP
+        return self.title(column)[0], first + row * (self.cell_height + self._line + _GAP)
+
+    @property
+    def _line(self) -> int:
+        return 2 * self.text
+
+
+@dataclass(frozen=True)
+class _Row:
+    frame: int
+    psnr: float
+    cells: tuple[Image.Image, Image.Image, Image.Image]
+
+
+class ContactSheet:
+    """Collects `ROWS` frames from the first to the last, evenly spaced, at the size that they are drawn in.
+
+    Pixels are drawn square. The error of a pixel is the mean absolute difference of its channels, multiplied by `GAIN`
+    and drawn as a color from black to white hot.
+    """
+
+    def __init__(self, frames: int) -> None:
+        """Begin a sheet for a clip of this many frames; of a clip that ends earlier, the later rows are left out."""
+        self._wanted = {round((frames - 1) * row / (ROWS - 1)) for row in range(ROWS)}
+        self._frames = 0
+        self._rows: list[_Row] = []
+        self._layout: Layout | None = None
+
+    def add(self, source: Frames, reconstruction: NDArray[np.uint8]) -> None:
+        """Show the next frame, (height, width, 3) uint8 or uint16, and its reconstruction of the same size."""
+        if self._frames in self._wanted:
+            height, width = reconstruction.shape[:2]
+            self._layout = Layout.of(width, height)
+            fidelity = Fidelity()
+            fidelity.add(source, reconstruction)
+            left = eight_bits(source)
+            pictures = (left, reconstruction, error_picture(left, reconstruction))
+            first, second, third = (_drawn(picture, self._layout) for picture in pictures)
+            self._rows.append(_Row(self._frames, fidelity.score().psnr, (first, second, third)))
+        self._frames += 1
+
+    def draw(self) -> Image.Image:
+        """Return the sheet, RGB."""
+        layout = self._layout
+        assert layout is not None, "a sheet needs at least one frame"
+        sheet = Image.new("RGB", layout.size(len(self._rows)), _BACKGROUND)
+        draw = ImageDraw.Draw(sheet)
+        font = ImageFont.load_default(size=layout.text)
+        for column, title in enumerate(("source", "reconstruction", f"error, {GAIN}x")):
+            draw.text(layout.title(column), title, _BRIGHT, font, anchor="lm")
+        _draw_scale(sheet, layout, font)
+        for index, row in enumerate(self._rows):
+            psnr = "identical" if row.psnr == math.inf else f"PSNR {row.psnr:.2f} dB"
+            draw.text(layout.label(index, 0), f"frame {row.frame}", _MUTED, font, anchor="lm")
+            draw.text(layout.label(index, 1), psnr, _MUTED, font, anchor="lm")
+            for column, cell in enumerate(row.cells):
+                sheet.paste(cell, layout.cell(index, column))
+        return sheet
+
+    def save(self, path: Path) -> None:
+        """Write the sheet as a PNG file."""
+        self.draw().save(path, format="PNG", optimize=True)
+
+
+def error_picture(source: NDArray[np.uint8], reconstruction: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Draw the error between two pictures (height, width, 3) as colors: black is none, white hot is 255 / GAIN levels.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    error = np.abs(source.astype(np.float32) - reconstruction).mean(axis=2)
+    return _heat()[np.clip(np.rint(error * GAIN), 0, 255).astype(np.uint8)]
+
+
+def _heat() -> NDArray[np.uint8]:
+    stops = np.linspace(0, 255, len(_HEAT))
+    channels = [np.interp(np.arange(256), stops, [color[channel] for color in _HEAT]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+
+
+def _drawn(picture: NDArray[np.uint8], layout: Layout) -> Image.Image:
+    image = Image.fromarray(picture)
+    shrinks = layout.cell_width < image.width or layout.cell_height < image.height
+    filtering = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
+    return image.resize((layout.cell_width, layout.cell_height), filtering)
+
+
+def _draw_scale(sheet: Image.Image, layout: Layout, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
+    """Draw which colors stand for which errors, at the right end of the error column's title."""
+    draw = ImageDraw.Draw(sheet)
+    left, middle = layout.title(2)
+    right = left + layout.column
+    most = f"{255 / GAIN:.0f} levels"
+    draw.text((right, middle), most, _MUTED, font, anchor="rm")
+    bar_right = right - math.ceil(draw.textlength(most, font)) - layout.text // 2
+    width, height = 5 * layout.text, layout.text // 2
+    bar = Image.fromarray(_heat()[None]).resize((width, height))
+    sheet.paste(bar, (bar_right - width, middle - height // 2))
+    draw.text((bar_right - width - layout.text // 2, middle), "0", _MUTED, font, anchor="rm")

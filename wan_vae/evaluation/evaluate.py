@@ -1,0 +1,225 @@
+"""How well a model reconstructs shots of clips.
+
+Which code a measurement was made with.
+
+Which shots of which clips models are measured on, from a YAML file.
+"""
+
+import itertools
+import math
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wan_vae.config import read_yaml
+from wan_vae.errors import UserError
+from wan_vae.evaluation.contact_sheet import ContactSheet
+from wan_vae.evaluation.lpips import Perceptual
+from wan_vae.evaluation.metrics import Fidelity, Score, mean_score
+from wan_vae.evaluation.reconstruct import reconstructed
+from wan_vae.io import open_clip
+from wan_vae.vae import WanVAE
+
+
+def code_version() -> str:
+    """Return the package's version and, in a git checkout, its commit, with "-dirty" where files differ from it."""
+    root = Path(__file__).resolve().parents[2]
+    described = None
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        try:
+            described = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            described = None  # no git here, or it does not trust this folder
+    return version("wan_vae") if described is None else f"{version('wan_vae')}, commit {described}"
+
+
+_KEYS = ("frames", "short_side", "shots")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Part of a clip without a cut.
+
+    Attributes:
+        clip: The file.
+        start: Index of the first frame.
+        stop: Index after the last; the clip may end before.
+    """
+
+    clip: Path
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """A name for files about this shot, such as "bikes-030"."""
+        return f"{self.clip.stem}-{self.start:03}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to measure models on.
+
+    Attributes:
+        short_side: Pixels of the shorter side that each shot is scaled to.
+        shots: In the order of the report.
+    """
+
+    short_side: int
+    shots: tuple[Shot, ...]
+
+
+def read_bench(path: Path, clips: Path) -> Bench:
+    """Read which shots to measure on.
+
+    Args:
+        path: A YAML file such as `configs/evaluation/bench.yaml`.
+        clips: The folder that the clips are in.
+
+    Raises:
+        UserError: The file is missing, not YAML, or does not say what it has to, or a clip is missing.
+    """
+    content = read_yaml(path, missing=f"{path} does not exist; name a YAML file such as configs/evaluation/bench.yaml.")
+    if not isinstance(content, dict) or sorted(map(str, content)) != sorted(_KEYS):
+        raise UserError(f"{path} does not list shots: it must have {', '.join(_KEYS)} and nothing else.")
+    for key in ("frames", "short_side"):
+        if type(content[key]) is not int or content[key] < 1:
+            raise UserError(f"{path} has {key}: {content[key]!r}; it must be a whole number above 0.")
+    starts_of = content["shots"]
+    if not isinstance(starts_of, dict) or not starts_of:
+        raise UserError(f"{path} has shots: {starts_of!r}; it must map clips to the first frames of their shots.")
+    shots = []
+    for clip, starts in starts_of.items():
+        if not _are_starts(starts):
+            raise UserError(f"{path} has {clip}: {starts!r}; it must be a list of ever higher whole numbers from 0 on.")
+        if not (clips / str(clip)).exists():
+            raise UserError(f"{path} lists {clip}, which is not in {clips}; name the folder that it is in.")
+        for start, following in itertools.zip_longest(starts, starts[1:], fillvalue=math.inf):
+            shots.append(Shot(clips / str(clip), int(start), int(min(start + content["frames"], following))))
+    return Bench(content["short_side"], tuple(shots))
+
+
+def _are_starts(starts: object) -> bool:
+    return (
+        isinstance(starts, list)
+        and bool(starts)
+        and all(type(start) is int and start >= 0 for start in starts)
+        and all(first < second for first, second in itertools.pairwise(starts))
+    )
+
+
+_MEASURES = (("PSNR (dB)", "psnr", 2), ("SSIM", "ssim", 4), ("LPIPS", "lpips", 4))
+
+
+@dataclass(frozen=True)
+class Result:
+    """The score of one shot.
+
+    Attributes:
+        shot: Which.
+        frames: How many there were.
+        size: Width and height that it was measured at.
+        score: The means over its frames.
+    """
+
+    shot: Shot
+    frames: int
+    size: tuple[int, int]
+    score: Score
+
+
+def evaluate_shot(
+    vae: WanVAE,
+    shot: Shot,
+    short_side: int,
+    *,
+    perceptual: Perceptual | None = None,
+    sheet: Path | None = None,
+) -> Result:
+    """Reconstruct a shot and measure how close the decoded frames, rounded to 8 bits, are to the source's.
+
+    Args:
+        vae: The model.
+        shot: What to reconstruct.
+        short_side: Pixels of the shorter side that it is scaled to; the longer one becomes the nearest even number.
+        perceptual: Measures LPIPS; None to leave that out.
+        sheet: A PNG file to draw the frames in; None for no such file.
+
+    Raises:
+        UserError: The clip cannot be read or has no such frames, or the model's frames are larger than the source's.
+    """
+    if vae.config.output_upscale != 1:
+        raise UserError(
+            f"a model that decodes to {vae.config.output_upscale} times the size cannot be measured, for the source has"
+            " no such pixels to compare with; take one that keeps the size."
+        )
+    with open_clip(shot.clip) as clip:
+        size = scaled_size(clip.info.width, clip.info.height, short_side)
+    fidelity, count = Fidelity(perceptual), 0
+    with open_clip(shot.clip, size=size, frames=(shot.start, shot.stop)) as clip, torch.inference_mode():
+        drawing = ContactSheet(clip.info.frames) if sheet is not None else None
+        together = vae.latents_at_once(clip.info.height, clip.info.width) * vae.config.temporal_compression
+        for source, decoded in reconstructed(vae, clip.chunks(together), *size):
+            fidelity.add(source, decoded)
+            if drawing is not None:
+                drawing.add(source, decoded)
+            count += 1
+    if drawing is not None and sheet is not None:
+        drawing.save(sheet)
+    return Result(shot, count, size, fidelity.score())
+
+
+def summary(results: Sequence[Result]) -> dict[str, Any]:
+    """Return the scores of the shots and their mean as JSON types."""
+    shots = [
+        {
+            "clip": result.shot.clip.name,
+            "start": result.shot.start,
+            "frames": result.frames,
+            "size": f"{result.size[0]}x{result.size[1]}",
+            **result.score.to_dict(),
+        }
+        for result in results
+    ]
+    return {"shots": shots, "mean": mean_score([result.score for result in results]).to_dict()}
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """Return a table of the shots and their mean, for a model card; columns that nothing was measured for are left out.
+
+    Returns:
+        Lines that each end in a newline.
+    """
+    scores = [result.score for result in results]
+    mean = mean_score(scores)
+    measures = [measure for measure in _MEASURES if any(getattr(score, measure[1]) is not None for score in scores)]
+
+    def row(shot: str, size: str, score: Score) -> tuple[str, ...]:
+        values = ((getattr(score, name), digits) for _, name, digits in measures)
+        return shot, size, *("" if value is None else f"{value:.{digits}f}" for value, digits in values)
+
+    rows = [
+        ("shot", "size", *(title for title, _, _ in measures)),
+        ("---", "---", *("---:" for _ in measures)),
+        *(row(_described(result), f"{result.size[0]}x{result.size[1]}", result.score) for result in results),
+        row("mean", "", mean),
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Return width and height with the shorter one `short_side` and the longer one the nearest even number, pixels."""
+    long_side = 2 * round(short_side * max(width, height) / min(width, height) / 2)
+    if width == height:
+        return short_side, short_side
+    return (long_side, short_side) if width > height else (short_side, long_side)
+
+
+def _described(result: Result) -> str:
+    return f"{result.shot.clip.name}, frames {result.shot.start} to {result.shot.start + result.frames - 1}"

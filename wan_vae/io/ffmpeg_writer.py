@@ -1,0 +1,246 @@
+"""Writing clips through FFmpeg."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import av
+import av.error
+import av.filter
+
+from wan_vae.errors import ClipError
+from wan_vae.io.clip import Notices
+from wan_vae.io.color import Color, Scaler, frame_of
+from wan_vae.io.orientation import Picture
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+
+from wan_vae.io.audio import AudioCopy, AudioSource, file_url
+
+
+@dataclass(frozen=True)
+class Format:
+    """How pictures are stored in a kind of file.
+
+    Attributes:
+        container: FFmpeg's name of the kind of file.
+        encoder: FFmpeg's name of the encoder.
+        pixel_format: FFmpeg's name of the samples' layout.
+        options: Settings of the encoder.
+        odd_pixel_format: The same for pictures of odd width or height, where the encoder needs another for those.
+        fastest: The most pictures a second that can be stored, None where there is no such limit.
+        ticks: The parts of a second that the container counts time in, None where any rate can be stored exactly.
+    """
+
+    container: str
+    encoder: str
+    pixel_format: str
+    options: dict[str, str] = field(default_factory=dict)
+    odd_pixel_format: str | None = None
+    fastest: int | None = None
+    ticks: int | None = None
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether RGB is stored as it is."""
+        return self.pixel_format == "pal8" or av.VideoFormat(self.pixel_format).is_rgb
+
+
+def _h264(container: str, **options: str) -> Format:
+    return Format(container, "libx264", "yuv420p", {"crf": "17", "preset": "medium"} | options, "yuv444p")
+
+
+_VP9 = {"b:v": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1", "tile-columns": "2"}
+# Higher levels cut pictures into slices, which goes wrong with those of a few pixels.
+_FFV1 = {"level": "1", "g": "1"}
+
+# GIF counts time in hundredths of a second, and players take less than two of them for a mistake.
+LOSSY = {
+    ".mp4": _h264("mp4"),
+    ".mov": _h264("mov"),
+    ".mkv": _h264("matroska"),
+    # AVI stores no times, so frames must come in the order they are shown in.
+    ".avi": _h264("avi", bf="0"),
+    ".webm": Format("webm", "libvpx-vp9", "yuv420p", _VP9 | {"crf": "20"}),
+    ".gif": Format("gif", "gif", "pal8", fastest=50, ticks=100),
+    ".webp": Format("webp", "libwebp", "bgra", {"quality": "90"}, fastest=1000, ticks=1000),
+}
+
+LOSSLESS = {
+    ".mp4": Format("mp4", "libx264rgb", "rgb24", {"qp": "0", "preset": "medium"}),
+    ".mov": Format("mov", "libx264rgb", "rgb24", {"qp": "0", "preset": "medium"}),
+    ".mkv": Format("matroska", "ffv1", "bgr0", _FFV1),
+    ".avi": Format("avi", "ffv1", "bgr0", _FFV1),
+    ".webm": Format("webm", "libvpx-vp9", "gbrp", _VP9 | {"lossless": "1"}),
+    ".webp": Format("webp", "libwebp", "bgra", {"lossless": "1"}, fastest=1000, ticks=1000),
+}
+
+
+class AvSink:
+    """A video or animation being written, as a `Sink`."""
+
+    def __init__(
+        self,
+        path: Path,
+        form: Format,
+        *,
+        width: int,
+        height: int,
+        fps: Fraction,
+        color: Color,
+        pixel_aspect: Fraction,
+        audio: AudioSource | None,
+        notices: Notices,
+    ) -> None:
+        """Create the file.
+
+        Args:
+            path: Where to; the name's ending is not looked at.
+            form: How the pictures are stored.
+            width: In pixels.
+            height: In pixels.
+            fps: Pictures a second.
+            color: What to store the pictures as, in so far as `form` leaves a choice.
+            pixel_aspect: Width of a pixel over its height.
+            audio: The sound to carry over, as far as the file can hold it.
+            notices: Where to say what could not be done.
+        """
+        self._fps = fps
+        self._count = 0
+        # Animated WebP plays once unless told otherwise; GIF repeats of itself.
+        options = {"loop": "0"} if form.container == "webp" else {}
+        self._container = av.open(file_url(path), "w", format=form.container, options=options)
+        try:
+            stream = self._container.add_stream(form.encoder, rate=fps, options=form.options)
+            self._stream = cast("VideoStream", stream)
+            color = color.for_rgb() if form.is_rgb else color.for_yuv()
+            pixel_format = form.pixel_format
+            if form.odd_pixel_format is not None and (width % 2 or height % 2):
+                pixel_format = form.odd_pixel_format
+                notices.give(
+                    f"{width}x{height} has an odd side, which H.264 cannot store with chroma at half resolution; it is "
+                    f"stored at full ({pixel_format}), which not every player shows."
+                )
+            if pixel_aspect != 1 and not form.encoder.startswith("libx264"):
+                # Containers could hold it, but PyAV gives no way to set it; H.264 holds it itself.
+                notices.give(
+                    f"the output cannot say that its pixels are {pixel_aspect} as wide as high, as H.264 could; "
+                    "players will take them for square."
+                )
+            context = self._stream.codec_context
+            context.width, context.height, context.pix_fmt = width, height, pixel_format
+            context.sample_aspect_ratio = pixel_aspect
+            context.colorspace, context.color_range = color.matrix_code, color.range_code
+            context.color_primaries, context.color_trc = color.primaries, color.transfer
+            self._convert: Callable[[av.VideoFrame | None], Iterator[av.VideoFrame]] = (
+                _Palettized() if pixel_format == "pal8" else _SamplesOf(color, pixel_format)
+            )
+            self._audio = _audio_copy(audio, self._container, notices)
+        except BaseException:
+            self._container.close()
+            raise
+
+    def write(self, picture: Picture) -> None:
+        """Append a (height, width, 3) uint8 picture."""
+        frame = frame_of(picture)
+        frame.pts, frame.time_base = self._count, 1 / self._fps
+        self._count += 1
+        self._encode(self._convert(frame))
+        if self._audio is not None:
+            self._audio.advance(self._count / self._fps)
+
+    def finish(self) -> None:
+        """Write what is left, and close the file."""
+        try:
+            self._encode(self._convert(None))
+            self._container.mux(self._timed(self._stream.encode(None)))
+        finally:
+            self._close()
+
+    def abort(self) -> None:
+        """Close the file, unfinished."""
+        # It is thrown away, for a reason that is already on its way to the user.
+        with suppress(av.error.FFmpegError, OSError):
+            self._close()
+
+    def _encode(self, frames: Iterable[av.VideoFrame]) -> None:
+        for frame in frames:
+            self._container.mux(self._timed(self._stream.encode(frame)))
+
+    def _timed(self, packets: "list[Packet[VideoStream]]") -> "list[Packet[VideoStream]]":
+        for packet in packets:
+            # Not all encoders say it, and without it the last picture would be shown for no time.
+            packet.duration = packet.duration or 1
+        return packets
+
+    def _close(self) -> None:
+        if self._audio is not None:
+            self._audio.close()
+        self._container.close()
+
+
+def _audio_copy(source: AudioSource | None, output: "OutputContainer", notices: Notices) -> AudioCopy | None:
+    if source is None:
+        return None
+    try:
+        return AudioCopy(source, output)
+    except ClipError as error:
+        notices.give(f"the output is without sound: {error}")
+        return None
+
+
+class _SamplesOf:
+    """Converts RGB frames to the samples to be stored."""
+
+    def __init__(self, color: Color, pixel_format: str) -> None:
+        options = f"in_range=full:out_color_matrix={color.matrix}:out_range={color.range_name}"
+        self._scale = Scaler("" if color.matrix == "rgb" else options, pixel_format)
+
+    def __call__(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+        if frame is not None:
+            converted = self._scale(frame)
+            converted.pts, converted.time_base = frame.pts, frame.time_base
+            yield converted
+
+
+class _Palettized:
+    """Reduces RGB frames to 256 colors each, chosen for each anew so that no frame has to wait for the others."""
+
+    def __init__(self) -> None:
+        self._graph: av.filter.Graph | None = None
+
+    def __call__(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+        """The frames that are ready now that `frame` is known; None stands for the end."""
+        if self._graph is None:
+            if frame is None:
+                return
+            self._graph = self._build(frame)
+        self._graph.vpush(frame)
+        while True:
+            try:
+                yield self._graph.vpull()
+            except (av.error.BlockingIOError, av.error.EOFError):  # nothing more for now, or for good
+                return
+
+    def _build(self, frame: av.VideoFrame) -> av.filter.Graph:
+        graph = av.filter.Graph()
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+        )
+        twice = graph.add("split")
+        palette = graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
+        applied = graph.add("paletteuse", "new=1")
+        source.link_to(twice)
+        twice.link_to(palette, 0, 0)
+        twice.link_to(applied, 1, 0)
+        palette.link_to(applied, 0, 1)
+        applied.link_to(graph.add("buffersink"))
+        graph.configure()
+        return graph

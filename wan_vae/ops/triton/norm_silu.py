@@ -1,0 +1,122 @@
+"""Norm and SiLU in one pass over memory, straight to where the next convolution reads."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wan_vae.ops.norm_silu import SHORTEST
+from wan_vae.ops.triton.common import OPTIONS, channels_are_side_by_side, jit, on_device_of, outer_offset, walk
+
+# Up to 32 values a thread: enough loads under way to keep the memory busy.
+_VALUES_IN_TILE = 4096
+_WARPS = 4
+_WORTH_HALVING = 64
+
+
+def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
+    """Write `silu(x / ||x||_2 * sqrt(C) * gamma)` to `out`; the length is over the channels of every pixel.
+
+    Args:
+        x: (B, C, T, H, W), float32, float16 or bfloat16, channels side by side; C is at most 8192.
+        gamma: C values, of any shape and dtype.
+        out: Like `x`; may be a part of a larger tensor, or `x` itself. Rounded to once.
+
+    Returns:
+        `out`.
+    """
+    channels = x.shape[1]
+    assert channels_are_side_by_side(x)
+    assert channels_are_side_by_side(out)
+    assert channels <= 8192
+    if x.numel() == 0:
+        return out
+    (size0, size1, size2, pixels), (x_strides, out_strides) = walk(x, out)
+    block_channels, more_channels = triton.next_power_of_2(channels), 0
+    # Wan's widths are three times a power of two: the next power of two would leave a quarter of the threads idle.
+    if block_channels >= _WORTH_HALVING and channels <= 3 * block_channels // 4:
+        block_channels //= 2
+        more_channels = triton.next_power_of_2(channels - block_channels)
+    block_pixels = max(1, _VALUES_IN_TILE // triton.next_power_of_2(channels))
+    tiles = triton.cdiv(pixels, block_pixels)
+    with on_device_of(x):
+        _norm_silu[(size0 * size1 * size2 * tiles,)](
+            x,
+            gamma.reshape(-1),
+            out,
+            tiles,
+            size1,
+            size2,
+            pixels,
+            *x_strides,
+            *out_strides,
+            channels**0.5,
+            SHORTEST**2,
+            channels=channels,
+            block_channels=block_channels,
+            more_channels=more_channels,
+            block_pixels=block_pixels,
+            num_warps=_WARPS,
+            **OPTIONS,
+        )
+    return out
+
+
+@jit(any_size=["tiles", "pixels"])
+def _norm_silu(
+    x: tl.tensor,
+    gamma: tl.tensor,
+    out: tl.tensor,
+    tiles: tl.tensor,
+    size1: tl.tensor,
+    size2: tl.tensor,
+    pixels: tl.tensor,
+    x_stride0: tl.tensor,
+    x_stride1: tl.tensor,
+    x_stride2: tl.tensor,
+    x_stride3: tl.tensor,
+    out_stride0: tl.tensor,
+    out_stride1: tl.tensor,
+    out_stride2: tl.tensor,
+    out_stride3: tl.tensor,
+    root: tl.tensor,
+    shortest_squared: tl.tensor,
+    channels: tl.constexpr,
+    block_channels: tl.constexpr,
+    more_channels: tl.constexpr,
+    block_pixels: tl.constexpr,
+) -> None:
+    program = tl.program_id(0)
+    turn = program // tiles
+    pixel = (program % tiles) * block_pixels + tl.arange(0, block_pixels)
+    inside = (pixel < pixels)[:, None]
+    wide = pixel.to(tl.int64)[:, None]
+    x_places = x + outer_offset(turn, size1, size2, x_stride0, x_stride1, x_stride2) + wide * x_stride3
+    out_places = out + outer_offset(turn, size1, size2, out_stride0, out_stride1, out_stride2) + wide * out_stride3
+
+    channel = tl.arange(0, block_channels)[None, :]
+    there = inside & (channel < channels)
+    values = tl.load(x_places + channel, mask=there, other=0.0).to(tl.float32)
+    squared_length = tl.sum(values * values, axis=1)
+    if more_channels > 0:
+        other_channel = block_channels + tl.arange(0, more_channels)[None, :]
+        other_there = inside & (other_channel < channels)
+        other_values = tl.load(x_places + other_channel, mask=other_there, other=0.0).to(tl.float32)
+        squared_length += tl.sum(other_values * other_values, axis=1)
+    factor = tl.rsqrt(tl.maximum(squared_length, shortest_squared))[:, None] * root
+    _scale_and_store(values * factor, gamma, channel, channels, out_places, there)
+    if more_channels > 0:
+        _scale_and_store(other_values * factor, gamma, other_channel, channels, out_places, other_there)
+
+
+@jit()
+def _scale_and_store(
+    values: tl.tensor,
+    gamma: tl.tensor,
+    channel: tl.tensor,
+    channels: tl.constexpr,
+    out_places: tl.tensor,
+    there: tl.tensor,
+) -> None:
+    scaled = values * tl.load(gamma + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    result = scaled / (1.0 + tl.exp(-scaled))
+    tl.store(out_places + channel, result.to(out_places.dtype.element_ty), mask=there)

@@ -1,6 +1,0 @@
-"""Training a VAE: recipes, data, losses and the loop. Needs the extra `train`."""
-
-from wan_vae.train.recipe import Recipe, load_recipe
-from wan_vae.train.trainer import WEIGHTS_NAME, Trainer
-
-__all__ = ["WEIGHTS_NAME", "Recipe", "Trainer", "load_recipe"]
