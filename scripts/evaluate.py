@@ -11,7 +11,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wan_vae.cli import main, options
-from wan_vae.evaluation.evaluate import read_bench
+from wan_vae.evaluation.evaluate import read_evaluation_set
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 
 app = typer.Typer(name="evaluate", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -21,7 +21,7 @@ app = typer.Typer(name="evaluate", add_completion=False, rich_markup_mode=None, 
 def evaluate(
     bench: Annotated[Path, typer.Argument(help="The shots: a YAML file such as configs/evaluation/bench.yaml.")],
     clips: Annotated[Path, typer.Option(help="The folder that the clips are in.")],
-    checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
+    checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     backbone: Annotated[
         Path | None, typer.Option(help="torchvision's AlexNet, for LPIPS, which is left out without it.")
     ] = None,
@@ -33,7 +33,7 @@ def evaluate(
     overwrite: options.OverwriteOption = False,
 ) -> None:
     """Reconstruct every shot that BENCH lists, and print how close the frames are to the clips'."""
-    listed = read_bench(bench, clips)
+    listed = read_evaluation_set(bench, clips)
     outputs = [path for path in (json_file, markdown, sheets) if path is not None]
     inputs = [bench, Path(checkpoint), *(shot.clip for shot in listed.shots), *([] if backbone is None else [backbone])]
     for path in outputs:
@@ -45,9 +45,9 @@ def evaluate(
 
     from wan_vae.cli.common import load_model
     from wan_vae.evaluation.evaluate import code_version, evaluate_shot, markdown_table, summary
-    from wan_vae.evaluation.lpips import Perceptual
+    from wan_vae.evaluation.lpips import LPIPS
 
-    perceptual = None if backbone is None else Perceptual("alex", backbone)
+    perceptual = None if backbone is None else LPIPS("alex", backbone)
     model = load_model(checkpoint, device, dtype)
     on = model.vae.device
     if perceptual is not None:

@@ -32,7 +32,7 @@ def measure_stream(
     ] = 2000,
     side: Annotated[int, typer.Option(min=16, help="Height and width.")] = 256,
     saved_at: Annotated[int, typer.Option(min=1, help="After how many frames the state is saved.")] = 500,
-    checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
+    checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     resume: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Encode and decode FRAMES frames; go on from the state at SAVED_AT in a new process, and compare all after it."""

@@ -6,8 +6,8 @@ import torch
 
 import wan_vae
 from wan_vae import WanVAE
-from wan_vae.evaluation.metrics import Fidelity
-from wan_vae.evaluation.reconstruct import reconstructed
+from wan_vae.evaluation.metrics import Metrics
+from wan_vae.evaluation.reconstruct import reconstruct_frames
 from wan_vae.io import open_clip
 
 PACKAGE = Path(wan_vae.__file__).parent
@@ -22,11 +22,11 @@ def test_it_is_small_and_compresses_as_wan21_does() -> None:
 
 def test_the_demo_clip_comes_back() -> None:
     vae = WanVAE.from_pretrained("nano")
-    fidelity, by_frame = Fidelity(), []
+    fidelity, by_frame = Metrics(), []
     with open_clip(PACKAGE / "demo" / "bunny.mp4", frames=(0, 13)) as clip, torch.inference_mode():
-        for source, decoded in reconstructed(vae, clip.chunks(4), clip.info.width, clip.info.height):
+        for source, decoded in reconstruct_frames(vae, clip.chunks(4), clip.info.width, clip.info.height):
             fidelity.add(source, decoded)
-            alone = Fidelity()
+            alone = Metrics()
             alone.add(source, decoded)
             by_frame.append(alone.score().psnr)
     assert fidelity.score().psnr > 25

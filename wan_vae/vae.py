@@ -12,8 +12,8 @@ from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_check
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
-from wan_vae.inference.chunk_size import Pace, checked_latents_per_pass, pace_of
-from wan_vae.inference.dry_run import input_of, planned
+from wan_vae.inference.chunk_size import ChunkSize, check_latents_per_pass, choose_chunk_size
+from wan_vae.inference.dry_run import dummy_input, make_plan
 from wan_vae.inference.planner import Plan
 from wan_vae.inference.stream import DecodeStream, EncodeStream, Stream
 from wan_vae.inference.tiling import TiledHalo, Tiling
@@ -130,7 +130,7 @@ class WanVAE(Autoencoder):
         records = self._records(video)
         with torch.set_grad_enabled(records):
             if memory is not None:
-                plan = planned(self, "encode", video, latents_per_pass, memory)
+                plan = make_plan(self, "encode", video, latents_per_pass, memory)
                 return Posterior.from_moments(self._moments(video, plan.latents_per_pass, plan.tiling))
             if latents_per_pass is None and (records or self.training):
                 return Posterior.from_moments(self._encode_pass(video, Halo()))
@@ -154,7 +154,7 @@ class WanVAE(Autoencoder):
         records = self._records(latents)
         with torch.set_grad_enabled(records):
             if memory is not None:
-                plan = planned(self, "decode", latents, latents_per_pass, memory)
+                plan = make_plan(self, "decode", latents, latents_per_pass, memory)
                 return self._decoded(latents, plan.latents_per_pass, plan.tiling)
             if latents_per_pass is None and (records or self.training):
                 return self._decode_pass(
@@ -172,7 +172,7 @@ class WanVAE(Autoencoder):
         memory: Budget,
         batch: int = 1,
         latents_per_pass: int | None = None,
-        goes_on: bool = False,
+        streaming: bool = False,
         device: torch.device | None = None,
     ) -> Plan:
         """Return how a call would keep to a budget of memory. It takes a fraction of a second, and computes nothing.
@@ -191,9 +191,9 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: The size does not fit, or the budget is too small; the message says what would do.
         """
-        x = input_of(self, call, (batch, 3, frames, height, width))
+        x = dummy_input(self, call, (batch, 3, frames, height, width))
         with torch.no_grad():
-            return planned(self, call, x, latents_per_pass, memory, goes_on=goes_on, device=device)
+            return make_plan(self, call, x, latents_per_pass, memory, streaming=streaming, device=device)
 
     def encode_stream(
         self,
@@ -283,13 +283,13 @@ class WanVAE(Autoencoder):
 
         return ShardedVAE(self, mesh, gather=gather)
 
-    def latents_at_once(self, height: int, width: int) -> int:
+    def default_chunk_size(self, height: int, width: int) -> int:
         """Return how many latents of a video of height x width pixels go through the network together by themselves.
 
         Who feeds a stream does best to push as many at a time, or the frames of as many.
         """
         pixels = -(-height // self.config.spatial_compression) * -(-width // self.config.spatial_compression)
-        return pace_of(self, pixels, None).group
+        return choose_chunk_size(self, pixels, None).group
 
     def normalize(self, raw: Tensor) -> Tensor:
         """Raw latents (B, z, t, h, w) -> final latents."""
@@ -387,16 +387,16 @@ class WanVAE(Autoencoder):
     ) -> Stream:
         """Return a stream of moments, or of final latents."""
         unit = self.config.temporal_compression
-        chosen = checked_latents_per_pass(latents_per_pass)
+        chosen = check_latents_per_pass(latents_per_pass)
         _check_one_pace(neighbors, memory)
 
-        def pace(video: Tensor) -> Pace:
+        def pace(video: Tensor) -> ChunkSize:
             latents, tiles = chosen, tiling
             if memory is not None:
-                plan = planned(self, "encode", video, chosen, memory, goes_on=True)
+                plan = make_plan(self, "encode", video, chosen, memory, streaming=True)
                 latents, tiles = plan.latents_per_pass, plan.tiling
             pixels = video[:, :1, :1].numel() // self.config.spatial_compression**2
-            return pace_of(self, pixels, latents, unit=unit, neighbors=neighbors)._replace(tiling=tiles)
+            return choose_chunk_size(self, pixels, latents, unit=unit, neighbors=neighbors)._replace(tiling=tiles)
 
         # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
         statistics = cache(partial(LatentStatistics.of, self.config))
@@ -415,15 +415,17 @@ class WanVAE(Autoencoder):
         tiling: Tiling | None = None,
         memory: Budget | None = None,
     ) -> Stream:
-        chosen = checked_latents_per_pass(latents_per_pass)
+        chosen = check_latents_per_pass(latents_per_pass)
         _check_one_pace(neighbors, memory)
 
-        def pace(latents: Tensor) -> Pace:
+        def pace(latents: Tensor) -> ChunkSize:
             count, tiles = chosen, tiling
             if memory is not None:
-                plan = planned(self, "decode", latents, chosen, memory, goes_on=True)
+                plan = make_plan(self, "decode", latents, chosen, memory, streaming=True)
                 count, tiles = plan.latents_per_pass, plan.tiling
-            return pace_of(self, latents[:, :1, :1].numel(), count, neighbors=neighbors)._replace(tiling=tiles)
+            return choose_chunk_size(self, latents[:, :1, :1].numel(), count, neighbors=neighbors)._replace(
+                tiling=tiles
+            )
 
         # Found once: a GPU stops to take numbers, and a recorded pass must find them where they were.
         statistics = cache(partial(LatentStatistics.of, self.config))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.residual_blocks.settings import PhotoSection, TrainingSection
 from wan_vae.errors import UserError
-from wan_vae.training.data import camera_path
+from wan_vae.training.data import ken_burns
 
 _VALIDATION = 1_000_000_007  # no step of a training has this number
 
@@ -62,5 +62,5 @@ def _clips(
     names: tuple[str, ...], short_side: int, training: TrainingSection, count: int, random: np.random.Generator
 ) -> Tensor:
     chosen = [photo(names[random.integers(len(names))], short_side) for _ in range(count)]
-    paths = [camera_path(image, training.frames, training.crop, random)[0] for image in chosen]
+    paths = [ken_burns(image, training.frames, training.crop, random)[0] for image in chosen]
     return torch.stack(paths) / 127.5 - 1

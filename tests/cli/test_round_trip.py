@@ -16,7 +16,7 @@ from wan_vae import WanVAE
 from wan_vae.cli.common import load_model
 from wan_vae.cli.options import Device, Precision
 from wan_vae.io import open_clip
-from wan_vae.io.frames import cropped_frames
+from wan_vae.io.frames import tensors_to_frames
 from wan_vae.io.latents_file import LatentsFile
 
 
@@ -62,7 +62,7 @@ def test_every_way_gives_the_same_pixels(
     vae = WanVAE.from_pretrained(checkpoint)
     final = vae.encode(padded)
     torch.testing.assert_close(torch.cat(list(LatentsFile(latents).chunks(2)), dim=2), final, rtol=1e-4, atol=1e-5)
-    by_hand = next(cropped_frames([vae.decode(final)], 19, 13, vae.device))[:6].astype(int)
+    by_hand = next(tensors_to_frames([vae.decode(final)], 19, 13, vae.device))[:6].astype(int)
     assert np.abs(read_clip(direct).astype(int) - by_hand).max() <= 1
 
 

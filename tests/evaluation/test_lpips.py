@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wan_vae.errors import UserError
-from wan_vae.evaluation.lpips import Perceptual
+from wan_vae.evaluation.lpips import LPIPS
 
 ALEXNET = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
 
@@ -28,10 +28,10 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def perceptual(backbone: Path) -> Perceptual:
+def perceptual(backbone: Path) -> LPIPS:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return Perceptual("alex", backbone)
+        return LPIPS("alex", backbone)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def pictures() -> torch.Tensor:
     return 2 * torch.rand(2, 3, 48, 40, generator=torch.Generator().manual_seed(1)) - 1
 
 
-def test_distances_grow_with_noise(perceptual: Perceptual, pictures: torch.Tensor) -> None:
+def test_distances_grow_with_noise(perceptual: LPIPS, pictures: torch.Tensor) -> None:
     assert perceptual(pictures, pictures).tolist() == [0, 0]
     noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(2))
     distances = torch.stack([perceptual(pictures, pictures + scale * noise) for scale in (0.02, 0.1, 0.5)])
@@ -48,7 +48,7 @@ def test_distances_grow_with_noise(perceptual: Perceptual, pictures: torch.Tenso
     assert (distances > 0).all()
 
 
-def test_frames_are_compared_as_pictures(perceptual: Perceptual, pictures: torch.Tensor) -> None:
+def test_frames_are_compared_as_pictures(perceptual: LPIPS, pictures: torch.Tensor) -> None:
     frames = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     levels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
     expected = perceptual(levels[:1], levels[1:]).item()
@@ -56,14 +56,14 @@ def test_frames_are_compared_as_pictures(perceptual: Perceptual, pictures: torch
     assert perceptual.distance(frames[0].astype("uint16") * 257, frames[1]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_weight_comes_from_the_file(perceptual: Perceptual, backbone: Path) -> None:
+def test_every_weight_comes_from_the_file(perceptual: LPIPS, backbone: Path) -> None:
     stored = {name: tensor for name, tensor in load_file(backbone).items() if name.startswith("features")}
     filled = {name.split("net.slice")[1][2:]: value for name, value in perceptual.named_parameters() if ".net." in name}
     assert {f"features.{name}" for name in filled} == stored.keys()
     assert all(torch.equal(value, stored[f"features.{name}"]) for name, value in filled.items())
 
 
-def test_it_stays_frozen_and_lets_gradients_through(perceptual: Perceptual, pictures: torch.Tensor) -> None:
+def test_it_stays_frozen_and_lets_gradients_through(perceptual: LPIPS, pictures: torch.Tensor) -> None:
     perceptual.train()
     assert not any(module.training for module in perceptual.modules())
     assert not any(parameter.requires_grad for parameter in perceptual.parameters())
@@ -74,7 +74,7 @@ def test_it_stays_frozen_and_lets_gradients_through(perceptual: Perceptual, pict
         assert picture.grad.abs().sum() > 0
 
 
-def test_pictures_that_are_too_small(perceptual: Perceptual) -> None:
+def test_pictures_that_are_too_small(perceptual: LPIPS) -> None:
     smallest = torch.zeros(1, 3, 31, 31)
     assert perceptual(smallest, smallest).tolist() == [0]
     with pytest.raises(UserError, match="30x64 is too small"):
@@ -83,22 +83,22 @@ def test_pictures_that_are_too_small(perceptual: Perceptual) -> None:
 
 def test_bad_backbones(backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.safetensors does not exist"):
-        Perceptual("alex", tmp_path / "nowhere.safetensors")
+        LPIPS("alex", tmp_path / "nowhere.safetensors")
     tensors = load_file(backbone)
     bad = tmp_path / "bad.safetensors"
     save_file({name: tensor for name, tensor in tensors.items() if name != "features.6.bias"}, bad)
     with pytest.raises(UserError, match=r"bad\.safetensors does not hold .*alexnet: features\.6\.bias is missing"):
-        Perceptual("alex", bad)
+        LPIPS("alex", bad)
     save_file(tensors | {"features.3.weight": torch.zeros(192, 64, 3, 3)}, bad)
     with pytest.raises(UserError, match=r"features\.3\.weight is \(192, 64, 3, 3\) where \(192, 64, 5, 5\) belongs"):
-        Perceptual("alex", bad)
+        LPIPS("alex", bad)
     bad.write_text("no tensors", encoding="utf-8")
     with pytest.raises(UserError, match="not a readable checkpoint"):
-        Perceptual("alex", bad)
+        LPIPS("alex", bad)
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
     (tmp_path / "some.safetensors").touch()
     with pytest.raises(UserError, match=r"pip install 'wan-vae\[train\]'"):
-        Perceptual("alex", tmp_path / "some.safetensors")
+        LPIPS("alex", tmp_path / "some.safetensors")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from wan_vae.evaluation.metrics import Fidelity, Score, mean_score
+from wan_vae.evaluation.metrics import Metrics, Score, mean_score
 
 
 class MeanDifference:
@@ -16,7 +16,7 @@ class MeanDifference:
 
 
 def score_of(source: np.ndarray, found: np.ndarray, perceptual: MeanDifference | None = None) -> Score:
-    fidelity = Fidelity(perceptual)
+    fidelity = Metrics(perceptual)
     for pair in zip(source, found, strict=True):
         fidelity.add(*pair)
     return fidelity.score()

@@ -13,9 +13,9 @@ def test_a_gpu_gets_as_many_latents_at_once_as_keep_it_busy() -> None:
     with torch.device("meta"):
         vae = OnGPU(load_config("wan2.1")).to(torch.bfloat16)
         on_cpu = WanVAE(load_config("wan2.1"))
-    assert vae.latents_at_once(64, 64) == 8
-    assert vae.latents_at_once(720, 1280) == 1
-    assert [vae.latents_at_once(side, side) for side in (256, 384, 512)] == sorted(
-        (vae.latents_at_once(side, side) for side in (256, 384, 512)), reverse=True
+    assert vae.default_chunk_size(64, 64) == 8
+    assert vae.default_chunk_size(720, 1280) == 1
+    assert [vae.default_chunk_size(side, side) for side in (256, 384, 512)] == sorted(
+        (vae.default_chunk_size(side, side) for side in (256, 384, 512)), reverse=True
     )
-    assert on_cpu.to_empty(device="cpu").latents_at_once(64, 64) == 1
+    assert on_cpu.to_empty(device="cpu").default_chunk_size(64, 64) == 1

@@ -64,9 +64,9 @@ def test_streams_keep_to_budgets() -> None:
     vae = random_vae(small_config(decoder_width=32))
     final = random_latents(vae.config, 4, 36, 72)
     size = {"frames": 7, "height": 72, "width": 144}
-    whole = vae.plan("decode", **size, memory="1GiB", goes_on=True)
+    whole = vae.plan("decode", **size, memory="1GiB", streaming=True)
     budget = int(0.95 * whole.peak)
-    tiled = vae.plan("decode", **size, memory=budget, goes_on=True)
+    tiled = vae.plan("decode", **size, memory=budget, streaming=True)
     assert (whole.tiling, tiled.tiling is None) == (None, False)
     chunks = final.split([1, 2, 1], dim=2)
     streamed = torch.cat(list(vae.decode_stream(chunks, memory=budget)), dim=2)
@@ -131,4 +131,7 @@ def test_a_call_keeps_to_its_budget(call: str) -> None:
             if peak.held is None:
                 pytest.skip("this system does not tell")
             assert plan.tiling is None or budget < whole.peak
-            assert 0.7 * plan.peak <= peak.held <= 1.05 * plan.peak, (str(plan), peak.held / MEBIBYTE)
+            assert 0.7 * plan.peak <= peak.held <= 1.05 * plan.peak, (
+                str(plan),
+                peak.held / MEBIBYTE,
+            )

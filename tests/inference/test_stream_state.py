@@ -66,7 +66,7 @@ def test_what_tiles_remember_moves_along(data: st.DataObject, config: VAEConfig,
     first = data.draw(st.integers(0, len(half.steps())))
     tiling = Tiling(2, data.draw(st.integers(1, 3)), first, data.draw(st.integers(first, len(half.steps()))))
     stream = EncodeStream(vae) if encodes else DecodeStream(vae)
-    stream._stream._halo = TiledHalo(tiling, goes_on=True)
+    stream._stream._halo = TiledHalo(tiling, streaming=True)
     if encodes:
         clip = random_video(1 + 2 * unit, 2 * side, 3 * side, dtype=torch.float32)
     else:

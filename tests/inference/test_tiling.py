@@ -18,7 +18,7 @@ from tests.helpers import (
     small_configs,
 )
 from wan_vae import VAEConfig
-from wan_vae.inference.tiling import Span, TiledHalo, Tiling, Window, largest_of, parts_of, windows_of
+from wan_vae.inference.tiling import Box, Span, TiledHalo, Tiling, boxes_of, largest_tile, split_evenly
 from wan_vae.model.halo import Halo
 
 
@@ -65,8 +65,8 @@ def test_tiled_streams_give_the_whole_clip(data: st.DataObject, config: VAEConfi
     plan = [1, *data.draw(chunk_plans(latents - 1))]
     video = random_video(1 + config.temporal_compression * (latents - 1), 3 * side, 4 * side)
     lengths = [1, *(count * config.temporal_compression for count in plan[1:])]
-    encoding = TiledHalo(data.draw(tilings(len(vae.encoder.steps()))), goes_on=True)
-    decoding = TiledHalo(data.draw(tilings(len(vae.decoder.steps()))), goes_on=True)
+    encoding = TiledHalo(data.draw(tilings(len(vae.encoder.steps()))), streaming=True)
+    decoding = TiledHalo(data.draw(tilings(len(vae.decoder.steps()))), streaming=True)
     moments, pixels = [], []
     for count, frames in zip(plan, video.split(lengths, dim=2), strict=True):
         if count == 0:
@@ -83,7 +83,7 @@ def test_tiled_streams_give_the_whole_clip(data: st.DataObject, config: VAEConfi
 
 @given(st.integers(1, 20), st.integers(1, 25), st.integers(1, 4))
 def test_parts_are_even_and_cover_all(cells: int, count: int, multiple: int) -> None:
-    parts = parts_of(cells * multiple, count, multiple)
+    parts = split_evenly(cells * multiple, count, multiple)
     lengths = [stop - start for start, stop in parts]
     assert [start for start, _ in parts] == [sum(lengths[:index]) for index in range(len(parts))]
     assert sum(lengths) == cells * multiple
@@ -93,12 +93,12 @@ def test_parts_are_even_and_cover_all(cells: int, count: int, multiple: int) -> 
 
 def test_windows_are_as_large_as_convolutions_ask() -> None:
     vae = random_vae(small_config())
-    tile = Window(Span(8, 16), Span(0, 8))
+    tile = Box(Span(8, 16), Span(0, 8))
     # Last step: one convolution; last level: 4 convolutions; first level: 4, and that of the doubled picture.
-    rows = [window.rows for window in windows_of(vae.decoder.steps(), 16, 16, tile)]
+    rows = [window.rows for window in boxes_of(vae.decoder.steps(), 16, 16, tile)]
     assert rows == [Span(0, 16), Span(3, 21), Span(7, 17), Span(8, 16)]
     # Last level: 2 convolutions; first level: 2, and the one that halves, in whole pairs; the first convolution.
-    rows = [window.rows for window in windows_of(vae.encoder.steps(), 64, 64, tile)]
+    rows = [window.rows for window in boxes_of(vae.encoder.steps(), 64, 64, tile)]
     assert rows == [Span(7, 41), Span(8, 40), Span(6, 18), Span(8, 16)]
 
 
@@ -110,12 +110,12 @@ def test_tiles_take_no_gradients() -> None:
 
 def test_the_largest_tile_is_the_one_with_the_largest_tensor() -> None:
     steps = random_vae(small_config()).decoder.steps()
-    rows, columns = parts_of(22, 4, 2), parts_of(14, 3, 2)
+    rows, columns = split_evenly(22, 4, 2), split_evenly(14, 3, 2)
 
-    def largest_tensor(tile: Window) -> int:
-        windows = windows_of(steps, 11, 7, tile)[:-1]
+    def largest_tensor(tile: Box) -> int:
+        windows = boxes_of(steps, 11, 7, tile)[:-1]
         sizes = ([stop - start for start, stop in window] for window in windows)
         return max(step.values * math.prod(size) for step, size in zip(steps, sizes, strict=True))
 
-    found = largest_of(steps, 11, 7, rows, columns)
-    assert largest_tensor(found) == max(largest_tensor(Window(*spans)) for spans in product(rows, columns))
+    found = largest_tile(steps, 11, 7, rows, columns)
+    assert largest_tensor(found) == max(largest_tensor(Box(*spans)) for spans in product(rows, columns))

@@ -16,7 +16,7 @@ from tests.helpers import (
 )
 from wan_vae import UserError, VAEConfig, WanVAE
 from wan_vae.config import BLOCK_KINDS
-from wan_vae.model.halo import Halo, StreamHalo
+from wan_vae.model.halo import CachedHalo, Halo
 
 
 def fitting_video(config: VAEConfig, latents: int) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_passes_may_be_of_any_size(block: str, data: st.DataObject) -> None:
     groups = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
     plan = [1 + 2 * (groups[0] - 1), *(2 * group for group in groups[1:])]
     video = random_video(sum(plan), 4, 6)
-    halo, parts = StreamHalo(), []
+    halo, parts = CachedHalo(), []
     for chunk in video.split(plan, dim=2):
         parts.append(vae.moments(chunk, halo))
         halo.advance()
@@ -109,7 +109,7 @@ def test_interleaved_streams_do_not_disturb_each_other() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("with_gradients", [False, True])
 def test_a_stream_remembers_frames_and_not_whole_chunks(dtype: torch.dtype, with_gradients: bool) -> None:
-    vae, halo = random_vae(small_config(), dtype), StreamHalo()
+    vae, halo = random_vae(small_config(), dtype), CachedHalo()
     sizes = []
     for chunk in random_video(17, 4, 6, dtype=dtype).split([1, 2, 2, 12], dim=2):
         with torch.set_grad_enabled(with_gradients):
@@ -119,24 +119,24 @@ def test_a_stream_remembers_frames_and_not_whole_chunks(dtype: torch.dtype, with
         sizes.append(sum(piece.untyped_storage().nbytes() for piece in pieces))
         assert all(region.is_unused for region in halo.workspace._regions[False])
     assert sizes[0] <= sizes[1] == sizes[2] == sizes[3]
-    assert sizes[-1] == halo.remembered_bytes
+    assert sizes[-1] == halo.cached_bytes
 
 
 def test_several_halos_share_one_state_under_prefixes() -> None:
     vae, clips, rest = random_vae(small_config()), [random_video(3, 4, 6, seed=seed) for seed in range(2)], []
     state: dict[str, torch.Tensor] = {}
     for index, clip in enumerate(clips):
-        halo = StreamHalo()
+        halo = CachedHalo()
         vae.moments(clip, halo)
         halo.advance()
         state |= halo.state_dict(vae, f"tiles.{index}.")
         rest.append(vae.moments(clip[:, :, :2], halo))
     for index, clip in enumerate(clips):
-        halo = StreamHalo()
+        halo = CachedHalo()
         halo.load_state_dict(vae, state, f"tiles.{index}.")
         assert torch.equal(vae.moments(clip[:, :, :2], halo), rest[index])
     with pytest.raises(UserError, match=r"'tiles.0.encoder.conv_in', but this model no such layer"):
-        StreamHalo().load_state_dict(vae, state)
+        CachedHalo().load_state_dict(vae, state)
 
 
 def test_the_model_keeps_no_state() -> None:

@@ -7,7 +7,7 @@ from einops import rearrange
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from wan_vae.model.halo import Halo, StreamHalo
+from wan_vae.model.halo import CachedHalo, Halo
 from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut, Span, span_of
 
 CELLS = st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2]))
@@ -27,16 +27,16 @@ def test_averaging_puts_zeros_before_an_odd_clip() -> None:
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_repeating_keeps_one_copy_of_frame_0(recorded: bool) -> None:
-    up, halo = RepeatShortcut(1, 1, time=2, space=2), StreamHalo()
-    with torch.set_grad_enabled(recorded):
+def test_repeating_keeps_one_copy_of_frame_0(plain_ops: bool) -> None:
+    up, halo = RepeatShortcut(1, 1, time=2, space=2), CachedHalo()
+    with torch.set_grad_enabled(plain_ops):
         assert up(clip(2), zeros(3, 4), halo)[0, 0, :, 0, 0].tolist() == [1.0, 2.0, 2.0]
         halo.advance()
         assert up(clip(2), zeros(4, 4), halo)[0, 0, :, 0, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
 
 
 @given(CELLS, st.integers(1, 12), st.integers(1, 12), st.integers(1, 3), st.booleans())
-def test_averages_of_any_widths(cell: tuple[int, int], narrow: int, wide: int, frames: int, recorded: bool) -> None:
+def test_averages_of_any_widths(cell: tuple[int, int], narrow: int, wide: int, frames: int, plain_ops: bool) -> None:
     time, space = cell
     assume(narrow * time * space**2 % wide == 0)
     x = torch.randn(2, narrow, frames, 2 * space, 3 * space, dtype=torch.float64)
@@ -44,12 +44,12 @@ def test_averages_of_any_widths(cell: tuple[int, int], narrow: int, wide: int, f
     padded = F.pad(x, (0, 0, 0, 0, -frames % time, 0))
     places = rearrange(padded, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=space, r=space)
     expected = main + places.unflatten(1, (wide, -1)).mean(dim=2)
-    with torch.set_grad_enabled(recorded):
+    with torch.set_grad_enabled(plain_ops):
         torch.testing.assert_close(AverageShortcut(narrow, wide, time=time, space=space)(x, main, Halo()), expected)
 
 
 @given(CELLS, st.integers(1, 12), st.integers(1, 12), st.integers(1, 3), st.booleans())
-def test_repeats_of_any_widths(cell: tuple[int, int], wide: int, narrow: int, frames: int, recorded: bool) -> None:
+def test_repeats_of_any_widths(cell: tuple[int, int], wide: int, narrow: int, frames: int, plain_ops: bool) -> None:
     time, space = cell
     assume(narrow * time * space**2 % wide == 0)
     x = torch.randn(2, wide, frames, 2, 3, dtype=torch.float64)
@@ -57,7 +57,7 @@ def test_repeats_of_any_widths(cell: tuple[int, int], wide: int, narrow: int, fr
     repeated = x.repeat_interleave(narrow * time * space**2 // wide, dim=1)
     spread = rearrange(repeated, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=time, q=space, r=space)
     expected = main + spread[:, :, time - 1 :]
-    with torch.set_grad_enabled(recorded):
+    with torch.set_grad_enabled(plain_ops):
         torch.testing.assert_close(RepeatShortcut(wide, narrow, time=time, space=space)(x, main, Halo()), expected)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wan_vae.model.halo import Halo
-from wan_vae.model.resample import DoublingConv2d, Downsample, Upsample
+from wan_vae.model.resample import Downsample, Upsample, UpsampleConv2d
 
 
 def clip(frames: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def test_down_keeps_frame_0_and_then_looks_at_it() -> None:
 
 @given(frames=st.integers(1, 3), height=st.integers(1, 5), width=st.integers(1, 5))
 def test_doubling_and_convolving_are_one(frames: int, height: int, width: int) -> None:
-    layer = DoublingConv2d(3, 2).to(torch.float64)
+    layer = UpsampleConv2d(3, 2).to(torch.float64)
     x = torch.randn(2, 3, frames, height, width, dtype=torch.float64)
     doubled = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
     expected = F.conv3d(doubled, layer.weight.unsqueeze(2), layer.bias, padding=(0, 1, 1))

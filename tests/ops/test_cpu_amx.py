@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.cpu_cases import around, channels_last, needs_compiler, relative_error, sizes
-from wan_vae.ops.conv3d import convolve, convolve_doubled, doubles_on_the_way
+from wan_vae.ops.conv3d import can_fuse_upsample, convolve, convolve_upsampled
 from wan_vae.ops.cpu import kernels as native_amx
-from wan_vae.ops.cpu.kernels import amx_conv3d, amx_packed_size, amx_serves
+from wan_vae.ops.cpu.kernels import amx_conv3d, amx_packed_size, supports_amx
 from wan_vae.ops.workspace import Workspace
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("kernels")]
@@ -160,8 +160,8 @@ class TestResult:
     def test_doubled_pixels_are_as_near_float64_as_the_direct_way(self) -> None:
         x, weight = channels_last(1, 96, 2, 20, 33, dtype=torch.bfloat16), random(48, 96, 1, 3, 3)
         with torch.inference_mode():
-            assert doubles_on_the_way(x, weight)
-            ours = convolve_doubled(x, weight, None, Workspace(), zeros=(0, 1, 1, 1, 1))
+            assert can_fuse_upsample(x, weight)
+            ours = convolve_upsampled(x, weight, None, Workspace(), zeros=(0, 1, 1, 1, 1))
         wide = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
         expected = F.conv3d(wide.double(), weight.double(), padding=(0, 1, 1))
         direct = F.conv3d(wide, weight, padding=(0, 1, 1))
@@ -178,16 +178,16 @@ class TestResult:
 @pytest.mark.usefixtures("amx")
 def test_serves_bfloat16_with_channels_in_even_parts() -> None:
     x, weight = channels_last(1, 64, 3, 8, 8, dtype=torch.bfloat16), random(32, 64, 3, 3, 3)
-    assert amx_serves(x, weight)
-    assert amx_serves(x[:, :48], weight[:, :48])
-    assert not amx_serves(x[:, :3], weight[:, :3])
-    assert not amx_serves(x[:, :34], weight[:, :34].repeat(1, 1, 2, 1, 1))
-    assert not amx_serves(x.float(), weight.float())
+    assert supports_amx(x, weight)
+    assert supports_amx(x[:, :48], weight[:, :48])
+    assert not supports_amx(x[:, :3], weight[:, :3])
+    assert not supports_amx(x[:, :34], weight[:, :34].repeat(1, 1, 2, 1, 1))
+    assert not supports_amx(x.float(), weight.float())
 
 
 def test_serves_nothing_where_there_is_no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_amx, "_permitted", lambda kernels: False)
-    assert not amx_serves(channels_last(1, 64, 3, 8, 8, dtype=torch.bfloat16), random(32, 64, 3, 3, 3))
+    assert not supports_amx(channels_last(1, 64, 3, 8, 8, dtype=torch.bfloat16), random(32, 64, 3, 3, 3))
 
 
 @pytest.mark.parametrize(("outputs", "values"), [(32, 32), (33, 48), (3, 16)])

@@ -194,13 +194,13 @@ def test_nan_in_a_weight_stays_in_its_channel() -> None:
 
 def test_serves_where_it_can_and_is_faster() -> None:
     x, wide = channels_last(1, 32, 3, 16, 16), random(32, 32, 3, 3, 3)
-    assert native.winograd_serves(x, wide)
-    assert not native.winograd_serves(x, wide[:2])
-    assert not native.winograd_serves(x, wide[..., :1])
-    assert not native.winograd_serves(x.bfloat16(), wide)
-    assert not native.winograd_serves(x.half(), wide.half())
-    assert not native.winograd_serves(x[..., :3, :3], wide)
-    assert native.winograd_serves(x[..., :4, :4], wide)
+    assert native.supports_winograd(x, wide)
+    assert not native.supports_winograd(x, wide[:2])
+    assert not native.supports_winograd(x, wide[..., :1])
+    assert not native.supports_winograd(x.bfloat16(), wide)
+    assert not native.supports_winograd(x.half(), wide.half())
+    assert not native.supports_winograd(x[..., :3, :3], wide)
+    assert native.supports_winograd(x[..., :4, :4], wide)
 
 
 @pytest.mark.parametrize("amx", [True, False])
@@ -208,9 +208,9 @@ def test_serves_bfloat16_unless_the_processor_does_better(amx: bool, monkeypatch
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
     native.processor_has_amx.cache_clear()
     x, weight = channels_last(1, 32, 4, 16, 16, dtype=torch.bfloat16), random(32, 32, 3, 3, 3, dtype=torch.bfloat16)
-    assert native.winograd_serves(x, weight) is not amx
-    assert native.winograd_serves(x[:, :, :3], weight, doubled=True) is not amx
-    assert not native.winograd_serves(x[..., :15], weight)
-    assert not native.winograd_serves(x[:, :8], weight[:, :8])
-    assert native.winograd_serves(x.float(), weight.float())
+    assert native.supports_winograd(x, weight) is not amx
+    assert native.supports_winograd(x[:, :, :3], weight, doubled=True) is not amx
+    assert not native.supports_winograd(x[..., :15], weight)
+    assert not native.supports_winograd(x[:, :8], weight[:, :8])
+    assert native.supports_winograd(x.float(), weight.float())
     native.processor_has_amx.cache_clear()

@@ -185,7 +185,7 @@ def test_where_the_system_does_not_take_memory_on_demand_it_goes_back(monkeypatc
 
 
 def test_what_a_call_takes_in_turn_does_not_wait() -> None:
-    workspace = Workspace(hands_on=False)
+    workspace = Workspace(recycle=False)
     empty(workspace, 100)
     workspace.rest()
     del workspace

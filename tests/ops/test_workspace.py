@@ -90,7 +90,7 @@ def test_what_is_in_use_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_lasting_memory_is_written_in_any_mode() -> None:
     with torch.inference_mode():
-        x = Workspace.lasting((2, 3, 4, 5, 6), like=LIKE)
+        x = Workspace.empty_persistent((2, 3, 4, 5, 6), like=LIKE)
     assert x.is_contiguous(memory_format=torch.channels_last_3d)
     with torch.no_grad():
         assert (x.fill_(1) == 1).all()

@@ -13,10 +13,10 @@ from tests.helpers import random_latents, random_vae, random_video, relative_dif
 from tests.sharding.grids import grids
 from tests.sharding.workers import Workers
 from wan_vae import VAEConfig
-from wan_vae.model.halo import Halo, Reach, StreamHalo
+from wan_vae.model.halo import CachedHalo, Halo, Padding
 from wan_vae.sharding.grid import Grid
-from wan_vae.sharding.halo_exchange import ShardNeighbors
-from wan_vae.sharding.process_group import Peers
+from wan_vae.sharding.halo_exchange import HaloExchange
+from wan_vae.sharding.process_group import ProcessGroup
 from wan_vae.sharding.scaling import bytes_sent, decoder_looks, encoder_looks
 
 Plan = tuple[int, ...]
@@ -24,22 +24,22 @@ Pass = Callable[[torch.Tensor, Halo], torch.Tensor]
 
 
 def encoded_part(group: dist.ProcessGroup, config: VAEConfig, grid: Grid, plan: tuple[int, ...] | None) -> np.ndarray:
-    peers = Peers(range(group.size()), group)
+    peers = ProcessGroup(range(group.size()), group)
     frames = 1 + config.temporal_compression * 2 if plan is None else sum(plan)
     part = grid.cut(_video(config, grid, frames), peers.index, config.spatial_compression)
-    return _passed(random_vae(config).moments, part, ShardNeighbors(grid, peers), plan), peers.bytes_sent
+    return _passed(random_vae(config).moments, part, HaloExchange(grid, peers), plan), peers.bytes_sent
 
 
 def decoded_part(group: dist.ProcessGroup, config: VAEConfig, grid: Grid, plan: tuple[int, ...] | None) -> np.ndarray:
-    peers = Peers(range(group.size()), group)
+    peers = ProcessGroup(range(group.size()), group)
     part = grid.cut(_latents(config, grid, 3 if plan is None else sum(plan)), peers.index, 1)
-    return _passed(random_vae(config).pixels, part, ShardNeighbors(grid, peers), plan), peers.bytes_sent
+    return _passed(random_vae(config).pixels, part, HaloExchange(grid, peers), plan), peers.bytes_sent
 
 
-def _passed(network: Pass, part: torch.Tensor, neighbors: ShardNeighbors, plan: Plan | None) -> np.ndarray:
+def _passed(network: Pass, part: torch.Tensor, neighbors: HaloExchange, plan: Plan | None) -> np.ndarray:
     if plan is None:
         return network(part, Halo(neighbors)).numpy()
-    halo, results = StreamHalo(neighbors), []
+    halo, results = CachedHalo(neighbors), []
     for chunk in part.split(plan, dim=2):
         results.append(network(chunk, halo))
         halo.advance()
@@ -94,11 +94,11 @@ def test_parts_decode_like_the_whole_picture(
 
 
 def edges_around(group: dist.ProcessGroup, grid: Grid) -> np.ndarray:
-    peers = Peers(range(group.size()), group)
-    neighbors = ShardNeighbors(grid, peers)
+    peers = ProcessGroup(range(group.size()), group)
+    neighbors = HaloExchange(grid, peers)
     whole = torch.arange(float(sum(grid.heights) * sum(grid.widths))).view(1, 1, 1, sum(grid.heights), -1) + 1
-    reach = Reach(top=1, bottom=1, left=1, right=1)
-    (out,), zeros = Halo(neighbors).surround(torch.nn.Identity(), grid.cut(whole, peers.index, 1), reach)
+    reach = Padding(top=1, bottom=1, left=1, right=1)
+    (out,), zeros = Halo(neighbors).pad(torch.nn.Identity(), grid.cut(whole, peers.index, 1), reach)
     return F.pad(out, (zeros.left, zeros.right, zeros.top, zeros.bottom)).numpy()
 
 
@@ -113,9 +113,9 @@ def test_a_part_is_surrounded_by_the_pixels_around_it(workers: Workers, grid: Gr
         assert torch.equal(torch.from_numpy(out)[0, 0, 0], expected)
 
 
-def far_around(group: dist.ProcessGroup, grid: Grid, scale: int, margin: int) -> tuple[np.ndarray, Reach]:
-    peers = Peers(range(group.size()), group)
-    x, added = ShardNeighbors(grid, peers).around(grid.cut(_numbered(grid, scale), peers.index, scale), margin)
+def far_around(group: dist.ProcessGroup, grid: Grid, scale: int, margin: int) -> tuple[np.ndarray, Padding]:
+    peers = ProcessGroup(range(group.size()), group)
+    x, added = HaloExchange(grid, peers).around(grid.cut(_numbered(grid, scale), peers.index, scale), margin)
     return x.numpy(), added
 
 

@@ -25,11 +25,11 @@ from tests.sharding.workers import Workers
 from wan_vae import UserError, VAEConfig
 from wan_vae.inference import dry_run as planning
 from wan_vae.inference import planner
-from wan_vae.inference.budget import bytes_of
+from wan_vae.inference.budget import parse_bytes
 from wan_vae.inference.planner import Plan
 from wan_vae.inference.tiling import Tiling
 from wan_vae.sharding.led import LeadVAE, follow
-from wan_vae.sharding.process_group import Peers, least_budget
+from wan_vae.sharding.process_group import ProcessGroup, least_budget
 from wan_vae.sharding.sharded_vae import ShardedVAE
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_the_least_budget_is_everyones(workers: Workers) -> None:
 
 
 @contextmanager
-def planned(tiling: Tiling | None) -> Iterator[None]:
+def make_plan(tiling: Tiling | None) -> Iterator[None]:
     """Have every plan of this process be this one; without a tiling there are none."""
 
     def choose(job: planner.Job, budget: int) -> Plan:
@@ -138,7 +138,7 @@ def planned(tiling: Tiling | None) -> Iterator[None]:
 
 def streamed(group: dist.ProcessGroup, config: VAEConfig, call: str, tiling: Tiling) -> torch.Tensor:
     chunks = given_to(call, config, (4, 3, 5)).split(3, dim=2)
-    with planned(tiling if group.rank() == 0 else None):
+    with make_plan(tiling if group.rank() == 0 else None):
         return torch.cat(list(getattr(sharded(group, config), f"{call}_stream")(chunks, memory="1GiB")), dim=2)
 
 
@@ -189,17 +189,17 @@ def test_mistakes_are_told_in_every_process(workers: Workers, mistake: str, mess
 
 
 def free_memory(group: dist.ProcessGroup) -> int:
-    return least_budget("auto", CPU, Peers(range(group.size()), group))
+    return least_budget("auto", CPU, ProcessGroup(range(group.size()), group))
 
 
 def test_processes_on_one_machine_share_what_is_free(workers: Workers) -> None:
     shared = workers.run(4, free_memory)
     assert len(set(shared)) == 1
-    assert shared[0] <= 0.3 * bytes_of("auto", CPU)
+    assert shared[0] <= 0.3 * parse_bytes("auto", CPU)
 
 
 def led(group: dist.ProcessGroup, config: VAEConfig, tiling: Tiling) -> dict[str, Any]:
-    vae, peers = random_vae(config), Peers(range(group.size()), group)
+    vae, peers = random_vae(config), ProcessGroup(range(group.size()), group)
     if group.rank() > 0:
         follow(vae, peers)
         return {}
@@ -212,7 +212,7 @@ def led(group: dist.ProcessGroup, config: VAEConfig, tiling: Tiling) -> dict[str
     results["plan"] = lead.plan("decode", frames=7, height=6, width=10, memory=2**30)
     for call in ("encode", "decode"):
         x = given_to(call, config, (4, 3, 5))
-        with planned(tiling):
+        with make_plan(tiling):
             results[call] = getattr(lead, call)(x, memory=2**30)
             chunks = x.split(3, dim=2)
             results[f"{call}_stream"] = torch.cat(list(getattr(lead, f"{call}_stream")(chunks, memory=2**30)), dim=2)

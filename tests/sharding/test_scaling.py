@@ -5,7 +5,7 @@ from tests.helpers import small_config
 from wan_vae import WanVAE
 from wan_vae.benchmark.measure import work_of
 from wan_vae.config import load_config
-from wan_vae.sharding.grid import arranged
+from wan_vae.sharding.grid import best_grid
 from wan_vae.sharding.scaling import Look, bytes_sent, decoder_looks, encoder_looks, scaling
 
 
@@ -29,7 +29,7 @@ def test_the_largest_part_counts() -> None:
 
 
 def test_an_edge_by_hand() -> None:
-    grid = arranged(2, 5, 8)
+    grid = best_grid(2, 5, 8)
     # Five rows of 2 pixels a latent, one column of them, 7 channels, 3 frames, 8 bytes.
     assert bytes_sent([Look(channels=7, frames=3, scale=2)], grid, 0, itemsize=8) == 5 * 2 * 7 * 3 * 8
     # A key and a value for each of 5 x 4 latents.

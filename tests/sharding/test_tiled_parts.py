@@ -15,8 +15,8 @@ from wan_vae import VAEConfig
 from wan_vae.inference.tiling import TiledHalo, Tiling
 from wan_vae.model.halo import Halo
 from wan_vae.sharding.grid import Grid
-from wan_vae.sharding.halo_exchange import ShardNeighbors
-from wan_vae.sharding.process_group import Peers
+from wan_vae.sharding.halo_exchange import HaloExchange
+from wan_vae.sharding.process_group import ProcessGroup
 from wan_vae.sharding.scaling import bytes_sent, decoder_looks, encoder_looks
 
 
@@ -38,16 +38,16 @@ def coded_part(
     first: int,
     tiling: Tiling,
     encodes: bool,
-    goes_on: bool,
+    streaming: bool,
 ) -> tuple[np.ndarray, int]:
-    vae, peers = random_vae(config), Peers(range(group.size()), group)
+    vae, peers = random_vae(config), ProcessGroup(range(group.size()), group)
     whole, scale, unit = latents_of(config, grid, latents), 1, 1
     if encodes:
         whole, scale, unit = video_of(config, grid, latents), config.spatial_compression, config.temporal_compression
     part = grid.cut(whole, peers.index, scale)
-    halo = TiledHalo(tiling, ShardNeighbors(grid, peers), goes_on=goes_on)
+    halo = TiledHalo(tiling, HaloExchange(grid, peers), streaming=streaming)
     results = []
-    for chunk in part.tensor_split([1 + unit * (first - 1)] if goes_on else [], dim=2):
+    for chunk in part.tensor_split([1 + unit * (first - 1)] if streaming else [], dim=2):
         if chunk.shape[2] > 0:
             results.append(vae.moments(chunk, halo) if encodes else vae.pixels(chunk, halo))
             halo.advance()
@@ -57,11 +57,11 @@ def coded_part(
 @settings(max_examples=20)
 @given(st.data(), small_configs(), grids(), st.integers(1, 3), st.booleans())
 def test_tiled_parts_decode_like_the_whole_picture(
-    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, goes_on: bool
+    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, streaming: bool
 ) -> None:
     vae, first = random_vae(config), data.draw(st.integers(1, latents))
     tiling = data.draw(tilings(len(vae.decoder.steps())))
-    job = (coded_part, config, grid, latents, first, tiling, False, goes_on)
+    job = (coded_part, config, grid, latents, first, tiling, False, streaming)
     parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
     whole = vae.pixels(latents_of(config, grid, latents), Halo())
     assert relative_difference(joined(parts, grid), whole) <= 1e-10
@@ -72,11 +72,11 @@ def test_tiled_parts_decode_like_the_whole_picture(
 @settings(max_examples=20)
 @given(st.data(), small_configs(), grids(), st.integers(1, 3), st.booleans())
 def test_tiled_parts_encode_like_the_whole_picture(
-    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, goes_on: bool
+    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, streaming: bool
 ) -> None:
     vae, first = random_vae(config), data.draw(st.integers(1, latents))
     tiling = data.draw(tilings(len(vae.encoder.steps())))
-    job = (coded_part, config, grid, latents, first, tiling, True, goes_on)
+    job = (coded_part, config, grid, latents, first, tiling, True, streaming)
     parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
     whole = vae.moments(video_of(config, grid, latents), Halo())
     assert relative_difference(joined(parts, grid), whole) <= 1e-10

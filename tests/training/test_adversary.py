@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.helpers import random_video
-from wan_vae.training.checkpoint import NotANumberError
+from wan_vae.training.checkpoint import NonFiniteError
 from wan_vae.training.losses import Adversary, PatchDiscriminator
 
 pytestmark = pytest.mark.usefixtures("own_accelerate")
@@ -93,9 +93,9 @@ def test_long_gradients_are_scaled_down() -> None:
 def test_what_is_not_a_number_changes_no_weight(adversary: Adversary) -> None:
     before = weights(adversary)
     video = random_video(3, 16, 16, dtype=torch.float32)
-    with pytest.raises(NotANumberError, match="discriminator is nan"):
+    with pytest.raises(NonFiniteError, match="discriminator is nan"):
         adversary.learn(video, video * float("nan"), 0.01)
     adversary.model.norms[1].register_full_backward_hook(lambda module, into, out: (into[0] * float("inf"),))
-    with pytest.raises(NotANumberError, match=r"discriminator_gradient_norm is (inf|nan)"):
+    with pytest.raises(NonFiniteError, match=r"discriminator_gradient_norm is (inf|nan)"):
         adversary.learn(video, -video, 0.01)
     assert all(torch.equal(one, other) for one, other in zip(before, weights(adversary), strict=True))

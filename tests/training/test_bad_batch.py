@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 
 from tests.helpers import random_video
-from wan_vae.training.checkpoint import NotANumberError, check_numbers, keep_batch
+from wan_vae.training.checkpoint import NonFiniteError, check_numbers, keep_batch
 from wan_vae.training.data import TrainingBatch
 
 
@@ -13,7 +13,7 @@ def test_the_one_at_fault_is_named() -> None:
     values = {"l1": torch.tensor(0.5), "kl": torch.tensor(2.0, dtype=torch.bfloat16)}
     check_numbers(values)
     for bad in ("nan", "inf", "-inf"):
-        with pytest.raises(NotANumberError, match=f"^kl is {bad}$"):
+        with pytest.raises(NonFiniteError, match=f"^kl is {bad}$"):
             check_numbers(values | {"kl": torch.tensor(float(bad))})
 
 

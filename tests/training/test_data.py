@@ -16,7 +16,7 @@ from wan_vae.training.data import (
     Sources,
     StoredClip,
     TrainingBatches,
-    camera_path,
+    ken_burns,
     random_crop,
     store_sources,
     whole_clips,
@@ -194,7 +194,7 @@ def test_a_crop_is_of_successive_frames(height: int, width: int, crop: int, leng
 )
 def test_a_plain_photo_stays_plain(height: int, width: int, crop: int, length: int, seed: int) -> None:
     photo = np.full((height, width, 3), COLORS, dtype=np.uint8)
-    levels, _ = camera_path(photo, length, crop, np.random.default_rng(seed))
+    levels, _ = ken_burns(photo, length, crop, np.random.default_rng(seed))
     expected = torch.tensor(COLORS, dtype=torch.float32).view(3, 1, 1, 1).expand(3, length, crop, crop)
     torch.testing.assert_close(levels, expected, rtol=0, atol=0.01)
 
@@ -203,7 +203,7 @@ def test_a_plain_photo_stays_plain(height: int, width: int, crop: int, length: i
 @given(crop=st.integers(8, 32), more=st.tuples(st.integers(0, 150), st.integers(0, 150)), seed=st.integers(0, 999))
 def test_the_window_begins_inside_the_photo(crop: int, more: tuple[int, int], seed: int) -> None:
     height, width = crop + more[0], crop + more[1]
-    levels, origin = camera_path(ramp(height, width), 1, crop, np.random.default_rng(seed))
+    levels, origin = ken_burns(ramp(height, width), 1, crop, np.random.default_rng(seed))
     scale = float(origin.split(" times")[0])
     for channel, axis, side in ((0, -1, width), (1, -2, height)):
         # Each pixel of the crop is `scale` photo pixels from the next: none is reflected at an edge, where only the
@@ -217,7 +217,7 @@ def test_the_window_begins_inside_the_photo(crop: int, more: tuple[int, int], se
 def test_the_camera_moves_evenly() -> None:
     moved = 0
     for seed in range(30):
-        levels, _ = camera_path(ramp(200, 200), 5, 8, np.random.default_rng(seed))
+        levels, _ = ken_burns(ramp(200, 200), 5, 8, np.random.default_rng(seed))
         if levels[:2].min() > 15 and levels[:2].max() < 185:  # away from the edges, where the picture is reflected
             steps = levels[:2].mean(dim=(-2, -1)).diff(dim=1)
             torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=0, atol=0.05)

@@ -11,7 +11,7 @@ from wan_vae import WanVAE
 from wan_vae.errors import UserError
 from wan_vae.model.blocks import PreActivationBlock, ResidualBlock
 from wan_vae.model.halo import Halo
-from wan_vae.training.initialization import FIRST_LOG_VARIANCE, ease_start, in_training_mode, starting_point
+from wan_vae.training.initialization import FIRST_LOG_VARIANCE, in_training_mode, init_for_training, starting_point
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("block", "kind"), [("wan", ResidualBlock), ("preact", PreActivationBlock)])
 def test_blocks_begin_as_the_identity(block: str, kind: type[nn.Module]) -> None:
     vae = random_vae(small_config(block=block))
-    ease_start(vae)
+    init_for_training(vae)
     blocks = [module for module in vae.modules() if isinstance(module, kind)]
     widths = [conv.in_channels for module in blocks if isinstance(conv := module.get_submodule("conv1"), nn.Conv3d)]
     assert len(blocks) == len(widths) >= 8
@@ -32,7 +32,7 @@ def test_blocks_begin_as_the_identity(block: str, kind: type[nn.Module]) -> None
 @pytest.mark.parametrize("block", ["wan", "plain", "resnet", "bottleneck", "preact", "dense"])
 def test_every_kind_can_be_eased(block: str) -> None:
     vae = WanVAE.from_config(small_config(block=block))
-    ease_start(vae)
+    init_for_training(vae)
     posterior = vae.eval().posterior(random_video(5, 8, 8, dtype=torch.float32))
     assert torch.isfinite(posterior.mean).all()
     assert posterior.logvar.mean().item() == pytest.approx(FIRST_LOG_VARIANCE, abs=2)

@@ -6,8 +6,8 @@ import torch
 
 from tests.helpers import random_vae, small_config
 from tests.training.runs import Material
-from wan_vae.evaluation.lpips import Perceptual
-from wan_vae.io.frames import cropped_frames
+from wan_vae.evaluation.lpips import LPIPS
+from wan_vae.io.frames import tensors_to_frames
 from wan_vae.training.validation import STRIP_FRAMES, validate
 
 
@@ -29,7 +29,7 @@ def test_figures_and_pictures() -> None:
     errors = []
     for name, frames in clips():
         video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
-        decoded = next(cropped_frames([vae.decode(vae.encode(video))], 40, 32, vae.device))
+        decoded = next(tensors_to_frames([vae.decode(vae.encode(video))], 40, 32, vae.device))
         errors.append(10 * np.log10(255**2 / np.square(frames.astype(float) - decoded).mean()))
         strip = found.strips[name]
         assert strip.dtype == np.uint8
@@ -42,7 +42,7 @@ def test_figures_and_pictures() -> None:
 
 
 def test_lpips_where_it_can_be_measured(material: Material) -> None:
-    found = validate(random_vae(small_config(), torch.float32), clips(), Perceptual("alex", Path(material.backbone)))
+    found = validate(random_vae(small_config(), torch.float32), clips(), LPIPS("alex", Path(material.backbone)))
     assert found.scalars.keys() == {"psnr", "ssim", "lpips"}
     assert found.scalars["lpips"] > 0
 

@@ -302,7 +302,7 @@ def profile_records(found: list[Profile]) -> list[Record]:
     ]
 
 
-def conduct(job: Job, say: Callable[[str], None]) -> Record:
+def run_benchmark(job: Job, say: Callable[[str], None]) -> Record:
     """Measure and return all that was found, as JSON types.
 
     Everything is called to warm up, for its memory and its output, then in rounds that are timed: each round calls each

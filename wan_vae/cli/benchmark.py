@@ -69,7 +69,7 @@ def benchmark(
     from tqdm import tqdm
 
     from wan_vae.benchmark.report import report
-    from wan_vae.benchmark.run import conduct
+    from wan_vae.benchmark.run import run_benchmark
 
     job = Job(
         checkpoint=checkpoint,
@@ -95,7 +95,7 @@ def benchmark(
             bar.set_description_str(what, refresh=False)
             bar.update()
 
-        record = conduct(job, say)
+        record = run_benchmark(job, say)
     if json_file is not None:
         with written_beside(json_file) as beside:
             beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -22,12 +22,12 @@ def budget_of(vae: "WanVAE | LeadVAE", memory: str) -> int | None:
 
     Of several processes, it is what each may take.
     """
-    from wan_vae.inference.budget import bytes_of, tells
+    from wan_vae.inference.budget import parse_bytes, reports_free_memory
     from wan_vae.vae import WanVAE
 
-    if memory == AUTO and not tells(vae.device):
+    if memory == AUTO and not reports_free_memory(vae.device):
         return None
-    return bytes_of(memory, vae.device) if isinstance(vae, WanVAE) else vae.budget(memory)
+    return parse_bytes(memory, vae.device) if isinstance(vae, WanVAE) else vae.budget(memory)
 
 
 def decoded(
@@ -67,7 +67,7 @@ def encoded(
 
     import torch
 
-    from wan_vae.inference.budget import in_words
+    from wan_vae.inference.budget import format_bytes
 
     chunks, size = [], 0
     for chunk in video:
@@ -75,8 +75,8 @@ def encoded(
         size += chunk.nbytes
         if 2 * size > budget:
             raise UserError(
-                f"{in_words(budget)} of memory is too little to encode {width}x{height} pixels as a stream, and to hold"
-                f" more than {sum(part.shape[2] for part in chunks)} frames of it; encode fewer with --frames."
+                f"{format_bytes(budget)} of memory is too little to encode {width}x{height} pixels as a stream, and to"
+                f" hold more than {sum(part.shape[2] for part in chunks)} frames of it; encode fewer with --frames."
             )
     whole = torch.cat(chunks, dim=2)
     chunks.clear()
@@ -120,4 +120,4 @@ def _stream_plan(
 ) -> "Plan":
     side, unit = vae.config.spatial_compression, vae.config.temporal_compression
     height, width = -(-height // side) * side, -(-width // side) * side
-    return vae.plan(call, frames=1 + unit, height=height, width=width, memory=budget, goes_on=True)
+    return vae.plan(call, frames=1 + unit, height=height, width=width, memory=budget, streaming=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def decode(
     latents: Annotated[Path, typer.Argument(help="A latents file that `encode` wrote.")],
     clip: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
-    checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
+    checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
@@ -44,7 +44,7 @@ def decode(
 
     from wan_vae.cli.common import load_model
     from wan_vae.io import create_clip
-    from wan_vae.io.frames import cropped_frames, to_device
+    from wan_vae.io.frames import tensors_to_frames, to_device
     from wan_vae.io.latents_file import LatentsFile
 
     source = LatentsFile(latents)
@@ -69,10 +69,10 @@ def decode(
 
     def true_frames() -> Iterator["NDArray[np.uint8]"]:
         left = info.frames
-        together = vae.latents_at_once(info.height, info.width)
+        together = vae.default_chunk_size(info.height, info.width)
         chunks = to_device(source.chunks(together), vae.device)
         videos = decoded(vae, chunks, info.height, info.width, memory)
-        for frames in cropped_frames(videos, width, height, vae.device):
+        for frames in tensors_to_frames(videos, width, height, vae.device):
             yield frames[:left]
             left -= len(frames)
 

@@ -45,12 +45,12 @@ class Crew:
         import torch
         import torch.distributed as dist
 
-        from wan_vae.sharding.process_group import Peers
+        from wan_vae.sharding.process_group import ProcessGroup
 
         if on.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if on.type == "cuda" else "gloo")
-        self._peers = Peers(range(shards))
+        self._peers = ProcessGroup(range(shards))
         self._led: LeadVAE | None = None
 
     def follow(self, checkpoint: str | Path, device: Device, dtype: Precision) -> None:

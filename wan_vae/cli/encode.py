@@ -15,7 +15,7 @@ from wan_vae.io.atomic_output import check_output
 def encode(
     clip: Annotated[Path, typer.Argument(help="A video, an animation, an image, or a folder of images.")],
     latents: Annotated[Path, typer.Argument(help="The latents file to write, such as clip.safetensors.")],
-    checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
+    checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
@@ -36,7 +36,7 @@ def encode(
     import torch
 
     from wan_vae.cli.common import load_model
-    from wan_vae.io.frames import FittedClip, to_host
+    from wan_vae.io.frames import FramesToTensors, to_host
     from wan_vae.io.latents_file import LatentsInfo, LatentsWriter
 
     with (
@@ -47,8 +47,8 @@ def encode(
         model = load_model(checkpoint, device, dtype)
         vae, config = model.vae if crew is None else crew.lead(model.vae), model.vae.config
         progress = Progress(source.info.frames)
-        together = vae.latents_at_once(source.info.height, source.info.width) * config.temporal_compression
-        fitted = FittedClip(progress.over(source.chunks(together)), config, vae.device)
+        together = vae.default_chunk_size(source.info.height, source.info.width) * config.temporal_compression
+        fitted = FramesToTensors(progress.over(source.chunks(together)), config, vae.device)
         encoding = encoded(vae, fitted, source.info.height, source.info.width, memory)
         for (chunk,) in to_host(zip(encoding), vae.device):
             writer.write(chunk)

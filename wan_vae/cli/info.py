@@ -15,7 +15,7 @@ from wan_vae.errors import UserError
 
 def info(
     file: Annotated[Path, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.")] = Path(
-        options.IN_THE_PACKAGE
+        options.DEFAULT_CHECKPOINT
     ),
     plan: Annotated[
         str | None,
@@ -31,10 +31,10 @@ def info(
     as_json: options.JsonOption = False,
 ) -> None:
     """Say what FILE is: a checkpoint, latents or a clip; default the checkpoint in the package."""
-    print_result(describe(file) if plan is None else planned(file, plan, memory, device, dtype), as_json=as_json)
+    print_result(describe(file) if plan is None else make_plan(file, plan, memory, device, dtype), as_json=as_json)
 
 
-def planned(
+def make_plan(
     checkpoint: Path, size: str, memory: str, device: options.Device, dtype: options.Precision
 ) -> dict[str, Any]:
     """Return how clips would go through a network, by call."""
@@ -67,10 +67,10 @@ def planned(
     result: dict[str, Any] = {"file": checkpoint, **fitting}
     with torch.inference_mode():
         for call in ("encode", "decode"):
-            for goes_on in (False, True):
-                name = f"{call}_{'stream' if goes_on else 'clip'}"
+            for streaming in (False, True):
+                name = f"{call}_{'stream' if streaming else 'clip'}"
                 try:
-                    plan = vae.plan(call, **fitting, memory=memory, goes_on=goes_on, device=on)
+                    plan = vae.plan(call, **fitting, memory=memory, streaming=streaming, device=on)
                 except UserError as error:
                     result[name] = str(error)
                     continue

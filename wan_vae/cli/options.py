@@ -41,7 +41,7 @@ class Layout(str, Enum):
     diffusers = "diffusers"
 
 
-IN_THE_PACKAGE = "nano"
+DEFAULT_CHECKPOINT = "nano"
 CheckpointOption = Annotated[
     str,
     typer.Option(

@@ -19,7 +19,7 @@ from wan_vae.io.atomic_output import check_distinct, check_output, written_besid
 def reconstruct(
     clip: Annotated[Path, typer.Argument(help="A video, an animation, an image, or a folder of images.")],
     out: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
-    checkpoint: options.CheckpointOption = options.IN_THE_PACKAGE,
+    checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
@@ -58,8 +58,8 @@ def reconstruct(
     from wan_vae.cli.common import load_model
     from wan_vae.evaluation import reconstruct as comparison
     from wan_vae.evaluation.contact_sheet import ContactSheet
-    from wan_vae.evaluation.metrics import Fidelity
-    from wan_vae.evaluation.reconstruct import reconstructed
+    from wan_vae.evaluation.metrics import Metrics
+    from wan_vae.evaluation.reconstruct import reconstruct_frames
     from wan_vae.io import create_clip
 
     with (
@@ -93,13 +93,13 @@ def reconstruct(
         if side_by_side is not None:
             pairs = written.enter_context(create(side_by_side, width=comparison.side_by_side_width(width)))
         sheet = ContactSheet(info.frames) if contact_sheet is not None else None
-        fidelity = Fidelity() if config.output_upscale == 1 else None
+        fidelity = Metrics() if config.output_upscale == 1 else None
         progress, count = Progress(info.frames), 0
         vae = model.vae if crew is None else crew.lead(model.vae)
-        together = vae.latents_at_once(info.height, info.width) * config.temporal_compression
+        together = vae.default_chunk_size(info.height, info.width) * config.temporal_compression
         budgets = budgets_of_streams(vae, info.height, info.width, memory)
         chunks = progress.over(source.chunks(together))
-        for original, decoded in reconstructed(vae, chunks, width, height, budgets):
+        for original, decoded in reconstruct_frames(vae, chunks, width, height, budgets):
             writer.write(decoded[None])
             if pairs is not None:
                 pairs.write(comparison.side_by_side(original, decoded)[None])

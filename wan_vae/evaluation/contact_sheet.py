@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from wan_vae.evaluation.metrics import Fidelity
+from wan_vae.evaluation.metrics import Metrics
 from wan_vae.evaluation.reconstruct import eight_bits
 from wan_vae.io.frames import Frames
 
@@ -103,7 +103,7 @@ class ContactSheet:
         if self._frames in self._wanted:
             height, width = reconstruction.shape[:2]
             self._layout = Layout.of(width, height)
-            fidelity = Fidelity()
+            fidelity = Metrics()
             fidelity.add(source, reconstruction)
             left = eight_bits(source)
             pictures = (left, reconstruction, error_picture(left, reconstruction))

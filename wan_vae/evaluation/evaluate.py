@@ -19,9 +19,9 @@ import torch
 from wan_vae.config import read_yaml
 from wan_vae.errors import UserError
 from wan_vae.evaluation.contact_sheet import ContactSheet
-from wan_vae.evaluation.lpips import Perceptual
-from wan_vae.evaluation.metrics import Fidelity, Score, mean_score
-from wan_vae.evaluation.reconstruct import reconstructed
+from wan_vae.evaluation.lpips import LPIPS
+from wan_vae.evaluation.metrics import Metrics, Score, mean_score
+from wan_vae.evaluation.reconstruct import reconstruct_frames
 from wan_vae.io import open_clip
 from wan_vae.vae import WanVAE
 
@@ -63,7 +63,7 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Bench:
+class EvaluationSet:
     """What to measure models on.
 
     Attributes:
@@ -75,7 +75,7 @@ class Bench:
     shots: tuple[Shot, ...]
 
 
-def read_bench(path: Path, clips: Path) -> Bench:
+def read_evaluation_set(path: Path, clips: Path) -> EvaluationSet:
     """Read which shots to measure on.
 
     Args:
@@ -102,7 +102,7 @@ def read_bench(path: Path, clips: Path) -> Bench:
             raise UserError(f"{path} lists {clip}, which is not in {clips}; name the folder that it is in.")
         for start, following in itertools.zip_longest(starts, starts[1:], fillvalue=math.inf):
             shots.append(Shot(clips / str(clip), int(start), int(min(start + content["frames"], following))))
-    return Bench(content["short_side"], tuple(shots))
+    return EvaluationSet(content["short_side"], tuple(shots))
 
 
 def _are_starts(starts: object) -> bool:
@@ -139,7 +139,7 @@ def evaluate_shot(
     shot: Shot,
     short_side: int,
     *,
-    perceptual: Perceptual | None = None,
+    perceptual: LPIPS | None = None,
     sheet: Path | None = None,
 ) -> Result:
     """Reconstruct a shot and measure how close the decoded frames, rounded to 8 bits, are to the source's.
@@ -161,11 +161,11 @@ def evaluate_shot(
         )
     with open_clip(shot.clip) as clip:
         size = scaled_size(clip.info.width, clip.info.height, short_side)
-    fidelity, count = Fidelity(perceptual), 0
+    fidelity, count = Metrics(perceptual), 0
     with open_clip(shot.clip, size=size, frames=(shot.start, shot.stop)) as clip, torch.inference_mode():
         drawing = ContactSheet(clip.info.frames) if sheet is not None else None
-        together = vae.latents_at_once(clip.info.height, clip.info.width) * vae.config.temporal_compression
-        for source, decoded in reconstructed(vae, clip.chunks(together), *size):
+        together = vae.default_chunk_size(clip.info.height, clip.info.width) * vae.config.temporal_compression
+        for source, decoded in reconstruct_frames(vae, clip.chunks(together), *size):
             fidelity.add(source, decoded)
             if drawing is not None:
                 drawing.add(source, decoded)

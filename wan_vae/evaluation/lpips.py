@@ -17,7 +17,7 @@ _TORCHVISION_NAMES = {"alex": "alexnet", "vgg": "vgg16"}
 SMALLEST_SIDES = {"alex": 31, "vgg": 16}
 
 
-class Perceptual(nn.Module):
+class LPIPS(nn.Module):
     """The LPIPS distance, version 0.1. Frozen and always in eval mode; differentiable with respect to the pictures.
 
     Args:
@@ -64,7 +64,7 @@ class Perceptual(nn.Module):
         values = torch.from_numpy(frame.astype(np.float32)).to(device) * (2 / np.iinfo(frame.dtype).max) - 1
         return values.permute(2, 0, 1)[None]
 
-    def train(self, mode: bool = True) -> "Perceptual":
+    def train(self, mode: bool = True) -> "LPIPS":
         # A training loop that switches all its modules must not switch the dropout in this one on.
         return super().train(False)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_vae.evaluation.lpips import Perceptual
+from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.io.frames import Frames
 
 WINDOW = 11
@@ -102,14 +102,14 @@ def mean_score(scores: Sequence[Score]) -> Score:
     return Score(psnr, _mean([score.ssim for score in scores]), _mean([score.lpips for score in scores]))
 
 
-class Fidelity:
+class Metrics:
     """Compares a clip's frames with their reconstructions, one after the other.
 
     Args:
         perceptual: Measures LPIPS; None to leave that out.
     """
 
-    def __init__(self, perceptual: Perceptual | None = None) -> None:
+    def __init__(self, perceptual: LPIPS | None = None) -> None:
         self._perceptual = perceptual
         self._psnr = 0.0
         self._ssim: float | None = 0.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wan_vae.io.frames import FittedClip, Frames, cropped_frames
+from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames
 
 if TYPE_CHECKING:
     from wan_vae.sharding.led import LeadVAE
@@ -49,7 +49,7 @@ def side_by_side(source: Frames, reconstruction: NDArray[np.uint8]) -> NDArray[n
     return np.concatenate([left, gap, reconstruction], axis=1)
 
 
-def reconstructed(
+def reconstruct_frames(
     vae: "WanVAE | LeadVAE",
     chunks: Iterable[Frames],
     width: int,
@@ -79,10 +79,10 @@ def reconstructed(
             waiting.extend(chunk)
             yield chunk
 
-    fitted = FittedClip(kept(), vae.config, vae.device)
+    fitted = FramesToTensors(kept(), vae.config, vae.device)
     encoding, decoding = (None, None) if budgets is None else budgets
     videos = vae.decode_stream(vae.encode_stream(fitted, memory=encoding), memory=decoding)
-    for frames in cropped_frames(videos, width, height, vae.device):
+    for frames in tensors_to_frames(videos, width, height, vae.device):
         # Padded frames come out only after the last true one, when none waits any more.
         for frame in frames[: len(waiting)]:
             yield waiting.popleft(), frame

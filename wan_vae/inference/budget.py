@@ -24,7 +24,7 @@ _LIMITS = (
 )
 
 
-def bytes_of(budget: Budget, device: torch.device) -> int:
+def parse_bytes(budget: Budget, device: torch.device) -> int:
     """Return a budget in bytes.
 
     Args:
@@ -47,13 +47,13 @@ def bytes_of(budget: Budget, device: torch.device) -> int:
     return budget
 
 
-def tells(device: torch.device) -> bool:
+def reports_free_memory(device: torch.device) -> bool:
     """Whether it is known how much memory a device has left."""
     return device.type == "cuda" or (device.type == "cpu" and _MEMINFO.exists())
 
 
-def in_words(size: int) -> str:
-    """Return a number of bytes with a unit, as `bytes_of` reads it."""
+def format_bytes(size: int) -> str:
+    """Return a number of bytes with a unit, as `parse_bytes` reads it."""
     for unit in ("G", "M", "K"):
         if size >= _BINARY_UNITS[unit]:
             value = size / _BINARY_UNITS[unit]
@@ -66,7 +66,7 @@ def _free(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         # What PyTorch holds for tensors to come is free, too.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if not tells(device):
+    if not reports_free_memory(device):
         raise UserError(
             f"The memory is 'auto', but {sys.platform} does not tell how much {device.type} has left; write it, such as"
             " 4GiB."

@@ -6,7 +6,7 @@ import torch
 
 from wan_vae.errors import UserError
 from wan_vae.inference.tiling import Tiling
-from wan_vae.model.halo import Neighbors, bytes_at_once
+from wan_vae.model.halo import Neighbors, target_bytes
 
 if TYPE_CHECKING:
     from wan_vae.vae import WanVAE
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _MOST_LATENTS_AT_ONCE = 8
 
 
-class Pace(NamedTuple):
+class ChunkSize(NamedTuple):
     """How a clip goes through the network.
 
     Attributes:
@@ -25,11 +25,11 @@ class Pace(NamedTuple):
     """
 
     group: int
-    is_light: bool = False
+    launch_bound: bool = False
     tiling: Tiling | None = None
 
 
-def pace_of(
+def choose_chunk_size(
     vae: "WanVAE",
     latent_pixels: int,
     latents: int | None,
@@ -37,7 +37,7 @@ def pace_of(
     unit: int = 1,
     neighbors: Neighbors | None = None,
     device: torch.device | None = None,
-) -> Pace:
+) -> ChunkSize:
     """Return how whole pictures go through a model.
 
     Args:
@@ -51,17 +51,20 @@ def pace_of(
     device = vae.device if device is None else device
     if neighbors is not None:
         # Whoever exchanges pixels must do so in step: the largest part sets the pace.
-        latent_pixels = neighbors.most_values(latent_pixels)
+        latent_pixels = neighbors.max_over_ranks(latent_pixels)
     # As many keep the device busy; more would only take more memory.
-    per_pixel = max(vae.encoder.held * vae.dtype.itemsize, vae.decoder.held * vae.decoder_dtype.itemsize)
-    fitting = max(1, bytes_at_once(device) // max(1, latent_pixels * per_pixel))
+    per_pixel = max(
+        vae.encoder.activation_elements * vae.dtype.itemsize,
+        vae.decoder.activation_elements * vae.decoder_dtype.itemsize,
+    )
+    fitting = max(1, target_bytes(device) // max(1, latent_pixels * per_pixel))
     if latents is None:
         latents = 1 if device.type == "cpu" else min(fitting, _MOST_LATENTS_AT_ONCE)
     # What is exchanged on the way cannot be recorded with it.
-    return Pace(group=latents * unit, is_light=latents < fitting and neighbors is None)
+    return ChunkSize(group=latents * unit, launch_bound=latents < fitting and neighbors is None)
 
 
-def checked_latents_per_pass(latents_per_pass: int | None) -> int | None:
+def check_latents_per_pass(latents_per_pass: int | None) -> int | None:
     """Return how many latents are to go together.
 
     Raises:

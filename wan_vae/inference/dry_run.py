@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from wan_vae.errors import UserError
-from wan_vae.inference.budget import Budget, bytes_of
-from wan_vae.inference.chunk_size import checked_latents_per_pass, pace_of
+from wan_vae.inference.budget import Budget, parse_bytes
+from wan_vae.inference.chunk_size import check_latents_per_pass, choose_chunk_size
 from wan_vae.inference.planner import Job, Part, Plan, choose
 from wan_vae.inference.tiling import Tiling
 from wan_vae.model.halo import Halo
-from wan_vae.model.stages import Step
-from wan_vae.ops.dispatch import recorded
-from wan_vae.ops.memory_estimator import Rehearsal
+from wan_vae.model.stages import LocalStage
+from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops.memory_estimator import MemoryEstimator
 from wan_vae.validation import check_video
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ LONG_ENOUGH = 3
 _SIDE = 4
 
 
-def job_of(
-    vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, goes_on: bool, device: torch.device, part: Part
+def build_request(
+    vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, streaming: bool, device: torch.device, part: Part
 ) -> Job:
     """Describe a call to the planner.
 
@@ -53,8 +53,8 @@ def job_of(
 
     def peak(latents: int, tiling: Tiling | None) -> int:
         longest = 1 + LONG_ENOUGH * latents * unit
-        with _rehearsal(device, twin, x) as rehearsal:
-            if goes_on:
+        with _estimator(device, twin, x) as estimator:
+            if streaming:
                 begin = twin._decoding if decodes else twin._encoding
                 stream = begin(latents, neighbors=part.neighbors, tiling=tiling)
                 for start, stop in [(0, 1), *((at, at + latents * unit) for at in range(1, longest, latents * unit))]:
@@ -62,12 +62,12 @@ def job_of(
                     assert result is not None, "a chunk gives what it makes up"
                     part.joined(result)
                     del result
-                return rehearsal.peak
+                return estimator.peak
             given = part.cut(x)
             # In whole pictures a clip passes as a stream does: of what is longer, only the result is larger.
             result = run(given if tiling is not None else given[:, :, :longest], latents, tiling, part.neighbors)
             frames = 1 + (x.shape[2] - 1) // unit * becomes
-            passing = rehearsal.peak
+            passing = estimator.peak
             if frames > result.shape[2]:
                 size, dtype, missing = result[:, :, 0].nbytes, result.dtype, frames - result.shape[2]
                 shape = (*result.shape[:2], frames, *result.shape[3:])
@@ -75,20 +75,20 @@ def job_of(
                 del result
                 result = given.new_empty(shape, dtype=dtype)
             part.joined(result)
-        return max(passing, rehearsal.peak)
+        return max(passing, estimator.peak)
 
     steps = vae.decoder.steps() if decodes else vae.encoder.steps()
     side = 1 if decodes else vae.config.spatial_compression
     small = x.new_empty((1, x.shape[1], 1 + LONG_ENOUGH * unit, _SIDE * side, _SIDE * side))
-    with _rehearsal(device, twin, small) as rehearsal:
-        counter = _Counter(rehearsal)
+    with _estimator(device, twin, small) as estimator:
+        counter = _Counter(estimator)
         twin.pixels(small.to(vae.decoder_dtype), counter) if decodes else twin.moments(small.to(vae.dtype), counter)
     height, width = (size // side for size in part.cut(x).shape[3:])
-    return Job(call, steps, counter.costs, height, width, part.beyond, latents_per_pass, goes_on, peak)
+    return Job(call, steps, counter.costs, height, width, part.beyond, latents_per_pass, streaming, peak)
 
 
-def _rehearsal(device: torch.device, twin: "WanVAE", x: Tensor) -> Rehearsal:
-    return Rehearsal(device, [*twin.parameters(), *twin.buffers(), x])
+def _estimator(device: torch.device, twin: "WanVAE", x: Tensor) -> MemoryEstimator:
+    return MemoryEstimator(device, [*twin.parameters(), *twin.buffers(), x])
 
 
 class _Counter(Halo):
@@ -98,27 +98,27 @@ class _Counter(Halo):
         costs: Operations by pixel of the step's input.
     """
 
-    def __init__(self, rehearsal: Rehearsal) -> None:
+    def __init__(self, estimator: MemoryEstimator) -> None:
         super().__init__()
         self.costs: list[float] = []
-        self._rehearsal = rehearsal
+        self._estimator = estimator
 
-    def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
+    def run_local(self, steps: Sequence[LocalStage], x: Tensor) -> Tensor:
         for step in steps:
-            before, pixels = self._rehearsal.operations, x.shape[3] * x.shape[4]
+            before, pixels = self._estimator.operations, x.shape[3] * x.shape[4]
             x = step.run(x, self)
-            self.costs.append((self._rehearsal.operations - before) / pixels)
+            self.costs.append((self._estimator.operations - before) / pixels)
         return x
 
 
-def planned(
+def make_plan(
     vae: "WanVAE",
     call: str,
     x: Tensor,
     latents_per_pass: int | None,
     memory: Budget,
     *,
-    goes_on: bool = False,
+    streaming: bool = False,
     device: torch.device | None = None,
     part: Part | None = None,
 ) -> Plan:
@@ -139,21 +139,21 @@ def planned(
     """
     if vae.training:
         raise UserError("A budget of memory is for eval mode; call vae.eval() first.")
-    if recorded():
+    if needs_plain_ops():
         raise UserError("A budget of memory leaves no gradients, graphs or autocast; call this in torch.no_grad().")
     device = vae.device if device is None else device
-    budget = bytes_of(memory, device)
+    budget = parse_bytes(memory, device)
     side, unit = (1, 1) if call == "decode" else (vae.config.spatial_compression, vae.config.temporal_compression)
-    chosen = checked_latents_per_pass(latents_per_pass)
+    chosen = check_latents_per_pass(latents_per_pass)
     part = Part() if part is None else part
     frame = torch.empty((*x.shape[:2], 1, *x.shape[3:]), dtype=x.dtype, device="meta")
-    at_once = pace_of(vae, part.cut(frame)[:, :1].numel() // side**2, chosen, device=device).group
-    frames = LONG_ENOUGH * at_once * unit + 1 if goes_on else x.shape[2]
+    at_once = choose_chunk_size(vae, part.cut(frame)[:, :1].numel() // side**2, chosen, device=device).group
+    frames = LONG_ENOUGH * at_once * unit + 1 if streaming else x.shape[2]
     given = frame.new_empty((*x.shape[:2], frames, *x.shape[3:]))
-    return choose(job_of(vae, call, given, at_once, goes_on=goes_on, device=device, part=part), budget)
+    return choose(build_request(vae, call, given, at_once, streaming=streaming, device=device, part=part), budget)
 
 
-def input_of(vae: "WanVAE", call: str, video: tuple[int, ...]) -> Tensor:
+def dummy_input(vae: "WanVAE", call: str, video: tuple[int, ...]) -> Tensor:
     """Return what is given to a call for a video of this shape (B, 3, T, H, W), on the meta device.
 
     Raises:

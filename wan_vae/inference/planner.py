@@ -12,10 +12,10 @@ from itertools import product
 from torch import Tensor
 
 from wan_vae.errors import UserError
-from wan_vae.inference.budget import in_words
-from wan_vae.inference.tiling import Tiling, margin_of, parts_of, size_after, spans_of
-from wan_vae.model.halo import Alone, Neighbors, Reach
-from wan_vae.model.stages import Step, cell_of
+from wan_vae.inference.budget import format_bytes
+from wan_vae.inference.tiling import Tiling, intervals_of, receptive_margin, size_after, split_evenly
+from wan_vae.model.halo import Neighbors, NoNeighbors, Padding
+from wan_vae.model.stages import LocalStage, pixels_per_latent
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Plan:
     def __str__(self) -> str:
         passes = "1 latent a pass" if self.latents_per_pass == 1 else f"{self.latents_per_pass} latents a pass"
         return (
-            f"{self.call}: {self.cut}, {passes}; at most {in_words(self.peak)} of {in_words(self.budget)},"
+            f"{self.call}: {self.cut}, {passes}; at most {format_bytes(self.peak)} of {format_bytes(self.budget)},"
             f" {100 * self.overhead:.1f} % more operations than whole pictures"
         )
 
@@ -72,8 +72,8 @@ class Part:
         joined: Takes this part of the result, and returns what the call returns.
     """
 
-    neighbors: Neighbors = field(default_factory=Alone)
-    beyond: Reach = field(default_factory=Reach)
+    neighbors: Neighbors = field(default_factory=NoNeighbors)
+    beyond: Padding = field(default_factory=Padding)
     cut: Callable[[Tensor], Tensor] = _as_it_is
     joined: Callable[[Tensor], Tensor] = _as_it_is
 
@@ -106,13 +106,13 @@ class Job:
     """
 
     call: str
-    steps: Sequence[Step]
+    steps: Sequence[LocalStage]
     costs: Sequence[float]
     height: int
     width: int
-    beyond: Reach
+    beyond: Padding
     latents_per_pass: int
-    goes_on: bool
+    streaming: bool
     peak: Callable[[int, Tiling | None], int]
 
 
@@ -142,7 +142,7 @@ def choose(job: Job, budget: int) -> Plan:
                 return Plan(job.call, budget, peak, overhead, 1, stretch.tiling(*grid), count)
     least = min([least, *(stretch.least for stretch in stretches)])
     raise UserError(
-        f"{in_words(budget)} of memory is too little to {job.call} this clip; {-(-least // _MEBIBYTE)}MiB is the"
+        f"{format_bytes(budget)} of memory is too little to {job.call} this clip; {-(-least // _MEBIBYTE)}MiB is the"
         " smallest that works."
     )
 
@@ -157,11 +157,11 @@ class _Stretch:
         self._costs = job.costs[first:last]
         self._rows = self._lengths(job.height, job.beyond.top, job.beyond.bottom)
         self._columns = self._lengths(job.width, job.beyond.left, job.beyond.right)
-        pixels = [job.height * job.width * cell_of(job.steps, place) ** 2 for place in range(len(job.steps))]
+        pixels = [job.height * job.width * pixels_per_latent(job.steps, place) ** 2 for place in range(len(job.steps))]
         self._whole = sum(cost * size for cost, size in zip(self._costs, pixels[first:last], strict=True))
         self._total = sum(cost * size for cost, size in zip(job.costs, pixels, strict=True))
         self.grids = [
-            grid for grid in product(self._rows, self._columns) if grid in _GRIDS_OF_STREAMS or not job.goes_on
+            grid for grid in product(self._rows, self._columns) if grid in _GRIDS_OF_STREAMS or not job.streaming
         ]
         self.grids = [grid for grid in self.grids if grid != (1, 1)]
         self._peaks: dict[tuple[int, int], int] = {}
@@ -170,7 +170,7 @@ class _Stretch:
     @property
     def least(self) -> int:
         """The bytes that the thriftiest grid takes: the finest one, unless the memory of all tiles counts."""
-        if self._job.goes_on:
+        if self._job.streaming:
             return min([self.predict(*grid) for grid in self.grids], default=_ENDLESS)
         return self.predict(max(self._rows), max(self._columns))
 
@@ -185,7 +185,7 @@ class _Stretch:
 
     def may_fit(self, rows: int, columns: int, budget: int) -> bool:
         """Whether a grid may keep to a budget, as far as is known by now."""
-        if self._job.goes_on:
+        if self._job.streaming:
             return True
         if self.least > budget:
             return False
@@ -217,9 +217,9 @@ class _Stretch:
             behind: Likewise, after them.
         """
         first, last = self._range
-        before, after = cell_of(self._job.steps, first), cell_of(self._job.steps, last)
+        before, after = pixels_per_latent(self._job.steps, first), pixels_per_latent(self._job.steps, last)
         # Tiles may look at what neighbors hold, and there, too, they are at the picture's edge or they are not.
-        margin = margin_of(self._steps) if ahead or behind else 0
+        margin = receptive_margin(self._steps) if ahead or behind else 0
         ahead, behind = min(margin, ahead * before), min(margin, behind * before)
         length, moved = ahead + latents * before + behind, size_after(self._steps, ahead)
         lengths: dict[int, _Lengths] = {}
@@ -227,9 +227,9 @@ class _Stretch:
         for count in range(1, latents + 1):
             if -(-latents // count) < size:
                 size = -(-latents // count)
-                parts = parts_of(latents * after, count, after)
+                parts = split_evenly(latents * after, count, after)
                 tiles = [part.moved(moved) for part in parts]
-                spans = [spans_of(self._steps, length, tile)[:-1] for tile in tiles]
+                spans = [intervals_of(self._steps, length, tile)[:-1] for tile in tiles]
                 by_step = [[stop - start for start, stop in step] for step in zip(*spans, strict=True)]
                 lengths[count] = _Lengths([sum(step) for step in by_step], [max(step) for step in by_step])
         return lengths
@@ -246,7 +246,7 @@ class _Lengths:
 def _stretches(job: Job) -> Iterator[tuple[int, int]]:
     """Yield what to tile: all steps, then fewer, without those whose tensors are smallest."""
     count = len(job.steps)
-    for whole in range(min(count, _WHOLE_STEPS_OF_STREAMS) if job.goes_on else count):
+    for whole in range(min(count, _WHOLE_STEPS_OF_STREAMS) if job.streaming else count):
         yield (whole, count) if job.call == "decode" else (0, count - whole)
 
 

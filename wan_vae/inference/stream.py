@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
-from wan_vae.inference.chunk_size import Pace
+from wan_vae.inference.chunk_size import ChunkSize
 from wan_vae.inference.stream_state import Direction, checked_state, identified_state
 from wan_vae.inference.tiling import TiledHalo, Tiling, tiling_of
-from wan_vae.model.halo import Halo, Neighbors, StreamHalo
-from wan_vae.ops.cuda_graph import RecordedPass
-from wan_vae.ops.dispatch import recorded
+from wan_vae.model.halo import CachedHalo, Halo, Neighbors
+from wan_vae.ops.cuda_graph import CudaGraph
+from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.validation import check_latents, check_video
 
 if TYPE_CHECKING:
@@ -48,19 +48,19 @@ class Stream:
         self,
         network: Pass,
         *,
-        pace: Callable[[Tensor], Pace],
+        pace: Callable[[Tensor], ChunkSize],
         unit: int,
         becomes: int,
         neighbors: Neighbors | None = None,
     ) -> None:
         self._network = network
         self._choose_pace = pace
-        self._pace: Pace | None = None
-        self._recorded: RecordedPass | None = None
+        self._pace: ChunkSize | None = None
+        self._recorded: CudaGraph | None = None
         self._ran: Counter[int] = Counter()
         self._unit = unit
         self._becomes = becomes
-        self._halo = StreamHalo(neighbors)
+        self._halo = CachedHalo(neighbors)
         # (B, C, n, H, W): what does not make up a unit yet. None before the first chunk.
         self._waiting: Tensor | None = None
         self._passed = 0
@@ -94,7 +94,7 @@ class Stream:
         if self._pace is None and x.shape[2] > 0:
             self._pace = self._choose_pace(x)
             if self._pace.tiling is not None and self._passed == 0:  # what goes on stays cut as it was
-                self._halo = TiledHalo(self._pace.tiling, self._halo.neighbors, goes_on=True)
+                self._halo = TiledHalo(self._pace.tiling, self._halo.neighbors, streaming=True)
         self._interrupted = True
         due, done, start, result = self._due(x.shape[2]), 0, 0, None
         while (count := self._next_pass(x.shape[2] - start)) > 0:
@@ -167,7 +167,7 @@ class Stream:
             # How pictures are cut comes with the state, for what tiles remember fits no others.
             tiling = tiling_of(state, "halo.")
             if tiling is not None:
-                self._halo = TiledHalo(tiling, self._halo.neighbors, goes_on=True)
+                self._halo = TiledHalo(tiling, self._halo.neighbors, streaming=True)
             self._halo.load_state_dict(model, state, "halo.")
         self._waiting = waiting
 
@@ -197,10 +197,16 @@ class Stream:
         if self._recorded is not None and self._recorded.serves(x):
             return self._recorded(x)
         assert self._pace is not None
-        if self._recorded is None and self._pace.is_light and x.is_cuda and not recorded() and not self._halo.at_start:
+        if (
+            self._recorded is None
+            and self._pace.launch_bound
+            and x.is_cuda
+            and not needs_plain_ops()
+            and not self._halo.at_start
+        ):
             if self._ran[x.shape[2]] == _RUNS_BEFORE_RECORDING:
                 network, halo = self._network, self._halo  # not this stream, which would then not end by itself
-                self._recorded = RecordedPass(lambda chunk: network(chunk, halo), x)
+                self._recorded = CudaGraph(lambda chunk: network(chunk, halo), x)
                 return self._recorded(x)
             self._ran[x.shape[2]] += 1
         return self._network(x, self._halo)

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wan_vae.model.halo import Halo, Neighbors, StreamHalo
-from wan_vae.model.stages import Run, Step, cell_of, frames_of_latent
-from wan_vae.ops.dispatch import recorded
-from wan_vae.ops.memory_estimator import rehearsal_of, typical
+from wan_vae.model.halo import CachedHalo, Halo, Neighbors
+from wan_vae.model.stages import LocalStage, StageFunction, frames_per_latent, pixels_per_latent
+from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops.memory_estimator import estimator_of, typical
 from wan_vae.ops.workspace import Workspace
 
 
@@ -54,18 +54,18 @@ class Span(NamedTuple):
         return Span(self.start + by, self.stop + by)
 
 
-class Window(NamedTuple):
+class Box(NamedTuple):
     """A rectangle of pixels."""
 
     rows: Span
     columns: Span
 
-    def moved(self, down: int, right: int) -> "Window":
+    def moved(self, down: int, right: int) -> "Box":
         """Return a window as large, further down and to the right."""
-        return Window(self.rows.moved(down), self.columns.moved(right))
+        return Box(self.rows.moved(down), self.columns.moved(right))
 
 
-def parts_of(size: int, count: int, multiple: int) -> list[Span]:
+def split_evenly(size: int, count: int, multiple: int) -> list[Span]:
     """Cut `size` pixels in `count` spans as even as multiples of `multiple` allow; fewer if there are not as many."""
     cells = size // multiple
     count = min(count, cells)
@@ -73,8 +73,10 @@ def parts_of(size: int, count: int, multiple: int) -> list[Span]:
     return [Span(start, stop) for start, stop in pairwise(bounds)]
 
 
-def largest_of(steps: Sequence[Step], height: int, width: int, rows: Sequence[Span], columns: Sequence[Span]) -> Window:
-    """Return the tile whose largest tensor is largest, of those in so many rows and columns; else as `windows_of`."""
+def largest_tile(
+    steps: Sequence[LocalStage], height: int, width: int, rows: Sequence[Span], columns: Sequence[Span]
+) -> Box:
+    """Return the tile whose largest tensor is largest, of those in so many rows and columns; else as `boxes_of`."""
     # Few of them differ in their lengths.
     by_height = {_lengths(steps, height, span): span for span in rows}
     by_width = {_lengths(steps, width, span): span for span in columns}
@@ -83,27 +85,27 @@ def largest_of(steps: Sequence[Step], height: int, width: int, rows: Sequence[Sp
         return max(step.values * high * wide for step, high, wide in zip(steps, *lengths, strict=True))
 
     high, wide = max(product(by_height, by_width), key=largest)
-    return Window(by_height[high], by_width[wide])
+    return Box(by_height[high], by_width[wide])
 
 
-def size_after(steps: Sequence[Step], size: int) -> int:
+def size_after(steps: Sequence[LocalStage], size: int) -> int:
     """Return what becomes of a height or width."""
     for step in steps:
-        size = size * step.enlarges // step.reduces
+        size = size * step.upscale // step.downscale
     return size
 
 
-def margin_of(steps: Sequence[Step]) -> int:
+def receptive_margin(steps: Sequence[LocalStage]) -> int:
     """Return how many pixels around a part of the input have a say in its output, in units that steps do not divide."""
-    unit = math.prod(step.reduces for step in steps)
+    unit = math.prod(step.downscale for step in steps)
     # Somewhere far from the picture's edges.
     start = unit * 2**20
     ahead = Span(size_after(steps, start), size_after(steps, start + unit))
-    around = spans_of(steps, 2 * start, ahead)[0]
+    around = intervals_of(steps, 2 * start, ahead)[0]
     return -(-max(start - around.start, around.stop - start - unit) // unit) * unit
 
 
-def windows_of(steps: Sequence[Step], height: int, width: int, tile: Window) -> list[Window]:
+def boxes_of(steps: Sequence[LocalStage], height: int, width: int, tile: Box) -> list[Box]:
     """Return what each step must be given, and last the tile itself, in pixels of the picture at each one's place.
 
     Args:
@@ -112,11 +114,11 @@ def windows_of(steps: Sequence[Step], height: int, width: int, tile: Window) -> 
         width: Likewise.
         tile: Of the picture after the last step.
     """
-    rows, columns = spans_of(steps, height, tile.rows), spans_of(steps, width, tile.columns)
-    return [Window(*spans) for spans in zip(rows, columns, strict=True)]
+    rows, columns = intervals_of(steps, height, tile.rows), intervals_of(steps, width, tile.columns)
+    return [Box(*spans) for spans in zip(rows, columns, strict=True)]
 
 
-def spans_of(steps: Sequence[Step], size: int, tile: Span) -> list[Span]:
+def intervals_of(steps: Sequence[LocalStage], size: int, tile: Span) -> list[Span]:
     """Return what each step must be given of a row or a column of `size` pixels, and last the tile itself."""
     sizes = [size_after(steps[:place], size) for place in range(len(steps) + 1)]
     assert 0 <= tile.start < tile.stop <= sizes[-1], (tile, sizes)
@@ -124,21 +126,21 @@ def spans_of(steps: Sequence[Step], size: int, tile: Span) -> list[Span]:
     for step, length in zip(reversed(steps), reversed(sizes[:-1]), strict=True):
         start, stop = spans[-1]
         # Steps that reduce want whole cells. At the picture's edge the network's own zeros lie.
-        start = (start * step.reduces // step.enlarges - step.reach) // step.reduces * step.reduces
-        stop = -(-(-(-stop * step.reduces // step.enlarges) + step.reach) // step.reduces) * step.reduces
+        start = (start * step.downscale // step.upscale - step.reach) // step.downscale * step.downscale
+        stop = -(-(-(-stop * step.downscale // step.upscale) + step.reach) // step.downscale) * step.downscale
         spans.append(Span(max(0, start), min(length, stop)))
     return spans[::-1]
 
 
-def _lengths(steps: Sequence[Step], size: int, tile: Span) -> tuple[int, ...]:
-    return tuple(stop - start for start, stop in spans_of(steps, size, tile)[:-1])
+def _lengths(steps: Sequence[LocalStage], size: int, tile: Span) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in intervals_of(steps, size, tile)[:-1])
 
 
 _TILING = "tiling"
 _TILE = "tile"
 
 
-class TiledHalo(StreamHalo):
+class TiledHalo(CachedHalo):
     """Runs the local steps of the network tile by tile, with the result of the whole picture.
 
     A tile is processed as if it were a small picture, in a window with a margin. What the zeros at the window's edges
@@ -150,40 +152,40 @@ class TiledHalo(StreamHalo):
     Args:
         tiling: What is cut, and how.
         neighbors: What lies around the picture; default nothing. Tiles ask them once, for all that they look at.
-        goes_on: The clip arrives in chunks, as for `StreamHalo`: then all tiles' memories are kept.
+        goes_on: The clip arrives in chunks, as for `CachedHalo`: then all tiles' memories are kept.
     """
 
-    def __init__(self, tiling: Tiling, neighbors: Neighbors | None = None, *, goes_on: bool = False) -> None:
+    def __init__(self, tiling: Tiling, neighbors: Neighbors | None = None, *, streaming: bool = False) -> None:
         super().__init__(neighbors)
         self.tiling = tiling
-        self._goes_on = goes_on
-        self._parts: dict[str, StreamHalo] = {}
+        self._streaming = streaming
+        self._parts: dict[str, CachedHalo] = {}
 
-    def whole(self, stage: Run, x: Tensor) -> Tensor:
+    def run_global(self, stage: StageFunction, x: Tensor) -> Tensor:
         """Run a stage on whole frames, a few latents at a time."""
-        assert not recorded(), "tiles take no gradients"
-        return self._on_whole_frames("stage", (Step(stage, reach=0, values=0, temporal=True),), x, 1, 1)
+        assert not needs_plain_ops(), "tiles take no gradients"
+        return self._on_whole_frames("stage", (LocalStage(stage, reach=0, values=0, temporal=True),), x, 1, 1)
 
-    def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
+    def run_local(self, steps: Sequence[LocalStage], x: Tensor) -> Tensor:
         """Run the steps that the tiling names tile by tile, those before and after them on whole frames."""
-        assert not recorded(), "tiles take no gradients"
+        assert not needs_plain_ops(), "tiles take no gradients"
         first, last = self.tiling.first, self.tiling.last
-        lengths = [frames_of_latent(steps, place) for place in (0, first, last, len(steps))]
+        lengths = [frames_per_latent(steps, place) for place in (0, first, last, len(steps))]
         x = self._on_whole_frames("before", steps[:first], x, *lengths[:2])
-        x = self._tile_by_tile(steps[first:last], x, cell_of(steps, last), *lengths[1:3])
+        x = self._tile_by_tile(steps[first:last], x, pixels_per_latent(steps, last), *lengths[1:3])
         return self._on_whole_frames("after", steps[last:], x, *lengths[2:])
 
     @property
-    def remembered_bytes(self) -> int:
-        return sum(part.remembered_bytes for part in self._parts.values())
+    def cached_bytes(self) -> int:
+        return sum(part.cached_bytes for part in self._parts.values())
 
-    def _on_whole_frames(self, name: str, steps: Sequence[Step], x: Tensor, length: int, becomes: int) -> Tensor:
+    def _on_whole_frames(self, name: str, steps: Sequence[LocalStage], x: Tensor, length: int, becomes: int) -> Tensor:
         if not steps:
             return x
         passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
-        halo, result = self._part(name, passage, Workspace(hands_on=False), self.neighbors), None
+        halo, result = self._part(name, passage, Workspace(recycle=False), self.neighbors), None
         for before, after in typical(passage, x):
-            part = halo.local(steps, x[:, :, before])
+            part = halo.run_local(steps, x[:, :, before])
             result = _room(part, passage.result, *part.shape[3:]) if result is None else result
             result[:, :, after] = part
             del part
@@ -191,33 +193,33 @@ class TiledHalo(StreamHalo):
         assert result is not None
         return result
 
-    def _tile_by_tile(self, steps: Sequence[Step], x: Tensor, cell: int, length: int, becomes: int) -> Tensor:
+    def _tile_by_tile(self, steps: Sequence[LocalStage], x: Tensor, cell: int, length: int, becomes: int) -> Tensor:
         if not steps:
             return x
         height, width = (size_after(steps, size) for size in x.shape[3:])
         # From here on what neighbors hold counts as part of the picture.
-        x, known = self.neighbors.around(x, margin_of(steps))
+        x, known = self.neighbors.around(x, receptive_margin(steps))
         down, right = size_after(steps, known.top), size_after(steps, known.left)
-        workspace, result = Workspace(hands_on=False), None
-        rows = [span.moved(down) for span in parts_of(height, self.tiling.rows, cell)]
-        columns = [span.moved(right) for span in parts_of(width, self.tiling.columns, cell)]
+        workspace, result = Workspace(recycle=False), None
+        rows = [span.moved(down) for span in split_evenly(height, self.tiling.rows, cell)]
+        columns = [span.moved(right) for span in split_evenly(width, self.tiling.columns, cell)]
         places: Iterable[tuple[Span, Span]] = product(rows, columns)
-        rehearsal = rehearsal_of(x)
-        if rehearsal is not None:  # one stands for all
-            places = [largest_of(steps, x.shape[3], x.shape[4], rows, columns)]
-        for index, place in enumerate(Window(*spans) for spans in places):
+        estimator = estimator_of(x)
+        if estimator is not None:  # one stands for all
+            places = [largest_tile(steps, x.shape[3], x.shape[4], rows, columns)]
+        for index, place in enumerate(Box(*spans) for spans in places):
             name, tile = f"{_TILE}{index}", place.moved(-down, -right)
-            windows = windows_of(steps, x.shape[3], x.shape[4], place)
+            windows = boxes_of(steps, x.shape[3], x.shape[4], place)
             cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
             passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
             halo = self._part(name, passage, workspace, None)
             for before, after in typical(passage, x):
-                part = halo.local(cropping, x[:, :, before, windows[0].rows.slice, windows[0].columns.slice])
+                part = halo.run_local(cropping, x[:, :, before, windows[0].rows.slice, windows[0].columns.slice])
                 result = _room(part, passage.result, height, width) if result is None else result
                 result[:, :, after, tile.rows.slice, tile.columns.slice] = part
                 del part
-                if rehearsal is not None and self._goes_on and halo.at_start:
-                    rehearsal.hold((len(rows) * len(columns) - 1) * halo.remembered_bytes)
+                if estimator is not None and self._streaming and halo.at_start:
+                    estimator.hold((len(rows) * len(columns) - 1) * halo.cached_bytes)
                 _advance(halo)
             del halo
         assert result is not None
@@ -227,18 +229,18 @@ class TiledHalo(StreamHalo):
         return name not in self._parts or self._parts[name].at_start
 
     def _part(self, name: str, passage: "_Passage", workspace: Workspace, neighbors: Neighbors | None) -> Halo:
-        if not self._goes_on:
-            halo = Halo(neighbors) if len(passage) == 1 else StreamHalo(neighbors)
+        if not self._streaming:
+            halo = Halo(neighbors) if len(passage) == 1 else CachedHalo(neighbors)
             halo.workspace = workspace
             return halo
         if name not in self._parts:
-            self._parts[name] = StreamHalo(neighbors)
+            self._parts[name] = CachedHalo(neighbors)
             self._parts[name].workspace = self.workspace
         return self._parts[name]
 
     def state_dict(self, model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         """Return what all parts remember, each under its name, and how pictures are cut, which goes on as it was."""
-        assert self._goes_on, "only a clip that arrives in chunks has a state"
+        assert self._streaming, "only a clip that arrives in chunks has a state"
         state = {f"{prefix}{_TILING}": torch.tensor(astuple(self.tiling), device="cpu")}
         for name, part in self._parts.items():
             state |= part.state_dict(model, f"{prefix}{name}.")
@@ -248,7 +250,7 @@ class TiledHalo(StreamHalo):
         entries = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
         for name in {entry.partition(".")[0] for entry in entries} - {_TILING}:
             # Parts of whole frames ask neighbors, as in a pass.
-            self._parts[name] = StreamHalo(None if name.startswith(_TILE) else self.neighbors)
+            self._parts[name] = CachedHalo(None if name.startswith(_TILE) else self.neighbors)
             self._parts[name].workspace = self.workspace
             self._parts[name].load_state_dict(model, state, f"{prefix}{name}.")
         self._started = True
@@ -295,12 +297,12 @@ class _Passage:
         return iter(self._passes)
 
 
-def _cropping(step: Step, window: Window, following: Window) -> Step:
+def _cropping(step: LocalStage, window: Box, following: Box) -> LocalStage:
     """Return a step that takes `window` of the picture and gives what lies in `following`."""
     rows, columns = (
         slice(after.start - origin, after.stop - origin)
         for after, origin in (
-            (after, before.start * step.enlarges // step.reduces)
+            (after, before.start * step.upscale // step.downscale)
             for before, after in zip(window, following, strict=True)
         )
     )
@@ -319,9 +321,9 @@ def _cropping(step: Step, window: Window, following: Window) -> Step:
 
 
 def _room(part: Tensor, frames: int, height: int, width: int) -> Tensor:
-    return Workspace.lasting((*part.shape[:2], frames, height, width), like=part)
+    return Workspace.empty_persistent((*part.shape[:2], frames, height, width), like=part)
 
 
 def _advance(halo: Halo) -> None:
-    if isinstance(halo, StreamHalo):
+    if isinstance(halo, CachedHalo):
         halo.advance()

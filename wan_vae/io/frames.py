@@ -88,7 +88,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 Frames = NDArray[np.uint8] | NDArray[np.uint16]
 
 
-class FittedClip:
+class FramesToTensors:
     """A clip's frames as chunks that the network takes: (1, 3, n, H, W) in [-1, 1], padded to fit.
 
     Args:
@@ -132,7 +132,7 @@ class FittedClip:
         return video.transpose(0, 1).unsqueeze(0)
 
 
-def cropped_frames(
+def tensors_to_frames(
     videos: Iterable[Tensor], width: int, height: int, device: torch.device
 ) -> Iterator[NDArray[np.uint8]]:
     """Crop the videos (1, 3, n, H, W) in [-1, 1] of a device and round them to uint8 RGB, (n, height, width, 3).

@@ -15,8 +15,8 @@ from wan_vae.model.blocks import Blocks, Head, Middle
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d
 from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut
-from wan_vae.model.resample import Downsample, Upsample, folded, unfolded
-from wan_vae.model.stages import Step, reach_of
+from wan_vae.model.resample import Downsample, Upsample, patchify, unpatchify
+from wan_vae.model.stages import LocalStage, receptive_radius
 
 
 class Encoder(nn.Module):
@@ -35,24 +35,24 @@ class Encoder(nn.Module):
         # that halves the frames, they pass a few at a time.
         untimed = next((index for index, level in enumerate(self.levels) if level.temporal), len(self.levels))
         reduced = min(untimed, len(self.levels) - 1)
-        self.held = 4 ** (len(self.levels) - 1 - reduced) * config.temporal_compression * widths[untimed]
+        self.activation_elements = 4 ** (len(self.levels) - 1 - reduced) * config.temporal_compression * widths[untimed]
         self.middle = Middle(widths[-1], config)
         self.head = Head(widths[-1], 2 * config.latent_channels)
 
     def forward(self, video: Tensor, halo: Halo) -> Tensor:
-        return halo.whole(self._summary, halo.local(self.steps(), video))
+        return halo.run_global(self._summary, halo.run_local(self.steps(), video))
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[LocalStage, ...]:
         """Return what comes before the middle."""
         p = self.patch_size
         values = -(-self.conv_in.out_channels // p**2)
         return (
-            Step(self._features, reach=p * reach_of(self.conv_in), values=values, reduces=p),
+            LocalStage(self._features, reach=p * receptive_radius(self.conv_in), values=values, downscale=p),
             *(level.step() for level in cast(Iterable[EncoderLevel], self.levels)),
         )
 
     def _features(self, video: Tensor, halo: Halo) -> Tensor:
-        return self.conv_in(folded(video, self.patch_size, halo.workspace), halo)
+        return self.conv_in(patchify(video, self.patch_size, halo.workspace), halo)
 
     def _summary(self, x: Tensor, halo: Halo) -> Tensor:
         return self.head(self.middle(x, halo), halo)
@@ -82,13 +82,13 @@ class EncoderLevel(nn.Module):
             main = self.shortcut(x, main, halo)
         return main
 
-    def step(self) -> Step:
+    def step(self) -> LocalStage:
         """Describe this level."""
-        return Step(
+        return LocalStage(
             self,
-            reach=reach_of(self),
+            reach=receptive_radius(self),
             values=self.out_channels,
-            reduces=1 if self.downsample is None else 2,
+            downscale=1 if self.downsample is None else 2,
             temporal=self.temporal,
         )
 
@@ -111,18 +111,18 @@ class Decoder(nn.Module):
         # Values of the largest tensor that is held for all frames of a pass, per latent pixel: after the last level
         # that doubles the frames, they pass a few at a time.
         timed = max((index + 1 for index, level in enumerate(self.levels) if level.temporal), default=0)
-        self.held = 4**timed * config.temporal_compression * widths[timed]
+        self.activation_elements = 4**timed * config.temporal_compression * widths[timed]
 
     def forward(self, latents: Tensor, halo: Halo) -> Tensor:
-        return halo.local(self.steps(), halo.whole(self._features, latents))
+        return halo.run_local(self.steps(), halo.run_global(self._features, latents))
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[LocalStage, ...]:
         """Return what follows the middle."""
-        last = Step(
+        last = LocalStage(
             self._pixels,
-            reach=reach_of(self.head),
+            reach=receptive_radius(self.head),
             values=max(self.head.conv.in_channels, self.head.conv.out_channels),
-            enlarges=self.output_upscale * self.patch_size,
+            upscale=self.output_upscale * self.patch_size,
         )
         return (*(level.step() for level in cast(Iterable[DecoderLevel], self.levels)), last)
 
@@ -131,8 +131,8 @@ class Decoder(nn.Module):
 
     def _pixels(self, x: Tensor, halo: Halo) -> Tensor:
         x = self.head(x, halo)
-        x = unfolded(x, self.output_upscale, halo.workspace, by_rows=True)
-        return unfolded(x, self.patch_size, halo.workspace)
+        x = unpatchify(x, self.output_upscale, halo.workspace, by_rows=True)
+        return unpatchify(x, self.patch_size, halo.workspace)
 
 
 class DecoderLevel(nn.Module):
@@ -161,14 +161,14 @@ class DecoderLevel(nn.Module):
             main = self.shortcut(x, main, halo)
         return main
 
-    def step(self) -> Step:
+    def step(self) -> LocalStage:
         """Describe this level."""
-        enlarges = 1 if self.upsample is None else 2
-        return Step(
+        upscale = 1 if self.upsample is None else 2
+        return LocalStage(
             self,
-            reach=reach_of(self),
-            values=max(self.out_channels, enlarges**2 * self.upsampled),
-            enlarges=enlarges,
+            reach=receptive_radius(self),
+            values=max(self.out_channels, upscale**2 * self.upsampled),
+            upscale=upscale,
             temporal=self.temporal,
         )
 

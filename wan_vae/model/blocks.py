@@ -38,7 +38,7 @@ class PlainBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels)
 
     def forward(self, x: Tensor, halo: Halo, skip: Tensor | None = None) -> Tensor:
-        inner = self.conv2.surrounded(self.conv1(self.conv1.surrounded(x, halo, self.norm1), halo), halo, self.norm2)
+        inner = self.conv2.pad_input(self.conv1(self.conv1.pad_input(x, halo, self.norm1), halo), halo, self.norm2)
         return self.conv2(inner, halo, skip)
 
 
@@ -79,7 +79,7 @@ class AttentionBlock(nn.Module):
         # PyTorch's fast attention wants channels side by side; otherwise it spells out all pairs of pixels.
         each = rearrange(self.to_qkv(normed, halo), "b (three c) t h w -> three (b t) 1 (h w) c", three=3).contiguous()
         query, key, value = each.unbind()
-        attended = attention(query, halo.everywhere(key), halo.everywhere(value))
+        attended = attention(query, halo.all_gather_pixels(key), halo.all_gather_pixels(value))
         return self.proj(rearrange(attended, "(b t) 1 (h w) c -> b c t h w", b=batch, h=height), halo, x)
 
 
@@ -255,4 +255,4 @@ class Head(nn.Module):
         self.conv = CausalConv3d(in_channels, out_channels)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        return self.conv(self.conv.surrounded(x, halo, self.norm), halo)
+        return self.conv(self.conv.pad_input(x, halo, self.norm), halo)

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_vae.errors import UserError
-from wan_vae.model.stages import Run, Step, runs_of_frames, values_of
-from wan_vae.ops.dispatch import recorded
+from wan_vae.model.stages import LocalStage, StageFunction, group_by_time, peak_channels
+from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.memory_estimator import device_of
 from wan_vae.ops.workspace import Workspace
 
 
-class Reach(NamedTuple):
+class Padding(NamedTuple):
     """How far a layer looks beyond its input: frames before it, pixels around it."""
 
     before: int = 0
@@ -33,9 +33,9 @@ class Reach(NamedTuple):
     left: int = 0
     right: int = 0
 
-    def beyond(self, known: "Reach") -> "Reach":
+    def beyond(self, known: "Padding") -> "Padding":
         """Return what is left of it beyond `known`."""
-        return Reach(*(whole - part for whole, part in zip(self, known, strict=True)))
+        return Padding(*(whole - part for whole, part in zip(self, known, strict=True)))
 
 
 class Activation(Protocol):
@@ -58,53 +58,53 @@ def write(out: Tensor, x: Tensor, activation: Activation | None) -> None:
 class Neighbors(Protocol):
     """Who holds the pixels around those of a halo's tensors. All tensors are (B, C, T, H, W) unless told otherwise."""
 
-    def margin(self, reach: Reach) -> Reach:
-        """Return the part of `reach` in space that `surround` fills; beyond the rest there is nothing."""
+    def margin(self, reach: Padding) -> Padding:
+        """Return the part of `reach` in space that `pad` fills; beyond the rest there is nothing."""
 
-    def surround(self, out: Tensor, x: Tensor, margin: Reach, activation: Activation | None) -> None:
+    def pad(self, out: Tensor, x: Tensor, margin: Padding, activation: Activation | None) -> None:
         """Write `activation(x)` to the middle of `out`, and around it what lies within `margin` of it. No gradients."""
 
-    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
+    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Padding]:
         """Return `x` with all pixels that lie within `margin` of it, and how many these are on each side.
 
         They are fewer where the picture ends. No gradients.
         """
 
-    def everywhere(self, x: Tensor) -> Tensor:
+    def all_gather_pixels(self, x: Tensor) -> Tensor:
         """Take a value (n, 1, h * w, C) for each pixel of the latents' grid and return those of the whole picture.
 
         Their order is not that of the picture.
         """
 
-    def most_values(self, values: int) -> int:
+    def max_over_ranks(self, values: int) -> int:
         """Return how many values a tensor has with whoever has most, if it has `values` here."""
 
 
-class Alone:
+class NoNeighbors:
     """Nothing lies beyond any edge."""
 
-    def margin(self, reach: Reach) -> Reach:
-        return Reach()
+    def margin(self, reach: Padding) -> Padding:
+        return Padding()
 
-    def surround(self, out: Tensor, x: Tensor, margin: Reach, activation: Activation | None) -> None:
+    def pad(self, out: Tensor, x: Tensor, margin: Padding, activation: Activation | None) -> None:
         write(out, x, activation)
 
-    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
-        return x, Reach()
+    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Padding]:
+        return x, Padding()
 
-    def everywhere(self, x: Tensor) -> Tensor:
+    def all_gather_pixels(self, x: Tensor) -> Tensor:
         return x
 
-    def most_values(self, values: int) -> int:
+    def max_over_ranks(self, values: int) -> int:
         return values
 
 
-def bytes_at_once(device: torch.device) -> int:
+def target_bytes(device: torch.device) -> int:
     """Return the size of a tensor that keeps the device busy. On a CPU, less still would not stay in the cache."""
     return 2**29 if device.type == "cuda" else 2**25
 
 
-class Surrounded(NamedTuple):
+class PaddedInput(NamedTuple):
     """A layer's input with what is known to lie around it.
 
     Attributes:
@@ -113,7 +113,7 @@ class Surrounded(NamedTuple):
     """
 
     pieces: list[Tensor]
-    zeros: Reach
+    zeros: Padding
 
 
 class Halo:
@@ -125,7 +125,7 @@ class Halo:
 
     def __init__(self, neighbors: Neighbors | None = None) -> None:
         self.workspace = Workspace()
-        self.neighbors = Alone() if neighbors is None else neighbors
+        self.neighbors = NoNeighbors() if neighbors is None else neighbors
 
     @property
     def at_start(self) -> bool:
@@ -138,13 +138,13 @@ class Halo:
         return True
 
     @property
-    def remembered_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """How much memory what is remembered takes."""
         return 0
 
-    def surround(
-        self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None, *, apart: bool = False
-    ) -> Surrounded:
+    def pad(
+        self, layer: nn.Module, x: Tensor, reach: Padding, activation: Activation | None = None, *, apart: bool = False
+    ) -> PaddedInput:
         """Put around `x` (B, C, T, H, W) what is known to lie within `reach` of it.
 
         Args:
@@ -155,25 +155,25 @@ class Halo:
             apart: Whether the layer takes frames wherever they are. Otherwise they come in one piece.
         """
         margin = self.neighbors.margin(reach)
-        return Surrounded([self._joined(None, x, margin, activation)], reach.beyond(margin))
+        return PaddedInput([self._joined(None, x, margin, activation)], reach.beyond(margin))
 
-    def everywhere(self, x: Tensor) -> Tensor:
+    def all_gather_pixels(self, x: Tensor) -> Tensor:
         """Take a value (n, 1, h * w, C) for each pixel of the latents' grid and return those of the whole picture."""
-        return self.neighbors.everywhere(x)
+        return self.neighbors.all_gather_pixels(x)
 
-    def whole(self, stage: Run, x: Tensor) -> Tensor:
+    def run_global(self, stage: StageFunction, x: Tensor) -> Tensor:
         """Run a stage of the network that looks at whole frames."""
         return stage(x, self)
 
-    def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
+    def run_local(self, steps: Sequence[LocalStage], x: Tensor) -> Tensor:
         """Run steps of the network one after the other that look only so far around each pixel."""
         for step in steps:
             x = step.run(x, self)
         return x
 
-    def _joined(self, past: Tensor | None, x: Tensor, margin: Reach, activation: Activation | None) -> Tensor:
+    def _joined(self, past: Tensor | None, x: Tensor, margin: Padding, activation: Activation | None) -> Tensor:
         """Return `activation(x)` with `margin` around it, behind `past`, which has that margin already."""
-        if recorded():
+        if needs_plain_ops():
             assert not any(margin), "neighbors give no gradients"
             x = x if activation is None else activation(x)
             return x if past is None else torch.cat([past, x], dim=2)
@@ -185,11 +185,11 @@ class Halo:
         joined = self.workspace.empty((batch, channels, *size), like=x)
         if past is not None:
             joined[:, :, :known] = past
-        self.neighbors.surround(joined[:, :, known:], x, margin, activation)
+        self.neighbors.pad(joined[:, :, known:], x, margin, activation)
         return joined
 
 
-class StreamHalo(Halo):
+class CachedHalo(Halo):
     """The halo of one clip that arrives in chunks: before a chunk lie the last frames of the one before.
 
     One object serves one clip in one direction. Call `advance` after each chunk.
@@ -211,14 +211,14 @@ class StreamHalo(Halo):
         return False
 
     @property
-    def remembered_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         return sum(piece.nbytes for past in self._remembered.values() for piece in past)
 
-    def surround(
-        self, layer: nn.Module, x: Tensor, reach: Reach, activation: Activation | None = None, *, apart: bool = False
-    ) -> Surrounded:
+    def pad(
+        self, layer: nn.Module, x: Tensor, reach: Padding, activation: Activation | None = None, *, apart: bool = False
+    ) -> PaddedInput:
         if reach.before == 0:
-            return super().surround(layer, x, reach, activation, apart=apart)
+            return super().pad(layer, x, reach, activation, apart=apart)
         past = self._remembered.get(layer, [])
         margin = self.neighbors.margin(reach)
         zeros = reach.beyond(margin)
@@ -226,10 +226,10 @@ class StreamHalo(Halo):
         if apart and not any(margin):
             pieces = [*past, *self._in_pieces(x, reach.before, activation)]
             self._remembered[layer] = _last_frames(pieces, reach.before)
-            return Surrounded(pieces, zeros)
+            return PaddedInput(pieces, zeros)
         joined = self._joined(past[0] if past else None, x, margin, activation)
         self._remember(layer, joined, reach.before)
-        return Surrounded([joined], zeros)
+        return PaddedInput([joined], zeros)
 
     def _in_pieces(self, x: Tensor, count: int, activation: Activation | None) -> list[Tensor]:
         """Return `activation(x)` with each of its last `count` frames in memory of its own, which may be remembered."""
@@ -245,20 +245,20 @@ class StreamHalo(Halo):
         write(piece, x, activation)
         return piece
 
-    def local(self, steps: Sequence[Step], x: Tensor) -> Tensor:
-        for run in runs_of_frames(steps):
+    def run_local(self, steps: Sequence[LocalStage], x: Tensor) -> Tensor:
+        for run in group_by_time(steps):
             x = self._in_portions(run, x)
         return x
 
-    def _in_portions(self, run: Sequence[Step], x: Tensor) -> Tensor:
+    def _in_portions(self, run: Sequence[LocalStage], x: Tensor) -> Tensor:
         # Where every frame stays one, they need not all be held at once, and tensors may be large.
-        frame = values_of(run) * self.neighbors.most_values(x[:, :1, :1].numel()) * x.dtype.itemsize
-        count = x.shape[2] if run[0].temporal else max(1, int(bytes_at_once(device_of(x)) / frame))
-        if count >= x.shape[2] or recorded():
-            return super().local(run, x)
+        frame = peak_channels(run) * self.neighbors.max_over_ranks(x[:, :1, :1].numel()) * x.dtype.itemsize
+        count = x.shape[2] if run[0].temporal else max(1, int(target_bytes(device_of(x)) / frame))
+        if count >= x.shape[2] or needs_plain_ops():
+            return super().run_local(run, x)
         result = None
         for start in range(0, x.shape[2], count):
-            part = super().local(run, x[:, :, start : start + count])
+            part = super().run_local(run, x[:, :, start : start + count])
             if result is None:
                 result = self.workspace.empty((*part.shape[:2], x.shape[2], *part.shape[3:]), like=part)
             result[:, :, start : start + count] = part
@@ -269,7 +269,7 @@ class StreamHalo(Halo):
     def _remember(self, layer: nn.Module, x: Tensor, count: int) -> None:
         missing = max(0, count - x.shape[2])
         last = x[:, :, -count:]
-        if recorded():
+        if needs_plain_ops():
             # A copy, because a view would keep the whole chunk alive.
             self._remembered[layer] = [F.pad(last, (0, 0, 0, 0, missing, 0)).clone()]
             return
@@ -277,7 +277,7 @@ class StreamHalo(Halo):
             (past,) = self._remembered[layer]
         else:
             batch, channels, _, height, width = x.shape
-            past = self.workspace.lasting((batch, channels, count, height, width), like=x)
+            past = self.workspace.empty_persistent((batch, channels, count, height, width), like=x)
             self._remembered[layer] = [past]
         past[:, :, :missing].zero_()
         past[:, :, missing:] = last
@@ -317,7 +317,7 @@ class StreamHalo(Halo):
             layer = layers.get(name.removeprefix(prefix))
             if layer is None:
                 raise UserError(f"The state has an entry {name!r}, but this model no such layer.")
-            remembered = self.workspace.lasting(tuple(past.shape), like=past)
+            remembered = self.workspace.empty_persistent(tuple(past.shape), like=past)
             remembered.copy_(past)
             self._remembered[layer] = [remembered]
         self._started = True

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from wan_vae.model.halo import Activation, Halo, Reach, Surrounded
-from wan_vae.ops.conv3d import convolve, may_lie_apart
+from wan_vae.model.halo import Activation, Halo, PaddedInput, Padding
+from wan_vae.ops.conv3d import accepts_frame_list, convolve
 from wan_vae.ops.norm_silu import norm_silu, norm_silu_into, rms_norm
 
 
@@ -53,24 +53,24 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int] = (3, 3, 3)) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
         frames, height, width = kernel_size
-        self.reach = Reach(frames - 1, height // 2, height // 2, width // 2, width // 2)
+        self.reach = Padding(frames - 1, height // 2, height // 2, width // 2, width // 2)
 
-    def surrounded(self, x: Tensor, halo: Halo, activation: Activation | None = None) -> Surrounded:
+    def pad_input(self, x: Tensor, halo: Halo, activation: Activation | None = None) -> PaddedInput:
         """Return `activation(x)` with what `halo` knows of around it, which `forward` takes for `x`.
 
         In a step of its own, `x` need not be held while the convolution's result comes into being.
         """
-        return halo.surround(self, x, self.reach, activation, apart=may_lie_apart(x, self.weight))
+        return halo.pad(self, x, self.reach, activation, apart=accepts_frame_list(x, self.weight))
 
     def forward(  # type: ignore[override]
-        self, x: Tensor | Surrounded, halo: Halo, skip: Tensor | None = None
+        self, x: Tensor | PaddedInput, halo: Halo, skip: Tensor | None = None
     ) -> Tensor:
         """Convolve `x`, and add `skip` (B, C_out, T, H, W): in one pass through memory where possible.
 
         Args:
-            x: The input, or what `surrounded` made of it.
+            x: The input, or what `pad_input` made of it.
         """
-        pieces, zeros = self.surrounded(x, halo) if isinstance(x, Tensor) else x
+        pieces, zeros = self.pad_input(x, halo) if isinstance(x, Tensor) else x
         return convolve(pieces, self.weight, self.bias, halo.workspace, zeros=zeros, residual=skip)
 
 

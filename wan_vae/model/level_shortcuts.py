@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo
-from wan_vae.ops.dispatch import recorded
+from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.workspace import Workspace
 
 Cell = tuple[int, int, int]
@@ -57,7 +57,7 @@ class AverageShortcut(nn.Module):
         """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the averages of `x`."""
         time = self.cell[0]
         missing = -x.shape[2] % time
-        if recorded() or self.span is None:
+        if needs_plain_ops() or self.span is None:
             return main + self._averages(F.pad(x, (0, 0, 0, 0, missing, 0)))
         for index, frame in enumerate(torch.split(main, 1, dim=2)):
             start, stop = index * time - missing, (index + 1) * time - missing
@@ -138,12 +138,12 @@ class RepeatShortcut(nn.Module):
         # Of the first frame's copies the last one is kept.
         first = self._added(main[:, :, :1], cells[:, :, :1, -1:], 1)
         rest = self._added(main[:, :, 1:], cells[:, :, 1:], time)
-        return torch.cat([first, rest], dim=2) if recorded() else main
+        return torch.cat([first, rest], dim=2) if needs_plain_ops() else main
 
     def _added(self, main: Tensor, cells: Tensor, time: int) -> Tensor:
         _, height, width = self.cell
         in_cells = rearrange(main, "b c (t p) (h q) (w r) -> b c t p h q w r", p=time, q=height, r=width)
-        if recorded():
+        if needs_plain_ops():
             return rearrange(in_cells + cells, "b c t p h q w r -> b c (t p) (h q) (w r)")
         in_cells += cells
         return main

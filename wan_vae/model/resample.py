@@ -11,18 +11,18 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from wan_vae.model.halo import Halo, Reach
+from wan_vae.model.halo import Halo, Padding
 from wan_vae.model.layers import CausalConv3d
-from wan_vae.ops.conv3d import convolve, convolve_doubled, doubles_on_the_way, may_lie_apart, summed_taps
-from wan_vae.ops.dispatch import recorded
+from wan_vae.ops.conv3d import accepts_frame_list, can_fuse_upsample, convolve, convolve_upsampled, subpixel_weights
+from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.workspace import Workspace
 
 
-def folded(x: Tensor, side: int, workspace: Workspace) -> Tensor:
+def patchify(x: Tensor, side: int, workspace: Workspace) -> Tensor:
     """(B, C, T, H, W) -> (B, C side^2, T, H / side, W / side): for each channel its squares' columns, one by one."""
     if side == 1:
         return x
-    if recorded():
+    if needs_plain_ops():
         return rearrange(x, "b c t (h q) (w r) -> b (c r q) t h w", q=side, r=side)
     batch, channels, frames, height, width = x.shape
     patches = workspace.empty((batch, channels * side**2, frames, height // side, width // side), like=x)
@@ -33,8 +33,8 @@ def folded(x: Tensor, side: int, workspace: Workspace) -> Tensor:
     return patches
 
 
-def unfolded(x: Tensor, side: int, workspace: Workspace, *, by_rows: bool = False) -> Tensor:
-    """(B, C side^2, T, H, W) -> (B, C, T, side H, side W), the reverse of `folded`.
+def unpatchify(x: Tensor, side: int, workspace: Workspace, *, by_rows: bool = False) -> Tensor:
+    """(B, C side^2, T, H, W) -> (B, C, T, side H, side W), the reverse of `patchify`.
 
     Args:
         x: The patches.
@@ -45,7 +45,7 @@ def unfolded(x: Tensor, side: int, workspace: Workspace, *, by_rows: bool = Fals
     if side == 1:
         return x
     order = "(c q r)" if by_rows else "(c r q)"
-    if recorded():
+    if needs_plain_ops():
         return rearrange(x, f"b {order} t h w -> b c t (h q) (w r)", q=side, r=side)
     batch, channels, frames, height, width = x.shape
     pixels = workspace.empty((batch, channels // side**2, frames, side * height, side * width), like=x)
@@ -61,7 +61,7 @@ def split_first_frame(x: Tensor, halo: Halo) -> tuple[Tensor, Tensor]:
     return x[:, :, :first], x[:, :, first:]
 
 
-class HalvingConv2d(nn.Conv2d):
+class StridedConv2d(nn.Conv2d):
     """A 3x3 convolution of every other pixel, with a row below and a column to the right.
 
     (B, C, T, H, W) -> (B, C, T, H/2, W/2).
@@ -71,11 +71,11 @@ class HalvingConv2d(nn.Conv2d):
         super().__init__(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
-        pieces, zeros = halo.surround(self, x, Reach(bottom=1, right=1))
+        pieces, zeros = halo.pad(self, x, Padding(bottom=1, right=1))
         return convolve(pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros, stride=(1, 2, 2))
 
 
-class HalvingTimeConv3d(nn.Conv3d):
+class TemporalStridedConv3d(nn.Conv3d):
     """A convolution of every other window of three frames.
 
     (B, C, T, H, W) -> (B, C, (T - 1) / 2, H, W) at the clip's start, and T / 2 frames after it.
@@ -87,7 +87,7 @@ class HalvingTimeConv3d(nn.Conv3d):
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         stride = (2, 1, 1)
         # Before the clip's start lies nothing, not even zeros: the first window is frames 0, 1 and 2.
-        pieces, _ = halo.surround(self, x, Reach(before=1), apart=may_lie_apart(x, self.weight, stride))
+        pieces, _ = halo.pad(self, x, Padding(before=1), apart=accepts_frame_list(x, self.weight, stride))
         if sum(piece.shape[2] for piece in pieces) < self.kernel_size[0]:
             return x[:, :, :0]
         return convolve(pieces, self.weight, self.bias, halo.workspace, stride=stride)
@@ -101,8 +101,8 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, *, temporal: bool) -> None:
         super().__init__()
-        self.conv = HalvingConv2d(channels)
-        self.time_conv = HalvingTimeConv3d(channels) if temporal else None
+        self.conv = StridedConv2d(channels)
+        self.time_conv = TemporalStridedConv3d(channels) if temporal else None
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         x = self.conv(x, halo)
@@ -115,7 +115,7 @@ class Downsample(nn.Module):
         return present[0] if len(present) == 1 else torch.cat([first, halved], dim=2)
 
 
-class DoublingConv2d(nn.Conv2d):
+class UpsampleConv2d(nn.Conv2d):
     """Every pixel twice in height and width, then a 3x3 convolution: (B, C_in, T, H, W) -> (B, C_out, T, 2H, 2W).
 
     Among pixels that come in equal pairs, two of three taps in each direction always meet the same value. Their sum
@@ -127,12 +127,12 @@ class DoublingConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
-        reach = Reach(top=1, bottom=1, left=1, right=1)
-        (x,), zeros = halo.surround(self, x, reach)
-        if doubles_on_the_way(x, self.weight.unsqueeze(2)):
-            return convolve_doubled(x, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros)
+        reach = Padding(top=1, bottom=1, left=1, right=1)
+        (x,), zeros = halo.pad(self, x, reach)
+        if can_fuse_upsample(x, self.weight.unsqueeze(2)):
+            return convolve_upsampled(x, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros)
         bias = None if self.bias is None else self.bias.repeat(4)
-        places = convolve([x], summed_taps(self.weight).unsqueeze(2), bias, halo.workspace, zeros=zeros)
+        places = convolve([x], subpixel_weights(self.weight).unsqueeze(2), bias, halo.workspace, zeros=zeros)
         batch, _, frames, height, width = places.shape
         # At the upper and left place of a pair the taps look back, at the others ahead: one position further on.
         height, width = height - 1, width - 1
@@ -152,7 +152,7 @@ class Upsample(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, temporal: bool) -> None:
         super().__init__()
         self.time_conv = CausalConv3d(in_channels, 2 * in_channels, (3, 1, 1)) if temporal else None
-        self.conv = DoublingConv2d(in_channels, out_channels)
+        self.conv = UpsampleConv2d(in_channels, out_channels)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         if self.time_conv is not None:

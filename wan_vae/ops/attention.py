@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from wan_vae.ops.dispatch import recorded
-from wan_vae.ops.memory_estimator import rehearsal_of
+from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops.memory_estimator import estimator_of
 
 # Of the scores of some queries with all keys, which are held at once.
 _BYTES_OF_SCORES = 2**26
@@ -18,10 +18,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Where PyTorch has no kernel that fuses the steps and would spell out all pairs, it is asked for a few queries at a
     time: each of them has a softmax of its own, so that this changes nothing.
     """
-    rehearsal = rehearsal_of(query)
-    if rehearsal is not None:
-        return rehearsal.attend(query, key)
-    if recorded() or not _spells_out_pairs(query, key, value):
+    estimator = estimator_of(query)
+    if estimator is not None:
+        return estimator.attend(query, key)
+    if needs_plain_ops() or not _spells_out_pairs(query, key, value):
         return F.scaled_dot_product_attention(query, key, value)
     rows = max(1, _BYTES_OF_SCORES // (key.shape[2] * query.dtype.itemsize))
     attended = torch.empty_like(query)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from wan_vae.ops import autotune as selection
 from wan_vae.ops.cpu import kernels as native
-from wan_vae.ops.cpu.kernels import amx_conv3d, amx_packed_size, amx_serves
-from wan_vae.ops.dispatch import recorded, triton_serves
-from wan_vae.ops.memory_estimator import rehearsal_of
+from wan_vae.ops.cpu.kernels import amx_conv3d, amx_packed_size, supports_amx
+from wan_vae.ops.dispatch import needs_plain_ops, supports_triton
+from wan_vae.ops.memory_estimator import estimator_of
 from wan_vae.ops.triton import conv3d as triton_conv3d
 from wan_vae.ops.triton.bias_residual import add_bias_and_residual
 from wan_vae.ops.workspace import Workspace
@@ -47,7 +47,7 @@ def convolve(
 
     Args:
         pieces: The input, (B, C_in, n, H, W) each, one after the other in time. More than one of them are taken as they
-            are if they `may_lie_apart`, and otherwise copied.
+            are if they `accepts_frame_list`, and otherwise copied.
         workspace: Where the result's memory comes from, if no gradients are recorded.
         zeros: What is to be thought around the input: frames before it, rows above and below, columns left and right.
         stride: In time, height and width; the last two are the same.
@@ -62,21 +62,21 @@ def convolve(
     size = (before + frames, top + x.shape[3] + bottom, left + x.shape[4] + right)
     steps = zip(size, weight.shape[2:], stride, strict=True)
     shape = (x.shape[0], weight.shape[0], *((length - taps) // step + 1 for length, taps, step in steps))
-    if not may_lie_apart(x, weight, stride):
+    if not accepts_frame_list(x, weight, stride):
         x, padding = _in_one_piece(pieces, (before, *zeros[1:]), workspace)
         return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
     out = workspace.empty(shape, like=x)
-    if amx_serves(x, weight):
+    if supports_amx(x, weight):
         return _by_amx(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left), stride=stride)
     return _by_winograd(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left))
 
 
-def may_lie_apart(x: Tensor, weight: Tensor, stride: Stride = _NO_STRIDE) -> bool:
+def accepts_frame_list(x: Tensor, weight: Tensor, stride: Stride = _NO_STRIDE) -> bool:
     """Whether frames of tensors like `x` may lie anywhere in memory when `convolve` is given them with `weight`."""
-    if recorded():
+    if needs_plain_ops():
         return False
-    return amx_serves(x, weight) or (stride == _NO_STRIDE and native.winograd_serves(x, weight))
+    return supports_amx(x, weight) or (stride == _NO_STRIDE and native.supports_winograd(x, weight))
 
 
 def _convolve_tensor(
@@ -95,19 +95,19 @@ def _convolve_tensor(
         wide = (None if value is None else value.float() for value in (x, weight, bias, residual))
         x, weight, bias, residual = wide  # type: ignore[assignment]
         return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape).bfloat16()
-    if recorded():
+    if needs_plain_ops():
         out = F.conv3d(x, weight, bias, stride, (0, *padding))
         return out if residual is None else out + residual
     x = x.contiguous(memory_format=torch.channels_last_3d)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
-    rehearsal = rehearsal_of(x)
-    if rehearsal is not None:
-        rehearsal.reorder(weight)
-        return rehearsal.convolve(weight, workspace.empty(shape, like=x))
+    estimator = estimator_of(x)
+    if estimator is not None:
+        estimator.reorder(weight)
+        return estimator.convolve(weight, workspace.empty(shape, like=x))
     if x.device.type == "cpu" and _onednn_computes(x.dtype):
         out = workspace.empty(shape, like=x)
         return _by_onednn(x, weight, bias, padding, stride, residual, out)
-    if triton_serves(x):
+    if supports_triton(x):
         return convolve_on_gpu(x, weight, bias, padding, stride, residual)
     out = F.conv3d(x, weight, bias, stride, (0, *padding))
     return out if residual is None else out.add_(residual)
@@ -125,7 +125,7 @@ def _in_one_piece(pieces: Sequence[Tensor], zeros: Zeros, workspace: Workspace) 
         top = bottom = left = right = 0
     if len(pieces) == 1 and not any((before, top, bottom, left, right)):
         return pieces[0], padding
-    if recorded():
+    if needs_plain_ops():
         return F.pad(torch.cat(list(pieces), dim=2), (left, right, top, bottom, before, 0)), padding
     batch, channels, _, height, width = pieces[0].shape
     frames = before + sum(piece.shape[2] for piece in pieces)
@@ -143,12 +143,12 @@ def _in_one_piece(pieces: Sequence[Tensor], zeros: Zeros, workspace: Workspace) 
     return joined, padding
 
 
-def doubles_on_the_way(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolve_doubled` can convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, 1, 3, 3)."""
-    return not recorded() and (amx_serves(x, weight) or native.winograd_serves(x, weight, doubled=True))
+def can_fuse_upsample(x: Tensor, weight: Tensor) -> bool:
+    """Whether `convolve_upsampled` can convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, 1, 3, 3)."""
+    return not needs_plain_ops() and (supports_amx(x, weight) or native.supports_winograd(x, weight, doubled=True))
 
 
-def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace, *, zeros: Zeros) -> Tensor:
+def convolve_upsampled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace, *, zeros: Zeros) -> Tensor:
     """Convolve what `x` (B, C_in, T, H, W) is with every pixel twice in height and width.
 
     Args:
@@ -166,7 +166,7 @@ def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: 
     _, top, bottom, left, right = zeros
     size = (2 * (top + height + bottom - 2), 2 * (left + width + right - 2))
     out = workspace.empty((batch, weight.shape[0], frames, *size), like=x)
-    if not amx_serves(x, weight):
+    if not supports_amx(x, weight):
         return _by_winograd([x], weight, bias, None, out, workspace, zeros=(0, top, left), doubled=True)
     # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps. They look back or ahead.
     for down, right in product(range(2), range(2)):
@@ -176,7 +176,7 @@ def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: 
     return out
 
 
-def summed_taps(weight: Tensor) -> Tensor:
+def subpixel_weights(weight: Tensor) -> Tensor:
     """(C_out, C_in, 3, 3) -> (4 C_out, C_in, 2, 2), for pixels that come in equal pairs.
 
     In each direction two of three taps meet the same value. The outputs are those at the upper left, upper right, lower
@@ -191,7 +191,7 @@ def summed_taps(weight: Tensor) -> Tensor:
 
 
 def _taps_at(weight: Tensor, down: int, right: int, workspace: Workspace) -> Tensor:
-    """Return what `summed_taps` has for one place, (C_out, C_in, 1, 2, 2), in memory of the workspace alone.
+    """Return what `subpixel_weights` has for one place, (C_out, C_in, 1, 2, 2), in memory of the workspace alone.
 
     Args:
         weight: (C_out, C_in, 1, 3, 3).
@@ -226,9 +226,9 @@ def _by_amx(
     stride: Stride = _NO_STRIDE,
 ) -> Tensor:
     packed = workspace.empty((1, amx_packed_size(weight), 1, 1, 1), like=out).flatten()
-    rehearsal = rehearsal_of(out)
-    if rehearsal is not None:
-        return rehearsal.convolve(weight, out)
+    estimator = estimator_of(out)
+    if estimator is not None:
+        return estimator.convolve(weight, out)
     # In a part of a tensor they may lie well without being dense.
     if len(pieces) > 1 or pieces[0].stride(1) != 1:
         pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
@@ -248,9 +248,9 @@ def _by_winograd(
 ) -> Tensor:
     # Four times as large as the weight, and so never kept.
     packed = workspace.empty((1, native.packed_size(weight), 1, 1, 1), like=_FLOAT32.to(out.device)).flatten()
-    rehearsal = rehearsal_of(out)
-    if rehearsal is not None:
-        return rehearsal.convolve(weight, out)
+    estimator = estimator_of(out)
+    if estimator is not None:
+        return estimator.convolve(weight, out)
     pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
     return native.winograd_conv3d(pieces, weight, bias, residual, out, packed, zeros=zeros, doubled=doubled)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 _one_at_a_time = threading.Lock()
 
 
-class RecordedPass:
+class CudaGraph:
     """A function of one tensor on a GPU, recorded once and replayed for tensors of the same shape.
 
     Whatever else the function reads and writes must stay at its place in memory, and it must have run before, so that

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def recorded() -> bool:
+def needs_plain_ops() -> bool:
     """Whether every step must be one of PyTorch's own, that overwrites nothing.
 
     Gradients or a graph are recorded, or autocast is to choose the dtype of each step.
@@ -19,7 +19,7 @@ def recorded() -> bool:
     return torch.is_grad_enabled() or traced or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
-def triton_serves(x: Tensor) -> bool:
+def supports_triton(x: Tensor) -> bool:
     """Whether our kernels can read and write `x` (B, C, T, H, W): on an NVIDIA GPU, channels side by side."""
     if not x.is_cuda or torch.version.hip is not None or x.dtype == torch.float64:
         return False

@@ -1,7 +1,7 @@
 """What a computation would take on a device, found on the meta device, where nothing is computed.
 
-While a `Rehearsal` is on, tensors of the meta device stand for tensors of the device that it names. The operations that
-choose their way by the device ask `rehearsal_of`, and then only take the memory that they would take there.
+While a `MemoryEstimator` is active, tensors on the meta device stand for tensors on the device that it names.
+Operations that dispatch by device ask `estimator_of`, and then only account for the memory they would take there.
 
 What operations return on the meta device, without PyTorch's compiler.
 
@@ -142,26 +142,26 @@ _PAGE = 2**21
 # oneDNN has weights in two other orders.
 _COPIES = 2
 
-_current: ContextVar["Rehearsal | None"] = ContextVar("rehearsal", default=None)
+_current: ContextVar["MemoryEstimator | None"] = ContextVar("rehearsal", default=None)
 
 
-def rehearsal_of(x: Tensor) -> "Rehearsal | None":
+def estimator_of(x: Tensor) -> "MemoryEstimator | None":
     """Return the rehearsal in which `x` stands for a tensor of some device, or None where it is what it is."""
     return _current.get() if x.device.type == "meta" else None
 
 
 def device_of(x: Tensor) -> torch.device:
     """Return the device of `x`, or the one that it stands for."""
-    rehearsal = rehearsal_of(x)
-    return x.device if rehearsal is None else rehearsal.device
+    estimator = estimator_of(x)
+    return x.device if estimator is None else estimator.device
 
 
 def typical(passes: Iterable[T], x: Tensor) -> Iterator[T]:
     """Yield of passes like one another, all that `x` goes through; in a rehearsal, as many as take all memory."""
-    return islice(passes, None if rehearsal_of(x) is None else _DIFFERENT_PASSES)
+    return islice(passes, None if estimator_of(x) is None else _DIFFERENT_PASSES)
 
 
-class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class MemoryEstimator(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the memory that is held, and counts operations.
 
     Args:
@@ -198,7 +198,7 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.held += size
         self.peak = max(self.peak, self.held)
 
-    def __enter__(self) -> "Rehearsal":
+    def __enter__(self) -> "MemoryEstimator":
         token = _current.set(self)
         self._entered.callback(_current.reset, token)
         # In inference mode a convolution, among others, arrives under another name.

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wan_vae.ops.cpu import kernels as native
-from wan_vae.ops.dispatch import triton_serves
-from wan_vae.ops.memory_estimator import rehearsal_of
+from wan_vae.ops.dispatch import supports_triton
+from wan_vae.ops.memory_estimator import estimator_of
 
 SHORTEST = 1e-12
 
@@ -35,11 +35,11 @@ def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
 
 def norm_silu_into(out: Tensor, x: Tensor, gamma: Tensor) -> None:
     """Write what `norm_silu` returns to `out`, which may be a part of a larger tensor. No gradients."""
-    if rehearsal_of(x) is not None:
+    if estimator_of(x) is not None:
         return
-    if native.library() is not None and native.norm_silu_serves(x) and native.norm_silu_serves(out):
+    if native.library() is not None and native.supports_norm_silu(x) and native.supports_norm_silu(out):
         native.norm_silu(x, gamma, out)
-    elif triton_serves(x) and triton_serves(out):
+    elif supports_triton(x) and supports_triton(out):
         from wan_vae.ops.triton.norm_silu import norm_silu as on_gpu
 
         on_gpu(x, gamma, out)

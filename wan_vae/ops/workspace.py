@@ -20,8 +20,8 @@ from threading import RLock
 import torch
 from torch import Tensor
 
-from wan_vae.ops.dispatch import recorded
-from wan_vae.ops.memory_estimator import rehearsal_of
+from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops.memory_estimator import estimator_of
 
 
 class Region:
@@ -180,15 +180,15 @@ class Workspace:
         hands_on: Whether it does wait. While more is yet to be taken in the same call, it had better go.
     """
 
-    def __init__(self, *, hands_on: bool = True) -> None:
+    def __init__(self, *, recycle: bool = True) -> None:
         # By whether they are for what is kept: that would leave gaps between loans that come and go.
         self._regions: dict[bool, list[Region]] = {False: [], True: []}
-        self._hands_on = hands_on
+        self._recycle = recycle
         self._has_finalizer = False
 
     def rest(self) -> None:
         """Hand on the memory of which nothing is lent, until this workspace lends again."""
-        if self._hands_on:
+        if self._recycle:
             _hand_on(self._regions)
 
     def empty(self, shape: tuple[int, ...], like: Tensor, *, kept: bool = False) -> Tensor:
@@ -197,11 +197,11 @@ class Workspace:
         It is stored channels-last; where gradients are recorded, it is any new tensor. Is it to be `kept` beyond the
         pass, its memory is taken apart from all other.
         """
-        if recorded():
+        if needs_plain_ops():
             return like.new_empty(shape)
-        rehearsal = rehearsal_of(like)
-        if rehearsal is not None:
-            return rehearsal.lend(self, shape, like, kept=kept)
+        estimator = estimator_of(like)
+        if estimator is not None:
+            return estimator.lend(self, shape, like, kept=kept)
         if like.device.type != "cpu":
             return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
         batch, channels, frames, height, width = shape
@@ -209,11 +209,11 @@ class Workspace:
         return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
 
     @staticmethod
-    def lasting(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def empty_persistent(shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return what `empty` does, in memory of its own, for what is kept from pass to pass and overwritten."""
-        rehearsal = rehearsal_of(like)
-        if rehearsal is not None:
-            return rehearsal.map(shape, like)
+        estimator = estimator_of(like)
+        if estimator is not None:
+            return estimator.map(shape, like)
         with torch.inference_mode(False):  # so that it can be overwritten in any mode
             if like.device.type != "cpu":
                 return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
@@ -226,7 +226,7 @@ class Workspace:
         if size == 0:
             return torch.empty(0, dtype=dtype, device="cpu")
         region, start, stop = self.place(size, kept=kept, written=True)
-        if self._hands_on and not self._has_finalizer:
+        if self._recycle and not self._has_finalizer:
             # Not before, for torch.compile cannot follow it.
             weakref.finalize(self, _hand_on, self._regions).atexit = False
             self._has_finalizer = True

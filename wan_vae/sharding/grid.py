@@ -7,11 +7,11 @@ from itertools import pairwise
 from torch import Tensor
 
 from wan_vae.errors import UserError
-from wan_vae.model.halo import Reach
+from wan_vae.model.halo import Padding
 
 Area = tuple[slice, slice]
 """Rows and columns of pixels."""
-_NONE = Reach()
+_NONE = Padding()
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Grid:
         """Return the part in this row and column; None if the picture ends before it."""
         return row * self.columns + column if 0 <= row < self.rows and 0 <= column < self.columns else None
 
-    def beyond(self, part: int) -> Reach:
+    def beyond(self, part: int) -> Padding:
         """Return how many rows and columns of latents lie on each side of a part."""
         (rows, columns), (height, width) = self.area(part, 1), (sum(self.heights), sum(self.widths))
-        return Reach(0, rows.start, height - rows.stop, columns.start, width - columns.stop)
+        return Padding(0, rows.start, height - rows.stop, columns.start, width - columns.stop)
 
-    def area(self, part: int, scale: int, reach: Reach = _NONE) -> Area:
+    def area(self, part: int, scale: int, reach: Padding = _NONE) -> Area:
         """Return the pixels of a part, and those within `reach` of it in the picture, a latent being `scale` wide."""
         row, column = self.place(part)
         rows = _span(self.heights, row, scale, reach.top, reach.bottom)
@@ -79,7 +79,7 @@ def within(area: Area, outer: Area) -> Area:
     return rows, columns
 
 
-def arranged(devices: int, height: int, width: int) -> Grid:
+def best_grid(devices: int, height: int, width: int) -> Grid:
     """Cut a picture of height x width latents for as many devices, with the shortest edges within.
 
     Raises:
@@ -90,10 +90,10 @@ def arranged(devices: int, height: int, width: int) -> Grid:
         fewer = next(n for n in range(devices, 0, -1) if any(r <= height and c <= width for r, c in _shapes(n)))
         raise UserError(f"{devices} devices cannot share a picture of {height}x{width} latents; {fewer} could.")
     rows, columns = min(fitting, key=lambda shape: ((shape[0] - 1) * width + (shape[1] - 1) * height, shape))
-    return evenly(rows, columns, height, width)
+    return even_grid(rows, columns, height, width)
 
 
-def evenly(rows: int, columns: int, height: int, width: int) -> Grid:
+def even_grid(rows: int, columns: int, height: int, width: int) -> Grid:
     """Cut a picture of height x width latents in rows x columns parts that differ by one latent at most.
 
     Raises:

@@ -8,37 +8,37 @@ import torch
 from torch import Tensor
 
 from wan_vae.errors import UserError
-from wan_vae.model.halo import Activation, Reach, write
-from wan_vae.ops.dispatch import recorded
+from wan_vae.model.halo import Activation, Padding, write
+from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.workspace import Workspace
 from wan_vae.sharding.grid import Area, Grid, common, within
-from wan_vae.sharding.process_group import Links, Message, channels_last
+from wan_vae.sharding.process_group import Message, Transport, channels_last
 
 
-class ShardNeighbors:
+class HaloExchange:
     """Exchanges the edges of one part of a picture with the parts around it, while this part's interior is computed.
 
     All processes must ask for the same things in the same order.
     """
 
-    def __init__(self, grid: Grid, peers: Links) -> None:
+    def __init__(self, grid: Grid, peers: Transport) -> None:
         assert len(peers) == grid.rows * grid.columns, (len(peers), grid)
         self._grid = grid
         self._peers = peers
         self._workspace = Workspace()
 
-    def margin(self, reach: Reach) -> Reach:
+    def margin(self, reach: Padding) -> Padding:
         # Where the picture is not cut in rows, or columns, its zeros are left to the convolution, which needs no copy.
-        rows = reach if self._grid.rows > 1 else Reach()
-        columns = reach if self._grid.columns > 1 else Reach()
-        margin = Reach(top=rows.top, bottom=rows.bottom, left=columns.left, right=columns.right)
-        if any(margin) and recorded():
+        rows = reach if self._grid.rows > 1 else Padding()
+        columns = reach if self._grid.columns > 1 else Padding()
+        margin = Padding(top=rows.top, bottom=rows.bottom, left=columns.left, right=columns.right)
+        if any(margin) and needs_plain_ops():
             raise UserError(
                 "A clip in shards is computed without gradients, autocast and torch.compile; leave them and call again."
             )
         return margin
 
-    def surround(self, out: Tensor, x: Tensor, margin: Reach, activation: Activation | None) -> None:
+    def pad(self, out: Tensor, x: Tensor, margin: Padding, activation: Activation | None) -> None:
         if not any(margin):
             write(out, x, activation)
             return
@@ -59,14 +59,14 @@ class ShardNeighbors:
         _write_part(middle, x, interior, activation)
         exchange.finish()
 
-    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Reach]:
+    def around(self, x: Tensor, margin: int) -> tuple[Tensor, Padding]:
         own = self._peers.index
         row, _ = self._grid.place(own)
         scale = x.shape[3] // self._grid.heights[row]
-        reach = Reach(top=margin, bottom=margin, left=margin, right=margin)
+        reach = Padding(top=margin, bottom=margin, left=margin, right=margin)
         mine, wanted = self._grid.area(own, scale), self._grid.area(own, scale, reach)
         size = [side.stop - side.start for side in wanted]
-        out = self._workspace.lasting((*x.shape[:3], *size), like=x)
+        out = self._workspace.empty_persistent((*x.shape[:3], *size), like=x)
         out[(..., *within(mine, wanted))] = x
         given, taken = [], []
         for peer in range(len(self._peers)):
@@ -79,9 +79,9 @@ class ShardNeighbors:
                 taken.append((peer, out[(..., *within(area, wanted))]))
         _Exchange(self._peers, self._workspace, given, taken).finish()
         rows, columns = ((one.start - two.start, two.stop - one.stop) for one, two in zip(mine, wanted, strict=True))
-        return out, Reach(top=rows[0], bottom=rows[1], left=columns[0], right=columns[1])
+        return out, Padding(top=rows[0], bottom=rows[1], left=columns[0], right=columns[1])
 
-    def everywhere(self, x: Tensor) -> Tensor:
+    def all_gather_pixels(self, x: Tensor) -> Tensor:
         own, pixels = self._peers.index, self._grid.latent_pixels
         assert x.shape[2] == pixels[own], (x.shape, pixels)
         x = x.contiguous()
@@ -92,11 +92,11 @@ class ShardNeighbors:
         self._peers.start([(part, x) for part in others], [(part, parts[part]) for part in others]).wait()
         return torch.cat(parts, dim=2)
 
-    def most_values(self, values: int) -> int:
+    def max_over_ranks(self, values: int) -> int:
         pixels = self._grid.latent_pixels
         return values // pixels[self._peers.index] * max(pixels)
 
-    def _sides(self, height: int, width: int, margin: Reach) -> Iterator["_Side"]:
+    def _sides(self, height: int, width: int, margin: Padding) -> Iterator["_Side"]:
         row, column = self._grid.place(self._peers.index)
         for down, right in product((-1, 0, 1), repeat=2):
             if down or right:
@@ -123,7 +123,7 @@ class _Exchange:
         taken: Where what each peer sends is to be written.
     """
 
-    def __init__(self, peers: Links, workspace: Workspace, given: list[Message], taken: list[Message]) -> None:
+    def __init__(self, peers: Transport, workspace: Workspace, given: list[Message], taken: list[Message]) -> None:
         self._places = [place for _, place in taken]
         self._arriving = [workspace.empty(tuple(place.shape), like=place) for place in self._places]
         leaving = []
@@ -165,7 +165,7 @@ def _inside(direction: int, length: int, before: int, after: int) -> slice:
     return (slice(0, after), slice(0, length), slice(length - before, length))[direction + 1]
 
 
-def _divided(height: int, width: int, margin: Reach) -> tuple[list[Area], Area]:
+def _divided(height: int, width: int, margin: Padding) -> tuple[list[Area], Area]:
     """Divide a part in what its neighbors want and its interior."""
     above, left = min(margin.bottom, height), min(margin.right, width)
     below, right = max(above, height - margin.top), max(left, width - margin.left)

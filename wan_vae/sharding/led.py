@@ -11,12 +11,12 @@ from torch import Tensor
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
-from wan_vae.inference.dry_run import input_of, planned
+from wan_vae.inference.dry_run import dummy_input, make_plan
 from wan_vae.inference.planner import Plan
 from wan_vae.inference.stream import ClipStream
 from wan_vae.inference.tiling import Tiling
-from wan_vae.sharding.grid import Grid, arranged
-from wan_vae.sharding.process_group import Peers, least_budget
+from wan_vae.sharding.grid import Grid, best_grid
+from wan_vae.sharding.process_group import ProcessGroup, least_budget
 from wan_vae.sharding.sharded_vae import Call, Share, Way, going, largest_part
 from wan_vae.validation import check_latents, check_video
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LEADER = 0
 
 
-class _Pace(NamedTuple):
+class _ChunkSize(NamedTuple):
     """What the leader decided: how many latents go together, if it did, and how pictures are cut, if they are."""
 
     latents_per_pass: int | None = None
@@ -45,7 +45,7 @@ class _Clip(NamedTuple):
     call: Call
     shape: torch.Size
     dtype: torch.dtype
-    pace: _Pace
+    pace: _ChunkSize
 
 
 class _Begin(NamedTuple):
@@ -54,7 +54,7 @@ class _Begin(NamedTuple):
     call: Call
     height: int
     width: int
-    pace: _Pace
+    pace: _ChunkSize
 
 
 class _Chunk(NamedTuple):
@@ -79,7 +79,7 @@ class LeadVAE:
         peers: The processes, this one the first of them.
     """
 
-    def __init__(self, vae: "WanVAE", peers: Peers) -> None:
+    def __init__(self, vae: "WanVAE", peers: ProcessGroup) -> None:
         assert peers.index == _LEADER, peers.index
         self._vae = vae
         self._peers = peers
@@ -95,11 +95,11 @@ class LeadVAE:
         """Where this process computes."""
         return self._vae.device
 
-    def latents_at_once(self, height: int, width: int) -> int:
+    def default_chunk_size(self, height: int, width: int) -> int:
         """Return how many latents go through the network together, as `WanVAE.latents_at_once`."""
         side = self.config.spatial_compression
         grid = self._grid(-(-height // side), -(-width // side))
-        return self._vae.latents_at_once(max(grid.heights) * side, max(grid.widths) * side)
+        return self._vae.default_chunk_size(max(grid.heights) * side, max(grid.widths) * side)
 
     def budget(self, memory: Budget) -> int:
         """Return in bytes what each process may take: the least that any of them may.
@@ -110,13 +110,13 @@ class LeadVAE:
         self._peers.tell(_Ask(memory))
         return least_budget(memory, self.device, self._peers)
 
-    def plan(self, call: Call, *, frames: int, height: int, width: int, memory: int, goes_on: bool = False) -> Plan:
+    def plan(self, call: Call, *, frames: int, height: int, width: int, memory: int, streaming: bool = False) -> Plan:
         """Return how a call would keep to a budget of bytes in each process, as `WanVAE.plan`.
 
         What comes in and goes out counts where it takes more than in the others: in this one.
         """
-        x = input_of(self._vae, call, (1, 3, frames, height, width))
-        return self._planned(x, going(self._vae, call), memory, goes_on=goes_on)
+        x = dummy_input(self._vae, call, (1, 3, frames, height, width))
+        return self._make_plan(x, going(self._vae, call), memory, streaming=streaming)
 
     def encode(self, video: Tensor, *, memory: int | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> final latents (B, z, t, h, w), as `WanVAE.encode`.
@@ -161,10 +161,10 @@ class LeadVAE:
         self._peers.tell(None)
 
     def _grid(self, height: int, width: int) -> Grid:
-        return arranged(len(self._peers), height, width)
+        return best_grid(len(self._peers), height, width)
 
     def _whole(self, x: Tensor, way: Way, memory: int | None) -> Tensor:
-        clip = _Clip(way.call, x.shape, x.dtype, self._pace(x, way, memory, goes_on=False))
+        clip = _Clip(way.call, x.shape, x.dtype, self._pace(x, way, memory, streaming=False))
         share = Share(self._grid(*way.latents(x.shape)), self._peers)
         self._peers.tell(clip)
         part = _passed(clip, share.scatter(x, way.scale), way, share)
@@ -175,7 +175,7 @@ class LeadVAE:
         for chunk in chunks:
             way.check(chunk)
             if share is None:
-                begin = _Begin(way.call, *way.latents(chunk.shape), self._pace(chunk, way, memory, goes_on=True))
+                begin = _Begin(way.call, *way.latents(chunk.shape), self._pace(chunk, way, memory, streaming=True))
                 stream, share = _begun(begin, way, self._peers)
                 self._peers.tell(begin)
                 number = next(self._numbers)
@@ -189,19 +189,19 @@ class LeadVAE:
         stream.flush()
         self._peers.tell(_End(number))
 
-    def _pace(self, x: Tensor, way: Way, memory: int | None, *, goes_on: bool) -> _Pace:
+    def _pace(self, x: Tensor, way: Way, memory: int | None, *, streaming: bool) -> _ChunkSize:
         if memory is None:
-            return _Pace()
-        plan = self._planned(x, way, memory, goes_on=goes_on)
-        return _Pace(plan.latents_per_pass, plan.tiling)
+            return _ChunkSize()
+        plan = self._make_plan(x, way, memory, streaming=streaming)
+        return _ChunkSize(plan.latents_per_pass, plan.tiling)
 
     @torch.no_grad()
-    def _planned(self, x: Tensor, way: Way, memory: int, *, goes_on: bool) -> Plan:
+    def _make_plan(self, x: Tensor, way: Way, memory: int, *, streaming: bool) -> Plan:
         part = largest_part(self._grid(*way.latents(x.shape)), way, Share.scatter, Share.collect)
-        return planned(self._vae, way.call, x, None, memory, goes_on=goes_on, part=part)
+        return make_plan(self._vae, way.call, x, None, memory, streaming=streaming, part=part)
 
 
-def follow(vae: "WanVAE", peers: Peers) -> None:
+def follow(vae: "WanVAE", peers: ProcessGroup) -> None:
     """Compute parts of what the first of the processes leads through its `LeadVAE`, until it dismisses the others."""
     numbers, begun = count(), {}
     while (told := peers.hear(_LEADER)) is not None:
@@ -211,7 +211,7 @@ def follow(vae: "WanVAE", peers: Peers) -> None:
                 least_budget(told.memory, vae.device, peers)
         elif isinstance(told, _Clip):
             way = going(vae, told.call)
-            share = Share(arranged(len(peers), *way.latents(told.shape)), peers)
+            share = Share(best_grid(len(peers), *way.latents(told.shape)), peers)
             given = _received(told, way, share, vae.device)
             share.hand_in(_passed(told, given, way, share), receiver=_LEADER)
         elif isinstance(told, _Begin):
@@ -226,8 +226,8 @@ def follow(vae: "WanVAE", peers: Peers) -> None:
             del begun[told.stream]
 
 
-def _begun(begin: _Begin, way: Way, peers: Peers) -> tuple[ClipStream, Share]:
-    share = Share(arranged(len(peers), begin.height, begin.width), peers)
+def _begun(begin: _Begin, way: Way, peers: ProcessGroup) -> tuple[ClipStream, Share]:
+    share = Share(best_grid(len(peers), begin.height, begin.width), peers)
     return way.stream(neighbors=share.neighbors, **begin.pace._asdict()), share
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wan_vae.errors import UserError
-from wan_vae.inference.budget import Budget, bytes_of
+from wan_vae.inference.budget import Budget, parse_bytes
 
 T = TypeVar("T")
 Message = tuple[int, Tensor]
@@ -38,7 +38,7 @@ class Transfers(NamedTuple):
             work.wait()
 
 
-class Links(Protocol):
+class Transport(Protocol):
     """What carries tensors between those who share a clip.
 
     Attributes:
@@ -57,7 +57,7 @@ class Links(Protocol):
         """
 
 
-class Peers:
+class ProcessGroup:
     """Processes in an order that all of them know, and the place of this one.
 
     Args:
@@ -140,7 +140,7 @@ class _Answer(NamedTuple):
     error: str = ""
 
 
-def least_budget(memory: Budget, device: torch.device, peers: Peers) -> int:
+def least_budget(memory: Budget, device: torch.device, peers: ProcessGroup) -> int:
     """Return, in bytes, what each of the processes may take: the least that any of them may. All of them must ask.
 
     Args:
@@ -161,7 +161,7 @@ def least_budget(memory: Budget, device: torch.device, peers: Peers) -> int:
 
 def _answer(memory: Budget, device: torch.device) -> _Answer:
     try:
-        size = bytes_of(memory, device)
+        size = parse_bytes(memory, device)
     except UserError as error:
         return _Answer(error=str(error))
     return _Answer(size, socket.gethostname() if memory == "auto" and device.type == "cpu" else "")

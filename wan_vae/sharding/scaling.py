@@ -11,14 +11,14 @@ import torch
 
 from wan_vae.benchmark.measure import work_of
 from wan_vae.config import VAEConfig
-from wan_vae.inference.tiling import Tiling, margin_of
+from wan_vae.inference.tiling import Tiling, receptive_margin
 from wan_vae.model.autoencoder import Decoder, Encoder
-from wan_vae.model.halo import Reach
-from wan_vae.sharding.grid import Grid, arranged, common
+from wan_vae.model.halo import Padding
+from wan_vae.sharding.grid import Grid, best_grid, common
 from wan_vae.vae import WanVAE
 
-_AROUND = Reach(top=1, bottom=1, left=1, right=1)
-_AFTER = Reach(bottom=1, right=1)
+_AROUND = Padding(top=1, bottom=1, left=1, right=1)
+_AFTER = Padding(bottom=1, right=1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Look:
     channels: int
     frames: int
     scale: int
-    reach: Reach | None = _AROUND
+    reach: Padding | None = _AROUND
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def _local(
         steps = network(config).steps()
     for stage in stages[: tiling.first]:
         yield from stage.looks
-    margin = margin_of(steps[tiling.first : tiling.last])
+    margin = receptive_margin(steps[tiling.first : tiling.last])
     first = stages[tiling.first]
-    around = Reach(top=margin, bottom=margin, left=margin, right=margin)
+    around = Padding(top=margin, bottom=margin, left=margin, right=margin)
     yield Look(first.channels, first.frames, first.scale, around)
     for stage in stages[tiling.last :]:
         yield from stage.looks
@@ -211,7 +211,7 @@ def scaling(
     values = (config.latent_channels * latents) if encodes else (3 * frames * (side * config.output_upscale) ** 2)
     found = []
     for count in devices:
-        grid = arranged(count, rows, columns)
+        grid = best_grid(count, rows, columns)
         largest = max(grid.latent_pixels)
         sent = max(bytes_sent(looks, grid, part, itemsize=dtype.itemsize) for part in range(count))
         result = largest * values * (count - 1) * dtype.itemsize

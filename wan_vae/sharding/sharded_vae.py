@@ -19,16 +19,16 @@ from torch import Tensor
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
-from wan_vae.inference.dry_run import input_of, planned
+from wan_vae.inference.dry_run import dummy_input, make_plan
 from wan_vae.inference.planner import Part, Plan
 from wan_vae.inference.stream import ClipStream, DecodeStream, EncodeStream
 from wan_vae.inference.tiling import Tiling
 from wan_vae.model.halo import Neighbors
 from wan_vae.ops.workspace import Workspace
 from wan_vae.posterior import Posterior
-from wan_vae.sharding.grid import Grid, arranged, evenly
-from wan_vae.sharding.halo_exchange import ShardNeighbors
-from wan_vae.sharding.process_group import Links, Message, Peers, Transfers, channels_last, least_budget
+from wan_vae.sharding.grid import Grid, best_grid, even_grid
+from wan_vae.sharding.halo_exchange import HaloExchange
+from wan_vae.sharding.process_group import Message, ProcessGroup, Transfers, Transport, channels_last, least_budget
 from wan_vae.validation import check_latents, check_video
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ class Share:
     """
 
     grid: Grid
-    peers: Links
+    peers: Transport
 
     @property
-    def neighbors(self) -> ShardNeighbors:
+    def neighbors(self) -> HaloExchange:
         """What lies around this part."""
-        return ShardNeighbors(self.grid, self.peers)
+        return HaloExchange(self.grid, self.peers)
 
     def cut(self, whole: Tensor, scale: int) -> Tensor:
         """View this part of the picture.
@@ -150,7 +150,7 @@ class Share:
     def _arriving(self, like: Tensor, scale: int) -> list[Message]:
         # In memory of their own, which goes straight back.
         shapes = [(peer, (*like.shape[:3], *self._size(peer, scale))) for peer in self._others()]
-        return [(peer, Workspace.lasting(shape, like=like)) for peer, shape in shapes]
+        return [(peer, Workspace.empty_persistent(shape, like=like)) for peer, shape in shapes]
 
     def _joined(self, own: Tensor, others: list[Message], scale: int) -> Tensor:
         size = (sum(self.grid.heights) * scale, sum(self.grid.widths) * scale)
@@ -164,7 +164,7 @@ CutOrJoin = Callable[[Share, Tensor, int], Tensor]
 """Takes a share, a tensor, and its pixels to a side of a latent: a method of `Share`."""
 
 
-class NoLinks:
+class DryTransport:
     """Carries nothing, and holds what it would carry meanwhile.
 
     Args:
@@ -196,7 +196,7 @@ def largest_part(grid: Grid, way: Way, cut: CutOrJoin, join: CutOrJoin) -> Part:
     inner = Grid(_largest_inside(grid.heights), _largest_inside(grid.widths))
     index = inner.part_at(min(1, grid.rows - 1), min(1, grid.columns - 1))
     assert index is not None
-    share = Share(inner, NoLinks(grid.rows * grid.columns, index))
+    share = Share(inner, DryTransport(grid.rows * grid.columns, index))
     return Part(
         share.neighbors,
         inner.beyond(index),
@@ -312,7 +312,7 @@ class ShardedVAE:
         memory: Budget,
         batch: int = 1,
         latents_per_pass: int | None = None,
-        goes_on: bool = False,
+        streaming: bool = False,
     ) -> Plan:
         """Return how a call would keep to a budget of memory, as `WanVAE.plan`. All processes must ask.
 
@@ -324,11 +324,11 @@ class ShardedVAE:
                 small; the message, which all processes give, says what would do.
         """
         way = going(self._vae, call)
-        x = input_of(self._vae, call, (batch, 3, frames, height, width))
+        x = dummy_input(self._vae, call, (batch, 3, frames, height, width))
         self._peers.check_alike(f"a plan for {tuple(x.shape)}")
         share = self.share(*way.latents(x.shape))
         with torch.no_grad():
-            return self._planned(x, way, share, latents_per_pass, memory, goes_on=goes_on)
+            return self._make_plan(x, way, share, latents_per_pass, memory, streaming=streaming)
 
     def share(self, height: int, width: int) -> Share:
         """Return which part this process has of a picture of height x width latents.
@@ -337,8 +337,8 @@ class ShardedVAE:
             UserError: The picture is too small for so many processes.
         """
         if self._shape is None:
-            return Share(arranged(len(self._peers), height, width), self._peers)
-        return Share(evenly(*self._shape, height, width), self._peers)
+            return Share(best_grid(len(self._peers), height, width), self._peers)
+        return Share(even_grid(*self._shape, height, width), self._peers)
 
     def _whole(self, x: Tensor, way: Way, latents_per_pass: int | None, memory: Budget | None) -> Tensor:
         if self._vae._records(x):
@@ -348,7 +348,7 @@ class ShardedVAE:
         share, tiling = self._shared(x, way, memory), None
         with torch.no_grad():
             if memory is not None:
-                plan = self._planned(x, way, share, latents_per_pass, memory, goes_on=False)
+                plan = self._make_plan(x, way, share, latents_per_pass, memory, streaming=False)
                 latents_per_pass, tiling = plan.latents_per_pass, plan.tiling
             part = way.whole(share.cut(x, way.scale), latents_per_pass, tiling, share.neighbors)
             return self._joined(share, part, way.becomes)
@@ -363,7 +363,7 @@ class ShardedVAE:
                 share, tiling = self._shared(chunk, way, memory), None
                 if memory is not None:
                     with torch.no_grad():
-                        plan = self._planned(chunk, way, share, latents_per_pass, memory, goes_on=True)
+                        plan = self._make_plan(chunk, way, share, latents_per_pass, memory, streaming=True)
                     latents_per_pass, tiling = plan.latents_per_pass, plan.tiling
                 stream = way.stream(latents_per_pass=latents_per_pass, neighbors=share.neighbors, tiling=tiling)
             result = stream.push(share.cut(chunk, way.scale))
@@ -379,8 +379,8 @@ class ShardedVAE:
         self._peers.check_alike(f"{way.call} of {tuple(x.shape)} in {x.dtype} with {budget} of memory")
         return self.share(*way.latents(x.shape))
 
-    def _planned(
-        self, x: Tensor, way: Way, share: Share, latents_per_pass: int | None, memory: Budget, *, goes_on: bool
+    def _make_plan(
+        self, x: Tensor, way: Way, share: Share, latents_per_pass: int | None, memory: Budget, *, streaming: bool
     ) -> Plan:
         budget = least_budget(memory, self._vae.device, self._peers)
         plan: Plan | str = ""
@@ -388,7 +388,7 @@ class ShardedVAE:
         if self._peers.index == 0:
             try:
                 part = largest_part(share.grid, way, Share.cut, self._joined)
-                plan = planned(self._vae, way.call, x, latents_per_pass, budget, goes_on=goes_on, part=part)
+                plan = make_plan(self._vae, way.call, x, latents_per_pass, budget, streaming=streaming, part=part)
             except UserError as error:
                 plan = str(error)
         plan = self._peers.told(plan)[0]
@@ -402,21 +402,21 @@ def _left(share: Share, part: Tensor, scale: int) -> Tensor:
     return part
 
 
-def _members(mesh: "DeviceMesh | None") -> tuple[Peers, tuple[int, int] | None]:
+def _members(mesh: "DeviceMesh | None") -> tuple[ProcessGroup, tuple[int, int] | None]:
     """Return the processes of a mesh and, if they are in rows and columns, how many of these there are."""
     if mesh is None:
-        return Peers(range(dist.get_world_size())), None
+        return ProcessGroup(range(dist.get_world_size())), None
     if mesh.ndim > 2:
         raise UserError(f"The mesh has {mesh.ndim} dimensions; a picture is cut in rows and columns, so 1 or 2 fit.")
     ranks = mesh.mesh.flatten().tolist()
     if dist.get_rank() not in ranks:
         raise UserError(f"Process {dist.get_rank()} is not in the mesh, which holds {ranks}; call shard in those only.")
     if mesh.ndim == 1:
-        return Peers(ranks, mesh.get_group()), None
+        return ProcessGroup(ranks, mesh.get_group()), None
     if len(ranks) != dist.get_world_size():
         raise UserError(
             f"A mesh of rows and columns must hold all {dist.get_world_size()} processes, but this one holds"
             f" {len(ranks)}; take one of a single dimension, which is arranged by itself."
         )
     rows, columns = mesh.mesh.shape
-    return Peers(ranks), (rows, columns)
+    return ProcessGroup(ranks), (rows, columns)

@@ -17,7 +17,7 @@ from wan_vae.training.data import TrainingBatch
 from wan_vae.training.recipe import Recipe
 
 
-class NotANumberError(ArithmeticError):
+class NonFiniteError(ArithmeticError):
     """A loss or the length of a gradient is infinite or NaN; the message names it."""
 
 
@@ -30,7 +30,7 @@ def check_numbers(values: Mapping[str, Tensor]) -> None:
     # All at once, for each look waits for the device.
     if not torch.isfinite(torch.stack(list(values.values()))).all():
         found = {name: value.item() for name, value in values.items() if not torch.isfinite(value)}
-        raise NotANumberError(", ".join(f"{name} is {value}" for name, value in found.items()))
+        raise NonFiniteError(", ".join(f"{name} is {value}" for name, value in found.items()))
 
 
 def keep_batch(path: Path, batch: TrainingBatch) -> None:

@@ -213,7 +213,7 @@ class TrainingBatches(Dataset[TrainingBatch]):
         fitting = [clip for clip in self._videos if clip.count >= length]
         if self._photos and (not fitting or random.random() < stage.photo_share):
             clip = self._photos[random.integers(len(self._photos))]
-            levels, where = camera_path(clip.frames()[0], length, stage.crop, random)
+            levels, where = ken_burns(clip.frames()[0], length, stage.crop, random)
         else:
             clip = fitting[random.integers(len(fitting))]
             levels, where = random_crop(clip.frames(), length, stage.crop, random)
@@ -235,7 +235,7 @@ def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.ra
     return levels.transpose(0, 1), f"frame {first}, {side} pixels at {left},{top}"
 
 
-def camera_path(photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
+def ken_burns(photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
     """Move a window over a photo: (3, T, crop, crop) in [0, 255]."""
     height, width = photo.shape[:2]
     # In photo pixels per pixel of the crop; at most half of the photo's short side is seen.

@@ -93,7 +93,7 @@ def starting_point(recipe: Recipe, state: dict[str, Any] | None, device: torch.d
     else:
         assert recipe.model.preset is not None
         vae = WanVAE.from_config(recipe.model.preset)
-        ease_start(vae)
+        init_for_training(vae)
     recipe.check_fits(vae.config)
     vae.requires_grad_(True)
     if recipe.model.trainable == "decoder":
@@ -115,7 +115,7 @@ def in_training_mode(vae: WanVAE, recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def ease_start(vae: WanVAE) -> None:
+def init_for_training(vae: WanVAE) -> None:
     """Change a VAE's random weights so that it learns faster from the first step on.
 
     Blocks with an identity skip begin as the identity (Goyal et al. 2017, section 5.1, does so with a zero gamma). And

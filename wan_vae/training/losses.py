@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from wan_vae.evaluation.lpips import Perceptual
+from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.posterior import Posterior
 from wan_vae.training.checkpoint import check_numbers
 from wan_vae.training.recipe import Stage
@@ -139,7 +139,7 @@ class Objective:
         adversary: Takes reconstructions for real or not; None where no stage weighs that.
     """
 
-    perceptual: Perceptual | None
+    perceptual: LPIPS | None
     adversary: Adversary | None
 
     def __call__(

@@ -33,7 +33,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return stage.learning_rate * (stage.final_rate + (1 - stage.final_rate) * cosine)
 
 
-class MovingAverage:
+class EMA:
     """A copy of a VAE whose weights follow the VAE's slowly.
 
     At first it follows faster, with a decay of (1 + n) / (10 + n) after n steps, so that short runs are not dominated

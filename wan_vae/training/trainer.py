@@ -22,15 +22,15 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from wan_vae.errors import UserError
-from wan_vae.evaluation.lpips import Perceptual
+from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.io.atomic_output import written_beside
 from wan_vae.model.halo import Halo
 from wan_vae.posterior import Posterior
-from wan_vae.training.checkpoint import NotANumberError, check_numbers, keep_batch, load_state, save_state
+from wan_vae.training.checkpoint import NonFiniteError, check_numbers, keep_batch, load_state, save_state
 from wan_vae.training.data import TrainingBatch, TrainingBatches, store_sources, whole_clips
 from wan_vae.training.initialization import PrincipalComponents, in_training_mode, starting_point
 from wan_vae.training.losses import Adversary, Objective
-from wan_vae.training.optim import MovingAverage, learning_rate, make_optimizer
+from wan_vae.training.optim import EMA, learning_rate, make_optimizer
 from wan_vae.training.recipe import Recipe
 from wan_vae.training.validation import FRAMES_PER_CLIP, validate, with_measured_statistics
 from wan_vae.vae import WanVAE
@@ -134,7 +134,7 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         self._vae = starting_point(recipe, state, device)
-        self._average = MovingAverage(self._vae, recipe.ema_decay)
+        self._average = EMA(self._vae, recipe.ema_decay)
         optimizer = make_optimizer(self._vae, recipe.optimizer, recipe.betas, recipe.weight_decay)
         lesson = Lesson(self._vae)
         if recipe.model.compile:
@@ -146,7 +146,7 @@ class Trainer:
         has_adversary = any(stage.loss.adversarial for stage in recipe.stages)
         self._adversary = Adversary(self._accelerator, recipe.gradient_clip) if has_adversary else None
         lpips = recipe.lpips
-        self._perceptual = None if lpips is None else Perceptual(lpips.network, lpips.backbone).to(device)
+        self._perceptual = None if lpips is None else LPIPS(lpips.network, lpips.backbone).to(device)
         self._objective = Objective(self._perceptual, self._adversary)
         with self._accelerator.main_process_first():
             self._sources = store_sources(recipe.data, folder / "frames")
@@ -184,7 +184,7 @@ class Trainer:
             for number, batch in self._batches(last):
                 try:
                     losses = self._train(number, batch)
-                except NotANumberError as error:
+                except NonFiniteError as error:
                     raise self._stopped_by(batch, error) from error
                 if not self._accelerator.sync_gradients:
                     continue
@@ -251,7 +251,7 @@ class Trainer:
         losses["learning_rate"] = torch.tensor(rate)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _stopped_by(self, batch: TrainingBatch, error: NotANumberError) -> UserError:
+    def _stopped_by(self, batch: TrainingBatch, error: NonFiniteError) -> UserError:
         # Each process has a batch of its own, and several may stop at once.
         process = f"_process_{self._accelerator.process_index}" if self._accelerator.num_processes > 1 else ""
         path = self._folder / f"bad_batch_step_{self.step}{process}.safetensors"

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wan_vae.evaluation.lpips import Perceptual
-from wan_vae.evaluation.metrics import Fidelity, mean_score
-from wan_vae.evaluation.reconstruct import reconstructed
-from wan_vae.io.frames import FittedClip, Frames
+from wan_vae.evaluation.lpips import LPIPS
+from wan_vae.evaluation.metrics import Metrics, mean_score
+from wan_vae.evaluation.reconstruct import reconstruct_frames
+from wan_vae.io.frames import Frames, FramesToTensors
 from wan_vae.vae import WanVAE
 
 FRAMES_PER_CLIP = 17
@@ -31,7 +31,7 @@ def with_measured_statistics(vae: WanVAE, clips: Iterable[Frames]) -> WanVAE:
     """
     means, squares = [], []
     for frames in clips:
-        final = torch.cat(list(vae.eval().encode_stream(FittedClip([frames], vae.config, vae.device))), dim=2)
+        final = torch.cat(list(vae.eval().encode_stream(FramesToTensors([frames], vae.config, vae.device))), dim=2)
         raw = vae.denormalize(final).cpu().double()  # not every device has float64
         means.append(raw.mean(dim=(0, 2, 3, 4)))
         squares.append(raw.square().mean(dim=(0, 2, 3, 4)))
@@ -63,14 +63,14 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(vae: WanVAE, clips: Iterable[tuple[str, NDArray[np.uint8]]], perceptual: Perceptual | None) -> Validation:
+def validate(vae: WanVAE, clips: Iterable[tuple[str, NDArray[np.uint8]]], perceptual: LPIPS | None) -> Validation:
     """Reconstruct clips, arrays (n, height, width, 3), and compare."""
     scores, strips = [], {}
     for name, frames in clips:
         height, width = frames.shape[1:3]
         shown = set(np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int))
-        fidelity, columns = Fidelity(perceptual), []
-        for index, (source, decoded) in enumerate(reconstructed(vae, [frames], width, height)):
+        fidelity, columns = Metrics(perceptual), []
+        for index, (source, decoded) in enumerate(reconstruct_frames(vae, [frames], width, height)):
             fidelity.add(source, decoded)
             if index in shown:
                 columns.append(np.concatenate([source, decoded]))

@@ -76,10 +76,10 @@ __all__ = [
     "build_kernels",
     "library",
     "norm_silu",
-    "norm_silu_serves",
     "packed_size",
+    "supports_norm_silu",
+    "supports_winograd",
     "winograd_conv3d",
-    "winograd_serves",
 ]
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -110,7 +110,7 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
     """
     kernels = library()
     assert kernels is not None, "norm_silu needs the compiled kernels"
-    assert norm_silu_serves(x), (x.dtype, x.stride())
+    assert supports_norm_silu(x), (x.dtype, x.stride())
     assert is_like(out, x), (x.shape, x.dtype, out.shape, out.dtype, out.stride())
     assert gamma.numel() == x.shape[1], gamma.shape
     scale = (gamma.detach().to(torch.float32) * x.shape[1] ** 0.5).flatten().contiguous()
@@ -119,7 +119,7 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def norm_silu_serves(x: Tensor) -> bool:
+def supports_norm_silu(x: Tensor) -> bool:
     """Whether `norm_silu` can read, or write, this tensor."""
     return x.dtype in _DTYPES and is_channels_last(x)
 
@@ -201,7 +201,7 @@ def winograd_conv3d(
     return out
 
 
-def winograd_serves(x: Tensor, weight: Tensor, *, doubled: bool = False) -> bool:
+def supports_winograd(x: Tensor, weight: Tensor, *, doubled: bool = False) -> bool:
     """Whether `winograd_conv3d` can compute this convolution, and sooner than oneDNN does.
 
     It can where `x` is float32 or bfloat16 on a CPU, and the weight (C_out, C_in, taps, 3, 3). For what it costs to
@@ -270,7 +270,7 @@ def amx_conv3d(
     x, seen = pieces[0], before + sum(piece.shape[2] for piece in pieces)
     frames = (seen - weight.shape[2]) // stride[0] + 1
     assert stride[1] == stride[2], stride
-    assert amx_serves(x, weight), (x.shape, x.dtype, weight.shape, weight.dtype)
+    assert supports_amx(x, weight), (x.shape, x.dtype, weight.shape, weight.dtype)
     assert are_alike(pieces), [(piece.shape, piece.dtype, piece.stride()) for piece in pieces]
     assert out.shape[:3] == (x.shape[0], weight.shape[0], frames), (x.shape, frames, weight.shape, out.shape)
     assert out.dtype == x.dtype, out.dtype
@@ -304,7 +304,7 @@ def amx_packed_size(weight: Tensor) -> int:
     return size.value
 
 
-def amx_serves(x: Tensor, weight: Tensor) -> bool:
+def supports_amx(x: Tensor, weight: Tensor) -> bool:
     """Whether `amx_conv3d` can convolve `x`, channels last, with `weight` here: channels must make up even parts."""
     if x.dtype != torch.bfloat16 or weight.dtype != x.dtype or device_of(x).type != "cpu" or not has_amx():
         return False
