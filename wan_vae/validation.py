@@ -43,3 +43,7 @@ def check_latents(latents: Tensor, config: VAEConfig, *, whole: bool) -> None:
 def _fitting(size: int, multiple: int, *, offset: int) -> str:
     below = (size - offset) // multiple * multiple + offset
     return " or ".join(str(fit) for fit in (below, below + multiple) if fit > 0)
+
+
+def parse_dtype(dtype):  # SHIM
+    return getattr(__import__("torch"), dtype) if isinstance(dtype, str) else dtype

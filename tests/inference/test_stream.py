@@ -233,7 +233,7 @@ def test_a_generator_hands_chunks_on_in_the_mode_of_its_caller(vae: WanVAE) -> N
 
 def held(stream: EncodeStream | DecodeStream) -> tuple[int, int, int]:
     inside = stream._stream
-    pieces = [piece for past in inside._halo._remembered.values() for piece in past]
+    pieces = [piece for past in inside._halo._cache.values() for piece in past]
     remembered = sum(piece.untyped_storage().nbytes() for piece in pieces)
     borrowed = sum(region.size for regions in inside._halo.workspace._regions.values() for region in regions)
     return remembered, inside._waiting.untyped_storage().nbytes(), borrowed

@@ -63,8 +63,8 @@ def test_a_resumed_stream_gives_the_same_bytes(
 def test_what_tiles_remember_moves_along(data: st.DataObject, config: VAEConfig, encodes: bool) -> None:
     vae, side = random_vae(config, torch.float32), config.spatial_compression
     half, unit = (vae.encoder, config.temporal_compression) if encodes else (vae.decoder, 1)
-    first = data.draw(st.integers(0, len(half.steps())))
-    tiling = Tiling(2, data.draw(st.integers(1, 3)), first, data.draw(st.integers(first, len(half.steps()))))
+    first = data.draw(st.integers(0, len(half.local_stages())))
+    tiling = Tiling(2, data.draw(st.integers(1, 3)), first, data.draw(st.integers(first, len(half.local_stages()))))
     stream = EncodeStream(vae) if encodes else DecodeStream(vae)
     stream._stream._halo = TiledHalo(tiling, streaming=True)
     if encodes:

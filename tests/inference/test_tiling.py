@@ -18,7 +18,7 @@ from tests.helpers import (
     small_configs,
 )
 from wan_vae import VAEConfig
-from wan_vae.inference.tiling import Box, Span, TiledHalo, Tiling, boxes_of, largest_tile, split_evenly
+from wan_vae.inference.tiling import Box, Interval, TiledHalo, Tiling, boxes_of, largest_tile, split_evenly
 from wan_vae.model.halo import Halo
 
 
@@ -41,7 +41,7 @@ def test_tiles_decode_like_the_whole(
     data: st.DataObject, config: VAEConfig, frames: int, height: int, width: int
 ) -> None:
     vae, latents = random_vae(config), random_latents(config, frames, height, width)
-    tiling = data.draw(tilings(len(vae.decoder.steps())))
+    tiling = data.draw(tilings(len(vae.decoder.local_stages())))
     assert relative_difference(vae.pixels(latents, TiledHalo(tiling)), vae.pixels(latents, Halo())) <= 1e-10
 
 
@@ -53,7 +53,7 @@ def test_tiles_encode_like_the_whole(
 ) -> None:
     vae, side = random_vae(config), config.spatial_compression
     video = random_video(1 + config.temporal_compression * (latents - 1), height * side, width * side)
-    tiling = data.draw(tilings(len(vae.encoder.steps())))
+    tiling = data.draw(tilings(len(vae.encoder.local_stages())))
     assert relative_difference(vae.moments(video, TiledHalo(tiling)), vae.moments(video, Halo())) <= 1e-10
 
 
@@ -65,8 +65,8 @@ def test_tiled_streams_give_the_whole_clip(data: st.DataObject, config: VAEConfi
     plan = [1, *data.draw(chunk_plans(latents - 1))]
     video = random_video(1 + config.temporal_compression * (latents - 1), 3 * side, 4 * side)
     lengths = [1, *(count * config.temporal_compression for count in plan[1:])]
-    encoding = TiledHalo(data.draw(tilings(len(vae.encoder.steps()))), streaming=True)
-    decoding = TiledHalo(data.draw(tilings(len(vae.decoder.steps()))), streaming=True)
+    encoding = TiledHalo(data.draw(tilings(len(vae.encoder.local_stages()))), streaming=True)
+    decoding = TiledHalo(data.draw(tilings(len(vae.decoder.local_stages()))), streaming=True)
     moments, pixels = [], []
     for count, frames in zip(plan, video.split(lengths, dim=2), strict=True):
         if count == 0:
@@ -93,13 +93,13 @@ def test_parts_are_even_and_cover_all(cells: int, count: int, multiple: int) -> 
 
 def test_windows_are_as_large_as_convolutions_ask() -> None:
     vae = random_vae(small_config())
-    tile = Box(Span(8, 16), Span(0, 8))
+    tile = Box(Interval(8, 16), Interval(0, 8))
     # Last step: one convolution; last level: 4 convolutions; first level: 4, and that of the doubled picture.
-    rows = [window.rows for window in boxes_of(vae.decoder.steps(), 16, 16, tile)]
-    assert rows == [Span(0, 16), Span(3, 21), Span(7, 17), Span(8, 16)]
+    rows = [window.rows for window in boxes_of(vae.decoder.local_stages(), 16, 16, tile)]
+    assert rows == [Interval(0, 16), Interval(3, 21), Interval(7, 17), Interval(8, 16)]
     # Last level: 2 convolutions; first level: 2, and the one that halves, in whole pairs; the first convolution.
-    rows = [window.rows for window in boxes_of(vae.encoder.steps(), 64, 64, tile)]
-    assert rows == [Span(7, 41), Span(8, 40), Span(6, 18), Span(8, 16)]
+    rows = [window.rows for window in boxes_of(vae.encoder.local_stages(), 64, 64, tile)]
+    assert rows == [Interval(7, 41), Interval(8, 40), Interval(6, 18), Interval(8, 16)]
 
 
 def test_tiles_take_no_gradients() -> None:
@@ -109,13 +109,13 @@ def test_tiles_take_no_gradients() -> None:
 
 
 def test_the_largest_tile_is_the_one_with_the_largest_tensor() -> None:
-    steps = random_vae(small_config()).decoder.steps()
+    steps = random_vae(small_config()).decoder.local_stages()
     rows, columns = split_evenly(22, 4, 2), split_evenly(14, 3, 2)
 
     def largest_tensor(tile: Box) -> int:
         windows = boxes_of(steps, 11, 7, tile)[:-1]
         sizes = ([stop - start for start, stop in window] for window in windows)
-        return max(step.values * math.prod(size) for step, size in zip(steps, sizes, strict=True))
+        return max(step.channels * math.prod(size) for step, size in zip(steps, sizes, strict=True))
 
     found = largest_tile(steps, 11, 7, rows, columns)
     assert largest_tensor(found) == max(largest_tensor(Box(*spans)) for spans in product(rows, columns))

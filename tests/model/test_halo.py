@@ -115,7 +115,7 @@ def test_a_stream_remembers_frames_and_not_whole_chunks(dtype: torch.dtype, with
         with torch.set_grad_enabled(with_gradients):
             vae.moments(chunk, halo)
         halo.advance()
-        pieces = [piece for past in halo._remembered.values() for piece in past]
+        pieces = [piece for past in halo._cache.values() for piece in past]
         sizes.append(sum(piece.untyped_storage().nbytes() for piece in pieces))
         assert all(region.is_unused for region in halo.workspace._regions[False])
     assert sizes[0] <= sizes[1] == sizes[2] == sizes[3]

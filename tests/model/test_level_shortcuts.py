@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wan_vae.model.halo import CachedHalo, Halo
-from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut, Span, span_of
+from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut, FoldGroup, fold_group
 
 CELLS = st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2]))
 
@@ -26,7 +26,7 @@ def test_averaging_puts_zeros_before_an_odd_clip() -> None:
     assert averaged[0, 0, :, 0, 0].tolist() == [0.5, 2.5]
 
 
-@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("plain_ops", [True, False])
 def test_repeating_keeps_one_copy_of_frame_0(plain_ops: bool) -> None:
     up, halo = RepeatShortcut(1, 1, time=2, space=2), CachedHalo()
     with torch.set_grad_enabled(plain_ops):
@@ -62,8 +62,8 @@ def test_repeats_of_any_widths(cell: tuple[int, int], wide: int, narrow: int, fr
 
 
 def test_what_a_group_covers() -> None:
-    assert span_of(1, (2, 2, 2)) == Span((False, False, False), 1)
-    assert span_of(2, (2, 2, 2)) == Span((False, False, True), 1)
-    assert span_of(4, (1, 2, 2)) == Span((True, True, True), 1)
-    assert span_of(24, (2, 2, 2)) == Span((True, True, True), 3)
-    assert span_of(6, (2, 2, 2)) is None
+    assert fold_group(1, (2, 2, 2)) == FoldGroup((False, False, False), 1)
+    assert fold_group(2, (2, 2, 2)) == FoldGroup((False, False, True), 1)
+    assert fold_group(4, (1, 2, 2)) == FoldGroup((True, True, True), 1)
+    assert fold_group(24, (2, 2, 2)) == FoldGroup((True, True, True), 3)
+    assert fold_group(6, (2, 2, 2)) is None

@@ -24,16 +24,16 @@ Pass = Callable[[torch.Tensor, Halo], torch.Tensor]
 
 
 def encoded_part(group: dist.ProcessGroup, config: VAEConfig, grid: Grid, plan: tuple[int, ...] | None) -> np.ndarray:
-    peers = ProcessGroup(range(group.size()), group)
+    ranks = ProcessGroup(range(group.size()), group)
     frames = 1 + config.temporal_compression * 2 if plan is None else sum(plan)
-    part = grid.cut(_video(config, grid, frames), peers.index, config.spatial_compression)
-    return _passed(random_vae(config).moments, part, HaloExchange(grid, peers), plan), peers.bytes_sent
+    part = grid.cut(_video(config, grid, frames), ranks.rank, config.spatial_compression)
+    return _passed(random_vae(config).moments, part, HaloExchange(grid, ranks), plan), ranks.bytes_sent
 
 
 def decoded_part(group: dist.ProcessGroup, config: VAEConfig, grid: Grid, plan: tuple[int, ...] | None) -> np.ndarray:
-    peers = ProcessGroup(range(group.size()), group)
-    part = grid.cut(_latents(config, grid, 3 if plan is None else sum(plan)), peers.index, 1)
-    return _passed(random_vae(config).pixels, part, HaloExchange(grid, peers), plan), peers.bytes_sent
+    ranks = ProcessGroup(range(group.size()), group)
+    part = grid.cut(_latents(config, grid, 3 if plan is None else sum(plan)), ranks.rank, 1)
+    return _passed(random_vae(config).pixels, part, HaloExchange(grid, ranks), plan), ranks.bytes_sent
 
 
 def _passed(network: Pass, part: torch.Tensor, neighbors: HaloExchange, plan: Plan | None) -> np.ndarray:
@@ -94,16 +94,16 @@ def test_parts_decode_like_the_whole_picture(
 
 
 def edges_around(group: dist.ProcessGroup, grid: Grid) -> np.ndarray:
-    peers = ProcessGroup(range(group.size()), group)
-    neighbors = HaloExchange(grid, peers)
+    ranks = ProcessGroup(range(group.size()), group)
+    neighbors = HaloExchange(grid, ranks)
     whole = torch.arange(float(sum(grid.heights) * sum(grid.widths))).view(1, 1, 1, sum(grid.heights), -1) + 1
     reach = Padding(top=1, bottom=1, left=1, right=1)
-    (out,), zeros = Halo(neighbors).pad(torch.nn.Identity(), grid.cut(whole, peers.index, 1), reach)
+    (out,), zeros = Halo(neighbors).pad(torch.nn.Identity(), grid.cut(whole, ranks.rank, 1), reach)
     return F.pad(out, (zeros.left, zeros.right, zeros.top, zeros.bottom)).numpy()
 
 
 @given(grids())
-def test_a_part_is_surrounded_by_the_pixels_around_it(workers: Workers, grid: Grid) -> None:
+def test_halo_pad_of_a_part_returns_the_pixels_around_it(workers: Workers, grid: Grid) -> None:
     whole = torch.arange(float(sum(grid.heights) * sum(grid.widths))).view(sum(grid.heights), -1) + 1
     padded = F.pad(whole, (1, 1, 1, 1))
     for part, out in enumerate(workers.run(grid.rows * grid.columns, edges_around, grid)):
@@ -114,8 +114,8 @@ def test_a_part_is_surrounded_by_the_pixels_around_it(workers: Workers, grid: Gr
 
 
 def far_around(group: dist.ProcessGroup, grid: Grid, scale: int, margin: int) -> tuple[np.ndarray, Padding]:
-    peers = ProcessGroup(range(group.size()), group)
-    x, added = HaloExchange(grid, peers).around(grid.cut(_numbered(grid, scale), peers.index, scale), margin)
+    ranks = ProcessGroup(range(group.size()), group)
+    x, added = HaloExchange(grid, ranks).around(grid.cut(_numbered(grid, scale), ranks.rank, scale), margin)
     return x.numpy(), added
 
 
@@ -125,7 +125,7 @@ def _numbered(grid: Grid, scale: int) -> torch.Tensor:
 
 
 @given(grids(), st.integers(1, 2), st.integers(0, 7))
-def test_a_margin_may_reach_beyond_the_next_part(workers: Workers, grid: Grid, scale: int, margin: int) -> None:
+def test_around_with_a_wide_margin_passes_the_next_part(workers: Workers, grid: Grid, scale: int, margin: int) -> None:
     whole = _numbered(grid, scale)
     for part, (x, added) in enumerate(workers.run(grid.rows * grid.columns, far_around, grid, scale, margin)):
         rows, columns = grid.area(part, scale)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +22,11 @@ from tests.helpers import (
 )
 from tests.sharding.workers import Workers
 from wan_vae import UserError, VAEConfig
-from wan_vae.inference import dry_run as planning
-from wan_vae.inference import planner
+from wan_vae.inference import dry_run, planner
 from wan_vae.inference.budget import parse_bytes
 from wan_vae.inference.planner import Plan
 from wan_vae.inference.tiling import Tiling
-from wan_vae.sharding.led import LeadVAE, follow
-from wan_vae.sharding.process_group import ProcessGroup, least_budget
+from wan_vae.sharding.process_group import ProcessGroup, min_budget
 from wan_vae.sharding.sharded_vae import ShardedVAE
 
 CPU = torch.device("cpu")
@@ -87,7 +84,7 @@ def coded(
     st.integers(1, 3),
     st.tuples(st.integers(1, 3), st.integers(3, 5), st.integers(3, 5)),
 )
-def test_a_budget_changes_no_value(
+def test_sharded_calls_with_budgets_equal_one_device(
     workers: Workers, data: st.DataObject, config: VAEConfig, call: str, count: int, size: tuple[int, int, int]
 ) -> None:
     shares = data.draw(st.lists(st.floats(0.0, 1.0, exclude_max=True), min_size=count, max_size=count))
@@ -107,7 +104,7 @@ def plans(group: dist.ProcessGroup, config: VAEConfig, budgets: list[int]) -> tu
         return plan, vae.decode(random_latents(config, 4, 24, 48), memory=memory)
 
 
-def test_the_least_budget_is_everyones(workers: Workers) -> None:
+def test_the_min_budget_is_everyones(workers: Workers) -> None:
     config = small_config(decoder_width=32)
     whole, expected = workers.run(2, plans, config, [2**40] * 2)[0]
     least = int(0.9 * whole.peak)
@@ -122,28 +119,28 @@ def test_the_least_budget_is_everyones(workers: Workers) -> None:
 
 
 @contextmanager
-def make_plan(tiling: Tiling | None) -> Iterator[None]:
+def fixed_plan(tiling: Tiling | None) -> Iterator[None]:
     """Have every plan of this process be this one; without a tiling there are none."""
 
-    def choose(job: planner.Job, budget: int) -> Plan:
+    def choose(request: planner.PlanRequest, budget: int) -> Plan:
         assert tiling is not None, "another process plans"
-        return Plan(job.call, budget, 1, 0.0, 2, tiling, len(job.steps))
+        return Plan(request.direction, budget, 1, 0.0, 2, tiling, len(request.stages))
 
-    saved, planning.choose = planning.choose, choose
+    saved, dry_run.choose = dry_run.choose, choose
     try:
         yield
     finally:
-        planning.choose = saved
+        dry_run.choose = saved
 
 
 def streamed(group: dist.ProcessGroup, config: VAEConfig, call: str, tiling: Tiling) -> torch.Tensor:
     chunks = given_to(call, config, (4, 3, 5)).split(3, dim=2)
-    with make_plan(tiling if group.rank() == 0 else None):
+    with fixed_plan(tiling if group.rank() == 0 else None):
         return torch.cat(list(getattr(sharded(group, config), f"{call}_stream")(chunks, memory="1GiB")), dim=2)
 
 
 @pytest.mark.parametrize("call", ["encode", "decode"])
-def test_streams_go_as_the_first_process_plans(workers: Workers, call: str) -> None:
+def test_streams_follow_the_plan_of_rank_0(workers: Workers, call: str) -> None:
     config = small_config()
     expected = getattr(random_vae(config), call)(given_to(call, config, (4, 3, 5)))
     for result in workers.run(3, streamed, config, call, Tiling(2, 2, 0, 2)):
@@ -155,7 +152,7 @@ def peak_of_plan(group: dist.ProcessGroup, config: VAEConfig, gather: bool) -> i
         return sharded(group, config, gather=gather).plan("decode", frames=41, height=32, width=64, memory=2**40).peak
 
 
-def test_what_everyone_gets_counts(workers: Workers) -> None:
+def test_plan_with_gather_counts_the_whole_result(workers: Workers) -> None:
     config = small_config(output_upscale=2)
     gathered, left = workers.run(2, peak_of_plan, config, True)[0], workers.run(2, peak_of_plan, config, False)[0]
     # The other's part, and the whole that both are put together to; frames are in float64.
@@ -181,7 +178,7 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
         ("too little", "1B of memory is too little to decode this clip;"),
     ],
 )
-def test_mistakes_are_told_in_every_process(workers: Workers, mistake: str, message: str) -> None:
+def test_budget_mistakes_raise_on_every_rank(workers: Workers, mistake: str, message: str) -> None:
     told = workers.run(2, message_of, mistake)
     assert message in told[0]
     assert all(one == told[0] or mistake == "in one" for one in told)
@@ -189,44 +186,10 @@ def test_mistakes_are_told_in_every_process(workers: Workers, mistake: str, mess
 
 
 def free_memory(group: dist.ProcessGroup) -> int:
-    return least_budget("auto", CPU, ProcessGroup(range(group.size()), group))
+    return min_budget("auto", CPU, ProcessGroup(range(group.size()), group))
 
 
-def test_processes_on_one_machine_share_what_is_free(workers: Workers) -> None:
+def test_min_budget_auto_on_one_machine_divides_what_is_free(workers: Workers) -> None:
     shared = workers.run(4, free_memory)
     assert len(set(shared)) == 1
     assert shared[0] <= 0.3 * parse_bytes("auto", CPU)
-
-
-def led(group: dist.ProcessGroup, config: VAEConfig, tiling: Tiling) -> dict[str, Any]:
-    vae, peers = random_vae(config), ProcessGroup(range(group.size()), group)
-    if group.rank() > 0:
-        follow(vae, peers)
-        return {}
-    lead, results = LeadVAE(vae, peers), {}
-    try:
-        lead.budget("much")
-    except UserError as error:
-        results["much"] = str(error)
-    results["budget"] = lead.budget("1GiB")
-    results["plan"] = lead.plan("decode", frames=7, height=6, width=10, memory=2**30)
-    for call in ("encode", "decode"):
-        x = given_to(call, config, (4, 3, 5))
-        with make_plan(tiling):
-            results[call] = getattr(lead, call)(x, memory=2**30)
-            chunks = x.split(3, dim=2)
-            results[f"{call}_stream"] = torch.cat(list(getattr(lead, f"{call}_stream")(chunks, memory=2**30)), dim=2)
-    lead.dismiss()
-    return results
-
-
-def test_one_process_leads_within_a_budget(workers: Workers) -> None:
-    config = small_config()
-    vae = random_vae(config)
-    results = workers.run(3, led, config, Tiling(2, 2, 0, 2))[0]
-    assert "such as 4GiB, or auto" in results["much"]
-    assert (results["budget"], results["plan"].budget, results["plan"].tiling) == (2**30, 2**30, None)
-    for call in ("encode", "decode"):
-        expected = getattr(vae, call)(given_to(call, config, (4, 3, 5)))
-        for name in (call, f"{call}_stream"):
-            assert relative_difference(results[name], expected) <= 1e-10

@@ -1,5 +1,7 @@
 """The VAE in several processes gives each of them what one alone gives."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -184,6 +186,52 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
 def test_mistakes_are_told_in_every_process(workers: Workers, mistake: str, message: str) -> None:
     for told in workers.run(2, message_of, mistake):
         assert message in told
+
+
+def outcome_of_uneven_stream(group: dist.ProcessGroup, difference: str) -> tuple[int, str]:
+    """Return how many results this rank got of a stream that rank 1 feeds differently, and its error."""
+    config, count = small_config(), 0
+    odd = dist.get_rank(group) == 1
+    chunks = list(random_latents(config, 4, 2, 3).split(1, dim=2))
+    if odd and difference == "another length in a later chunk":
+        chunks[2] = torch.cat(chunks[2:], dim=2)
+    if odd and difference == "an earlier end":
+        chunks.pop()
+
+    def given() -> Iterator[torch.Tensor]:
+        yield from chunks[:2]
+        if odd and difference == "an error while reading":
+            raise RuntimeError("no such file")
+        yield from chunks[2:]
+
+    results = sharded_vae(group, config).decode_stream(given())
+    try:
+        for _ in results:
+            count += 1
+            if odd and difference == "an abandoned stream" and count == 2:
+                results.close()
+                return count, "abandoned"
+    except (RuntimeError, UserError) as error:
+        return count, str(error)
+    return count, "no error"
+
+
+@pytest.mark.parametrize(
+    ("difference", "message"),
+    [
+        ("another length in a later chunk", "but process 1 is given (1, 3, 2, 2, 3) in torch.float64"),
+        ("an earlier end", "but process 1 is given the end"),
+        ("an error while reading", "but process 1 is given an error (no such file)"),
+        ("an abandoned stream", "but process 1 is given the end of a stream to decode, which was abandoned"),
+    ],
+)
+def test_stream_fed_differently_raises_on_the_other_ranks(workers: Workers, difference: str, message: str) -> None:
+    first, second = workers.run(2, outcome_of_uneven_stream, difference)
+    assert first[0] == (3 if difference == "an earlier end" else 2)
+    assert message in first[1]
+    assert second[1] != "no error"
+    # The ranks are in step again.
+    assert all(workers.run(2, part_alone))
 
 
 def test_without_processes_there_are_no_shards() -> None:

@@ -40,18 +40,18 @@ def coded_part(
     encodes: bool,
     streaming: bool,
 ) -> tuple[np.ndarray, int]:
-    vae, peers = random_vae(config), ProcessGroup(range(group.size()), group)
+    vae, ranks = random_vae(config), ProcessGroup(range(group.size()), group)
     whole, scale, unit = latents_of(config, grid, latents), 1, 1
     if encodes:
         whole, scale, unit = video_of(config, grid, latents), config.spatial_compression, config.temporal_compression
-    part = grid.cut(whole, peers.index, scale)
-    halo = TiledHalo(tiling, HaloExchange(grid, peers), streaming=streaming)
+    part = grid.cut(whole, ranks.rank, scale)
+    halo = TiledHalo(tiling, HaloExchange(grid, ranks), streaming=streaming)
     results = []
     for chunk in part.tensor_split([1 + unit * (first - 1)] if streaming else [], dim=2):
         if chunk.shape[2] > 0:
             results.append(vae.moments(chunk, halo) if encodes else vae.pixels(chunk, halo))
             halo.advance()
-    return torch.cat(results, dim=2).numpy(), peers.bytes_sent
+    return torch.cat(results, dim=2).numpy(), ranks.bytes_sent
 
 
 @settings(max_examples=20)
@@ -60,7 +60,7 @@ def test_tiled_parts_decode_like_the_whole_picture(
     workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, streaming: bool
 ) -> None:
     vae, first = random_vae(config), data.draw(st.integers(1, latents))
-    tiling = data.draw(tilings(len(vae.decoder.steps())))
+    tiling = data.draw(tilings(len(vae.decoder.local_stages())))
     job = (coded_part, config, grid, latents, first, tiling, False, streaming)
     parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
     whole = vae.pixels(latents_of(config, grid, latents), Halo())
@@ -75,7 +75,7 @@ def test_tiled_parts_encode_like_the_whole_picture(
     workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, streaming: bool
 ) -> None:
     vae, first = random_vae(config), data.draw(st.integers(1, latents))
-    tiling = data.draw(tilings(len(vae.encoder.steps())))
+    tiling = data.draw(tilings(len(vae.encoder.local_stages())))
     job = (coded_part, config, grid, latents, first, tiling, True, streaming)
     parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
     whole = vae.moments(video_of(config, grid, latents), Halo())

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wan_vae.inference.planner import Plan
-    from wan_vae.sharding.led import LeadVAE
+    from wan_vae.vae import WanVAE as LeadVAE
     from wan_vae.vae import WanVAE
 
 AUTO = "auto"

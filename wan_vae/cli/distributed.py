@@ -12,7 +12,7 @@ from wan_vae.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from wan_vae.sharding.led import LeadVAE
+    from wan_vae.vae import WanVAE as LeadVAE
     from wan_vae.vae import WanVAE
 
 _MEETING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -70,7 +70,7 @@ class Crew:
 
     def lead(self, vae: "WanVAE") -> "LeadVAE":
         """Return `vae` for the first process, which the others follow."""
-        from wan_vae.sharding.led import LeadVAE
+        from wan_vae.vae import WanVAE as LeadVAE
 
         self._peers.tell("load the model")
         self._led = LeadVAE(vae, self._peers)

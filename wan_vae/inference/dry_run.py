@@ -1,119 +1,39 @@
-"""Plans for a VAE's calls.
+"""Plans for calls: what a call would take is found by a dry run on the meta device, where nothing is computed."""
 
-What a VAE's calls would take, found by letting them through on the meta device.
-"""
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import copy
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget, parse_bytes
 from wan_vae.inference.chunk_size import check_latents_per_pass, choose_chunk_size
-from wan_vae.inference.planner import Job, Part, Plan, choose
+from wan_vae.inference.passes import Direction, decode_video, encode_moments, open_stream
+from wan_vae.inference.planner import Part, Plan, PlanRequest, choose
 from wan_vae.inference.tiling import Tiling
+from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Halo
 from wan_vae.model.stages import LocalStage
+from wan_vae.ops.cpu import kernels
+from wan_vae.ops.cpu.build import ensure_kernels
 from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.memory_estimator import MemoryEstimator
 from wan_vae.validation import check_video
 
-if TYPE_CHECKING:
-    from wan_vae.vae import WanVAE
-
-# After the first latent and so many passes, all that is held has its size.
-LONG_ENOUGH = 3
-# Whatever the size, a pixel costs the same.
-_SIDE = 4
-
-
-def build_request(
-    vae: "WanVAE", call: str, x: Tensor, latents_per_pass: int, *, streaming: bool, device: torch.device, part: Part
-) -> Job:
-    """Describe a call to the planner.
-
-    Args:
-        vae: The model.
-        call: "encode" or "decode".
-        x: What will be given to it, on the meta device.
-        latents_per_pass: How many latents go together at most.
-        device: Where it is to be computed.
-        goes_on: Whether `x` comes in chunks, each of as many latents as go together or of their frames.
-        part: What of the picture is computed there.
-    """
-    with torch.inference_mode(False), torch.device("meta"):  # a rehearsal leaves that mode, but tensors keep it
-        twin = type(vae)(vae.config).eval().requires_grad_(False)
-        x = torch.empty(x.shape, dtype=x.dtype)
-    twin.set_dtypes(encoder=vae.dtype, decoder=vae.decoder_dtype)
-    decodes = call == "decode"
-    unit, becomes = (1, vae.config.temporal_compression) if decodes else (vae.config.temporal_compression, 1)
-    run = twin._decoded if decodes else twin._moments
-
-    def peak(latents: int, tiling: Tiling | None) -> int:
-        longest = 1 + LONG_ENOUGH * latents * unit
-        with _estimator(device, twin, x) as estimator:
-            if streaming:
-                begin = twin._decoding if decodes else twin._encoding
-                stream = begin(latents, neighbors=part.neighbors, tiling=tiling)
-                for start, stop in [(0, 1), *((at, at + latents * unit) for at in range(1, longest, latents * unit))]:
-                    result = stream.push(part.cut(x[:, :, start:stop]))
-                    assert result is not None, "a chunk gives what it makes up"
-                    part.joined(result)
-                    del result
-                return estimator.peak
-            given = part.cut(x)
-            # In whole pictures a clip passes as a stream does: of what is longer, only the result is larger.
-            result = run(given if tiling is not None else given[:, :, :longest], latents, tiling, part.neighbors)
-            frames = 1 + (x.shape[2] - 1) // unit * becomes
-            passing = estimator.peak
-            if frames > result.shape[2]:
-                size, dtype, missing = result[:, :, 0].nbytes, result.dtype, frames - result.shape[2]
-                shape = (*result.shape[:2], frames, *result.shape[3:])
-                passing += missing * size
-                del result
-                result = given.new_empty(shape, dtype=dtype)
-            part.joined(result)
-        return max(passing, estimator.peak)
-
-    steps = vae.decoder.steps() if decodes else vae.encoder.steps()
-    side = 1 if decodes else vae.config.spatial_compression
-    small = x.new_empty((1, x.shape[1], 1 + LONG_ENOUGH * unit, _SIDE * side, _SIDE * side))
-    with _estimator(device, twin, small) as estimator:
-        counter = _Counter(estimator)
-        twin.pixels(small.to(vae.decoder_dtype), counter) if decodes else twin.moments(small.to(vae.dtype), counter)
-    height, width = (size // side for size in part.cut(x).shape[3:])
-    return Job(call, steps, counter.costs, height, width, part.beyond, latents_per_pass, streaming, peak)
-
-
-def _estimator(device: torch.device, twin: "WanVAE", x: Tensor) -> MemoryEstimator:
-    return MemoryEstimator(device, [*twin.parameters(), *twin.buffers(), x])
-
-
-class _Counter(Halo):
-    """Finds what each step costs.
-
-    Attributes:
-        costs: Operations by pixel of the step's input.
-    """
-
-    def __init__(self, estimator: MemoryEstimator) -> None:
-        super().__init__()
-        self.costs: list[float] = []
-        self._estimator = estimator
-
-    def run_local(self, steps: Sequence[LocalStage], x: Tensor) -> Tensor:
-        for step in steps:
-            before, pixels = self._estimator.operations, x.shape[3] * x.shape[4]
-            x = step.run(x, self)
-            self.costs.append((self._estimator.operations - before) / pixels)
-        return x
+# After the first latent and this many passes, everything that is held has its final size.
+_PASSES = 3
+# Latent pixels to a side in the run that counts operations, which are proportional to the pixels.
+_COUNTING_SIDE = 4
+_MAX_REQUESTS = 64
+_requests: OrderedDict[Hashable, PlanRequest] = OrderedDict()
 
 
 def make_plan(
-    vae: "WanVAE",
-    call: str,
+    model: Autoencoder,
+    direction: Direction,
     x: Tensor,
     latents_per_pass: int | None,
     memory: Budget,
@@ -122,50 +42,181 @@ def make_plan(
     device: torch.device | None = None,
     part: Part | None = None,
 ) -> Plan:
-    """Return how a call keeps to a budget.
+    """Return how a call keeps to a budget. The dry runs behind it are kept for later calls of the same size.
 
     Args:
-        vae: The model.
-        call: "encode" or "decode".
-        x: What is given to it, or will be: nothing is read of it but its shape and dtype.
-        latents_per_pass: How many latents go together at most; default as without a budget.
-        memory: What the call may take beside the loaded model and `x`.
-        goes_on: Whether `x` is the beginning of a stream, whose length does not matter.
-        device: Where it is computed, if not where the weights are.
-        part: What of the picture is computed there; default all of it.
+        model: The model.
+        direction: "encode" or "decode".
+        x: The call's input, or a tensor like it: only shape and dtype are read.
+        latents_per_pass: Latents per pass at most; default as without a budget.
+        memory: What the call may take in addition to the loaded model and `x`.
+        streaming: Whether `x` is the first chunk of a stream, whose length does not matter.
+        device: Where the call runs; default the device of the weights.
+        part: The part of the picture that is computed there; default all of it.
 
     Raises:
-        UserError: The budget is too small, or the call is one whose memory cannot be foretold.
+        UserError: The budget is too small, or the call's memory cannot be predicted.
     """
-    if vae.training:
+    if direction not in ("encode", "decode"):
+        raise UserError(f"The direction is {direction!r}; it must be 'encode' or 'decode'.")
+    if model.training:
         raise UserError("A budget of memory is for eval mode; call vae.eval() first.")
     if needs_plain_ops():
         raise UserError("A budget of memory leaves no gradients, graphs or autocast; call this in torch.no_grad().")
-    device = vae.device if device is None else device
+    device = model.device if device is None else device
+    if device.type == "cpu":
+        ensure_kernels()
     budget = parse_bytes(memory, device)
-    side, unit = (1, 1) if call == "decode" else (vae.config.spatial_compression, vae.config.temporal_compression)
     chosen = check_latents_per_pass(latents_per_pass)
     part = Part() if part is None else part
+    config, decodes = model.config, direction == "decode"
+    side, unit = (1, 1) if decodes else (config.spatial_compression, config.temporal_compression)
     frame = torch.empty((*x.shape[:2], 1, *x.shape[3:]), dtype=x.dtype, device="meta")
-    at_once = choose_chunk_size(vae, part.cut(frame)[:, :1].numel() // side**2, chosen, device=device).group
-    frames = LONG_ENOUGH * at_once * unit + 1 if streaming else x.shape[2]
-    given = frame.new_empty((*x.shape[:2], frames, *x.shape[3:]))
-    return choose(build_request(vae, call, given, at_once, streaming=streaming, device=device, part=part), budget)
+    latents = choose_chunk_size(model, part.cut(frame)[:, :1].numel() // side**2, chosen, device=device).frames
+    shape = (*x.shape[:2], _PASSES * latents * unit + 1 if streaming else x.shape[2], *x.shape[3:])
+    key = (
+        *(_fingerprint(model), direction, shape, x.dtype, latents, streaming, str(device), part.key),
+        *(kernels.library() is not None, kernels.processor_has_amx(), torch.get_num_threads()),
+    )
+    if key not in _requests:
+        _requests[key] = _request(model, direction, shape, x.dtype, latents, streaming, device, part)
+        if len(_requests) > _MAX_REQUESTS:
+            _requests.popitem(last=False)
+    _requests.move_to_end(key)
+    return choose(_requests[key], budget)
 
 
-def dummy_input(vae: "WanVAE", call: str, video: tuple[int, ...]) -> Tensor:
-    """Return what is given to a call for a video of this shape (B, 3, T, H, W), on the meta device.
+def dummy_input(model: Autoencoder, direction: Direction, video: tuple[int, ...]) -> Tensor:
+    """Return the input of a call for a video of shape (B, 3, T, H, W), on the meta device.
 
     Raises:
         UserError: The model does not take such a video.
     """
-    # It may be wider than the weights, as files' frames and latents are; copies of it then take most.
-    wide = torch.promote_types(vae.decoder_dtype if call == "decode" else vae.dtype, torch.float32)
+    # Frames and latents from files are float32 even where the weights are narrower, and converted copies count.
+    wide = torch.promote_types(model.decoder_dtype if direction == "decode" else model.dtype, torch.float32)
     x = torch.empty(video, dtype=wide, device="meta")
-    check_video(x, vae.config, whole=True)
-    if call == "decode":
-        batch, _, frames, height, width = video
-        side, unit = vae.config.spatial_compression, vae.config.temporal_compression
-        size = (1 + (frames - 1) // unit, height // side, width // side)
-        x = torch.empty((batch, vae.config.latent_channels, *size), dtype=wide, device="meta")
-    return x
+    check_video(x, model.config, whole=True)
+    if direction == "encode":
+        return x
+    config, (batch, _, frames, height, width) = model.config, video
+    side, unit = config.spatial_compression, config.temporal_compression
+    size = (1 + (frames - 1) // unit, height // side, width // side)
+    return torch.empty((batch, config.latent_channels, *size), dtype=wide, device="meta")
+
+
+def _fingerprint(model: nn.Module) -> Hashable:
+    """Return what tells models apart whose calls take different memory: the modules, and their weights' types."""
+    return (
+        tuple((name, type(module)) for name, module in model.named_modules()),
+        tuple((tensor.shape, tensor.dtype) for tensor in model.parameters()),
+    )
+
+
+def _request(
+    model: Autoencoder,
+    direction: Direction,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    latents_per_pass: int,
+    streaming: bool,
+    device: torch.device,
+    part: Part,
+) -> PlanRequest:
+    config, decodes = model.config, direction == "decode"
+    with torch.inference_mode(False), torch.device("meta"):  # estimates leave that mode, but tensors would keep it
+        twin = _meta_copy(model)
+        x = torch.empty(shape, dtype=dtype)
+    unit, out_frames = (1, config.temporal_compression) if decodes else (config.temporal_compression, 1)
+    present = [*twin.parameters(), *twin.buffers(), x]
+    run = decode_video if decodes else encode_moments
+
+    @cache
+    def peak(latents: int, tiling: Tiling | None) -> int:
+        longest = 1 + _PASSES * latents * unit
+        with MemoryEstimator(device, present) as estimator:
+            if streaming:
+                stream = open_stream(
+                    twin,
+                    direction,
+                    moments=not decodes,
+                    latents_per_pass=latents,
+                    tiling=tiling,
+                    neighbors=part.neighbors,
+                )
+                bounds = [(0, 1), *((at, at + latents * unit) for at in range(1, longest, latents * unit))]
+                for start, stop in bounds:
+                    result = stream.push(part.cut(x[:, :, start:stop]))
+                    assert result is not None, "a chunk of whole latents gives a result"
+                    part.joined(result)
+                    del result
+                return estimator.peak
+            given = part.cut(x)
+            # In whole pictures a clip passes like a stream: a longer one only has a longer result.
+            result = run(twin, given if tiling is not None else given[:, :, :longest], latents, tiling, part.neighbors)
+            frames = 1 + (x.shape[2] - 1) // unit * out_frames
+            passing = estimator.peak
+            if frames > result.shape[2]:
+                passing += (frames - result.shape[2]) * result[:, :, 0].nbytes
+                longer, result_dtype = (*result.shape[:2], frames, *result.shape[3:]), result.dtype
+                del result
+                result = given.new_empty(longer, dtype=result_dtype)
+            part.joined(result)
+        return max(passing, estimator.peak)
+
+    half = model.decoder if decodes else model.encoder
+    side = 1 if decodes else config.spatial_compression
+    small = x.new_empty((1, x.shape[1], 1 + _PASSES * unit, _COUNTING_SIDE * side, _COUNTING_SIDE * side))
+    with MemoryEstimator(device, [*present, small]) as estimator:
+        counter = _OperationCounter(estimator)
+        if decodes:
+            twin.pixels(small.to(model.decoder_dtype), counter)
+        else:
+            twin.moments(small.to(model.dtype), counter)
+    height, width = (size // side for size in part.cut(x).shape[3:])
+    return PlanRequest(
+        direction=direction,
+        stages=half.local_stages(),
+        operations=counter.operations,
+        height=height,
+        width=width,
+        beyond=part.beyond,
+        latents_per_pass=latents_per_pass,
+        streaming=streaming,
+        peak=peak,
+    )
+
+
+def _meta_copy(model: Autoencoder) -> Autoencoder:
+    """Return a copy on the meta device of any subclass, with whatever modules were put in or around its own."""
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        tensors = [*module._buffers.values(), *(value for value in vars(module).values() if isinstance(value, Tensor))]
+        memo |= {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors if tensor is not None}
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():  # hooks of profilers and the like have no business in a dry run
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
+
+
+class _OperationCounter(Halo):
+    """Counts the operations of each local stage.
+
+    Attributes:
+        operations: Per stage and pixel of its input.
+    """
+
+    def __init__(self, estimator: MemoryEstimator) -> None:
+        super().__init__()
+        self.operations: list[float] = []
+        self._estimator = estimator
+
+    def run_local(self, stages: Sequence[LocalStage], x: Tensor) -> Tensor:
+        for stage in stages:
+            before, pixels = self._estimator.operations, x.shape[3] * x.shape[4]
+            x = stage.run(x, self)
+            self.operations.append((self._estimator.operations - before) / pixels)
+        return x

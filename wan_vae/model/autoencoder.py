@@ -1,13 +1,9 @@
-"""The whole network: encoder and decoder with the pointwise convolutions between them and the latents.
-
-The encoder: pixels to the moments of the latents' distribution.
-
-The decoder: latents to pixels.
-"""
+"""The network: encoder, decoder, and the pointwise convolutions between them and the latents."""
 
 from collections.abc import Iterable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from wan_vae.config import VAEConfig
@@ -31,8 +27,8 @@ class Encoder(nn.Module):
             EncoderLevel(widths[index], widths[index + 1], config, index)
             for index in range(len(config.width_multipliers))
         )
-        # Values of the largest tensor that is held for all frames of a pass, per latent pixel: before the first level
-        # that halves the frames, they pass a few at a time.
+        # Elements, per latent pixel, of the largest tensor that exists for all frames of a pass: the levels before the
+        # first temporal one run a few frames at a time.
         untimed = next((index for index, level in enumerate(self.levels) if level.temporal), len(self.levels))
         reduced = min(untimed, len(self.levels) - 1)
         self.activation_elements = 4 ** (len(self.levels) - 1 - reduced) * config.temporal_compression * widths[untimed]
@@ -40,21 +36,21 @@ class Encoder(nn.Module):
         self.head = Head(widths[-1], 2 * config.latent_channels)
 
     def forward(self, video: Tensor, halo: Halo) -> Tensor:
-        return halo.run_global(self._summary, halo.run_local(self.steps(), video))
+        return halo.run_global(self._latent_stage, halo.run_local(self.local_stages(), video))
 
-    def steps(self) -> tuple[LocalStage, ...]:
-        """Return what comes before the middle."""
+    def local_stages(self) -> tuple[LocalStage, ...]:
+        """Return the stages before the middle."""
         p = self.patch_size
-        values = -(-self.conv_in.out_channels // p**2)
+        channels = -(-self.conv_in.out_channels // p**2)
         return (
-            LocalStage(self._features, reach=p * receptive_radius(self.conv_in), values=values, downscale=p),
-            *(level.step() for level in cast(Iterable[EncoderLevel], self.levels)),
+            LocalStage(self._features, radius=p * receptive_radius(self.conv_in), channels=channels, downscale=p),
+            *(level.local_stage() for level in cast(Iterable[EncoderLevel], self.levels)),
         )
 
     def _features(self, video: Tensor, halo: Halo) -> Tensor:
         return self.conv_in(patchify(video, self.patch_size, halo.workspace), halo)
 
-    def _summary(self, x: Tensor, halo: Halo) -> Tensor:
+    def _latent_stage(self, x: Tensor, halo: Halo) -> Tensor:
         return self.head(self.middle(x, halo), halo)
 
 
@@ -82,12 +78,12 @@ class EncoderLevel(nn.Module):
             main = self.shortcut(x, main, halo)
         return main
 
-    def step(self) -> LocalStage:
-        """Describe this level."""
+    def local_stage(self) -> LocalStage:
+        """Describe this level to the halo."""
         return LocalStage(
             self,
-            reach=receptive_radius(self),
-            values=self.out_channels,
+            radius=receptive_radius(self),
+            channels=self.out_channels,
             downscale=1 if self.downsample is None else 2,
             temporal=self.temporal,
         )
@@ -108,23 +104,23 @@ class Decoder(nn.Module):
             DecoderLevel(widths[index], widths[index + 1], config, index) for index in range(len(multipliers))
         )
         self.head = Head(widths[-1], config.output_channels)
-        # Values of the largest tensor that is held for all frames of a pass, per latent pixel: after the last level
-        # that doubles the frames, they pass a few at a time.
+        # Elements, per latent pixel, of the largest tensor that exists for all frames of a pass: the levels after the
+        # last temporal one run a few frames at a time.
         timed = max((index + 1 for index, level in enumerate(self.levels) if level.temporal), default=0)
         self.activation_elements = 4**timed * config.temporal_compression * widths[timed]
 
     def forward(self, latents: Tensor, halo: Halo) -> Tensor:
-        return halo.run_local(self.steps(), halo.run_global(self._features, latents))
+        return halo.run_local(self.local_stages(), halo.run_global(self._features, latents))
 
-    def steps(self) -> tuple[LocalStage, ...]:
-        """Return what follows the middle."""
+    def local_stages(self) -> tuple[LocalStage, ...]:
+        """Return the stages after the middle."""
         last = LocalStage(
             self._pixels,
-            reach=receptive_radius(self.head),
-            values=max(self.head.conv.in_channels, self.head.conv.out_channels),
+            radius=receptive_radius(self.head),
+            channels=max(self.head.conv.in_channels, self.head.conv.out_channels),
             upscale=self.output_upscale * self.patch_size,
         )
-        return (*(level.step() for level in cast(Iterable[DecoderLevel], self.levels)), last)
+        return (*(level.local_stage() for level in cast(Iterable[DecoderLevel], self.levels)), last)
 
     def _features(self, latents: Tensor, halo: Halo) -> Tensor:
         return self.middle(self.conv_in(latents, halo), halo)
@@ -161,20 +157,24 @@ class DecoderLevel(nn.Module):
             main = self.shortcut(x, main, halo)
         return main
 
-    def step(self) -> LocalStage:
-        """Describe this level."""
+    def local_stage(self) -> LocalStage:
+        """Describe this level to the halo."""
         upscale = 1 if self.upsample is None else 2
         return LocalStage(
             self,
-            reach=receptive_radius(self),
-            values=max(self.out_channels, upscale**2 * self.upsampled),
+            radius=receptive_radius(self),
+            channels=max(self.out_channels, upscale**2 * self.upsampled),
             upscale=upscale,
             temporal=self.temporal,
         )
 
 
 class Autoencoder(nn.Module):
-    """The network of one config (`WanVAE_` in Wan's vae.py): what it computes depends on its arguments alone."""
+    """The network of one config (`WanVAE_` in Wan's vae.py). It keeps no state: results depend on the arguments alone.
+
+    Args:
+        config: The architecture.
+    """
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -186,9 +186,24 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
 
     def moments(self, video: Tensor, halo: Halo) -> Tensor:
-        """(B, 3, T, H, W) -> mean and log-variance of the raw latents, (B, 2z, t, h, w)."""
+        """(B, 3, T, H, W) in [-1, 1] -> mean and log-variance of the raw latents, (B, 2z, t, h, w)."""
         return self.quant_conv(self.encoder(video, halo))
 
     def pixels(self, raw: Tensor, halo: Halo) -> Tensor:
         """Raw latents (B, z, t, h, w) -> (B, 3, T, H, W), not clamped."""
         return self.decoder(self.post_quant_conv(raw), halo)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the encoder's weights, and of the decoder's unless `set_dtypes` gave it another."""
+        return self.quant_conv.weight.dtype
+
+    @property
+    def decoder_dtype(self) -> torch.dtype:
+        """The dtype of the decoder's weights."""
+        return self.post_quant_conv.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.quant_conv.weight.device

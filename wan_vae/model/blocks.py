@@ -1,14 +1,8 @@
-"""Wan's own blocks: the residual block, the same without its skip, and attention over each frame.
+"""The blocks of the network: Wan's residual block, the classical kinds to put in its place, and attention.
 
-All take and return (B, C, T, H, W) and are called with a halo.
-
-The residual block of a config, and the four classical ones beside Wan's own.
-
-Each is the block of its paper with every convolution causal in time; with a single frame it is that block's
-two-dimensional form, whose kernels are the last temporal taps. Batch norm uses its running statistics in eval mode, so
-that a stream sees what the whole clip sees.
-
-The stages that encoder and decoder share: a run of blocks, the middle, and the head.
+All take and return (B, C, T, H, W) and are called with a halo. Each classical block is that of its paper with every
+convolution causal in time; on a single frame it is that block's two-dimensional form, whose kernels are the last
+temporal taps. In eval mode batch norm uses its running statistics, so a stream gives the result of the whole clip.
 """
 
 from collections.abc import Iterator
@@ -23,12 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from wan_vae.config import VAEConfig
 from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d, NormSiLU, PointwiseConv2d, RMSNorm
+from wan_vae.model.layers import CausalConv3d, NormSiLU, PointwiseConv2d, RMSNorm, pad_input
 from wan_vae.ops.attention import attention
 
 
 class PlainBlock(nn.Module):
     """norm, SiLU, 3x3x3 convolution, twice: Wan's residual block without the skip."""
+
+    shortcut: nn.Module | None = None
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
@@ -37,8 +33,10 @@ class PlainBlock(nn.Module):
         self.norm2 = NormSiLU(out_channels, dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels)
 
-    def forward(self, x: Tensor, halo: Halo, skip: Tensor | None = None) -> Tensor:
-        inner = self.conv2.pad_input(self.conv1(self.conv1.pad_input(x, halo, self.norm1), halo), halo, self.norm2)
+    def forward(self, x: Tensor, halo: Halo) -> Tensor:
+        skip = None if self.shortcut is None else self.shortcut(x, halo)
+        # One expression, so that what conv1 returns is freed before conv2 allocates its result.
+        inner = pad_input(self.conv2, self.conv1(pad_input(self.conv1, x, halo, self.norm1), halo), halo, self.norm2)
         return self.conv2(inner, halo, skip)
 
 
@@ -51,12 +49,9 @@ class ResidualBlock(PlainBlock):
             Identity() if in_channels == out_channels else CausalConv3d(in_channels, out_channels, (1, 1, 1))
         )
 
-    def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
-        return super().forward(x, halo, self.shortcut(x, halo))
-
 
 class Identity(nn.Identity):
-    """The shortcut where widths are the same."""
+    """The shortcut between equal widths."""
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         return x
@@ -76,7 +71,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         batch, _, _, height, _ = x.shape
         normed = rearrange(self.norm(rearrange(x, "b c t h w -> (b t) c h w")), "(b t) c h w -> b c t h w", b=batch)
-        # PyTorch's fast attention wants channels side by side; otherwise it spells out all pairs of pixels.
+        # PyTorch's fused attention needs contiguous channels; its fallback materializes all pairs of pixels.
         each = rearrange(self.to_qkv(normed, halo), "b (three c) t h w -> three (b t) 1 (h w) c", three=3).contiguous()
         query, key, value = each.unbind()
         attended = attention(query, halo.all_gather_pixels(key), halo.all_gather_pixels(value))
@@ -193,9 +188,9 @@ def normalized_projection(in_channels: int, out_channels: int) -> nn.Module:
 
 
 class Blocks(nn.ModuleList):
-    """Residual blocks one after the other, the first of which changes the width.
+    """Consecutive residual blocks, the first of which changes the width.
 
-    With `recompute` set, activations inside a block are computed again in the backward pass rather than kept.
+    With `recompute` set, the backward pass recomputes the activations inside each block (gradient checkpointing).
     """
 
     def __init__(self, in_channels: int, out_channels: int, count: int, config: VAEConfig) -> None:
@@ -206,22 +201,22 @@ class Blocks(nn.ModuleList):
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         for block in self:
             if self.recompute and halo.repeatable and torch.is_grad_enabled():
-                x = checkpoint(block, x, halo, use_reentrant=False, **_contexts(block))
+                x = checkpoint(block, x, halo, use_reentrant=False, **_checkpoint_contexts(block))
             else:
                 x = block(x, halo)
         return x
 
 
-def _contexts(block: nn.Module) -> dict[str, Any]:
+def _checkpoint_contexts(block: nn.Module) -> dict[str, Any]:
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm3d)]
-    if not norms or torch.compiler.is_compiling():  # the compiler knows what is done twice
+    if not norms or torch.compiler.is_compiling():  # the compiler handles buffers
         return {}
-    return {"context_fn": lambda: (nullcontext(), _statistics_kept(norms))}
+    return {"context_fn": lambda: (nullcontext(), _frozen_statistics(norms))}
 
 
 @contextmanager
-def _statistics_kept(norms: list[nn.BatchNorm3d]) -> Iterator[None]:
-    # Otherwise a batch would count twice in the running statistics, when it passes and when it is recomputed.
+def _frozen_statistics(norms: list[nn.BatchNorm3d]) -> Iterator[None]:
+    # A recomputed batch must not enter the running statistics a second time.
     momenta = [norm.momentum for norm in norms]
     counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
     for norm in norms:
@@ -255,4 +250,4 @@ class Head(nn.Module):
         self.conv = CausalConv3d(in_channels, out_channels)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        return self.conv(self.conv.pad_input(x, halo, self.norm), halo)
+        return self.conv(pad_input(self.conv, x, halo, self.norm), halo)

@@ -1,16 +1,13 @@
 """What lies beyond the edges of the tensor a layer was given.
 
 Every layer of the network is local, the attention in the middle aside. Whether a clip is processed whole or as a
-stream, in tiles or on several devices therefore comes down to one thing: what a layer finds when it looks past the edge
-of its input. A halo answers that, is handed down the forward pass, and is the only object that knows; layers and models
-have no modes and keep no state. In time it answers itself, in space it asks its neighbors.
-
-How far a layer looks beyond its input, and what it does to its input first.
-
-What lies beyond the edges of a tensor in space: nothing, or pixels that somebody else holds.
+stream, in tiles or on several devices therefore comes down to one question: what does a layer find when it looks past
+the edge of its input? A halo answers that. It is handed down the forward pass and is the only object that knows; layers
+and models have no modes and keep no state. A halo answers for time itself and asks its `Neighbors` for space.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,7 +22,7 @@ from wan_vae.ops.workspace import Workspace
 
 
 class Padding(NamedTuple):
-    """How far a layer looks beyond its input: frames before it, pixels around it."""
+    """Frames before a tensor and pixels around it: what a layer needs, what is known, or what is zero."""
 
     before: int = 0
     top: int = 0
@@ -33,13 +30,13 @@ class Padding(NamedTuple):
     left: int = 0
     right: int = 0
 
-    def beyond(self, known: "Padding") -> "Padding":
-        """Return what is left of it beyond `known`."""
-        return Padding(*(whole - part for whole, part in zip(self, known, strict=True)))
+    def minus(self, known: "Padding") -> "Padding":
+        """Return the padding that remains outside `known`."""
+        return Padding(*(needed - part for needed, part in zip(self, known, strict=True)))
 
 
 class Activation(Protocol):
-    """What is done to a layer's input before anything else: a function of each pixel alone."""
+    """A pointwise function applied to a layer's input, such as norm and SiLU."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -48,7 +45,7 @@ class Activation(Protocol):
 
 
 def write(out: Tensor, x: Tensor, activation: Activation | None) -> None:
-    """Write `activation(x)`, or `x`, to `out`, without gradients."""
+    """Write `activation(x)`, or `x` where there is no activation, to `out`; without gradients."""
     if activation is None:
         out.copy_(x)
     else:
@@ -56,34 +53,34 @@ def write(out: Tensor, x: Tensor, activation: Activation | None) -> None:
 
 
 class Neighbors(Protocol):
-    """Who holds the pixels around those of a halo's tensors. All tensors are (B, C, T, H, W) unless told otherwise."""
+    """The holders of the pixels around a tensor. All tensors are (B, C, T, H, W) unless stated otherwise."""
 
-    def margin(self, reach: Padding) -> Padding:
-        """Return the part of `reach` in space that `pad` fills; beyond the rest there is nothing."""
+    def margin(self, padding: Padding) -> Padding:
+        """Return the spatial part of `padding` that `pad` fills; the rest lies outside the picture."""
 
     def pad(self, out: Tensor, x: Tensor, margin: Padding, activation: Activation | None) -> None:
-        """Write `activation(x)` to the middle of `out`, and around it what lies within `margin` of it. No gradients."""
+        """Write `activation(x)` to the middle of `out` and the neighbors' pixels to its margin. No gradients."""
 
     def around(self, x: Tensor, margin: int) -> tuple[Tensor, Padding]:
-        """Return `x` with all pixels that lie within `margin` of it, and how many these are on each side.
+        """Return `x` extended by up to `margin` pixels on each side, and by how many on each.
 
-        They are fewer where the picture ends. No gradients.
+        There are fewer where the picture ends. No gradients.
         """
 
     def all_gather_pixels(self, x: Tensor) -> Tensor:
-        """Take a value (n, 1, h * w, C) for each pixel of the latents' grid and return those of the whole picture.
+        """Take (n, 1, h * w, C), one value per latent pixel of this part, and return those of the whole picture.
 
         Their order is not that of the picture.
         """
 
-    def max_over_ranks(self, values: int) -> int:
-        """Return how many values a tensor has with whoever has most, if it has `values` here."""
+    def max_over_ranks(self, elements: int) -> int:
+        """Return the size in elements of the largest part's tensor, where this part's has `elements`."""
 
 
 class NoNeighbors:
-    """Nothing lies beyond any edge."""
+    """A picture with nothing around it."""
 
-    def margin(self, reach: Padding) -> Padding:
+    def margin(self, padding: Padding) -> Padding:
         return Padding()
 
     def pad(self, out: Tensor, x: Tensor, margin: Padding, activation: Activation | None) -> None:
@@ -95,32 +92,27 @@ class NoNeighbors:
     def all_gather_pixels(self, x: Tensor) -> Tensor:
         return x
 
-    def max_over_ranks(self, values: int) -> int:
-        return values
-
-
-def target_bytes(device: torch.device) -> int:
-    """Return the size of a tensor that keeps the device busy. On a CPU, less still would not stay in the cache."""
-    return 2**29 if device.type == "cuda" else 2**25
+    def max_over_ranks(self, elements: int) -> int:
+        return elements
 
 
 class PaddedInput(NamedTuple):
-    """A layer's input with what is known to lie around it.
+    """A layer's input together with everything known around it.
 
     Attributes:
-        pieces: (B, C, n, H, W) each, one after the other in time.
-        zeros: The part of the layer's reach where the clip ends and nothing lies.
+        pieces: Consecutive in time, (B, C, n, H, W) each.
+        zero_padding: The part of the layer's padding that lies outside the clip.
     """
 
     pieces: list[Tensor]
-    zeros: Padding
+    zero_padding: Padding
 
 
 class Halo:
-    """The halo of a whole clip: nothing lies before it. A pass with it is a pure function.
+    """The halo of a whole clip, before which there is nothing. A forward pass with it is a pure function.
 
     Args:
-        neighbors: What lies around its pixels; default nothing.
+        neighbors: The holders of the pixels around the clip; default none.
     """
 
     def __init__(self, neighbors: Neighbors | None = None) -> None:
@@ -129,50 +121,56 @@ class Halo:
 
     @property
     def at_start(self) -> bool:
-        """Whether the first frame of the tensors of this pass is the clip's first frame."""
+        """Whether the first frame of this pass's tensors is the clip's first frame."""
         return True
 
     @property
     def repeatable(self) -> bool:
-        """Whether asking twice gives the same answer, as recomputing activations in the backward pass needs."""
+        """Whether the same question always has the same answer, as gradient checkpointing requires."""
         return True
 
     @property
     def cached_bytes(self) -> int:
-        """How much memory what is remembered takes."""
+        """Bytes held by the temporal cache."""
         return 0
 
     def pad(
-        self, layer: nn.Module, x: Tensor, reach: Padding, activation: Activation | None = None, *, apart: bool = False
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        padding: Padding,
+        activation: Activation | None = None,
+        *,
+        split: bool = False,
     ) -> PaddedInput:
-        """Put around `x` (B, C, T, H, W) what is known to lie within `reach` of it.
+        """Return `activation(x)` with everything known within `padding` of it.
 
         Args:
-            layer: Who asks. What a halo remembers is kept by layer.
-            x: The layer's input.
-            reach: How far the layer looks.
-            activation: What `x` has to pass through first.
-            apart: Whether the layer takes frames wherever they are. Otherwise they come in one piece.
+            layer: The layer that asks; the temporal cache is kept per layer.
+            x: The layer's input (B, C, T, H, W).
+            padding: The frames and pixels that the layer needs around `x`.
+            activation: Applied to `x` first.
+            split: Whether the layer accepts a list of frames anywhere in memory; otherwise they come in one tensor.
         """
-        margin = self.neighbors.margin(reach)
-        return PaddedInput([self._joined(None, x, margin, activation)], reach.beyond(margin))
+        margin = self.neighbors.margin(padding)
+        return PaddedInput([self._joined(None, x, margin, activation)], padding.minus(margin))
 
     def all_gather_pixels(self, x: Tensor) -> Tensor:
-        """Take a value (n, 1, h * w, C) for each pixel of the latents' grid and return those of the whole picture."""
+        """Take (n, 1, h * w, C), one value per latent pixel of this part, and return those of the whole picture."""
         return self.neighbors.all_gather_pixels(x)
 
     def run_global(self, stage: StageFunction, x: Tensor) -> Tensor:
-        """Run a stage of the network that looks at whole frames."""
+        """Run a stage that needs whole frames."""
         return stage(x, self)
 
-    def run_local(self, steps: Sequence[LocalStage], x: Tensor) -> Tensor:
-        """Run steps of the network one after the other that look only so far around each pixel."""
-        for step in steps:
-            x = step.run(x, self)
+    def run_local(self, stages: Sequence[LocalStage], x: Tensor) -> Tensor:
+        """Run consecutive stages that each look only a limited number of pixels around every pixel."""
+        for stage in stages:
+            x = stage.run(x, self)
         return x
 
     def _joined(self, past: Tensor | None, x: Tensor, margin: Padding, activation: Activation | None) -> Tensor:
-        """Return `activation(x)` with `margin` around it, behind `past`, which has that margin already."""
+        """Return `activation(x)` with `margin` around it, behind `past`, which already has that margin."""
         if needs_plain_ops():
             assert not any(margin), "neighbors give no gradients"
             x = x if activation is None else activation(x)
@@ -190,16 +188,17 @@ class Halo:
 
 
 class CachedHalo(Halo):
-    """The halo of one clip that arrives in chunks: before a chunk lie the last frames of the one before.
+    """The halo of a clip that arrives in chunks: before a chunk lie the last frames of the previous one.
 
-    One object serves one clip in one direction. Call `advance` after each chunk.
+    The cache is Wan's `feat_cache`, kept per layer. One object serves one clip in one direction; call `advance` after
+    each chunk.
     """
 
     def __init__(self, neighbors: Neighbors | None = None) -> None:
         self._started = False
-        # By layer, in pieces: (B, C, n, H, W) each, at most as many frames as it looks back at.
-        self._remembered: dict[nn.Module, list[Tensor]] = {}
-        # After that: what comes first goes first in the end, and a workspace can leave to others what nothing is in.
+        # Per layer: (B, C, n, H, W) pieces, together at most as many frames as the layer looks back.
+        self._cache: dict[nn.Module, list[Tensor]] = {}
+        # Set last: attributes are deleted in order, and a workspace can only recycle memory that nothing refers to.
         super().__init__(neighbors)
 
     @property
@@ -212,100 +211,120 @@ class CachedHalo(Halo):
 
     @property
     def cached_bytes(self) -> int:
-        return sum(piece.nbytes for past in self._remembered.values() for piece in past)
+        return sum(piece.nbytes for past in self._cache.values() for piece in past)
 
     def pad(
-        self, layer: nn.Module, x: Tensor, reach: Padding, activation: Activation | None = None, *, apart: bool = False
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        padding: Padding,
+        activation: Activation | None = None,
+        *,
+        split: bool = False,
     ) -> PaddedInput:
-        if reach.before == 0:
-            return super().pad(layer, x, reach, activation, apart=apart)
-        past = self._remembered.get(layer, [])
-        margin = self.neighbors.margin(reach)
-        zeros = reach.beyond(margin)
-        zeros = zeros._replace(before=reach.before - sum(piece.shape[2] for piece in past))
-        if apart and not any(margin):
-            pieces = [*past, *self._in_pieces(x, reach.before, activation)]
-            self._remembered[layer] = _last_frames(pieces, reach.before)
-            return PaddedInput(pieces, zeros)
+        if padding.before == 0:
+            return super().pad(layer, x, padding, activation, split=split)
+        past = self._cache.get(layer, [])
+        margin = self.neighbors.margin(padding)
+        zero_padding = padding.minus(margin)
+        zero_padding = zero_padding._replace(before=padding.before - sum(piece.shape[2] for piece in past))
+        if split and not any(margin):
+            pieces = [*past, *self._split(x, padding.before, activation)]
+            self._cache[layer] = _last_frames(pieces, padding.before)
+            return PaddedInput(pieces, zero_padding)
         joined = self._joined(past[0] if past else None, x, margin, activation)
-        self._remember(layer, joined, reach.before)
-        return PaddedInput([joined], zeros)
+        self._update_cache(layer, joined, padding.before)
+        return PaddedInput([joined], zero_padding)
 
-    def _in_pieces(self, x: Tensor, count: int, activation: Activation | None) -> list[Tensor]:
-        """Return `activation(x)` with each of its last `count` frames in memory of its own, which may be remembered."""
-        first = max(0, x.shape[2] - count)
-        pieces = [(x[:, :, :first], False)] if first > 0 else []
-        pieces += [(frame, True) for frame in torch.split(x[:, :, first:], 1, dim=2)]
-        return [self._apart(part, activation, kept=kept) for part, kept in pieces]
+    def _split(self, x: Tensor, count: int, activation: Activation | None) -> list[Tensor]:
+        """Return `activation(x)` with each of its last `count` frames in its own memory, so that it can be cached."""
+        frames = x.shape[2]
+        first = max(0, frames - count)
+        bounds = [0, *range(max(1, first), frames + 1)]
+        pieces = []
+        for start, stop in pairwise(bounds):
+            part, persistent = x[:, :, start:stop], start >= first
+            if activation is None and not persistent:
+                pieces.append(part)
+                continue
+            piece = self.workspace.empty(part.shape, like=x, persistent=persistent)
+            if activation is None:
+                piece.copy_(part)
+            else:
+                activation.into(piece, part)
+            pieces.append(piece)
+        return pieces
 
-    def _apart(self, x: Tensor, activation: Activation | None, *, kept: bool) -> Tensor:
-        if activation is None and not kept:
-            return x
-        piece = self.workspace.empty(x.shape, like=x, kept=kept)
-        write(piece, x, activation)
-        return piece
+    def run_local(self, stages: Sequence[LocalStage], x: Tensor) -> Tensor:
+        """Run the stages; those that keep the number of frames take a few frames at a time.
 
-    def run_local(self, steps: Sequence[LocalStage], x: Tensor) -> Tensor:
-        for run in group_by_time(steps):
-            x = self._in_portions(run, x)
+        Tensors at full resolution are large and need not exist for all frames at once.
+        """
+        for group in group_by_time(stages):
+            frames = x.shape[2]
+            count = frames if group[0].temporal or needs_plain_ops() else self._frames_at_once(group, x)
+            if count >= frames:
+                for stage in group:
+                    x = stage.run(x, self)
+                continue
+            result = None
+            for start in range(0, frames, count):
+                part = x[:, :, start : start + count]
+                for stage in group:
+                    part = stage.run(part, self)
+                if result is None:
+                    result = self.workspace.empty((*part.shape[:2], frames, *part.shape[3:]), like=part)
+                result[:, :, start : start + count] = part
+                del part
+            assert result is not None
+            x = result
         return x
 
-    def _in_portions(self, run: Sequence[LocalStage], x: Tensor) -> Tensor:
-        # Where every frame stays one, they need not all be held at once, and tensors may be large.
-        frame = peak_channels(run) * self.neighbors.max_over_ranks(x[:, :1, :1].numel()) * x.dtype.itemsize
-        count = x.shape[2] if run[0].temporal else max(1, int(target_bytes(device_of(x)) / frame))
-        if count >= x.shape[2] or needs_plain_ops():
-            return super().run_local(run, x)
-        result = None
-        for start in range(0, x.shape[2], count):
-            part = super().run_local(run, x[:, :, start : start + count])
-            if result is None:
-                result = self.workspace.empty((*part.shape[:2], x.shape[2], *part.shape[3:]), like=part)
-            result[:, :, start : start + count] = part
-            del part
-        assert result is not None
-        return result
+    def _frames_at_once(self, group: Sequence[LocalStage], x: Tensor) -> int:
+        # All ranks must choose the same number, or they would wait for each other.
+        elements = peak_channels(group) * self.neighbors.max_over_ranks(x[:, :1, :1].numel())
+        return max(1, int(target_bytes(device_of(x)) / (elements * x.dtype.itemsize)))
 
-    def _remember(self, layer: nn.Module, x: Tensor, count: int) -> None:
+    def _update_cache(self, layer: nn.Module, x: Tensor, count: int) -> None:
         missing = max(0, count - x.shape[2])
         last = x[:, :, -count:]
         if needs_plain_ops():
             # A copy, because a view would keep the whole chunk alive.
-            self._remembered[layer] = [F.pad(last, (0, 0, 0, 0, missing, 0)).clone()]
+            self._cache[layer] = [F.pad(last, (0, 0, 0, 0, missing, 0)).clone()]
             return
-        if layer in self._remembered:
-            (past,) = self._remembered[layer]
+        if layer in self._cache:
+            (past,) = self._cache[layer]
         else:
             batch, channels, _, height, width = x.shape
             past = self.workspace.empty_persistent((batch, channels, count, height, width), like=x)
-            self._remembered[layer] = [past]
+            self._cache[layer] = [past]
         past[:, :, :missing].zero_()
         past[:, :, missing:] = last
 
     def advance(self) -> None:
-        """Mark the end of a chunk: what comes next is not the clip's start."""
+        """Mark the end of a chunk: the next one is not the clip's start."""
         self._started = True
 
     def state_dict(self, model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-        """Return copies of what is remembered, contiguous (B, C, n, H, W), between two chunks.
+        """Return copies of the cache between two chunks, contiguous (B, C, n, H, W).
 
         Args:
-            model: By whose names of its layers to call it.
-            prefix: What comes before these names.
+            model: Gives the names of its layers.
+            prefix: Prepended to each name.
         """
         names = {layer: name for name, layer in model.named_modules()}
         return {
             prefix + names[layer]: torch.cat(past, dim=2).clone(memory_format=torch.contiguous_format)
-            for layer, past in self._remembered.items()
+            for layer, past in self._cache.items()
         }
 
     def load_state_dict(self, model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
-        """Remember copies of what another halo of the same model did, after its first chunk or later.
+        """Fill the cache with copies of another halo's, taken from the same model after its first chunk or later.
 
         Args:
-            model: Whose layers will ask.
-            state: What `state_dict` returned; entries without the prefix are left alone.
-            prefix: What comes before the names of the layers.
+            model: The model whose layers will ask.
+            state: The result of `state_dict`; entries without the prefix are ignored.
+            prefix: Comes before each name.
 
         Raises:
             UserError: The model has no such layer.
@@ -316,15 +335,20 @@ class CachedHalo(Halo):
                 continue
             layer = layers.get(name.removeprefix(prefix))
             if layer is None:
-                raise UserError(f"The state has an entry {name!r}, but this model no such layer.")
-            remembered = self.workspace.empty_persistent(tuple(past.shape), like=past)
-            remembered.copy_(past)
-            self._remembered[layer] = [remembered]
+                raise UserError(f"The state has an entry {name!r}, but this model has no such layer.")
+            cached = self.workspace.empty_persistent(tuple(past.shape), like=past)
+            cached.copy_(past)
+            self._cache[layer] = [cached]
         self._started = True
 
 
+def target_bytes(device: torch.device) -> int:
+    """Return the size of a tensor that keeps a device busy; on a CPU, a smaller one would not stay in the cache."""
+    return 2**29 if device.type == "cuda" else 2**25
+
+
 def _last_frames(pieces: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Return the last `count` frames of pieces, or all there are."""
+    """Return the last `count` frames of consecutive pieces, or all there are."""
     last: list[Tensor] = []
     for piece in reversed(pieces):
         missing = count - sum(other.shape[2] for other in last)

@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
 
 
 class NormSiLU(RMSNorm):
-    """`RMSNorm`, SiLU and in training dropout, before every convolution of Wan's blocks.
+    """`RMSNorm`, SiLU and, in training, dropout: what precedes every convolution of Wan's blocks.
 
     (B, C, T, H, W) -> the same shape.
     """
@@ -38,14 +38,14 @@ class NormSiLU(RMSNorm):
         return self.dropout(norm_silu(x, self.gamma))
 
     def into(self, out: Tensor, x: Tensor) -> None:
-        """Write the result to `out`, which may be a part of a larger tensor. No gradients."""
+        """Write the result to `out`, which may be part of a larger tensor. No gradients."""
         norm_silu_into(out, x, self.gamma)
         if self.training:
             out.copy_(self.dropout(out))
 
 
 class CausalConv3d(nn.Conv3d):
-    """A convolution that looks at past frames only, and at as many pixels on every side (`CausalConv3d` in Wan).
+    """A convolution over past frames only, zero-padded in space (`CausalConv3d` in Wan's vae.py).
 
     (B, C_in, T, H, W) -> (B, C_out, T, H, W).
     """
@@ -53,25 +53,31 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int] = (3, 3, 3)) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
         frames, height, width = kernel_size
-        self.reach = Padding(frames - 1, height // 2, height // 2, width // 2, width // 2)
-
-    def pad_input(self, x: Tensor, halo: Halo, activation: Activation | None = None) -> PaddedInput:
-        """Return `activation(x)` with what `halo` knows of around it, which `forward` takes for `x`.
-
-        In a step of its own, `x` need not be held while the convolution's result comes into being.
-        """
-        return halo.pad(self, x, self.reach, activation, apart=accepts_frame_list(x, self.weight))
+        self.needed = Padding(frames - 1, height // 2, height // 2, width // 2, width // 2)
 
     def forward(  # type: ignore[override]
         self, x: Tensor | PaddedInput, halo: Halo, skip: Tensor | None = None
     ) -> Tensor:
-        """Convolve `x`, and add `skip` (B, C_out, T, H, W): in one pass through memory where possible.
+        """Convolve `x` and add `skip` (B, C_out, T, H, W), in one pass over memory where possible.
 
         Args:
-            x: The input, or what `pad_input` made of it.
+            x: The input, or the result of `pad_input`.
+            halo: Answers what lies around `x`.
+            skip: The residual, of the result's shape.
         """
-        pieces, zeros = self.pad_input(x, halo) if isinstance(x, Tensor) else x
-        return convolve(pieces, self.weight, self.bias, halo.workspace, zeros=zeros, residual=skip)
+        pieces, zero_padding = pad_input(self, x, halo) if isinstance(x, Tensor) else x
+        return convolve(pieces, self.weight, self.bias, halo.workspace, zero_padding=zero_padding, residual=skip)
+
+
+def pad_input(conv: nn.Module, x: Tensor, halo: Halo, activation: Activation | None = None) -> "Tensor | PaddedInput":
+    """Return `activation(x)` with everything `halo` knows around it, in the form that `conv` takes.
+
+    Doing this before the call lets `x` be freed before the convolution's result is allocated. A module that wraps a
+    convolution (an adapter such as LoRA) gets the plain `activation(x)` and pads where it calls the convolution.
+    """
+    if isinstance(conv, CausalConv3d):
+        return halo.pad(conv, x, conv.needed, activation, split=accepts_frame_list(x, conv.weight))
+    return x if activation is None else activation(x)
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -81,5 +87,5 @@ class PointwiseConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, halo: Halo, skip: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Convolve `x`, and add `skip` (B, C_out, T, H, W)."""
+        """Convolve `x` and add `skip` (B, C_out, T, H, W)."""
         return convolve([x], self.weight.unsqueeze(2), self.bias, halo.workspace, residual=skip)

@@ -1,8 +1,8 @@
-"""Wan2.2's shortcuts around a level, which have no parameters: they fold time, height and width into channels, or back.
+"""Wan2.2's shortcuts around a level: parameter-free, they fold time, height and width into channels, or unfold them.
 
-The places in a cell of (time, height, width) are numbered within each channel: `c p q r` in einops' notation. A group
-of consecutive ones is averaged, or gets the same value. As a rule it spans whole dimensions of the cell; then nothing
-has to be put in order.
+The positions in a cell of (time, height, width) are numbered within each channel: `c p q r` in einops' notation. Groups
+of consecutive positions are averaged, or share one value. A group usually spans whole dimensions of the cell, and then
+no data has to be reordered.
 """
 
 import math
@@ -21,29 +21,29 @@ from wan_vae.ops.workspace import Workspace
 Cell = tuple[int, int, int]
 
 
-class Span(NamedTuple):
-    """What a group of consecutive places covers: dimensions of the cell (all or nothing of each), and channels."""
+class FoldGroup(NamedTuple):
+    """What a group of consecutive positions spans: which dimensions of the cell, and how many channels."""
 
     cell: tuple[bool, bool, bool]
     channels: int
 
 
-def span_of(group: int, cell: Cell) -> Span | None:
-    """Return what `group` consecutive places cover, or None if that ends within a dimension of the cell."""
+def fold_group(group: int, cell: Cell) -> FoldGroup | None:
+    """Return what `group` consecutive positions span, or None if the group ends inside a dimension of the cell."""
     covered = []
     for length in reversed(cell):
         covered.append(group % length == 0)
         group = group // length if covered[-1] else group
         if not covered[-1] and group > 1:
             return None
-    return Span((covered[2], covered[1], covered[0]), group)
+    return FoldGroup((covered[2], covered[1], covered[0]), group)
 
 
 class AverageShortcut(nn.Module):
-    """Adds to a level of the encoder what went into it (`AvgDown3D` in Wan's vae2_2.py).
+    """Adds the input of an encoder level to its output (`AvgDown3D` in Wan's vae2_2.py).
 
     Non-overlapping groups of (channels x time x height x width) are averaged to the output width. A clip of odd length
-    gets zero frames on its left.
+    is padded with zero frames on its left.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time: int, space: int) -> None:
@@ -51,75 +51,75 @@ class AverageShortcut(nn.Module):
         self.cell = (time, space, space)
         self.out_channels = out_channels
         self.group = in_channels * math.prod(self.cell) // out_channels
-        self.span = span_of(self.group, self.cell)
+        self.fold = fold_group(self.group, self.cell)
 
     def forward(self, x: Tensor, main: Tensor, halo: Halo) -> Tensor:
         """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the averages of `x`."""
         time = self.cell[0]
         missing = -x.shape[2] % time
-        if needs_plain_ops() or self.span is None:
+        if needs_plain_ops() or self.fold is None:
             return main + self._averages(F.pad(x, (0, 0, 0, 0, missing, 0)))
         for index, frame in enumerate(torch.split(main, 1, dim=2)):
             start, stop = index * time - missing, (index + 1) * time - missing
-            self._add_averages(frame, x[:, :, max(0, start) : stop], self.span, halo.workspace)
+            self._add_averages(frame, x[:, :, max(0, start) : stop], self.fold, halo.workspace)
         return main
 
-    def _add_averages(self, frame: Tensor, x: Tensor, span: Span, workspace: Workspace) -> None:
-        """Add to `frame` (B, C_out, 1, H', W') the averages of its cell `x` (B, C_in, n, H, W), place by place.
+    def _add_averages(self, frame: Tensor, x: Tensor, group: FoldGroup, workspace: Workspace) -> None:
+        """Add to `frame` (B, C_out, 1, H', W') the averages of its cell `x` (B, C_in, n, H, W), one position at a time.
 
-        What is between takes little memory, all of it from the workspace: for sums of two dtypes PyTorch makes copies.
+        Intermediate values are small and come from the workspace; PyTorch's own mixed-dtype sums would make copies.
         """
         wide = frame.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
         sums = workspace.empty(tuple(frame.shape), like=wide).zero_()
-        own = {name: 1 if whole else size for name, size, whole in zip("pqr", self.cell, span.cell, strict=True)}
-        places = rearrange(sums, "b (c p q r) 1 h w -> p q r b c 1 h w", **own)
-        addend = workspace.empty(tuple(places.shape[3:]), like=wide)
+        own = {name: 1 if whole else size for name, size, whole in zip("pqr", self.cell, group.cell, strict=True)}
+        positions = rearrange(sums, "b (c p q r) 1 h w -> p q r b c 1 h w", **own)
+        addend = workspace.empty(tuple(positions.shape[3:]), like=wide)
         time, height, width = self.cell
         missing = time - x.shape[2]
-        for p, q, r, channel in product(range(missing, time), range(height), range(width), range(span.channels)):
-            addend.copy_(x[:, channel :: span.channels, p - missing : p - missing + 1, q::height, r::width])
-            place = places[p % own["p"], q % own["q"], r % own["r"]]
-            place += addend
+        for p, q, r, channel in product(range(missing, time), range(height), range(width), range(group.channels)):
+            addend.copy_(x[:, channel :: group.channels, p - missing : p - missing + 1, q::height, r::width])
+            position = positions[p % own["p"], q % own["q"], r % own["r"]]
+            position += addend
         frame += workspace.empty(tuple(frame.shape), like=frame).copy_(sums.div_(self.group))
 
     def _averages(self, x: Tensor) -> Tensor:
         time, height, width = self.cell
-        if self.span is None:
-            places = rearrange(x, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=height, r=width)
-            return reduce(places, "b (c group) t h w -> b c t h w", "mean", c=self.out_channels)
+        if self.fold is None:
+            positions = rearrange(x, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=height, r=width)
+            return reduce(positions, "b (c group) t h w -> b c t h w", "mean", c=self.out_channels)
         cells = rearrange(
             x,
             "b (c group) (t p) (h q) (w r) -> b c group p q r t h w",
-            group=self.span.channels,
+            group=self.fold.channels,
             p=time,
             q=height,
             r=width,
         )
         wide = torch.promote_types(x.dtype, torch.float32)
-        for dimension, whole in enumerate((self.span.channels > 1, *self.span.cell), start=2):
+        for dimension, whole in enumerate((self.fold.channels > 1, *self.fold.cell), start=2):
             if whole:
-                # In PyTorch a mean over dimensions between others takes many times as long as these sums.
+                # PyTorch's mean over inner dimensions takes many times as long as these sums.
                 parts = torch.split(cells, 1, dim=dimension)
                 cells = sum(parts[1:], start=parts[0].to(wide))
         return (cells.flatten(1, 5) / self.group).to(x.dtype)
 
 
 class RepeatShortcut(nn.Module):
-    """Adds to a level of the decoder what went into it (`DupUp3D` in Wan's vae2_2.py).
+    """Adds the input of a decoder level to its output (`DupUp3D` in Wan's vae2_2.py).
 
-    Channels are repeated and unfolded into time, height and width; of the clip's first frame one copy is kept.
+    Channels are repeated and unfolded into time, height and width; the clip's first frame keeps one copy of two.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time: int, space: int) -> None:
         super().__init__()
         self.cell = (time, space, space)
         self.repeats = out_channels * math.prod(self.cell) // in_channels
-        self.span = span_of(self.repeats, self.cell)
+        self.fold = fold_group(self.repeats, self.cell)
 
     def forward(self, x: Tensor, main: Tensor, halo: Halo) -> Tensor:
         """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the repeated `x`."""
         time, height, width = self.cell
-        if self.span is None:
+        if self.fold is None:
             cells = rearrange(
                 x.repeat_interleave(self.repeats, dim=1),
                 "b (c p q r) t h w -> b c t p h q w r",
@@ -129,13 +129,13 @@ class RepeatShortcut(nn.Module):
             )
         else:
             own = {
-                name: 1 if whole else size for name, size, whole in zip("pqr", self.cell, self.span.cell, strict=True)
+                name: 1 if whole else size for name, size, whole in zip("pqr", self.cell, self.fold.cell, strict=True)
             }
-            x = x.repeat_interleave(self.span.channels, dim=1) if self.span.channels > 1 else x
+            x = x.repeat_interleave(self.fold.channels, dim=1) if self.fold.channels > 1 else x
             cells = rearrange(x, "b (c p q r) t h w -> b c t p h q w r", **own)
         if not halo.at_start:
             return self._added(main, cells, time)
-        # Of the first frame's copies the last one is kept.
+        # The first frame keeps the last of its copies.
         first = self._added(main[:, :, :1], cells[:, :, :1, -1:], 1)
         rest = self._added(main[:, :, 1:], cells[:, :, 1:], time)
         return torch.cat([first, rest], dim=2) if needs_plain_ops() else main

@@ -1,8 +1,7 @@
-"""Changes of resolution. The clip's first frame stands alone: no temporal resampling touches it.
+"""Changes of resolution: pixels to patches and back, downsampling and upsampling.
 
-`split_first_frame` is where that is decided; a tensor without the clip's first frame has nothing to set apart.
-
-Squares of pixels as channels, and back (`patchify` and `unpatchify` in Wan's vae2_2.py, and pixel shuffle).
+The clip's first frame stands alone: no temporal resampling touches it. `split_first_frame` is where that is decided; a
+chunk without the clip's first frame has nothing to set apart.
 """
 
 from itertools import product
@@ -19,28 +18,28 @@ from wan_vae.ops.workspace import Workspace
 
 
 def patchify(x: Tensor, side: int, workspace: Workspace) -> Tensor:
-    """(B, C, T, H, W) -> (B, C side^2, T, H / side, W / side): for each channel its squares' columns, one by one."""
+    """(B, C, T, H, W) -> (B, C side^2, T, H / side, W / side), channel order (c, column, row), as in vae2_2.py."""
     if side == 1:
         return x
     if needs_plain_ops():
         return rearrange(x, "b c t (h q) (w r) -> b (c r q) t h w", q=side, r=side)
     batch, channels, frames, height, width = x.shape
     patches = workspace.empty((batch, channels * side**2, frames, height // side, width // side), like=x)
-    by_place = rearrange(patches, "b (c r q) t h w -> c r q b t h w", r=side, q=side)
-    # A place after the other: in one go, PyTorch copies no more than a square's row at a time.
+    by_position = rearrange(patches, "b (c r q) t h w -> c r q b t h w", r=side, q=side)
+    # One position of the patch at a time: a single permuted copy runs over rows of only `side` pixels.
     for channel, column, row in product(range(channels), range(side), range(side)):
-        by_place[channel, column, row].copy_(x[:, channel, :, row::side, column::side])
+        by_position[channel, column, row].copy_(x[:, channel, :, row::side, column::side])
     return patches
 
 
 def unpatchify(x: Tensor, side: int, workspace: Workspace, *, by_rows: bool = False) -> Tensor:
-    """(B, C side^2, T, H, W) -> (B, C, T, side H, side W), the reverse of `patchify`.
+    """(B, C side^2, T, H, W) -> (B, C, T, side H, side W), the inverse of `patchify`.
 
     Args:
         x: The patches.
-        side: Of a square.
-        workspace: Where the result's memory comes from, if no gradients are recorded.
-        by_rows: Whether the channels hold the squares' rows one by one, as for `torch.pixel_shuffle`.
+        side: The side of a patch, in pixels.
+        workspace: Allocates the result where no gradients are recorded.
+        by_rows: Whether the channel order is (c, row, column), as in `torch.pixel_shuffle`.
     """
     if side == 1:
         return x
@@ -49,20 +48,20 @@ def unpatchify(x: Tensor, side: int, workspace: Workspace, *, by_rows: bool = Fa
         return rearrange(x, f"b {order} t h w -> b c t (h q) (w r)", q=side, r=side)
     batch, channels, frames, height, width = x.shape
     pixels = workspace.empty((batch, channels // side**2, frames, side * height, side * width), like=x)
-    by_place = rearrange(x, f"b {order} t h w -> c r q b t h w", r=side, q=side)
+    by_position = rearrange(x, f"b {order} t h w -> c r q b t h w", r=side, q=side)
     for channel, column, row in product(range(pixels.shape[1]), range(side), range(side)):
-        pixels[:, channel, :, row::side, column::side].copy_(by_place[channel, column, row])
+        pixels[:, channel, :, row::side, column::side].copy_(by_position[channel, column, row])
     return pixels
 
 
 def split_first_frame(x: Tensor, halo: Halo) -> tuple[Tensor, Tensor]:
-    """Split (B, C, T, H, W) in the clip's first frame, empty if it is not in `x`, and the frames after it."""
+    """Split (B, C, T, H, W) into the clip's first frame, empty if it is not in `x`, and the rest."""
     first = 1 if halo.at_start else 0
     return x[:, :, :first], x[:, :, first:]
 
 
 class StridedConv2d(nn.Conv2d):
-    """A 3x3 convolution of every other pixel, with a row below and a column to the right.
+    """A 3x3 convolution with stride 2, padded by one row below and one column on the right.
 
     (B, C, T, H, W) -> (B, C, T, H/2, W/2).
     """
@@ -71,12 +70,14 @@ class StridedConv2d(nn.Conv2d):
         super().__init__(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
-        pieces, zeros = halo.pad(self, x, Padding(bottom=1, right=1))
-        return convolve(pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros, stride=(1, 2, 2))
+        pieces, zero_padding = halo.pad(self, x, Padding(bottom=1, right=1))
+        return convolve(
+            pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zero_padding=zero_padding, stride=(1, 2, 2)
+        )
 
 
 class TemporalStridedConv3d(nn.Conv3d):
-    """A convolution of every other window of three frames.
+    """A convolution over three frames with stride 2 in time.
 
     (B, C, T, H, W) -> (B, C, (T - 1) / 2, H, W) at the clip's start, and T / 2 frames after it.
     """
@@ -86,8 +87,8 @@ class TemporalStridedConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         stride = (2, 1, 1)
-        # Before the clip's start lies nothing, not even zeros: the first window is frames 0, 1 and 2.
-        pieces, _ = halo.pad(self, x, Padding(before=1), apart=accepts_frame_list(x, self.weight, stride))
+        # Valid at the clip's start: no zeros are padded, the first output sees frames 0, 1 and 2.
+        pieces, _ = halo.pad(self, x, Padding(before=1), split=accepts_frame_list(x, self.weight, stride))
         if sum(piece.shape[2] for piece in pieces) < self.kernel_size[0]:
             return x[:, :, :0]
         return convolve(pieces, self.weight, self.bias, halo.workspace, stride=stride)
@@ -110,37 +111,38 @@ class Downsample(nn.Module):
             return x
         first, _ = split_first_frame(x, halo)
         halved = self.time_conv(x, halo)
-        # Nothing is joined with what is empty: that would be a copy, and in another order in memory.
+        # torch.cat with an empty tensor would copy, and lose the channels-last order.
         present = [part for part in (first, halved) if part.shape[2] > 0]
         return present[0] if len(present) == 1 else torch.cat([first, halved], dim=2)
 
 
 class UpsampleConv2d(nn.Conv2d):
-    """Every pixel twice in height and width, then a 3x3 convolution: (B, C_in, T, H, W) -> (B, C_out, T, 2H, 2W).
+    """Nearest-neighbor upsampling by 2, then a 3x3 convolution: (B, C_in, T, H, W) -> (B, C_out, T, 2H, 2W).
 
-    Among pixels that come in equal pairs, two of three taps in each direction always meet the same value. Their sum
-    does the same in 2x2 taps on the small tensor: one set of taps for each of the four places in a pair of pairs, four
-    ninths of the operations, and the doubled input never exists.
+    After the upsampling, two of the three taps in each direction always meet the same value. The sum of those two taps
+    gives the same result on the small tensor with 2x2 taps: one set of taps for each of the four output positions,
+    four ninths of the multiplications, and the upsampled input never exists (subpixel convolution).
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
-        reach = Padding(top=1, bottom=1, left=1, right=1)
-        (x,), zeros = halo.pad(self, x, reach)
+        (x,), zero_padding = halo.pad(self, x, Padding(top=1, bottom=1, left=1, right=1))
         if can_fuse_upsample(x, self.weight.unsqueeze(2)):
-            return convolve_upsampled(x, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros)
+            return convolve_upsampled(x, self.weight.unsqueeze(2), self.bias, halo.workspace, zero_padding=zero_padding)
         bias = None if self.bias is None else self.bias.repeat(4)
-        places = convolve([x], subpixel_weights(self.weight).unsqueeze(2), bias, halo.workspace, zeros=zeros)
-        batch, _, frames, height, width = places.shape
-        # At the upper and left place of a pair the taps look back, at the others ahead: one position further on.
+        positions = convolve(
+            [x], subpixel_weights(self.weight).unsqueeze(2), bias, halo.workspace, zero_padding=zero_padding
+        )
+        batch, _, frames, height, width = positions.shape
+        # The taps of the upper and left positions start one pixel before those of the lower and right positions.
         height, width = height - 1, width - 1
-        doubled = halo.workspace.empty((batch, self.out_channels, frames, 2 * height, 2 * width), like=places)
-        for place, values in enumerate(places.chunk(4, dim=1)):
-            down, right = divmod(place, 2)
-            doubled[..., down::2, right::2] = values[..., down : height + down, right : width + right]
-        return doubled
+        upsampled = halo.workspace.empty((batch, self.out_channels, frames, 2 * height, 2 * width), like=positions)
+        for position, values in enumerate(positions.chunk(4, dim=1)):
+            down, right = divmod(position, 2)
+            upsampled[..., down::2, right::2] = values[..., down : height + down, right : width + right]
+        return upsampled
 
 
 class Upsample(nn.Module):
@@ -158,16 +160,16 @@ class Upsample(nn.Module):
         if self.time_conv is not None:
             first, rest = split_first_frame(x, halo)
             if rest.shape[2] > 0:
-                x = _in_turn(first, self.time_conv(rest, halo), halo)
+                x = _interleave(first, self.time_conv(rest, halo), halo)
         return self.conv(x, halo)
 
 
-def _in_turn(first: Tensor, pairs: Tensor, halo: Halo) -> Tensor:
-    """`first`, and then the two halves of the channels of `pairs` as frames in turn."""
+def _interleave(first: Tensor, pairs: Tensor, halo: Halo) -> Tensor:
+    """Return `first`, followed by the two channel halves of each frame of `pairs` as two frames."""
     batch, channels, frames, height, width = pairs.shape
     start = first.shape[2]
     out = halo.workspace.empty((batch, channels // 2, start + 2 * frames, height, width), like=pairs)
     out[:, :, :start] = first
-    for place, half in enumerate(pairs.chunk(2, dim=1)):
-        out[:, :, start + place :: 2] = half
+    for offset, half in enumerate(pairs.chunk(2, dim=1)):
+        out[:, :, start + offset :: 2] = half
     return out

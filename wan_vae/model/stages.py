@@ -1,78 +1,75 @@
-"""The network's local part as a sequence of steps, each of which looks only so far around every pixel.
+"""The network's local part as a sequence of stages, each of which looks a limited number of pixels around every pixel.
 
-Encoder and decoder hand it to the halo, which may run it on the whole picture or a part at a time.
+Encoder and decoder hand it to the halo, which may run it on whole pictures or on a part at a time.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from wan_vae.model.halo import Halo
-
 
 class StageFunction(Protocol):
-    """A part of the network: (B, C, T, H, W) -> (B, C', T', H', W')."""
+    """A part of the network: (B, C, T, H, W) and a halo -> (B, C', T', H', W')."""
 
-    def __call__(self, x: Tensor, halo: "Halo", /) -> Tensor: ...
+    def __call__(self, x: Tensor, halo: Any, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class LocalStage:
-    """One step of the local part.
+    """One stage of the local part.
 
     Attributes:
-        run: What it computes.
-        reach: How many pixels of its input around the place of a pixel of its output have a say in that.
-        values: How many values the largest tensor in it has, per frame and pixel of its input.
-        enlarges: By how much it multiplies height and width.
-        reduces: By how much it divides height and width.
-        temporal: Whether it doubles the frames after the first, if it enlarges, or halves them.
+        run: The computation.
+        radius: Receptive-field radius, in pixels of the stage's input.
+        channels: Channels of the largest tensor inside, counted per frame and pixel of the stage's input.
+        upscale: Factor by which height and width grow.
+        downscale: Factor by which height and width shrink.
+        temporal: Whether the stage doubles (if it upscales) or halves the frames after the first.
     """
 
     run: StageFunction
-    reach: int
-    values: int
+    radius: int
+    channels: int
     upscale: int = 1
     downscale: int = 1
     temporal: bool = False
 
 
 def receptive_radius(*modules: nn.Module) -> int:
-    """Return how many pixels to each side modules look that follow one another at one resolution."""
+    """Return the receptive-field radius, in pixels, of modules that run one after the other at one resolution."""
     convolutions = (layer for module in modules for layer in module.modules())
     return sum(layer.kernel_size[-1] // 2 for layer in convolutions if isinstance(layer, nn.Conv2d | nn.Conv3d))
 
 
-def group_by_time(steps: Sequence[LocalStage]) -> list[tuple[LocalStage, ...]]:
-    """Group steps that follow one another and leave time as it is; a step that changes it stands alone."""
-    runs: list[tuple[LocalStage, ...]] = []
-    for temporal, group in groupby(steps, key=lambda step: step.temporal):
-        run = tuple(group)
-        runs += [(step,) for step in run] if temporal else [run]
-    return runs
+def group_by_time(stages: Sequence[LocalStage]) -> list[tuple[LocalStage, ...]]:
+    """Group consecutive stages that keep the number of frames; a temporal stage is a group by itself."""
+    groups: list[tuple[LocalStage, ...]] = []
+    for temporal, members in groupby(stages, key=lambda stage: stage.temporal):
+        group = tuple(members)
+        groups += [(stage,) for stage in group] if temporal else [group]
+    return groups
 
 
-def peak_channels(steps: Sequence[LocalStage]) -> float:
-    """Return how many values the largest tensor in a run of steps has, per frame and pixel of its input."""
+def peak_channels(stages: Sequence[LocalStage]) -> float:
+    """Return the elements of the largest tensor in consecutive stages, per frame and pixel of their input."""
     pixels, largest = 1.0, 0.0
-    for step in steps:
-        largest = max(largest, pixels * step.values)
-        pixels *= (step.upscale / step.downscale) ** 2
+    for stage in stages:
+        largest = max(largest, pixels * stage.channels)
+        pixels *= (stage.upscale / stage.downscale) ** 2
     return largest
 
 
-def pixels_per_latent(steps: Sequence[LocalStage], place: int) -> int:
-    """Return how many pixels in height, and in width, a latent has before step `place`."""
-    return math.prod(step.upscale for step in steps[:place]) * math.prod(step.downscale for step in steps[place:])
+def pixels_per_latent(stages: Sequence[LocalStage], index: int) -> int:
+    """Return the pixels per latent pixel, in height and in width, at the input of stage `index`."""
+    return math.prod(stage.upscale for stage in stages[:index]) * math.prod(stage.downscale for stage in stages[index:])
 
 
-def frames_per_latent(steps: Sequence[LocalStage], place: int) -> int:
-    """Return how many frames a latent after the clip's first one has before step `place`."""
-    doubled = sum(step.temporal and step.upscale > 1 for step in steps[:place])
-    to_halve = sum(step.temporal and step.downscale > 1 for step in steps[place:])
+def frames_per_latent(stages: Sequence[LocalStage], index: int) -> int:
+    """Return the frames per latent frame after the first, at the input of stage `index`."""
+    doubled = sum(stage.temporal and stage.upscale > 1 for stage in stages[:index])
+    to_halve = sum(stage.temporal and stage.downscale > 1 for stage in stages[index:])
     return int(2 ** (doubled + to_halve))

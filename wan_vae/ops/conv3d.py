@@ -39,7 +39,7 @@ def convolve(
     bias: Tensor | None,
     workspace: Workspace,
     *,
-    zeros: Zeros = (0, 0, 0, 0, 0),
+    zero_padding: Zeros = (0, 0, 0, 0, 0),
     stride: Stride = _NO_STRIDE,
     residual: Tensor | None = None,
 ) -> Tensor:
@@ -54,7 +54,7 @@ def convolve(
         residual: Of the result's shape (B, C_out, T', H', W').
     """
     x = pieces[0]
-    before, top, bottom, left, right = zeros
+    before, top, bottom, left, right = zero_padding
     frames = sum(piece.shape[2] for piece in pieces)
     if frames == 1 and before == weight.shape[2] - 1:
         # An exact saving: a frame with nothing before it meets one tap, the others would multiply zeros.
@@ -63,7 +63,7 @@ def convolve(
     steps = zip(size, weight.shape[2:], stride, strict=True)
     shape = (x.shape[0], weight.shape[0], *((length - taps) // step + 1 for length, taps, step in steps))
     if not accepts_frame_list(x, weight, stride):
-        x, padding = _in_one_piece(pieces, (before, *zeros[1:]), workspace)
+        x, padding = _in_one_piece(pieces, (before, *zero_padding[1:]), workspace)
         return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
     out = workspace.empty(shape, like=x)
@@ -148,7 +148,9 @@ def can_fuse_upsample(x: Tensor, weight: Tensor) -> bool:
     return not needs_plain_ops() and (supports_amx(x, weight) or native.supports_winograd(x, weight, doubled=True))
 
 
-def convolve_upsampled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace, *, zeros: Zeros) -> Tensor:
+def convolve_upsampled(
+    x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace, *, zero_padding: Zeros
+) -> Tensor:
     """Convolve what `x` (B, C_in, T, H, W) is with every pixel twice in height and width.
 
     Args:
@@ -163,7 +165,7 @@ def convolve_upsampled(x: Tensor, weight: Tensor, bias: Tensor | None, workspace
     """
     x = x.contiguous(memory_format=torch.channels_last_3d)
     batch, _, frames, height, width = x.shape
-    _, top, bottom, left, right = zeros
+    _, top, bottom, left, right = zero_padding
     size = (2 * (top + height + bottom - 2), 2 * (left + width + right - 2))
     out = workspace.empty((batch, weight.shape[0], frames, *size), like=x)
     if not supports_amx(x, weight):

@@ -223,13 +223,13 @@ class MemoryEstimator(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._follow(tensor)
         return result
 
-    def lend(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor, *, kept: bool) -> Tensor:
+    def lend(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor, *, persistent: bool) -> Tensor:
         """Take a tensor from a workspace, and bring it back when it is gone."""
         if self.device.type != "cpu" or math.prod(shape) == 0:
             return torch.empty(shape, dtype=like.dtype, device="meta")
         tensor = self._unfollowed(shape, like)
         storage = tensor.untyped_storage()
-        region, start, stop = workspace.place(storage.nbytes(), kept=kept)
+        region, start, stop = workspace.place(storage.nbytes(), persistent=persistent)
         self._known.add(storage._cdata)
         weakref.finalize(storage, self._bring_back, storage._cdata, region, start, stop).atexit = False
         self._touch(region, start, stop)

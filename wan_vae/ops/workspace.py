@@ -117,7 +117,7 @@ _MOST = 2**31
 
 # Reentrant, for a workspace may end wherever garbage is collected.
 _lock = RLock()
-# By whether they serve what is kept beyond a pass: so each serves the same tensors again, and no others of its pages
+# By whether they serve what is persistent beyond a pass: so each serves the same tensors again, and no others of its pages
 # are filled.
 _spare: dict[bool, list[Region]] = {False: [], True: []}
 
@@ -132,20 +132,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def leave(regions: list[Region], *, kept: bool) -> None:
+def leave(regions: list[Region], *, persistent: bool) -> None:
     """Take over those of `regions` that nothing is lent of; they are removed from the list."""
     with _lock:
         for region in [region for region in regions if region.takes_memory and region.is_unused]:
             held = sum(spare.size for spares in _spare.values() for spare in spares)
             if held + region.size <= _MOST and region.release():
                 regions.remove(region)
-                _spare[kept].append(region)
+                _spare[persistent].append(region)
 
 
-def take(size: int, *, kept: bool) -> Region | None:
+def take(size: int, *, persistent: bool) -> Region | None:
     """Return a region of at least `size` bytes. Where there is none, what is smaller goes back to the system."""
     with _lock:
-        spare = _spare[kept]
+        spare = _spare[persistent]
         region = next((region for region in spare if region.size >= size), None)
         if region is None:
             spare.clear()
@@ -155,7 +155,7 @@ def take(size: int, *, kept: bool) -> Region | None:
 
 
 def empty_cache() -> None:
-    """Give the CPU memory back to the system that is kept for later calls, which would otherwise take it on demand."""
+    """Give the CPU memory back to the system that is persistent for later calls, which would otherwise take it on demand."""
     with _lock:
         for spare in _spare.values():
             spare.clear()
@@ -172,7 +172,7 @@ class Workspace:
 
     On a CPU, fresh memory is slow: the kernel fills each page with zeros at its first touch, which for the tensors of
     one pass through the network takes up to a third of the time, and a C library gives large ones back to the kernel as
-    soon as they are freed. A GPU's memory is kept by PyTorch itself.
+    soon as they are freed. A GPU's memory is persistent by PyTorch itself.
 
     Whoever runs a clip through the network owns one; when it is dropped, its memory waits for the next one.
 
@@ -181,36 +181,36 @@ class Workspace:
     """
 
     def __init__(self, *, recycle: bool = True) -> None:
-        # By whether they are for what is kept: that would leave gaps between loans that come and go.
+        # By whether they are for what is persistent: that would leave gaps between loans that come and go.
         self._regions: dict[bool, list[Region]] = {False: [], True: []}
         self._recycle = recycle
         self._has_finalizer = False
 
-    def rest(self) -> None:
+    def trim(self) -> None:
         """Hand on the memory of which nothing is lent, until this workspace lends again."""
         if self._recycle:
             _hand_on(self._regions)
 
-    def empty(self, shape: tuple[int, ...], like: Tensor, *, kept: bool = False) -> Tensor:
+    def empty(self, shape: tuple[int, ...], like: Tensor, *, persistent: bool = False) -> Tensor:
         """Return a tensor (B, C, T, H, W) with undefined values, of the dtype and on the device of `like`.
 
-        It is stored channels-last; where gradients are recorded, it is any new tensor. Is it to be `kept` beyond the
+        It is stored channels-last; where gradients are recorded, it is any new tensor. Is it to be `persistent` beyond the
         pass, its memory is taken apart from all other.
         """
         if needs_plain_ops():
             return like.new_empty(shape)
         estimator = estimator_of(like)
         if estimator is not None:
-            return estimator.lend(self, shape, like, kept=kept)
+            return estimator.lend(self, shape, like, persistent=persistent)
         if like.device.type != "cpu":
             return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
         batch, channels, frames, height, width = shape
-        values = self._values(math.prod(shape), like.dtype, kept)
+        values = self._values(math.prod(shape), like.dtype, persistent)
         return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
 
     @staticmethod
     def empty_persistent(shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return what `empty` does, in memory of its own, for what is kept from pass to pass and overwritten."""
+        """Return what `empty` does, in memory of its own, for what is persistent from pass to pass and overwritten."""
         estimator = estimator_of(like)
         if estimator is not None:
             return estimator.map(shape, like)
@@ -221,11 +221,11 @@ class Workspace:
             values = pages(math.prod(shape) * like.dtype.itemsize).view(like.dtype)
             return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
 
-    def _values(self, count: int, dtype: torch.dtype, kept: bool) -> Tensor:
+    def _values(self, count: int, dtype: torch.dtype, persistent: bool) -> Tensor:
         size = count * dtype.itemsize
         if size == 0:
             return torch.empty(0, dtype=dtype, device="cpu")
-        region, start, stop = self.place(size, kept=kept, written=True)
+        region, start, stop = self.place(size, persistent=persistent, written=True)
         if self._recycle and not self._has_finalizer:
             # Not before, for torch.compile cannot follow it.
             weakref.finalize(self, _hand_on, self._regions).atexit = False
@@ -235,18 +235,18 @@ class Workspace:
         weakref.finalize(loan, region.give_back, start, stop).atexit = False
         return torch.frombuffer(loan, dtype=dtype)
 
-    def place(self, size: int, *, kept: bool = False, written: bool = False) -> tuple[Region, int, int]:
+    def place(self, size: int, *, persistent: bool = False, written: bool = False) -> tuple[Region, int, int]:
         """Return a region, and where in it a new loan of `size` bytes begins and ends.
 
         Args:
             size: Of the loan.
-            kept: Whether it is to outlast the pass.
+            persistent: Whether it is to outlast the pass.
             written: Whether it will be written to; in a rehearsal it will not.
         """
-        size, regions = _rounded(size), self._regions[kept]
+        size, regions = _rounded(size), self._regions[persistent]
         region = next((region for region in regions if region.has_room(size)), None)
         if region is None:
-            region = take(size, kept=kept) if written else None
+            region = take(size, persistent=persistent) if written else None
             if region is None:
                 # What is free and too small becomes one: what is held stays near what is needed at one time.
                 unused = [region for region in regions if region.is_unused]
@@ -260,8 +260,8 @@ class Workspace:
 
 
 def _hand_on(regions: dict[bool, list[Region]]) -> None:
-    for kept, some in regions.items():
-        leave(some, kept=kept)
+    for persistent, some in regions.items():
+        leave(some, persistent=persistent)
 
 
 def _rounded(size: int) -> int:

@@ -1,4 +1,4 @@
-"""How a picture is cut in parts, one a device, in rows and columns along the latents' grid."""
+"""How a picture is cut into parts, one per rank, in rows and columns along the latents' grid."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Grid:
     """Parts in rows and columns, numbered row by row.
 
     Attributes:
-        heights: How many rows of latents each row of parts has.
-        widths: How many columns of latents each column of parts has.
+        heights: Rows of latents in each row of parts.
+        widths: Columns of latents in each column of parts.
     """
 
     heights: tuple[int, ...]
@@ -28,17 +28,17 @@ class Grid:
 
     @property
     def rows(self) -> int:
-        """How many rows of parts there are."""
+        """Rows of parts."""
         return len(self.heights)
 
     @property
     def columns(self) -> int:
-        """How many columns of parts there are."""
+        """Columns of parts."""
         return len(self.widths)
 
     @property
     def latent_pixels(self) -> tuple[int, ...]:
-        """How many pixels of the latents' grid each part has."""
+        """Latent pixels of each part."""
         return tuple(height * width for height in self.heights for width in self.widths)
 
     def place(self, part: int) -> tuple[int, int]:
@@ -46,27 +46,27 @@ class Grid:
         return divmod(part, self.columns)
 
     def part_at(self, row: int, column: int) -> int | None:
-        """Return the part in this row and column; None if the picture ends before it."""
+        """Return the part in this row and column; None outside the picture."""
         return row * self.columns + column if 0 <= row < self.rows and 0 <= column < self.columns else None
 
     def beyond(self, part: int) -> Padding:
-        """Return how many rows and columns of latents lie on each side of a part."""
+        """Return the rows and columns of latents on each side of a part."""
         (rows, columns), (height, width) = self.area(part, 1), (sum(self.heights), sum(self.widths))
         return Padding(0, rows.start, height - rows.stop, columns.start, width - columns.stop)
 
-    def area(self, part: int, scale: int, reach: Padding = _NONE) -> Area:
-        """Return the pixels of a part, and those within `reach` of it in the picture, a latent being `scale` wide."""
+    def area(self, part: int, scale: int, padding: Padding = _NONE) -> Area:
+        """Return the pixels of a part and those within `padding` of it, with latents `scale` pixels wide."""
         row, column = self.place(part)
-        rows = _span(self.heights, row, scale, reach.top, reach.bottom)
-        return rows, _span(self.widths, column, scale, reach.left, reach.right)
+        rows = _span(self.heights, row, scale, padding.top, padding.bottom)
+        return rows, _span(self.widths, column, scale, padding.left, padding.right)
 
     def cut(self, x: Tensor, part: int, scale: int) -> Tensor:
-        """View a part of the whole picture's `x` (..., H, W), in which a latent is `scale` x `scale` pixels."""
+        """Return a view of a part of the picture `x` (..., H, W), in which a latent is `scale` x `scale` pixels."""
         return x[(..., *self.area(part, scale))]
 
 
 def common(area: Area, other: Area) -> Area | None:
-    """Return the pixels that two areas share, if there are any."""
+    """Return the intersection of two areas, or None if it is empty."""
     rows, columns = (
         slice(max(one.start, two.start), min(one.stop, two.stop)) for one, two in zip(area, other, strict=True)
     )
@@ -74,16 +74,16 @@ def common(area: Area, other: Area) -> Area | None:
 
 
 def within(area: Area, outer: Area) -> Area:
-    """Return an area counted from the start of another that holds it."""
+    """Return an area relative to the start of another that contains it."""
     rows, columns = (slice(one.start - two.start, one.stop - two.start) for one, two in zip(area, outer, strict=True))
     return rows, columns
 
 
 def best_grid(devices: int, height: int, width: int) -> Grid:
-    """Cut a picture of height x width latents for as many devices, with the shortest edges within.
+    """Cut a picture of height x width latents for a number of devices, with the shortest inner edges.
 
     Raises:
-        UserError: A device would be left without a pixel.
+        UserError: A device would get no pixel.
     """
     fitting = [shape for shape in _shapes(devices) if shape[0] <= height and shape[1] <= width]
     if not fitting:
@@ -94,7 +94,7 @@ def best_grid(devices: int, height: int, width: int) -> Grid:
 
 
 def even_grid(rows: int, columns: int, height: int, width: int) -> Grid:
-    """Cut a picture of height x width latents in rows x columns parts that differ by one latent at most.
+    """Cut a picture of height x width latents into rows x columns parts that differ by one latent at most.
 
     Raises:
         UserError: The picture has fewer rows or columns than there are parts.

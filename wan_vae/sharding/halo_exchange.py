@@ -1,4 +1,4 @@
-"""The neighbors of a part: the processes that hold the parts around it."""
+"""The exchange of pixels between the parts of a picture, one part per rank."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -16,19 +16,19 @@ from wan_vae.sharding.process_group import Message, Transport, channels_last
 
 
 class HaloExchange:
-    """Exchanges the edges of one part of a picture with the parts around it, while this part's interior is computed.
+    """Exchanges the edges of a part with the parts around it, while the part's interior is computed (`Neighbors`).
 
-    All processes must ask for the same things in the same order.
+    All ranks must make the same calls in the same order.
     """
 
-    def __init__(self, grid: Grid, peers: Transport) -> None:
-        assert len(peers) == grid.rows * grid.columns, (len(peers), grid)
+    def __init__(self, grid: Grid, transport: Transport) -> None:
+        assert transport.world_size == grid.rows * grid.columns, (transport.world_size, grid)
         self._grid = grid
-        self._peers = peers
+        self._transport = transport
         self._workspace = Workspace()
 
     def margin(self, reach: Padding) -> Padding:
-        # Where the picture is not cut in rows, or columns, its zeros are left to the convolution, which needs no copy.
+        # Along an axis that is not cut, zeros are left to the convolution, which needs no copy.
         rows = reach if self._grid.rows > 1 else Padding()
         columns = reach if self._grid.columns > 1 else Padding()
         margin = Padding(top=rows.top, bottom=rows.bottom, left=columns.left, right=columns.right)
@@ -47,20 +47,20 @@ class HaloExchange:
         edges, interior = _divided(height, width, margin)
         for edge in edges:
             _write_part(middle, x, edge, activation)
-        given, taken = [], []
+        sent, received = [], []
         for side in self._sides(height, width, margin):
             place = out[(..., *side.outside)]
-            if side.peer is None:
+            if side.rank is None:
                 place.zero_()
             else:
-                given.append((side.peer, middle[(..., *side.inside)]))
-                taken.append((side.peer, place))
-        exchange = _Exchange(self._peers, self._workspace, given, taken)
+                sent.append((side.rank, middle[(..., *side.inside)]))
+                received.append((side.rank, place))
+        exchange = _Exchange(self._transport, self._workspace, sent, received)
         _write_part(middle, x, interior, activation)
         exchange.finish()
 
     def around(self, x: Tensor, margin: int) -> tuple[Tensor, Padding]:
-        own = self._peers.index
+        own = self._transport.rank
         row, _ = self._grid.place(own)
         scale = x.shape[3] // self._grid.heights[row]
         reach = Padding(top=margin, bottom=margin, left=margin, right=margin)
@@ -68,36 +68,36 @@ class HaloExchange:
         size = [side.stop - side.start for side in wanted]
         out = self._workspace.empty_persistent((*x.shape[:3], *size), like=x)
         out[(..., *within(mine, wanted))] = x
-        given, taken = [], []
-        for peer in range(len(self._peers)):
-            if peer == own:
+        sent, received = [], []
+        for rank in range(self._transport.world_size):
+            if rank == own:
                 continue
-            theirs, they_want = self._grid.area(peer, scale), self._grid.area(peer, scale, reach)
+            theirs, they_want = self._grid.area(rank, scale), self._grid.area(rank, scale, reach)
             if (area := common(mine, they_want)) is not None:
-                given.append((peer, x[(..., *within(area, mine))]))
+                sent.append((rank, x[(..., *within(area, mine))]))
             if (area := common(theirs, wanted)) is not None:
-                taken.append((peer, out[(..., *within(area, wanted))]))
-        _Exchange(self._peers, self._workspace, given, taken).finish()
+                received.append((rank, out[(..., *within(area, wanted))]))
+        _Exchange(self._transport, self._workspace, sent, received).finish()
         rows, columns = ((one.start - two.start, two.stop - one.stop) for one, two in zip(mine, wanted, strict=True))
         return out, Padding(top=rows[0], bottom=rows[1], left=columns[0], right=columns[1])
 
     def all_gather_pixels(self, x: Tensor) -> Tensor:
-        own, pixels = self._peers.index, self._grid.latent_pixels
+        own, pixels = self._transport.rank, self._grid.latent_pixels
         assert x.shape[2] == pixels[own], (x.shape, pixels)
         x = x.contiguous()
         parts = [
             x if part == own else x.new_empty(*x.shape[:2], count, x.shape[3]) for part, count in enumerate(pixels)
         ]
-        others = [part for part in range(len(self._peers)) if part != own]
-        self._peers.start([(part, x) for part in others], [(part, parts[part]) for part in others]).wait()
+        others = [part for part in range(self._transport.world_size) if part != own]
+        self._transport.start([(part, x) for part in others], [(part, parts[part]) for part in others]).wait()
         return torch.cat(parts, dim=2)
 
     def max_over_ranks(self, values: int) -> int:
         pixels = self._grid.latent_pixels
-        return values // pixels[self._peers.index] * max(pixels)
+        return values // pixels[self._transport.rank] * max(pixels)
 
     def _sides(self, height: int, width: int, margin: Padding) -> Iterator["_Side"]:
-        row, column = self._grid.place(self._peers.index)
+        row, column = self._grid.place(self._transport.rank)
         for down, right in product((-1, 0, 1), repeat=2):
             if down or right:
                 yield _Side(
@@ -114,43 +114,45 @@ class HaloExchange:
 
 
 class _Exchange:
-    """Pixels under way between parts.
+    """Pixels in flight between parts.
 
     Args:
-        peers: Who has the parts.
-        workspace: Where there is room for what is under way.
-        given: What each peer is sent: views (B, C, T, H, W).
-        taken: Where what each peer sends is to be written.
+        transport: Connects the ranks.
+        workspace: Allocates the buffers.
+        sent: Views (B, C, T, H, W) to send to each rank.
+        received: Where to write what each rank sends.
     """
 
-    def __init__(self, peers: Transport, workspace: Workspace, given: list[Message], taken: list[Message]) -> None:
-        self._places = [place for _, place in taken]
+    def __init__(
+        self, transport: Transport, workspace: Workspace, sent: list[Message], received: list[Message]
+    ) -> None:
+        self._places = [place for _, place in received]
         self._arriving = [workspace.empty(tuple(place.shape), like=place) for place in self._places]
         leaving = []
-        for peer, pixels in given:
+        for rank, pixels in sent:
             copy = workspace.empty(tuple(pixels.shape), like=pixels)
             copy.copy_(pixels)
-            leaving.append((peer, channels_last(copy)))
-        arriving = [(peer, channels_last(pixels)) for (peer, _), pixels in zip(taken, self._arriving, strict=True)]
-        self._transfers = peers.start(leaving, arriving)
+            leaving.append((rank, channels_last(copy)))
+        arriving = [(rank, channels_last(pixels)) for (rank, _), pixels in zip(received, self._arriving, strict=True)]
+        self._transfers = transport.start(leaving, arriving)
 
     def finish(self) -> None:
-        """Wait for what arrives and write it to its places."""
+        """Wait for the pixels to arrive and write them to their places."""
         self._transfers.wait()
         for place, pixels in zip(self._places, self._arriving, strict=True):
             place.copy_(pixels)
 
 
 class _Side(NamedTuple):
-    """What lies beyond an edge or a corner of a part.
+    """An edge or a corner of a part.
 
     Attributes:
-        peer: Who holds it; None if the picture ends before.
-        outside: Its place in the surrounded part.
-        inside: The place in this part of what the peer wants in turn.
+        rank: The rank that holds the pixels beyond; None at the picture's edge.
+        outside: The area of these pixels in the padded part.
+        inside: The area of this part that the other rank needs.
     """
 
-    peer: int | None
+    rank: int | None
     outside: Area
     inside: Area
 
@@ -161,12 +163,12 @@ def _outside(direction: int, length: int, before: int, after: int) -> slice:
 
 
 def _inside(direction: int, length: int, before: int, after: int) -> slice:
-    # Whoever lies before this part wants as much of its start as itself wants of what lies after it, and so on.
+    # The part before this one needs as many pixels of it as this one needs of the part after it.
     return (slice(0, after), slice(0, length), slice(length - before, length))[direction + 1]
 
 
 def _divided(height: int, width: int, margin: Padding) -> tuple[list[Area], Area]:
-    """Divide a part in what its neighbors want and its interior."""
+    """Divide a part into the edges that its neighbors need, and its interior."""
     above, left = min(margin.bottom, height), min(margin.right, width)
     below, right = max(above, height - margin.top), max(left, width - margin.left)
     rows, columns, everything = slice(above, below), slice(left, right), slice(0, width)

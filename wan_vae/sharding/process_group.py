@@ -1,11 +1,8 @@
-"""One budget of memory for processes that may have different ones.
-
-The processes that share a clip, and what they send each other.
-"""
+"""The processes that share a clip: what they send each other, and the memory they have together."""
 
 import socket
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,109 +13,99 @@ from wan_vae.inference.budget import Budget, parse_bytes
 
 T = TypeVar("T")
 Message = tuple[int, Tensor]
-"""A peer, and what it is sent or sends."""
-
-_HOST = torch.device("cpu")
+"""A rank, and the tensor that is sent to or received from it."""
 
 
 class Transfers(NamedTuple):
-    """Transfers under way.
+    """Transfers in flight.
 
     Attributes:
-        works: To be waited for.
-        buffers: What is sent and filled meanwhile.
+        works: Handles to wait for.
+        buffers: The tensors that are sent and received.
     """
 
     works: "list[dist.Work]"
     buffers: list[Tensor]
 
     def wait(self) -> None:
-        """Return when all has arrived; on a GPU, when all that is computed from now on comes after it."""
+        """Wait until all has arrived; on a GPU, make everything computed from now on wait for it."""
         for work in self.works:
             work.wait()
 
 
 class Transport(Protocol):
-    """What carries tensors between those who share a clip.
+    """Carries tensors between the ranks that share a clip.
 
     Attributes:
-        index: The place of this one among them.
+        rank: This process's rank.
+        world_size: Number of ranks.
     """
 
-    index: int
-
-    def __len__(self) -> int: ...
+    rank: int
+    world_size: int
 
     def start(self, sent: Iterable[Message], filled: Iterable[Message]) -> Transfers:
-        """Begin to send tensors to peers, and to fill others with what peers send; all of them are contiguous.
+        """Begin to send tensors and to fill others with what is received; all of them are contiguous.
 
-        What goes from one peer to another arrives in the order in which it was sent. Nothing of it may be touched until
-        `wait` has returned.
+        Messages from one rank to another arrive in the order in which they were sent. Nothing of them may be touched
+        until `wait` has returned.
         """
 
 
 class ProcessGroup:
-    """Processes in an order that all of them know, and the place of this one.
+    """Processes in an order that all of them know, and this one's place among them.
 
     Args:
         ranks: Their ranks in the default group.
-        group: Through which they speak to each other; default the default group.
+        group: The group to communicate through; default the default group.
 
     Attributes:
-        index: This process's place among them.
-        bytes_sent: How many bytes this process has sent so far.
+        rank: This process's place among them.
+        world_size: Number of processes.
+        bytes_sent: Bytes that this process has sent so far.
     """
 
     def __init__(self, ranks: Iterable[int], group: "dist.ProcessGroup | None" = None) -> None:
         self._ranks = tuple(ranks)
         self._group = group
-        self.index = self._ranks.index(dist.get_rank())
+        self.rank = self._ranks.index(dist.get_rank())
+        self.world_size = len(self._ranks)
         self.bytes_sent = 0
-
-    def __len__(self) -> int:
-        return len(self._ranks)
 
     def start(self, sent: Iterable[Message], filled: Iterable[Message]) -> Transfers:
         operations, buffers = [], []
         for operation, messages in ((dist.isend, sent), (dist.irecv, filled)):
-            for peer, tensor in messages:
+            for rank, tensor in messages:
                 if tensor.numel() == 0:
                     continue
-                # Bytes, for the backends differ in the dtypes that they know.
+                # Bytes, because backends differ in the dtypes they support.
                 raw = tensor.view(-1).view(torch.uint8)
                 self.bytes_sent += raw.numel() if operation is dist.isend else 0
-                operations.append(dist.P2POp(operation, raw, self._ranks[peer], self._group))
+                operations.append(dist.P2POp(operation, raw, self._ranks[rank], self._group))
                 buffers.append(raw)
         return Transfers(dist.batch_isend_irecv(operations) if operations else [], buffers)
 
     def check_alike(self, description: str) -> None:
-        """Make sure that all peers describe what they are about to do alike: otherwise they would wait for ever.
+        """Make sure that all ranks are about to do the same; otherwise they would wait for each other for ever.
+
+        Args:
+            description: What this rank is about to do.
 
         Raises:
-            UserError: They do not.
+            UserError: Another rank's description differs.
         """
-        for peer, other in enumerate(self.told(description)):
+        for rank, other in enumerate(self.all_gather_object(description)):
             if other != description:
                 raise UserError(
-                    f"Process {self._ranks[self.index]} is given {description}, but process {self._ranks[peer]} is"
+                    f"Process {self._ranks[self.rank]} is given {description}, but process {self._ranks[rank]} is"
                     f" given {other}; all must be given the same clip."
                 )
 
-    def told(self, message: T) -> list[T]:
-        """Give all others a small Python object, and return theirs and this one, in the order of the peers."""
-        messages = [message] * len(self)
+    def all_gather_object(self, message: T) -> list[T]:
+        """Give all others a small Python object, and return everyone's, by rank."""
+        messages = [message] * self.world_size
         dist.all_gather_object(messages, message, self._group)
         return messages
-
-    def tell(self, message: Any) -> None:
-        """Give all others a small Python object, which they `hear`."""
-        dist.broadcast_object_list([message], dist.get_rank(), self._group, _HOST)
-
-    def hear(self, teller: int) -> Any:
-        """Wait for what `teller` tells."""
-        messages = [None]
-        dist.broadcast_object_list(messages, self._ranks[teller], self._group, _HOST)
-        return messages[0]
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -127,12 +114,12 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 class _Answer(NamedTuple):
-    """What a process may take.
+    """A rank's budget.
 
     Attributes:
         size: In bytes.
-        machine: Whose free memory that is, if others may find the same; else nothing.
-        error: Why there is no size; else nothing.
+        machine: The machine whose free memory it is, where other ranks may have found the same; else empty.
+        error: Why there is no size; else empty.
     """
 
     size: int = 0
@@ -140,18 +127,18 @@ class _Answer(NamedTuple):
     error: str = ""
 
 
-def least_budget(memory: Budget, device: torch.device, peers: ProcessGroup) -> int:
-    """Return, in bytes, what each of the processes may take: the least that any of them may. All of them must ask.
+def min_budget(memory: Budget, device: torch.device, group: ProcessGroup) -> int:
+    """Return the least budget of all ranks, in bytes. All ranks must call it.
 
     Args:
-        memory: This process's budget. If it is "auto", the processes on the CPU of one machine share what is free.
-        device: Where this process computes.
-        peers: The processes.
+        memory: This rank's budget. With "auto", the ranks on the CPU of one machine divide what is free.
+        device: Where this rank computes.
+        group: The ranks.
 
     Raises:
-        UserError: In all of them, if the budget of any is none.
+        UserError: On all ranks, if the budget of any is not possible.
     """
-    answers = peers.told(_answer(memory, device))
+    answers = group.all_gather_object(_answer(memory, device))
     for answer in answers:
         if answer.error:
             raise UserError(answer.error)

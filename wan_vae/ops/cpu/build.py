@@ -128,3 +128,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except OSError:
         return None
+
+
+def ensure_kernels() -> None:
+    """TEMPORARY."""

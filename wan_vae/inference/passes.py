@@ -1,0 +1,355 @@
+"""Passes of a clip through the network, in memory that does not grow with the clip's length.
+
+All functions take an `Autoencoder`, which keeps nothing of a clip, so that any number of clips can share one model.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wan_vae.errors import UserError
+from wan_vae.inference.chunk_size import ChunkSize, choose_chunk_size
+from wan_vae.inference.tiling import TiledHalo, Tiling, tiling_of
+from wan_vae.model.autoencoder import Autoencoder
+from wan_vae.model.halo import CachedHalo, Halo, Neighbors
+from wan_vae.ops.cpu.build import ensure_kernels
+from wan_vae.ops.cuda_graph import CudaGraph
+from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.posterior import LatentStatistics
+
+Direction = Literal["encode", "decode"]
+Network = Callable[[Tensor, Halo], Tensor]
+
+# The first pass after the clip's first frame fills caches, the second one reads them all; later ones are alike.
+_RUNS_BEFORE_CAPTURE = 2
+
+
+def encode_moments(
+    model: Autoencoder,
+    video: Tensor,
+    latents_per_pass: int | None = None,
+    tiling: Tiling | None = None,
+    neighbors: Neighbors | None = None,
+) -> Tensor:
+    """Encode a whole clip (B, 3, T, H, W) in [-1, 1] to mean and log-variance of its raw latents, (B, 2z, t, h, w)."""
+    if tiling is not None or video.shape[2] == 1:
+        _prepare(model)
+        return _moments_pass(model, video, Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors))
+    stream = open_stream(model, "encode", moments=True, latents_per_pass=latents_per_pass, neighbors=neighbors)
+    moments = stream.push(video)
+    stream.flush()
+    assert moments is not None
+    return moments
+
+
+def decode_video(
+    model: Autoencoder,
+    latents: Tensor,
+    latents_per_pass: int | None = None,
+    tiling: Tiling | None = None,
+    neighbors: Neighbors | None = None,
+) -> Tensor:
+    """Decode a whole clip of normalized latents (B, z, t, h, w) to a video (B, 3, T, H, W), clamped to [-1, 1]."""
+    if tiling is not None or latents.shape[2] == 1:
+        _prepare(model)
+        return decode_pass(model, latents, Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors))
+    stream = open_stream(model, "decode", latents_per_pass=latents_per_pass, neighbors=neighbors)
+    video = stream.push(latents)
+    stream.flush()
+    assert video is not None
+    return video
+
+
+def decode_pass(model: Autoencoder, latents: Tensor, halo: Halo, statistics: LatentStatistics | None = None) -> Tensor:
+    """Decode normalized latents (B, z, t, h, w) in one pass: (B, 3, T, H, W), clamped to [-1, 1]."""
+    if statistics is None:
+        statistics = LatentStatistics.of(model.config, model.decoder_dtype, latents.device)
+    video = model.pixels(statistics.denormalized(latents.to(model.decoder_dtype)), halo)
+    # Only tiles are certain to have been put together in memory that nothing else refers to.
+    return video.clamp_(-1.0, 1.0) if isinstance(halo, TiledHalo) else video.clamp(-1.0, 1.0)
+
+
+def _moments_pass(model: Autoencoder, video: Tensor, halo: Halo) -> Tensor:
+    return model.quant_conv(model.encoder(video.to(model.dtype), halo))
+
+
+def _latents_pass(model: Autoencoder, statistics: LatentStatistics, video: Tensor, halo: Halo) -> Tensor:
+    mean, _ = model.quant_conv(model.encoder(video.to(model.dtype), halo)).chunk(2, dim=1)
+    return statistics.normalized(mean)
+
+
+def _prepare(model: Autoencoder) -> None:
+    if model.device.type == "cpu" and not needs_plain_ops():
+        ensure_kernels()
+
+
+def records_gradients(model: Autoencoder, x: Tensor) -> bool:
+    """Return whether a call with `x` would record gradients."""
+    weights = (parameter.requires_grad for parameter in model.parameters())
+    return torch.is_grad_enabled() and (x.requires_grad or any(weights))
+
+
+class CutClip(NamedTuple):
+    """What a plan decides for a stream: latents per pass, and how pictures are tiled (None for whole pictures)."""
+
+    latents_per_pass: int | None
+    tiling: Tiling | None
+
+
+def open_stream(
+    model: Autoencoder,
+    direction: Direction,
+    *,
+    moments: bool = False,
+    latents_per_pass: int | None = None,
+    tiling: Tiling | None = None,
+    neighbors: Neighbors | None = None,
+    plan: Callable[[Tensor], CutClip] | None = None,
+) -> "Stream":
+    """Return a stream that takes frames or normalized latents and returns normalized latents or frames.
+
+    Args:
+        model: The model.
+        direction: "encode" or "decode".
+        moments: Whether encoding returns mean and log-variance of the raw latents instead.
+        latents_per_pass: Latents per pass; default one, and on a GPU as many as keep it busy.
+        tiling: How pictures are tiled; default whole pictures.
+        neighbors: The holders of the pixels around the clip, where it is a part of a larger picture.
+        plan: Decides the last two by the first chunk instead.
+    """
+    config, encodes = model.config, direction == "encode"
+    side, unit = (config.spatial_compression, config.temporal_compression) if encodes else (1, 1)
+
+    def choose(chunk: Tensor) -> ChunkSize:
+        cut = CutClip(latents_per_pass, tiling) if plan is None else plan(chunk)
+        pixels = chunk[:, :1, :1].numel() // side**2
+        chosen = choose_chunk_size(model, pixels, cut.latents_per_pass, in_frames=unit, neighbors=neighbors)
+        return chosen._replace(tiling=cut.tiling)
+
+    def network() -> Network:
+        # Statistics are built once per stream: a GPU waits for numbers from the host, and a CUDA graph must find them
+        # at the same address.
+        if not encodes:
+            return partial(
+                decode_pass, model, statistics=LatentStatistics.of(config, model.decoder_dtype, model.device)
+            )
+        if moments:
+            return partial(_moments_pass, model)
+        return partial(_latents_pass, model, LatentStatistics.of(config, model.dtype, model.device))
+
+    out_frames = 1 if encodes else config.temporal_compression
+    return Stream(model, network, choose=choose, in_frames=unit, out_frames=out_frames, neighbors=neighbors)
+
+
+class Stream:
+    """Runs the chunks that are pushed to it in passes: the clip's first frame alone, then several frames at a time.
+
+    Args:
+        model: The model, whose dtype, device and mode must not change during the stream.
+        network: Returns the function that computes a pass, from (B, C, n, H, W) and the halo of this stream.
+        choose: Returns the chunk size, given the first chunk.
+        in_frames: The smallest number of frames that can follow the first one.
+        out_frames: Frames of the result per `in_frames`.
+        neighbors: The holders of the pixels around the clip; default none.
+    """
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        network: Callable[[], Network],
+        *,
+        choose: Callable[[Tensor], ChunkSize],
+        in_frames: int,
+        out_frames: int,
+        neighbors: Neighbors | None = None,
+    ) -> None:
+        self._model = model
+        self._build_network = network
+        self._choose = choose
+        self._in_frames = in_frames
+        self._out_frames = out_frames
+        self._halo = CachedHalo(neighbors)
+        self._network: Network | None = None
+        self._chunk_size = ChunkSize(in_frames)
+        self._mode: tuple[object, ...] = ()
+        self._graph: CudaGraph | None = None
+        self._runs: Counter[int] = Counter()
+        # (B, C, n, H, W): frames that do not make up a latent yet. None before the first chunk.
+        self._waiting: Tensor | None = None
+        self._passed = 0
+        self._interrupted = False
+
+    @property
+    def position(self) -> int:
+        """Frames pushed so far."""
+        return self._passed + self._waiting_frames
+
+    @property
+    def frames_needed(self) -> int:
+        """Frames missing from the last latent; a clip has at least one frame."""
+        if self.position == 0:
+            return 1
+        return -self._waiting_frames % self._in_frames
+
+    def push(self, x: Tensor) -> Tensor | None:
+        """Take the clip's next frames (B, C, n, H, W), any n, and return what can be computed by now, if anything.
+
+        Raises:
+            UserError: B, C, H, W, the dtype or the device differs from that of earlier chunks; or the model or autocast
+                changed; or the first chunk's size does not fit a budget. Nothing was taken then. Or an earlier pass was
+                interrupted.
+        """
+        self._check_intact()
+        if self._waiting is not None:
+            self._check_like_before(x, self._waiting)
+        elif x.shape[2] == 0:
+            return None
+        if self._network is None:
+            self._start(x)
+        elif (mode := self._current_mode()) != self._mode:
+            raise UserError(
+                f"This stream began with (dtypes, device, training, autocast) {self._mode}, and now they are {mode};"
+                " finish it before changing the model or autocast."
+            )
+        assert self._network is not None
+        if self._waiting is not None and self._waiting_frames > 0:
+            x = torch.cat([self._waiting, x], dim=2)
+        self._interrupted = True
+        due, done, start, result = self._frames_due(x.shape[2]), 0, 0, None
+        while (count := self._next_pass(x.shape[2] - start)) > 0:
+            chunk = x[:, :, start : start + count]
+            part = self._network(chunk, self._halo) if not self._chunk_size.launch_bound else self._run_on_gpu(chunk)
+            self._halo.advance()
+            start += count
+            if result is None:
+                # The whole result at once: joining parts at the end would take twice the memory.
+                result = part if part.shape[2] == due else part.new_empty(*part.shape[:2], due, *part.shape[3:])
+            if result is not part:
+                result[:, :, done : done + part.shape[2]] = part
+            done += part.shape[2]
+        # A copy, because the caller may fill the same memory with the next frames.
+        self._waiting = x[:, :, start:].clone()
+        self._passed += start
+        self._interrupted = False
+        self._halo.workspace.trim()
+        return result
+
+    def flush(self) -> None:
+        """End the clip.
+
+        Raises:
+            UserError: Nothing was pushed, frames are left over that do not make up a latent, or a pass was interrupted.
+        """
+        self._check_intact()
+        total, left = self.position, self._waiting_frames
+        if total == 0:
+            raise UserError("The stream ended without a single frame; push at least one.")
+        if left > 0:
+            raise UserError(
+                f"The stream ended after {total} frames; {total - left} or {total - left + self._in_frames} would fit."
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of everything that the next pass depends on; nothing before the first chunk."""
+        self._check_intact()
+        if self._waiting is None:
+            return {}
+        return {
+            "position": torch.tensor(self.position, device="cpu"),
+            "waiting": self._waiting.clone(memory_format=torch.contiguous_format),
+            **self._halo.state_dict(self._model, "halo."),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a state, whose tensors are copied to the model's device.
+
+        Raises:
+            UserError: The stream has begun, or the state contradicts itself.
+        """
+        if self._waiting is not None:
+            raise UserError("A stream that has begun takes no state; load it into a new one.")
+        if not state:
+            return
+        position, waiting = int(state["position"]), state["waiting"]
+        # The first frame passes at once, and then every whole latent.
+        if waiting.shape[2] != (max(0, position - 1) % self._in_frames) or position < 0:
+            raise UserError(f"The state is damaged: of {position} frames, {waiting.shape[2]} wait.")
+        passed = position - waiting.shape[2]
+        waiting = waiting.to(self._model.device, copy=True)
+        if passed > 0:
+            batch, channels, _, height, width = waiting.shape
+            # The state brings its tiling: the caches of tiles fit no other.
+            self._start(waiting.new_empty(1).expand(batch, channels, 1, height, width), tiling_of(state, "halo."))
+            self._halo.load_state_dict(self._model, state, "halo.")
+        self._waiting, self._passed = waiting, passed
+
+    def _start(self, x: Tensor, *resumed: Tiling | None) -> None:
+        """Fix what does not change during the stream, by its first chunk; a resumed stream keeps its tiling."""
+        if self._model.training and any(isinstance(module, nn.BatchNorm3d) for module in self._model.modules()):
+            raise UserError(
+                "A model with batch norm is in training mode, in which its statistics depend on the chunks; call its"
+                " eval() first, or pass the whole clip at once."
+            )
+        chunk_size = self._choose(x)
+        if resumed:
+            chunk_size = chunk_size._replace(tiling=resumed[0])
+        if chunk_size.tiling is not None:
+            self._halo = TiledHalo(chunk_size.tiling, self._halo.neighbors, streaming=True)
+        _prepare(self._model)
+        graphs = chunk_size.launch_bound and x.is_cuda and not needs_plain_ops()
+        self._chunk_size = chunk_size._replace(launch_bound=graphs)
+        self._mode = self._current_mode()
+        self._network = self._build_network()
+
+    def _current_mode(self) -> tuple[object, ...]:
+        model, kind = self._model, self._model.device.type
+        autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+        return str(model.dtype), str(model.decoder_dtype), str(model.device), model.training, autocast
+
+    @property
+    def _waiting_frames(self) -> int:
+        return 0 if self._waiting is None else self._waiting.shape[2]
+
+    def _check_intact(self) -> None:
+        if self._interrupted:
+            raise UserError(
+                "A pass of this stream was interrupted, and its cache is incomplete; make a new stream, or load a saved"
+                " state into it."
+            )
+
+    @staticmethod
+    def _check_like_before(x: Tensor, before: Tensor) -> None:
+        if (*x.shape[:2], *x.shape[3:]) != (*before.shape[:2], *before.shape[3:]):
+            raise UserError(
+                f"A chunk is {tuple(x.shape)}, which in more than time differs from the chunks before it:"
+                f" ({before.shape[0]}, {before.shape[1]}, n, {before.shape[3]}, {before.shape[4]})."
+            )
+        for kind, now, then in (("dtype", x.dtype, before.dtype), ("device", x.device, before.device)):
+            if now != then:
+                raise UserError(f"A chunk's {kind} is {now}, but that of the chunks before it is {then}; convert it.")
+
+    def _run_on_gpu(self, x: Tensor) -> Tensor:
+        """Compute a pass that is launch bound: from the third one of a size on, as a CUDA graph."""
+        assert self._network is not None
+        if self._graph is not None and self._graph.supports(x):
+            return self._graph(x)
+        if self._graph is None and not self._halo.at_start:
+            if self._runs[x.shape[2]] == _RUNS_BEFORE_CAPTURE:
+                network, halo = self._network, self._halo  # not this stream: a reference cycle would keep it alive
+                self._graph = CudaGraph(lambda chunk: network(chunk, halo), x)
+                return self._graph(x)
+            self._runs[x.shape[2]] += 1
+        return self._network(x, self._halo)
+
+    def _frames_due(self, frames: int) -> int:
+        first = 1 if self._halo.at_start and frames > 0 else 0
+        return first + (frames - first) // self._in_frames * self._out_frames
+
+    def _next_pass(self, frames: int) -> int:
+        if self._halo.at_start:
+            return min(frames, 1)
+        return min(frames // self._in_frames * self._in_frames, self._chunk_size.frames)
