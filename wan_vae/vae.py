@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_checkpoint
+from wan_vae.checkpoints import load_checkpoint, write_checkpoint
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
@@ -71,7 +71,7 @@ class WanVAE(Autoencoder):
         Raises:
             CheckpointError: The checkpoint is missing, damaged, incomplete, of another model, or holds NaN.
         """
-        checkpoint = read_checkpoint(resolve_checkpoint(source))
+        checkpoint = load_checkpoint(source)
         return cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
 
     @classmethod
