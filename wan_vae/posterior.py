@@ -1,7 +1,4 @@
-"""The distribution of the latents that the encoder describes.
-
-The mean and the standard deviation of latents by channel, between raw latents and final ones.
-"""
+"""The encoder's output as a distribution over raw latents, and the statistics that normalize latents."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,9 +23,19 @@ class Posterior:
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> "Posterior":
-        """Split the encoder's output (B, 2z, t, h, w) in mean and log-variance."""
+        """Split the encoder's output (B, 2z, t, h, w) into mean and log-variance."""
         mean, logvar = moments.chunk(2, dim=1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
+
+    @property
+    def std(self) -> Tensor:
+        """The standard deviation (B, z, t, h, w)."""
+        return torch.exp(0.5 * self.logvar)
+
+    @property
+    def var(self) -> Tensor:
+        """The variance (B, z, t, h, w)."""
+        return torch.exp(self.logvar)
 
     def mode(self) -> Tensor:
         """Return the most likely raw latents, the mean."""
@@ -37,24 +44,25 @@ class Posterior:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw raw latents; differentiable in mean and log-variance."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
+        return self.mean + self.std * noise
 
     def kl(self) -> Tensor:
         """Return the Kullback-Leibler divergence from a standard normal, summed over each clip's latents: (B,)."""
-        wide = torch.promote_types(self.mean.dtype, torch.float32)  # a sum of thousands of terms
+        # Half precision cannot hold a sum of thousands of terms.
+        wide = torch.promote_types(self.mean.dtype, torch.float32)
         mean, logvar = self.mean.to(wide), self.logvar.to(wide)
         return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)
 
 
 class LatentStatistics(NamedTuple):
-    """What raw latents were measured to be, by channel (1, z, 1, 1, 1)."""
+    """Mean and standard deviation of each raw latent channel over the training data, (1, z, 1, 1, 1)."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
     def of(cls, config: VAEConfig, dtype: torch.dtype, device: torch.device) -> "LatentStatistics":
-        """Return those of a model, in a dtype but at least float32: they have five digits, bfloat16 three."""
+        """Return a model's statistics in a dtype, but at least float32: bfloat16 would round their five digits."""
         wide = torch.promote_types(dtype, torch.float32)
         return cls(
             *(
@@ -64,9 +72,9 @@ class LatentStatistics(NamedTuple):
         )
 
     def normalized(self, raw: Tensor) -> Tensor:
-        """Raw latents (B, z, t, h, w) -> final latents."""
+        """Raw latents (B, z, t, h, w) -> normalized latents."""
         return ((raw - self.mean) / self.std).to(raw.dtype)
 
-    def denormalized(self, final: Tensor) -> Tensor:
-        """Final latents (B, z, t, h, w) -> raw latents."""
-        return (final * self.std + self.mean).to(final.dtype)
+    def denormalized(self, latents: Tensor) -> Tensor:
+        """Normalized latents (B, z, t, h, w) -> raw latents."""
+        return (latents * self.std + self.mean).to(latents.dtype)

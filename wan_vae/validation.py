@@ -1,19 +1,47 @@
-"""What a model takes: the shapes and dtypes of clips and of latents."""
+"""Checks of what callers pass in: videos, latents and dtypes."""
 
+import logging
+from functools import cache
+
+import torch
 from torch import Tensor
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+"""Names of the dtypes that weights can have."""
+
+_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return the dtype that a text such as "bfloat16" or "bf16" names; a dtype and None are returned as they are.
+
+    Raises:
+        UserError: It is not one of `DTYPES`.
+    """
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    name = _ALIASES.get(name, name)
+    if name not in DTYPES:
+        raise UserError(f"dtype is {str(dtype)!r}; it must be {', '.join(DTYPES)} or a torch.dtype of these.")
+    return DTYPES[name]
+
 
 def check_video(video: Tensor, config: VAEConfig, *, whole: bool) -> None:
-    """Make sure that a model can encode a video (B, 3, T, H, W), or a chunk of one if not `whole`.
+    """Check that a model can encode a video (B, 3, T, H, W), or a chunk of any length if not `whole`.
+
+    Logs one warning per process if the values look like [0, 255] instead of [-1, 1].
 
     Raises:
         UserError: It cannot; the message says what would fit.
     """
-    if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] == 0:
+    _check_tensor(video, "The video is")
+    if video.ndim != 5 or video.shape[1] != 3:
         raise UserError(f"A video is (B, 3, T, H, W), but this one is {tuple(video.shape)}.")
+    _check_batch(video, "videos")
     if not video.is_floating_point():
         raise UserError(f"A video holds values in [-1, 1], but this one is {video.dtype}; divide by 127.5, minus 1.")
     frames, height, width = video.shape[2:]
@@ -25,25 +53,56 @@ def check_video(video: Tensor, config: VAEConfig, *, whole: bool) -> None:
     unit = config.temporal_compression
     if whole and (frames == 0 or (frames - 1) % unit):
         raise UserError(f"{frames} frames are not 1 + {unit}k; {_fitting(frames, unit, offset=1)} would fit.")
+    if _looks_like_levels(video):
+        _warn_of_levels()
 
 
 def check_latents(latents: Tensor, config: VAEConfig, *, whole: bool) -> None:
-    """Make sure that a model can decode latents (B, z, t, h, w), or a chunk of them if not `whole`.
+    """Check that a model can decode latents (B, z, t, h, w), or a chunk of any length if not `whole`.
 
     Raises:
-        UserError: It cannot.
+        UserError: It cannot; the message says what would fit.
     """
+    _check_tensor(latents, "The latents are")
     channels = config.latent_channels
-    if latents.ndim != 5 or latents.shape[1] != channels or (whole and latents.numel() == 0):
+    if latents.ndim != 5 or latents.shape[1] != channels or (whole and 0 in latents.shape[2:]):
         raise UserError(f"Latents of this model are (B, {channels}, t, h, w), but these are {tuple(latents.shape)}.")
+    _check_batch(latents, "latents")
     if not latents.is_floating_point():
         raise UserError(f"Latents are floating point numbers, but these are {latents.dtype}.")
+
+
+def _check_tensor(value: object, subject: str) -> None:
+    if isinstance(value, Tensor):
+        return
+    if type(value).__name__ == "ndarray":
+        raise UserError(f"{subject} a numpy array; pass torch.from_numpy(...).")
+    raise UserError(f"{subject} a {type(value).__name__}; pass a torch.Tensor.")
+
+
+def _check_batch(values: Tensor, what: str) -> None:
+    if values.shape[0] == 0:
+        raise UserError(f"The batch of {what} is empty: it is {tuple(values.shape)}; B must be 1 or more.")
+
+
+def _looks_like_levels(video: Tensor) -> bool:
+    """Return whether a sample of the values lies in [0, 255] rather than [-1, 1]; False where looking costs time."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    if type(video) is not Tensor or video.device.type != "cpu" or video.numel() == 0:
+        return False
+    strides = (max(1, size // 8) for size in video.shape[2:])
+    low, high = torch.aminmax(video.detach()[(slice(1), slice(None), *(slice(None, None, step) for step in strides))])
+    return bool(high > 2 or (high > 1.5 and low >= 0))
+
+
+@cache  # once per process
+def _warn_of_levels() -> None:
+    logging.getLogger("wan_vae").warning(
+        "The video seems to hold values in [0, 255], but they must be in [-1, 1]: divide by 127.5, minus 1."
+    )
 
 
 def _fitting(size: int, multiple: int, *, offset: int) -> str:
     below = (size - offset) // multiple * multiple + offset
     return " or ".join(str(fit) for fit in (below, below + multiple) if fit > 0)
-
-
-def parse_dtype(dtype):  # SHIM
-    return getattr(__import__("torch"), dtype) if isinstance(dtype, str) else dtype

@@ -1,6 +1,8 @@
 """Every layout in and out, bit for bit, and a sentence for every file that is not one of them."""
 
+import hashlib
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -11,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers import diffusers_vae, random_vae, random_video, small_config, small_configs, stored_config
 from wan_vae import CheckpointError, UserError, VAEConfig, WanVAE
-from wan_vae.checkpoints import read_checkpoint
+from wan_vae.checkpoints import load_checkpoint, resolve_checkpoint, weights_digest
+from wan_vae.checkpoints.files import DIFFUSERS_FILE
 from wan_vae.checkpoints.layouts import stored_names
-from wan_vae.config import BLOCK_KINDS
+from wan_vae.config import BLOCK_KINDS, load_config
 
 STANDARD = {"width_multipliers": (1, 2, 4, 4), "temporal_downsample": (False, True, True), "blocks_per_level": 2}
 
@@ -77,7 +80,7 @@ def test_a_strangers_file_is_known_by_its_tensors(changes: dict[str, object], la
     vae = standard_vae(**changes)
     path = tmp_path / "misleading name.bin"
     save_file(native(vae, layout), path)
-    checkpoint = read_checkpoint(path)
+    checkpoint = load_checkpoint(path)
     assert checkpoint.layout == layout
     assert {**checkpoint.config.to_dict(), "latent_mean": 0, "latent_std": 0} == {
         **small_config(**STANDARD, encoder_width=2, decoder_width=2, **changes).to_dict(),
@@ -94,14 +97,14 @@ def test_a_strangers_file_is_known_by_its_tensors(changes: dict[str, object], la
 def test_the_latent_statistics_of_the_published_models(channels: int, mean: float, std: float, tmp_path: Path) -> None:
     vae = standard_vae(latent_channels=channels, level_shortcuts=channels == 48, patch_size=1 + (channels == 48))
     save_file(native(vae), tmp_path / "vae.safetensors")
-    config = read_checkpoint(tmp_path / "vae.safetensors").config
+    config = load_checkpoint(tmp_path / "vae.safetensors").config
     assert (config.latent_mean[0], config.latent_std[0]) == (mean, std)
 
 
 def test_an_unknown_latent_space_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_file(native(standard_vae(latent_channels=5)), tmp_path / "vae.safetensors")
-    assert read_checkpoint(tmp_path / "vae.safetensors").config.latent_std == (1.0,) * 5
-    assert "final latents will be the raw ones" in caplog.text
+    assert load_checkpoint(tmp_path / "vae.safetensors").config.latent_std == (1.0,) * 5
+    assert "normalized latents will be the raw ones" in caplog.text
 
 
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"model_state": w, "step": 7}])
@@ -110,6 +113,69 @@ def test_torch_files_wrapped_or_not(wrap: object, zipped: bool, tmp_path: Path) 
     vae, path = standard_vae(), tmp_path / "Wan2.1_VAE.pth"
     torch.save(wrap(native(vae)), path, _use_new_zipfile_serialization=zipped)
     assert_same_weights(WanVAE.from_pretrained(path), vae)
+
+
+OWN_CONFIGS = {
+    "wan2.1": STANDARD,
+    "wan2.2": STANDARD | {"level_shortcuts": True, "patch_size": 2},
+    "upscaling": STANDARD | {"output_upscale": 2},
+    "nano": {"width_multipliers": (1, 4, 4), "temporal_downsample": (True, True), "level_shortcuts": True},
+    "one level": {"width_multipliers": (1,), "temporal_downsample": ()},
+}
+
+
+@pytest.mark.parametrize("changes", OWN_CONFIGS.values(), ids=OWN_CONFIGS)
+def test_load_checkpoint_of_a_state_dict_reads_the_config_from_its_shapes(
+    changes: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vae = random_vae(small_config(**changes), torch.float32)
+    torch.save(vae.state_dict(), tmp_path / "vae.pth")
+    save_file(vae.state_dict(), tmp_path / "vae.safetensors")
+    for name in ("vae.pth", "vae.safetensors"):
+        checkpoint = load_checkpoint(tmp_path / name)
+        assert checkpoint.layout == "wan_vae"
+        unknown = {"latent_mean": 0, "latent_std": 0, "bottleneck_ratio": 0, "dense_growth": 0, "dense_layers": 0}
+        assert checkpoint.config.to_dict() | unknown == vae.config.to_dict() | unknown
+        assert_same_weights(WanVAE.from_pretrained(tmp_path / name), vae)
+    assert "Nothing says what the mean and standard deviation of these 3 latent channels are" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("channels", "changes", "known"),
+    [(16, {}, True), (48, {"level_shortcuts": True, "patch_size": 2}, True), (16, {"blocks_per_level": 1}, False)],
+)
+def test_load_checkpoint_of_a_state_dict_has_published_statistics_in_a_published_structure_only(
+    channels: int, changes: dict[str, object], known: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(**STANDARD | changes, latent_channels=channels, encoder_width=2, decoder_width=2)
+    torch.save(random_vae(config, torch.float32).state_dict(), tmp_path / "vae.pth")
+    expected = load_config("wan2.1" if channels == 16 else "wan2.2").latent_std if known else (1.0,) * channels
+    assert load_checkpoint(tmp_path / "vae.pth").config.latent_std == expected
+    assert ("Nothing says" in caplog.text) is not known
+
+
+@pytest.mark.parametrize("layout", ["wan_vae", "wan", "diffusers"])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "vae.", "_orig_mod.", "model.first_stage."])
+def test_load_checkpoint_of_a_training_checkpoint_takes_the_names_with_the_prefix(
+    prefix: str, layout: str, tmp_path: Path
+) -> None:
+    vae = standard_vae()
+    weights = {f"{prefix}{name}": weight for name, weight in native(vae, layout).items()}
+    weights |= {"discriminator.conv.weight": torch.ones(1), "loss.logvar": torch.ones(())}
+    lightning = {
+        "epoch": 3, "global_step": 7, "pytorch-lightning_version": "2.5.0", "state_dict": weights, "loops": {},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.ones(())}}, "optimizer_states": [{"state": {}}],
+    }  # fmt: skip
+    for content in (lightning, weights, {"model": weights, "step": 7}):
+        torch.save(content, tmp_path / "last.ckpt")
+        assert_same_weights(WanVAE.from_pretrained(tmp_path / "last.ckpt"), vae)
+
+
+@pytest.mark.parametrize("block", [kind for kind in BLOCK_KINDS if kind != "wan"])
+def test_load_checkpoint_of_a_state_dict_of_other_blocks_gets_a_sentence(block: str, tmp_path: Path) -> None:
+    torch.save(random_vae(small_config(block=block), torch.float32).state_dict(), tmp_path / "vae.pth")
+    with pytest.raises(CheckpointError, match=r"residual blocks are not Wan's|missing, the first .*shortcut"):
+        load_checkpoint(tmp_path / "vae.pth")
 
 
 def test_a_prefix_is_seen_through(tmp_path: Path) -> None:
@@ -137,18 +203,18 @@ def test_the_digest_is_of_the_weights_alone(tmp_path: Path) -> None:
     vae.save(tmp_path / "wan.safetensors")
     vae.save(tmp_path / "folder", layout="diffusers")
     torch.save(native(vae), tmp_path / "wan.pth")
-    digests = {read_checkpoint(tmp_path / name).digest() for name in ("wan.safetensors", "folder", "wan.pth")}
+    digests = {load_checkpoint(tmp_path / name).digest() for name in ("wan.safetensors", "folder", "wan.pth")}
     assert len(digests) == 1
     vae.quant_conv.bias[0] += 1
     vae.save(tmp_path / "changed.safetensors")
-    assert read_checkpoint(tmp_path / "changed.safetensors").digest() not in digests
+    assert load_checkpoint(tmp_path / "changed.safetensors").digest() not in digests
 
 
 def test_a_load_maps_the_file_instead_of_copying_it(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     standard_vae().save(path)
-    weights = read_checkpoint(path).weights
-    vae = WanVAE.from_weights(read_checkpoint(path).config, weights)
+    weights = load_checkpoint(path).weights
+    vae = WanVAE.from_weights(load_checkpoint(path).config, weights)
     assert all(weight.data_ptr() == weights[name].data_ptr() for name, weight in vae.state_dict().items())
 
 
@@ -168,12 +234,12 @@ def test_large_weights_are_not_infinite(dtype: torch.dtype, tmp_path: Path) -> N
     weights = native(standard_vae().to(dtype))
     weights["decoder.conv1.weight"].fill_(torch.finfo(dtype).max)
     save_file(weights, tmp_path / "vae.safetensors")
-    assert read_checkpoint(tmp_path / "vae.safetensors").weights["decoder.conv_in.weight"].isfinite().all()
+    assert load_checkpoint(tmp_path / "vae.safetensors").weights["decoder.conv_in.weight"].isfinite().all()
     for value in (torch.inf, -torch.inf, torch.nan):
         weights["decoder.conv1.weight"].view(-1)[-1] = value
         save_file(weights, tmp_path / "vae.safetensors")
         with pytest.raises(CheckpointError, match=r"1 of .* values of decoder\.conv_in\.weight are NaN or infinite"):
-            read_checkpoint(tmp_path / "vae.safetensors")
+            load_checkpoint(tmp_path / "vae.safetensors")
 
 
 @pytest.mark.parametrize("block", [kind for kind in BLOCK_KINDS if kind != "wan"])
@@ -305,7 +371,7 @@ def test_an_edited_config_counts(tmp_path: Path) -> None:
     standard_vae().save(tmp_path / "vae", layout="diffusers")
     values = stored_config(tmp_path / "vae") | {"latents_mean": [1.0, 2.0, 3.0]}
     (tmp_path / "vae" / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    assert read_checkpoint(tmp_path / "vae").config.latent_mean == (1.0, 2.0, 3.0)
+    assert load_checkpoint(tmp_path / "vae").config.latent_mean == (1.0, 2.0, 3.0)
 
 
 @pytest.mark.parametrize("first_byte", [0x80, ord("P")])
@@ -341,7 +407,8 @@ def test_a_name_is_fetched_from_its_repository(tmp_path: Path, monkeypatch: pyte
     save_file(native(vae, "diffusers"), tmp_path / "fetched.safetensors")
     asked = []
 
-    def fetch(*where: str) -> str:
+    def fetch(*where: str, revision: str | None) -> str:
+        assert revision is None
         asked.append(where)
         return str(tmp_path / "fetched.safetensors")
 
@@ -350,13 +417,85 @@ def test_a_name_is_fetched_from_its_repository(tmp_path: Path, monkeypatch: pyte
     assert asked == [("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "vae/diffusion_pytorch_model.safetensors")]
 
 
+@pytest.mark.parametrize(
+    ("source", "repository", "revision", "files"),
+    [
+        ("Some-1/vae_2.x", "Some-1/vae_2.x", None, ["vae/config.json", f"vae/{DIFFUSERS_FILE}"]),
+        ("some/vae@v1.0", "some/vae", "v1.0", ["vae/config.json", f"vae/{DIFFUSERS_FILE}"]),
+        ("some/vae/sub/file.safetensors", "some/vae", None, ["sub/file.safetensors"]),
+        ("some/vae@refs/pr/3/file.pth", "some/vae", "refs/pr/3", ["file.pth"]),
+    ],
+)
+def test_resolve_checkpoint_of_a_hub_id_fetches_its_files(
+    source: str,
+    repository: str,
+    revision: str | None,
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vae, asked = standard_vae(), []
+    vae.save(tmp_path / "hub" / "vae", layout="diffusers")
+
+    def fetch(repository: str, file: str, *, revision: str | None) -> str:
+        asked.append((repository, file, revision))
+        path = tmp_path / "hub" / file
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            save_file(native(vae), path)
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    assert_same_weights(WanVAE.from_pretrained(source), vae)
+    assert asked == [(repository, file, revision) for file in files]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["here/vae", "runs/vae.pth", "a.safetensors", "./some/vae", "../some/vae", "/some/vae", "some/vae@", "a b/c"],
+)
+def test_resolve_checkpoint_of_a_path_does_not_ask_the_hub(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(CheckpointError, match=r"neither a file, .* nor a repository on the Hugging Face hub"):
+        resolve_checkpoint(source)
+    (tmp_path / "some" / "vae").mkdir(parents=True)
+    assert resolve_checkpoint("some/vae") == Path("some/vae")
+
+
+def test_a_hub_id_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"some/vae could not be fetched from huggingface.co/some/vae") as caught:
+        WanVAE.from_pretrained("some/vae")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_digest_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    vae = WanVAE(small_config())
+    vae.save(tmp_path / "vae.safetensors")
+    assert weights_digest(vae.state_dict()) == load_checkpoint(tmp_path / "vae.safetensors").digest()
+    by_hand = hashlib.sha256(b"a torch.float32 (1,)\n" + struct.pack("<f", 1.0)).hexdigest()
+    assert weights_digest({"a": torch.tensor([1.0])}) == by_hand
+
+
 def test_saving_to_a_folder_that_holds_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "precious.txt").touch()
     with pytest.raises(UserError, match="already holds files"):
         standard_vae().save(tmp_path / "vae", layout="diffusers")
-    with pytest.raises(UserError, match="no folder"):
-        standard_vae().save(tmp_path / "nowhere" / "vae.safetensors")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"vae\.safetensors cannot be written: .*file.* cannot be created \(.*\)\.$"):
+        standard_vae().save(tmp_path / "file" / "below" / "vae.safetensors")
+
+
+@pytest.mark.parametrize(("name", "layout"), [("vae.safetensors", "wan"), ("vae", "diffusers")])
+def test_write_checkpoint_creates_missing_folders(name: str, layout: str, tmp_path: Path) -> None:
+    vae = standard_vae()
+    vae.save(tmp_path / "runs" / "first" / name, layout=layout)
+    assert_same_weights(WanVAE.from_pretrained(tmp_path / "runs" / "first" / name), vae)
 
 
 def test_an_unknown_name_lists_the_known() -> None:

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wan_vae.model.halo import CachedHalo, Halo
-from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut, FoldGroup, fold_group
+from wan_vae.model.level_shortcuts import AverageShortcut, FoldGroup, RepeatShortcut, fold_group
 
 CELLS = st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2]))
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint
+from wan_vae.checkpoints import load_checkpoint
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.vae import WanVAE
@@ -103,7 +103,7 @@ def open_weights(job: Job) -> Weights:
         config = load_config(job.preset)
         job.check_fits(config)
         return Weights(WanVAE.from_weights(config, random_weights(config)), f"random, seed {SEED}")
-    checkpoint = read_checkpoint(resolve_checkpoint(job.checkpoint))
+    checkpoint = load_checkpoint(job.checkpoint)
     job.check_fits(checkpoint.config)
     return Weights(WanVAE.from_weights(checkpoint.config, checkpoint.weights), f"SHA-256 {checkpoint.digest()}")
 

@@ -1,14 +1,12 @@
-"""Checkpoints in every layout: found (`hub`), read and written (`files`), recognized (`detect`), named (`layouts`)."""
+"""Checkpoints in every layout: located, read, checked and written."""
 
-from wan_vae.checkpoints.files import Checkpoint, read_checkpoint, resolve_checkpoint, write_checkpoint
+from wan_vae.checkpoints.files import (
+    Checkpoint,
+    load_checkpoint,
+    resolve_checkpoint,
+    weights_digest,
+    write_checkpoint,
+)
 from wan_vae.checkpoints.layouts import LAYOUTS
 
-__all__ = ["LAYOUTS", "Checkpoint", "read_checkpoint", "resolve_checkpoint", "write_checkpoint"]
-
-
-def load_checkpoint(source):  # SHIM
-    return read_checkpoint(resolve_checkpoint(source))
-
-
-def weights_digest(weights):  # SHIM
-    return "0"
+__all__ = ["LAYOUTS", "Checkpoint", "load_checkpoint", "resolve_checkpoint", "weights_digest", "write_checkpoint"]

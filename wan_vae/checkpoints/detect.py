@@ -1,5 +1,6 @@
-"""What a checkpoint is, told from its tensors' names and shapes, never from its file's name."""
+"""Layout and architecture of a checkpoint, from the names and shapes of its tensors, never from the file's name."""
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -11,14 +12,14 @@ from wan_vae.errors import CheckpointError, UserError
 Shapes = Mapping[str, tuple[int, ...]]
 
 CONFIG_KEY = "wan_vae.config"
-"""Where our own safetensors files keep the config, as JSON, in their metadata."""
+"""Metadata key of our safetensors files that holds the config as JSON."""
 
 
 class Marks(NamedTuple):
-    """The tensors by which a layout is known and its widths are read."""
+    """Names that identify a layout (`mark`) and Wan2.2's architecture in it, and of tensors that show its widths."""
 
     mark: str
-    nested_mark: str
+    level_shortcuts_mark: str
     encoder_in: str
     decoder_norm: str
     decoder_out: str
@@ -28,7 +29,7 @@ class Marks(NamedTuple):
 MARKS = {
     "wan": Marks(
         mark="decoder.middle.1.norm.gamma",
-        nested_mark="decoder.upsamples.0.upsamples.3.resample.1.weight",
+        level_shortcuts_mark="decoder.upsamples.0.upsamples.3.resample.1.weight",
         encoder_in="encoder.conv1.weight",
         decoder_norm="decoder.head.0.gamma",
         decoder_out="decoder.head.2.weight",
@@ -36,17 +37,25 @@ MARKS = {
     ),
     "diffusers": Marks(
         mark="decoder.mid_block.attentions.0.norm.gamma",
-        nested_mark="decoder.up_blocks.0.upsampler.resample.1.weight",
+        level_shortcuts_mark="decoder.up_blocks.0.upsampler.resample.1.weight",
         encoder_in="encoder.conv_in.weight",
         decoder_norm="decoder.norm_out.gamma",
         decoder_out="decoder.conv_out.weight",
+        latents_in="post_quant_conv.weight",
+    ),
+    "wan_vae": Marks(
+        mark="decoder.middle.attention.norm.gamma",
+        level_shortcuts_mark="",  # the names are the same in both architectures
+        encoder_in="encoder.conv_in.weight",
+        decoder_norm="decoder.head.norm.gamma",
+        decoder_out="decoder.head.conv.weight",
         latents_in="post_quant_conv.weight",
     ),
 }
 
 
 class Detected(NamedTuple):
-    """A layout, the prefix before its names (as in `model.decoder...`), and the architecture."""
+    """A layout, the prefix of its names (such as `model.` in `model.decoder...`), and the architecture."""
 
     layout: str
     prefix: str
@@ -58,58 +67,80 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], diffusers_config: Mappin
 
     Args:
         shapes: The shape of every tensor in the file.
-        metadata: The metadata of a safetensors file; ours carry the config.
-        diffusers_config: The `config.json` beside a file in a diffusers folder.
+        metadata: The metadata of a safetensors file.
+        diffusers_config: The `config.json` of a diffusers folder.
 
     Raises:
-        UserError: It is in no layout of a Wan VAE, or holds several models.
-        ArithmeticError, IndexError, TypeError, ValueError: Shapes or config are of no such network.
+        UserError: The names are in no layout of a Wan VAE, or those of several models.
+        ArithmeticError, IndexError, TypeError, ValueError: Shapes or config do not describe such a network.
     """
     for layout, marks in MARKS.items():
         prefixes = [name.removesuffix(marks.mark) for name in shapes if name.endswith(marks.mark)]
         if len(prefixes) > 1:
             raise CheckpointError(f"it holds {len(prefixes)} models, {' and '.join(map(repr, prefixes))}; save one.")
         if prefixes:
-            # A config.json is there to be edited, so it counts more than what we wrote into the file.
+            # config.json takes precedence over the metadata, since users edit it.
             if diffusers_config is not None:
                 config = config_from_diffusers(diffusers_config)
             elif CONFIG_KEY in metadata:
                 config = VAEConfig.from_dict(json.loads(metadata[CONFIG_KEY]), origin=f"its metadata {CONFIG_KEY!r}")
             else:
-                config = _config_from_shapes(shapes, prefixes[0], marks)
+                config = _config_from_shapes(shapes, prefixes[0], layout)
             return Detected(layout, prefixes[0], config)
     held = f"it holds {min(shapes)!r}" if shapes else "it holds no tensor at all"
-    raise CheckpointError(f"it is no Wan VAE: {held}, but not {MARKS['wan'].mark!r} or its diffusers name.")
+    raise CheckpointError(f"it is no Wan VAE: {held}, but not {MARKS['wan'].mark!r} or its name in another layout.")
 
 
-def _config_from_shapes(shapes: Shapes, prefix: str, marks: Marks) -> VAEConfig:
+def _config_from_shapes(shapes: Shapes, prefix: str, layout: str) -> VAEConfig:
+    marks = MARKS[layout]
     wanted = (marks.encoder_in, marks.decoder_norm, marks.decoder_out, marks.latents_in)
     missing = [name for name in wanted if prefix + name not in shapes]
     if missing:
         raise CheckpointError(f"it is half a checkpoint: it lacks {prefix + missing[0]!r}.")
     encoder_in, decoder_norm, decoder_out, latents_in = (shapes[prefix + name] for name in wanted)
-    nested = prefix + marks.nested_mark in shapes
-    base = load_config("wan2.2" if nested else "wan2.1")
+    structure: dict[str, Any] = {"level_shortcuts": prefix + marks.level_shortcuts_mark in shapes}
+    if layout == "wan_vae":
+        structure = _structure(shapes, prefix, encoder_in[0])
+    base = load_config("wan2.2" if structure["level_shortcuts"] else "wan2.1").to_dict()
     latent_channels = latents_in[1]
     patch_size = _root(encoder_in[1] // 3)
-    if latent_channels == base.latent_channels:
-        mean, std = base.latent_mean, base.latent_std
-    else:
-        logging.getLogger("wan_vae").warning(
-            f"Nothing says what the mean and spread of these {latent_channels} latent channels are: final latents will"
-            " be the raw ones."
-        )
-        mean, std = (0.0,) * latent_channels, (1.0,) * latent_channels
-    values = base.to_dict() | {
+    values = base | structure | {
         "latent_channels": latent_channels,
         "encoder_width": encoder_in[0],
         "decoder_width": decoder_norm[0],
         "patch_size": patch_size,
         "output_upscale": _root(decoder_out[0] // (3 * patch_size**2)),
-        "latent_mean": mean,
-        "latent_std": std,
-    }
+    }  # fmt: skip
+    # Models pruned from a published one keep its latents; any other structure was trained to latents of its own.
+    if any(values[name] != base[name] for name in ("latent_channels", *structure)):
+        logging.getLogger("wan_vae").warning(
+            f"Nothing says what the mean and standard deviation of these {latent_channels} latent channels are:"
+            " normalized latents will be the raw ones."
+        )
+        values |= {"latent_mean": (0.0,) * latent_channels, "latent_std": (1.0,) * latent_channels}
     return VAEConfig.from_dict(values, origin="the shape of its tensors")
+
+
+def _structure(shapes: Shapes, prefix: str, encoder_width: int) -> dict[str, Any]:
+    """Return the number and kind of the levels of a model with our own names."""
+    levels, block = f"{prefix}encoder.levels", "blocks.0.conv2.weight"
+    if f"{levels}.0.blocks.0.norm1.gamma" not in shapes:
+        raise CheckpointError("its residual blocks are not Wan's; store it with WanVAE.save, which keeps the config.")
+    widths = [
+        shapes[f"{levels}.{level}.{block}"][0]
+        for level in itertools.takewhile(lambda level: f"{levels}.{level}.{block}" in shapes, itertools.count())
+    ]
+    upsampling = shapes.get(f"{prefix}decoder.levels.0.upsample.conv.weight", (1, 0))
+    return {
+        "width_multipliers": [width // encoder_width for width in widths],
+        "blocks_per_level": sum(
+            name.startswith(f"{levels}.0.blocks.") and name.endswith(".conv2.weight") for name in shapes
+        ),
+        "temporal_downsample": [
+            f"{levels}.{level}.downsample.time_conv.weight" in shapes for level in range(len(widths) - 1)
+        ],
+        "level_shortcuts": upsampling[0] == upsampling[1],  # without, upsampling halves the width
+    }
 
 
 def _root(square: int) -> int:
@@ -132,7 +163,7 @@ DIFFUSERS_FIELDS = {
 
 
 def config_from_diffusers(values: Mapping[str, Any]) -> VAEConfig:
-    """Read the `config.json` of diffusers' `AutoencoderKLWan` or `AutoencoderKLQwenImage`."""
+    """Return the config that a `config.json` of diffusers' `AutoencoderKLWan` or `AutoencoderKLQwenImage` describes."""
     if values.get("attn_scales"):
         raise CheckpointError(
             f"its config.json asks for attention at scales {values['attn_scales']}; only [] is known."
@@ -148,7 +179,7 @@ def config_from_diffusers(values: Mapping[str, Any]) -> VAEConfig:
 
 
 def config_to_diffusers(config: VAEConfig) -> dict[str, Any]:
-    """Write the `config.json` with which `AutoencoderKLWan.from_pretrained` builds the same network.
+    """Return the `config.json` with which `AutoencoderKLWan.from_pretrained` builds the same network.
 
     Raises:
         UserError: diffusers has no such residual block.

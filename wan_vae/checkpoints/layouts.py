@@ -1,6 +1,7 @@
-"""Names of the weights in each layout, as tables that are read in both directions.
+"""Names of the weights in each layout, as tables that serve both reading and writing.
 
-A layout is a name for every weight of `WanVAE.state_dict()`; nothing else differs, not even a shape.
+Layouts differ in the names of the weights only, not in their shapes. "wan" has those of Wan's own files, "diffusers"
+those of `AutoencoderKLWan`, and "wan_vae" (read, but not written) those of `WanVAE.state_dict()`.
 """
 
 from collections.abc import Iterator
@@ -9,12 +10,13 @@ from typing import NamedTuple
 from wan_vae.config import VAEConfig
 
 LAYOUTS = ("wan", "diffusers")
+"""The layouts that checkpoints are written in."""
 
 
 class Names(NamedTuple):
-    """A module's name here, in Wan's own files, and in diffusers' `AutoencoderKLWan`, and those of its parts."""
+    """A module's name in each layout, and the names of its submodules."""
 
-    here: str
+    wan_vae: str
     wan: str
     diffusers: str
     parts: "tuple[Names, ...]" = ()
@@ -38,13 +40,13 @@ TOP = (
 
 
 def stored_names(names: list[str], config: VAEConfig, layout: str) -> dict[str, str]:
-    """Map each weight's name in `state_dict()` to its name in a layout."""
-    column = 1 + LAYOUTS.index(layout)
+    """Return each weight's name in a layout by its name in `state_dict()`."""
+    column = Names._fields.index(layout)
     prefixes = {}
     for module in _modules(config):
-        prefixes[f"{module.here}."] = f"{module[column]}."
+        prefixes[f"{module.wan_vae}."] = f"{module[column]}."
         for part in module.parts:
-            prefixes[f"{module.here}.{part.here}."] = f"{module[column]}.{part[column]}."
+            prefixes[f"{module.wan_vae}.{part.wan_vae}."] = f"{module[column]}.{part[column]}."
     longest_first = sorted(prefixes, key=len, reverse=True)
     stored = {}
     for name in names:
@@ -54,13 +56,13 @@ def stored_names(names: list[str], config: VAEConfig, layout: str) -> dict[str, 
 
 
 def _modules(config: VAEConfig) -> Iterator[Names]:
-    # Blocks of the other kinds are named as they are here: nobody else has them.
+    # Blocks of the other kinds exist in this package only, so they keep their names.
     block = WAN_BLOCK if config.block in ("wan", "plain") else ()
     yield from TOP
     for side in ("encoder", "decoder"):
         for names in (*_stages(block), *(_down(config, block) if side == "encoder" else _up(config, block))):
-            here, wan, diffusers = (f"{side}.{name}" for name in names[:3])
-            yield Names(here, wan, diffusers, names.parts)
+            wan_vae, wan, diffusers = (f"{side}.{name}" for name in names[:3])
+            yield Names(wan_vae, wan, diffusers, names.parts)
 
 
 def _stages(block: tuple[Names, ...]) -> Iterator[Names]:
@@ -80,7 +82,7 @@ def _down(config: VAEConfig, block: tuple[Names, ...]) -> Iterator[Names]:
             wan = [f"downsamples.{level}.downsamples.{item}" for item in range(blocks + 1)]
             diffusers = [f"down_blocks.{level}.resnets.{item}" for item in range(blocks)]
             diffusers.append(f"down_blocks.{level}.downsampler")
-        else:  # blocks and downsamplings of all levels are numbered in one run
+        else:  # blocks and downsampling modules of all levels are numbered consecutively
             run = range(level * (blocks + 1), (level + 1) * (blocks + 1))
             wan, diffusers = [f"downsamples.{item}" for item in run], [f"down_blocks.{item}" for item in run]
         for item in range(blocks):

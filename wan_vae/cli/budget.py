@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wan_vae.inference.planner import Plan
-    from wan_vae.vae import WanVAE as LeadVAE
     from wan_vae.vae import WanVAE
+    from wan_vae.vae import WanVAE as LeadVAE
 
 AUTO = "auto"
 _FRAMES_AT_ONCE = 4

@@ -151,14 +151,14 @@ class Model(NamedTuple):
 
 def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Model:
     """Load a checkpoint as `--checkpoint`, `--device` and `--dtype` ask."""
-    from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint
+    from wan_vae.checkpoints import load_checkpoint
     from wan_vae.vae import WanVAE
 
     keep_freed_memory()
     on = torch_device(device)
     if on.type == "cpu":
         build_kernels_once()
-    found = read_checkpoint(resolve_checkpoint(checkpoint))
+    found = load_checkpoint(checkpoint)
     dtypes = torch_dtypes(dtype, on)
     vae = WanVAE.from_weights(found.config, found.weights, device=on)
     return Model(vae.set_dtypes(encoder=dtypes.encoder, decoder=dtypes.decoder), found)

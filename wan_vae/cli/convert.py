@@ -25,9 +25,9 @@ def convert(
         may_be_folder=layout is options.Layout.diffusers and not out.suffix,
     )
 
-    from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint, write_checkpoint
+    from wan_vae.checkpoints import load_checkpoint, write_checkpoint
 
-    found = read_checkpoint(resolve_checkpoint(checkpoint))
+    found = load_checkpoint(checkpoint)
     write_checkpoint(out, found.config, found.weights, layout=layout.value)
     print_result(
         {"output": out, "layout": layout.value, "tensors": len(found.weights), "from_layout": found.layout},

@@ -12,8 +12,8 @@ from wan_vae.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from wan_vae.vae import WanVAE as LeadVAE
     from wan_vae.vae import WanVAE
+    from wan_vae.vae import WanVAE as LeadVAE
 
 _MEETING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

@@ -45,13 +45,13 @@ def make_plan(
 
     import torch
 
-    from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint
+    from wan_vae.checkpoints import load_checkpoint
     from wan_vae.config import load_config, preset_names
     from wan_vae.vae import WanVAE
 
     # Weights are not needed, and of a preset not even fetched.
     shipped = str(checkpoint) in preset_names()
-    config = load_config(checkpoint) if shipped else read_checkpoint(resolve_checkpoint(checkpoint)).config
+    config = load_config(checkpoint) if shipped else load_checkpoint(checkpoint).config
     on = options.torch_device(device)
     dtypes = options.torch_dtypes(dtype, on)
     with torch.device("meta"):
@@ -129,9 +129,9 @@ def describe_latents(path: Path) -> dict[str, Any]:
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
     """Return what is known of a checkpoint and of the network that it is for."""
-    from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint
+    from wan_vae.checkpoints import load_checkpoint
 
-    checkpoint = read_checkpoint(resolve_checkpoint(path))
+    checkpoint = load_checkpoint(path)
     config = checkpoint.config
     weights = checkpoint.weights.values()
     architecture = {name: value for name, value in config.to_dict().items() if not name.startswith("latent_")}

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames
 
 if TYPE_CHECKING:
-    from wan_vae.vae import WanVAE as LeadVAE
     from wan_vae.vae import WanVAE
+    from wan_vae.vae import WanVAE as LeadVAE
 
 # Even, so that two pictures of an odd width make one of an even width, which every player shows.
 GAP = 8
