@@ -32,6 +32,7 @@ from wan_vae import WanVAE
 from wan_vae.errors import UserError
 from wan_vae.training import WEIGHTS_NAME, Recipe, Trainer
 from wan_vae.training.data import store_sources, whole_clips
+from wan_vae.training.trainer import Lesson
 from wan_vae.training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("own_accelerate")
@@ -243,14 +244,25 @@ def test_gradient_checkpointing_gives_the_same(trainable: str, block: str, mater
     assert_same(states[1]["weights"], states[0]["weights"], relative=1e-4, absolute=1e-6)
 
 
-def test_compiled_graphs_that_recompute_are_not_split(
-    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trainer_compile_with_gradient_checkpointing_scopes_the_dynamo_setting(
+    checkpointing: bool, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
-    for checkpointing in (False, True):
-        model = {"preset": str(material.preset), "compile": True, "gradient_checkpointing": checkpointing}
-        Trainer(small_recipe(material, model=model), tmp_path)
-        assert torch._dynamo.config.optimize_ddp is not checkpointing
+    forward, seen = Lesson.forward, []
+
+    def recorded(*arguments: Any) -> Any:
+        seen.append(torch._dynamo.config.optimize_ddp)
+        return forward(*arguments)
+
+    monkeypatch.setattr(Lesson, "compile", lambda module: None)  # compiling takes a minute and changes nothing here
+    monkeypatch.setattr(Lesson, "forward", recorded)
+    before = torch._dynamo.config.optimize_ddp
+    assert before is True
+    model = {"preset": str(material.preset), "compile": True, "gradient_checkpointing": checkpointing}
+    run = Trainer(small_recipe(material, model=model), tmp_path)
+    run.run(1)
+    assert seen == [not checkpointing]
+    assert torch._dynamo.config.optimize_ddp is before
 
 
 def test_the_weights_that_are_kept(material: Material, tmp_path: Path) -> None:

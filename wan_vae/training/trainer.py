@@ -8,6 +8,7 @@ One pass of training: a clip through the VAE, or encoder and decoder each taught
 import logging
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -139,9 +140,6 @@ class Trainer:
         lesson = Lesson(self._vae)
         if recipe.model.compile:
             lesson.compile()
-            # DistributedDataParallel has compiled graphs split, to send gradients early. The torch of years ago refuses
-            # to split one that recomputes activations (https://github.com/pytorch/pytorch/issues/104674).
-            torch._dynamo.config.optimize_ddp = not recipe.model.gradient_checkpointing
         self._lesson, self._optimizer = self._accelerator.prepare(lesson, optimizer)
         has_adversary = any(stage.loss.adversarial for stage in recipe.stages)
         self._adversary = Adversary(self._accelerator, recipe.gradient_clip) if has_adversary else None
@@ -234,7 +232,7 @@ class Trainer:
         adversary = self._adversary if stage.loss.adversarial else None
         models = [self._lesson] if adversary is None else [self._lesson, adversary.model]
         with self._accelerator.accumulate(*models):
-            with self._accelerator.autocast():
+            with self._accelerator.autocast(), self._unsplit_graphs():
                 reconstruction, posterior = self._lesson(video, code)
             reconstruction = reconstruction.float()
             losses = self._objective(stage, step_of_stage, video, reconstruction, posterior, code)
@@ -250,6 +248,13 @@ class Trainer:
                 losses["discriminator"] = adversary.learn(video, reconstruction, rate)
         losses["learning_rate"] = torch.tensor(rate)
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _unsplit_graphs(self) -> AbstractContextManager[object]:
+        # By default Dynamo splits the compiled graph of a DistributedDataParallel module to overlap communication, but
+        # it cannot split one with activation checkpoints (https://github.com/pytorch/pytorch/issues/104674).
+        if not (self._recipe.model.compile and self._recipe.model.gradient_checkpointing):
+            return nullcontext()
+        return torch._dynamo.config.patch(optimize_ddp=False)
 
     def _stopped_by(self, batch: TrainingBatch, error: NonFiniteError) -> UserError:
         # Each process has a batch of its own, and several may stop at once.
