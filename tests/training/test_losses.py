@@ -1,8 +1,17 @@
+import copy
+from typing import Any
+
 import pytest
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
+from tests.helpers import random_video
+from tests.training.runs import stage_values
 from wan_vae.posterior import Posterior
-from wan_vae.training.losses import kl_per_value, random_frames
+from wan_vae.training.checkpoint import NonFiniteError
+from wan_vae.training.losses import DiscriminatorLoss, PatchDiscriminator, kl_per_value, random_frames, training_losses
+from wan_vae.training.recipe import Stage
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -37,3 +46,147 @@ def test_kl_is_per_value_of_the_video() -> None:
     each = [(m**2 + torch.tensor(0.5).exp().item() - 1.5) / 2 for m in (1, 2)]
     assert kl_per_value(posterior, video).item() == pytest.approx(40 * sum(each) / 19200)
     assert kl_per_value(Posterior(torch.zeros_like(mean), torch.zeros_like(mean)), video) == 0
+
+
+VIDEO = random_video(3, 8, 8, batch=2, dtype=torch.float32)
+RECONSTRUCTION = VIDEO + 0.25
+POSTERIOR = Posterior(torch.full((2, 3, 2, 4, 4), 0.5), torch.zeros(2, 3, 2, 4, 4))
+
+
+class Constant:
+    """Takes the place of LPIPS, and of an discriminator."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        assert a.shape == b.shape == (2 * 2, 3, 8, 8)
+        return torch.tensor([1.0, 3.0])
+
+    def generator_loss(self, reconstruction: Tensor) -> Tensor:
+        return torch.tensor(-5.0)
+
+
+def losses(step: int = 0, pca_targets: Tensor | None = None, **weights: Any) -> dict[str, float]:
+    stage = Stage.model_validate(stage_values(loss=weights))
+    found = training_losses(
+        stage,
+        step,
+        VIDEO,
+        RECONSTRUCTION,
+        POSTERIOR,
+        pca_targets=pca_targets,
+        lpips=Constant(),
+        discriminator=Constant(),
+    )
+    return {name: loss.item() for name, loss in found.items()}
+
+
+def test_losses_are_weighed_in_the_sum_alone() -> None:
+    found = losses(l1=2.0, kl=3.0, lpips=5.0, lpips_frames=2, adversarial=7.0)
+    kl = kl_per_value(POSTERIOR, VIDEO).item()
+    assert kl > 0
+    expected = {"l1": 0.25, "kl": kl, "lpips": 2.0, "adversarial": -5.0, "total": 0.5 + 3 * kl + 10 - 35}
+    assert found == pytest.approx(expected)
+
+
+def test_what_a_stage_does_not_weigh_is_not_measured() -> None:
+    assert losses().keys() == {"l1", "kl", "total"}
+    assert "adversarial" not in losses(step=2, adversarial=1.0, adversarial_warmup=3)
+    assert "adversarial" in losses(step=3, adversarial=1.0, adversarial_warmup=3)
+
+
+def test_a_code_is_taught() -> None:
+    found = losses(l1=1.0, kl=0.0, pca_targets=torch.full((2, 3, 2, 4, 4), 2.0))
+    assert found["code"] == pytest.approx(1.5**2)
+    assert found["total"] == pytest.approx(0.25 + 1.5**2)
+
+
+pytestmark = pytest.mark.usefixtures("own_accelerate")
+
+CLIP = 1.0
+
+
+@pytest.fixture
+def discriminator(own_accelerate: None) -> DiscriminatorLoss:
+    torch.manual_seed(0)
+    return DiscriminatorLoss(Accelerator(), CLIP)
+
+
+def weights(discriminator: DiscriminatorLoss) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in discriminator.model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("shape", "scores"), [((1, 16, 16), (1, 2, 2)), ((5, 32, 24), (2, 4, 3)), ((17, 16, 48), (5, 2, 6))]
+)
+def test_scores_are_of_patches(shape: tuple[int, int, int], scores: tuple[int, int, int]) -> None:
+    video = random_video(*shape, batch=2, dtype=torch.float32)
+    assert PatchDiscriminator()(video).shape == (2, 1, *scores)
+
+
+def test_its_loss_leaves_it_no_gradient(discriminator: DiscriminatorLoss) -> None:
+    reconstruction = random_video(3, 16, 16, dtype=torch.float32).requires_grad_()
+    loss = discriminator.generator_loss(reconstruction)
+    loss.backward()
+    assert loss.item() == pytest.approx(-discriminator.model(reconstruction).mean().item())
+    assert reconstruction.grad is not None
+    assert reconstruction.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in discriminator.model.parameters())
+    assert all(weight.requires_grad for weight in discriminator.model.parameters())
+
+
+def test_it_learns_to_tell_two_apart(discriminator: DiscriminatorLoss) -> None:
+    losses = []
+    for seed in range(12):
+        real = random_video(3, 16, 16, dtype=torch.float32, seed=seed)
+        fake = (0.2 * random_video(3, 16, 16, dtype=torch.float32, seed=100 + seed)).requires_grad_()
+        losses.append(discriminator.update(real, fake, 1e-3).item())
+        assert fake.grad is None
+    assert losses[0] == pytest.approx(1, abs=0.2)
+    assert losses[-1] < 0.3
+    assert discriminator.model(real).mean() > discriminator.model(fake).mean() + 1
+    assert discriminator.generator_loss(fake) > discriminator.generator_loss(real)
+
+
+def test_a_rate_of_zero_changes_nothing(discriminator: DiscriminatorLoss) -> None:
+    before = weights(discriminator)
+    video = random_video(3, 16, 16, dtype=torch.float32)
+    discriminator.update(video, -video, 0.0)
+    assert all(torch.equal(one, other) for one, other in zip(before, weights(discriminator), strict=True))
+    discriminator.update(video, -video, 0.01)
+    assert not any(torch.equal(one, other) for one, other in zip(before, weights(discriminator), strict=True))
+
+
+def test_it_goes_on_from_its_state(discriminator: DiscriminatorLoss) -> None:
+    videos = [random_video(3, 16, 16, dtype=torch.float32, seed=seed) for seed in range(3)]
+    discriminator.update(videos[0], -videos[0], 0.01)
+    state = copy.deepcopy(discriminator.state_dict())
+    other = DiscriminatorLoss(Accelerator(), CLIP)
+    other.load_state_dict(state)
+    for one in (discriminator, other):
+        for video in videos[1:]:
+            one.update(video, 0.5 * video, 0.01)
+    assert all(torch.equal(one, two) for one, two in zip(weights(discriminator), weights(other), strict=True))
+
+
+def test_long_gradients_are_scaled_down() -> None:
+    video = random_video(3, 16, 16, dtype=torch.float32)
+    lengths = {}
+    for clip in (1e-3, 1e3):
+        torch.manual_seed(0)
+        discriminator = DiscriminatorLoss(Accelerator(), clip)
+        discriminator.update(video, -video, 0.01)
+        # After a single step AdamW's momentum is half of its gradient, by its beta.
+        momenta = [state["exp_avg"] for state in discriminator.state_dict()["optimizer"]["state"].values()]
+        lengths[clip] = 2 * torch.cat([momentum.flatten() for momentum in momenta]).norm().item()
+    assert lengths[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert lengths[1e3] > 0.01
+
+
+def test_what_is_not_a_number_changes_no_weight(discriminator: DiscriminatorLoss) -> None:
+    before = weights(discriminator)
+    video = random_video(3, 16, 16, dtype=torch.float32)
+    with pytest.raises(NonFiniteError, match="discriminator is nan"):
+        discriminator.update(video, video * float("nan"), 0.01)
+    discriminator.model.norms[1].register_full_backward_hook(lambda module, into, out: (into[0] * float("inf"),))
+    with pytest.raises(NonFiniteError, match=r"discriminator_gradient_norm is (inf|nan)"):
+        discriminator.update(video, -video, 0.01)
+    assert all(torch.equal(one, other) for one, other in zip(before, weights(discriminator), strict=True))

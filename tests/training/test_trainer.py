@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import random_vae, random_video, small_config
+from tests.helpers import random_latents, random_vae, random_video, small_config
 from tests.training.runs import (
     HELD_OUT,
     Material,
@@ -30,9 +30,10 @@ from tests.training.runs import (
 )
 from wan_vae import WanVAE
 from wan_vae.errors import UserError
+from wan_vae.model.halo import Halo
 from wan_vae.training import WEIGHTS_NAME, Recipe, Trainer
-from wan_vae.training.data import store_sources, whole_clips
-from wan_vae.training.trainer import Lesson
+from wan_vae.training.data import TrainingBatches, center_crops, store_sources
+from wan_vae.training.trainer import TrainStep, load_batches
 from wan_vae.training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("own_accelerate")
@@ -223,8 +224,8 @@ def test_a_discriminator_that_is_not_a_number_stops_the_run(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Trainer(small_recipe(material, adversarial(lpips=0)), tmp_path)
-    assert run._adversary is not None
-    torch.nn.init.constant_(run._adversary.model.score.bias, float("nan"))
+    assert run._discriminator is not None
+    torch.nn.init.constant_(run._discriminator.model.score.bias, float("nan"))
     # Each of several processes has a batch of its own to keep.
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     monkeypatch.setattr(Accelerator, "process_index", 1)
@@ -248,14 +249,14 @@ def test_gradient_checkpointing_gives_the_same(trainable: str, block: str, mater
 def test_trainer_compile_with_gradient_checkpointing_scopes_the_dynamo_setting(
     checkpointing: bool, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward, seen = Lesson.forward, []
+    forward, seen = TrainStep.forward, []
 
     def recorded(*arguments: Any) -> Any:
         seen.append(torch._dynamo.config.optimize_ddp)
         return forward(*arguments)
 
-    monkeypatch.setattr(Lesson, "compile", lambda module: None)  # compiling takes a minute and changes nothing here
-    monkeypatch.setattr(Lesson, "forward", recorded)
+    monkeypatch.setattr(TrainStep, "compile", lambda module: None)  # compiling takes a minute and changes nothing here
+    monkeypatch.setattr(TrainStep, "forward", recorded)
     before = torch._dynamo.config.optimize_ddp
     assert before is True
     model = {"preset": str(material.preset), "compile": True, "gradient_checkpointing": checkpointing}
@@ -274,7 +275,7 @@ def test_the_weights_that_are_kept(material: Material, tmp_path: Path) -> None:
     assert_same(dict(vae.state_dict()), dict(read_state(tmp_path)["average"]))
     sources = store_sources(recipe.data, tmp_path / "frames")
     means = []
-    for _, frames in whole_clips(sources.videos, 17, vae.config):
+    for _, frames in center_crops(sources.videos, 17, vae.config):
         final = vae.encode(torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1)
         means.append(torch.stack([final, final.square()]).mean(dim=(1, 3, 4, 5)))
     mean, square = torch.stack(means).mean(dim=0)
@@ -293,7 +294,7 @@ def test_what_is_gained_over_a_checkpoint(material: Material, tmp_path: Path) ->
     recipe = small_recipe(material, model={"checkpoint": str(checkpoint)})
     sources = store_sources(recipe.data, tmp_path / "run" / "frames")
     vae = WanVAE.from_pretrained(checkpoint)
-    before = validate(vae, whole_clips(sources.held_out, recipe.validation_frames, vae.config), None).scalars
+    before = validate(vae, center_crops(sources.held_out, recipe.validation_frames, vae.config), None).scalars
     for last in (1, 2):  # the second goes on from the state of the first
         figures = Trainer(recipe, tmp_path / "run").run(last)
         assert figures.keys() == {"psnr_at_start", "ssim_at_start", "psnr", "ssim"}
@@ -391,3 +392,51 @@ def test_clips_that_are_too_short_are_found_before_the_first_step(material: Mate
     with pytest.raises(UserError, match="no training clip has 17 frames, which stage last asks for") as error:
         train(recipe, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_workers_give_the_same_batches(material: Material, tmp_path: Path) -> None:
+    recipe = small_recipe(material)
+    batches = TrainingBatches(store_sources(recipe.data, tmp_path), recipe, 1)
+    for workers in (0, 1):
+        found = list(load_batches(batches, range(1, 4), workers))
+        assert [number for number, _ in found] == [1, 2, 3]
+        for number, batch in found:
+            assert torch.equal(batch.video, batches[number].video)
+            assert batch.origins == batches[number].origins
+
+
+CONFIG = small_config()
+
+
+def test_without_a_code_a_sample_is_decoded() -> None:
+    vae, video = random_vae(CONFIG), random_video(5, 8, 8)
+    torch.manual_seed(0)
+    reconstruction, posterior = TrainStep(vae)(video)
+    torch.manual_seed(0)
+    expected, _ = vae(video, sample=True)
+    assert torch.equal(reconstruction, expected)
+    torch.testing.assert_close(posterior.mean, vae.posterior(video).mean)
+
+
+def test_a_code_is_decoded_with_the_posteriors_noise() -> None:
+    vae, video, code = random_vae(CONFIG), random_video(5, 8, 8), random_latents(CONFIG, 3, 4, 4)
+    torch.manual_seed(0)
+    reconstruction, posterior = TrainStep(vae)(video, code)
+    torch.manual_seed(0)
+    noise = posterior.sample() - posterior.mean
+    assert noise.std() > 0.1
+    torch.testing.assert_close(reconstruction, vae.pixels(code + noise, Halo()))
+
+
+def test_taught_halves_learn_apart() -> None:
+    vae, video, code = random_vae(CONFIG).requires_grad_(True), random_video(5, 8, 8), random_latents(CONFIG, 3, 4, 4)
+    reconstruction, posterior = TrainStep(vae)(video, code)
+    posterior.mean.sum().backward(retain_graph=True)
+    assert all(weight.grad is None for weight in vae.decoder.parameters())
+    assert any(weight.grad is not None for weight in vae.encoder.parameters())
+    reconstruction.sum().backward()
+    assert any(weight.grad is not None for weight in vae.decoder.parameters())
+    # Where the posterior is centered does not matter to a decoder that is given the code.
+    assert vae.quant_conv.bias is not None
+    assert vae.quant_conv.bias.grad is not None
+    torch.testing.assert_close(vae.quant_conv.bias.grad[:3], torch.full((3,), 3.0 * 4 * 4, dtype=torch.float64))

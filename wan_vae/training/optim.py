@@ -1,9 +1,4 @@
-"""AdamW, and Muon, which learns the large convolutions in fewer steps.
-
-The learning rate at every step.
-
-The exponential moving average of the weights.
-"""
+"""Optimizers (AdamW, Muon), the learning rate schedule and the exponential moving average of the weights."""
 
 import copy
 import math
@@ -16,35 +11,48 @@ from torch import Tensor, nn
 from wan_vae.training.recipe import Recipe
 from wan_vae.vae import WanVAE
 
+# Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024): they trade accuracy for speed and bring all
+# singular values between 0.7 and 1.2.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+MOMENTUM = 0.95
+# Gives Muon's updates the RMS of AdamW's at the same learning rate (Liu et al. 2025, equation 4).
+ADAMW_RMS = 0.2
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine from the stage's rate to its final share (Loshchilov and Hutter 2017).
+
+def warmup_cosine(step: int, steps: int, warmup: int, final: float = 0.0) -> float:
+    """Return the learning rate as a share of its maximum: linear warm-up, then a cosine (Loshchilov and Hutter 2017).
 
     Args:
-        recipe: Its stages.
-        step: Optimizer step of the whole run, from 0.
+        step: From 0.
+        steps: Length of the schedule, warm-up included.
+        warmup: Length of the warm-up.
+        final: Share at the end of the cosine.
     """
+    if step < warmup:
+        return (step + 1) / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return final + (1 - final) * cosine
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Return the learning rate of an optimizer step, counted from 0 over the whole run."""
     index, step = recipe.stage_at(step)
     stage = recipe.stages[index]
-    if step < stage.warmup:
-        return stage.learning_rate * (step + 1) / stage.warmup
-    progress = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return stage.learning_rate * (stage.final_rate + (1 - stage.final_rate) * cosine)
+    return stage.learning_rate * warmup_cosine(step, stage.steps, stage.warmup, stage.final_rate)
 
 
 class EMA:
-    """A copy of a VAE whose weights follow the VAE's slowly.
+    """Exponential moving average of a VAE's weights.
 
-    At first it follows faster, with a decay of (1 + n) / (10 + n) after n steps, so that short runs are not dominated
-    by where they began.
+    After n steps the decay is at most (1 + n) / (10 + n), so that the initial weights do not dominate short runs.
 
     Args:
-        vae: What to follow.
-        decay: Share of the average that a step keeps, in the long run.
+        vae: The VAE to average; its weights are the initial average.
+        decay: Share of the average that is kept at a step.
 
     Attributes:
-        model: The copy, in eval mode.
+        model: A VAE with the averaged weights, in eval mode.
     """
 
     def __init__(self, vae: WanVAE, decay: float) -> None:
@@ -52,9 +60,9 @@ class EMA:
         self._decay = decay
 
     @torch.no_grad()
-    def follow(self, vae: WanVAE, steps: int) -> None:
-        """Move towards `vae` after its optimizer step number `steps`, counted from 0."""
-        decay = min(self._decay, (1 + steps) / (10 + steps))
+    def update(self, vae: WanVAE, step: int) -> None:
+        """Average in the weights of `vae` after the optimizer step numbered `step`, from 0."""
+        decay = min(self._decay, (1 + step) / (10 + step))
         current: dict[str, Tensor] = vae.state_dict()
         for name, average in self.model.state_dict().items():
             if average.is_floating_point():
@@ -63,52 +71,45 @@ class EMA:
                 average.copy_(current[name])
 
 
-# Coefficients of the quintic iteration, by Jordan et al. 2024: they trade exactness for speed, and bring all singular
-# values between 0.7 and 1.2.
-QUINTIC = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
-MOMENTUM = 0.95
-# Makes a step of Muon as long as one of AdamW with the same rate (Liu et al. 2025, equation 4).
-ADAMW_LENGTH = 0.2
-
-
 def make_optimizer(
     model: nn.Module, kind: str, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return an optimizer for all weights of `model` that have gradients; its rate is to be set at every step.
+    """Return an optimizer for the weights of `model` that require gradients.
 
     Args:
-        model: What it trains.
+        model: The model to train.
         kind: "adamw" or "muon".
-        betas: Of AdamW.
-        weight_decay: Of either.
+        betas: Coefficients of AdamW.
+        weight_decay: Weight decay of either optimizer.
+
+    Returns:
+        The optimizer, with a learning rate of 0: it is to be set before every step.
     """
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     if kind == "adamw":
         return torch.optim.AdamW(trained.values(), lr=0.0, betas=betas, weight_decay=weight_decay)
-    inner = [weight for name, weight in trained.items() if _is_inner_convolution(name, weight)]
-    chosen = {id(weight) for weight in inner}
-    others = [weight for weight in trained.values() if id(weight) not in chosen]
-    return Muon(inner, others, betas=betas, weight_decay=weight_decay)
+    inner = {name: weight for name, weight in trained.items() if _is_inner_convolution(name, weight)}
+    others = [weight for name, weight in trained.items() if name not in inner]
+    return Muon(list(inner.values()), others, betas=betas, weight_decay=weight_decay)
 
 
 def _is_inner_convolution(name: str, weight: Tensor) -> bool:
-    # The first and the last layer, whose sides are pixels or latents, are known to do better with AdamW.
+    # Input and output layers train better with AdamW (Jordan et al. 2024).
     outer = ("conv_in", "head.conv", "quant_conv")
     return weight.ndim >= 4 and min(weight.shape[:2]) > 1 and not any(part in name for part in outer)
 
 
 class Muon(torch.optim.AdamW):
-    """Muon (Jordan et al. 2024) for some weights, as matrices of one row per output channel, and AdamW for the others.
+    """Muon (Jordan et al. 2024) for some weights, AdamW for the others.
 
-    The momentum's singular values are all brought near 1, so that a step moves every direction of a layer alike. Rates
-    are those of AdamW (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
+    Muon takes a weight as a matrix with a row per output channel, and replaces the singular values of its momentum by
+    values near 1. Learning rates are those of AdamW (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
 
     Args:
-        matrices: Weights of two or more dimensions that Muon trains.
-        others: Weights that AdamW trains.
-        betas: Of AdamW.
-        weight_decay: Of both.
+        matrices: Weights of two or more dimensions, trained by Muon.
+        others: Weights trained by AdamW.
+        betas: Coefficients of AdamW.
+        weight_decay: Weight decay of both.
     """
 
     def __init__(
@@ -133,25 +134,25 @@ class Muon(torch.optim.AdamW):
                 continue
             state = self.state[weight]
             if not state:
-                # AdamW looks for a step in all states when they are loaded.
+                # AdamW.__setstate__ requires a step in every state.
                 state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(weight)}
             state["step"] += 1
             momentum: Tensor = state["momentum"]
             momentum.lerp_(weight.grad, 1 - MOMENTUM)
             matrix = weight.grad.lerp(momentum, MOMENTUM).flatten(1)
-            length = ADAMW_LENGTH * max(matrix.shape) ** 0.5
+            scale = ADAMW_RMS * max(matrix.shape) ** 0.5
             weight.mul_(1 - muon["lr"] * muon["weight_decay"])
-            weight.add_(orthogonalized(matrix).view_as(weight), alpha=-muon["lr"] * length)
+            weight.add_(orthogonalized(matrix).view_as(weight), alpha=-muon["lr"] * scale)
         return loss
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """Bring the singular values of a matrix near 1 by Newton-Schulz iterations, and keep its singular vectors."""
+    """Return a matrix with the same singular vectors and singular values near 1, by Newton-Schulz iterations."""
     a, b, c = QUINTIC
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
-    # Each iteration multiplies x from the left by a polynomial in x x^T. These commute, so it is enough to iterate on
-    # their product, which is many times smaller than x.
+    # Each iteration multiplies x from the left by a polynomial in x x^T. These commute, so only their product is
+    # iterated, which is many times smaller than x.
     square = x @ x.T
     identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
     product = identity

@@ -3,11 +3,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from tests.helpers import random_video
 from tests.training.runs import stage_values
 from wan_vae.errors import UserError
 from wan_vae.training import Recipe
-from wan_vae.training.checkpoint import FILE_NAME, load_state, save_state
+from wan_vae.training.checkpoint import FILE_NAME, NonFiniteError, check_finite, load_state, save_batch, save_state
+from wan_vae.training.data import TrainingBatch
 
 STATE = {"step": 3, "weights": {"a": torch.arange(4.0)}}
 
@@ -110,3 +113,19 @@ def test_paths_and_how_often_may_differ(tmp_path: Path) -> None:
         validation_frames=9,
     )
     assert (load_state(tmp_path, elsewhere) or {})["step"] == 3
+
+
+def test_the_one_at_fault_is_named() -> None:
+    values = {"l1": torch.tensor(0.5), "kl": torch.tensor(2.0, dtype=torch.bfloat16)}
+    check_finite(values)
+    for bad in ("nan", "inf", "-inf"):
+        with pytest.raises(NonFiniteError, match=f"^kl is {bad}$"):
+            check_finite(values | {"kl": torch.tensor(float(bad))})
+
+
+def test_a_batch_is_kept_with_where_it_came_from(tmp_path: Path) -> None:
+    video = random_video(3, 4, 6, batch=2, dtype=torch.float32)
+    save_batch(tmp_path / "bad.safetensors", TrainingBatch(video, ("a.mkv frame 1", "b.mkv frame 2")))
+    with safe_open(tmp_path / "bad.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("video"), video)
+        assert file.metadata()["origins"] == "a.mkv frame 1\nb.mkv frame 2"
