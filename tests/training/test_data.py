@@ -23,7 +23,7 @@ from wan_vae.training.data import (
     Sources,
     StoredClip,
     TrainingBatches,
-    center_crops,
+    center_crop,
     find_sources,
     ken_burns,
     random_crop,
@@ -237,7 +237,7 @@ def test_the_camera_moves_evenly() -> None:
 def test_whole_clips_fit_the_model(sources: Sources, tmp_path: Path) -> None:
     config = small_config(width_multipliers=(1, 1, 1), temporal_downsample=(True, True), patch_size=2)
     frames = np.random.default_rng(0).integers(0, 256, (8, 35, 29, 3), dtype=np.uint8)
-    (name, fitted), (_, short) = center_crops([clip_of(tmp_path / "odd.npy", frames), sources.videos[2]], 7, config)
+    (name, fitted), (_, short) = center_crop([clip_of(tmp_path / "odd.npy", frames), sources.videos[2]], 7, config)
     assert name == "odd.npy"
     assert np.array_equal(fitted, frames[:5, 1:33, 2:26])
     assert short.shape == (1, 32, 40, 3)

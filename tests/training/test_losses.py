@@ -66,16 +66,7 @@ class Constant:
 
 def losses(step: int = 0, pca_targets: Tensor | None = None, **weights: Any) -> dict[str, float]:
     stage = Stage.model_validate(stage_values(loss=weights))
-    found = training_losses(
-        stage,
-        step,
-        VIDEO,
-        RECONSTRUCTION,
-        POSTERIOR,
-        pca_targets=pca_targets,
-        lpips=Constant(),
-        discriminator=Constant(),
-    )
+    found = training_losses(stage, step, VIDEO, RECONSTRUCTION, POSTERIOR, pca_targets, Constant(), Constant())
     return {name: loss.item() for name, loss in found.items()}
 
 

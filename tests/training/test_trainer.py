@@ -32,7 +32,7 @@ from wan_vae import WanVAE
 from wan_vae.errors import UserError
 from wan_vae.model.halo import Halo
 from wan_vae.training import WEIGHTS_NAME, Recipe, Trainer
-from wan_vae.training.data import TrainingBatches, center_crops, store_sources
+from wan_vae.training.data import TrainingBatches, center_crop, store_sources
 from wan_vae.training.trainer import TrainStep, load_batches
 from wan_vae.training.validation import validate
 
@@ -275,7 +275,7 @@ def test_the_weights_that_are_kept(material: Material, tmp_path: Path) -> None:
     assert_same(dict(vae.state_dict()), dict(read_state(tmp_path)["average"]))
     sources = store_sources(recipe.data, tmp_path / "frames")
     means = []
-    for _, frames in center_crops(sources.videos, 17, vae.config):
+    for _, frames in center_crop(sources.videos, 17, vae.config):
         final = vae.encode(torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1)
         means.append(torch.stack([final, final.square()]).mean(dim=(1, 3, 4, 5)))
     mean, square = torch.stack(means).mean(dim=0)
@@ -294,7 +294,7 @@ def test_what_is_gained_over_a_checkpoint(material: Material, tmp_path: Path) ->
     recipe = small_recipe(material, model={"checkpoint": str(checkpoint)})
     sources = store_sources(recipe.data, tmp_path / "run" / "frames")
     vae = WanVAE.from_pretrained(checkpoint)
-    before = validate(vae, center_crops(sources.held_out, recipe.validation_frames, vae.config), None).scalars
+    before = validate(vae, center_crop(sources.held_out, recipe.validation_frames, vae.config), None).scalars
     for last in (1, 2):  # the second goes on from the state of the first
         figures = Trainer(recipe, tmp_path / "run").run(last)
         assert figures.keys() == {"psnr_at_start", "ssim_at_start", "psnr", "ssim"}

@@ -27,11 +27,7 @@ class NonFiniteError(ArithmeticError):
 
 
 def check_finite(values: Mapping[str, Tensor]) -> None:
-    """Check named scalar tensors.
-
-    Raises:
-        NonFiniteError: One of them is infinite or NaN.
-    """
+    """Raise `NonFiniteError` if any of the named scalar tensors is infinite or NaN."""
     # Stacked, because each read of a value waits for the device.
     if not torch.isfinite(torch.stack(list(values.values()))).all():
         found = {name: value.item() for name, value in values.items() if not torch.isfinite(value)}

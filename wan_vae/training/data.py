@@ -35,15 +35,9 @@ ZOOM_PER_FRAME = 0.005
 
 @dataclass(frozen=True)
 class StoredClip:
-    """A clip in the frame store.
+    """A clip in the frame store: an array (count, height, width, 3) of uint8 RGB at `path`."""
 
-    Attributes:
-        name: File name of the source.
-        path: Stored array (n, height, width, 3), uint8 RGB.
-        count: n.
-    """
-
-    name: str
+    name: str  # file name of the source
     path: Path
     count: int
 
@@ -55,13 +49,7 @@ class StoredClip:
 
 @dataclass(frozen=True)
 class Sources:
-    """The stored data of a run.
-
-    Attributes:
-        videos: Training clips.
-        photos: Training photos, clips of one frame.
-        held_out: Clips and photos for validation.
-    """
+    """The stored data of a run; photos are clips of one frame, and only what is held out is validated on."""
 
     videos: tuple[StoredClip, ...]
     photos: tuple[StoredClip, ...]
@@ -95,14 +83,9 @@ def find_sources(place: Path | None, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def store_clip(source: Path, folder: Path, *, short_side: int, most_frames: int, enlarge: bool) -> StoredClip:
-    """Decode a clip or an image into the frame store, unless it is already there.
+    """Decode up to `most_frames` frames of a clip or image into the frame store, unless they are already there.
 
-    Args:
-        source: Path of the clip or image.
-        folder: Folder of the store.
-        short_side: Short side of the stored frames, in pixels.
-        most_frames: Largest number of frames to store.
-        enlarge: Whether smaller frames are scaled up.
+    Frames are scaled to `short_side` pixels on their short side; smaller frames only with `enlarge`.
     """
     status = source.stat()
     identity = [str(source.resolve()), status.st_size, status.st_mtime_ns, short_side, most_frames, enlarge]
@@ -156,15 +139,10 @@ def store_sources(data: DataSection, folder: Path) -> Sources:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """A batch of one process.
+    """A batch of one process."""
 
-    Attributes:
-        video: (B, 3, T, crop, crop) in [-1, 1].
-        origins: Source and position of every clip, for error messages.
-    """
-
-    video: Tensor
-    origins: tuple[str, ...]
+    video: Tensor  # (B, 3, T, crop, crop) in [-1, 1]
+    origins: tuple[str, ...]  # file and position of every clip
 
 
 class TrainingBatches(Dataset[TrainingBatch]):
@@ -172,8 +150,8 @@ class TrainingBatches(Dataset[TrainingBatch]):
 
     Args:
         sources: Data to crop from.
-        recipe: Its stages and its seed.
-        batches_per_step: Batches of an optimizer step, over all processes.
+        recipe: Stages and seed.
+        batches_per_step: Batches per optimizer step, over all processes.
 
     Raises:
         UserError: A stage needs longer clips than there are, and there are no photos.
@@ -218,16 +196,10 @@ class TrainingBatches(Dataset[TrainingBatch]):
 
 
 def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
-    """Crop a random square up to `LARGEST_ZOOM_OUT` times `crop` from successive frames, and scale it to `crop`.
-
-    Args:
-        frames: (n, height, width, 3), n >= `length`.
-        length: T of the result.
-        crop: Side of the result, in pixels.
-        random: Source of all random choices.
+    """Crop a random square of successive frames (n, height, width, 3), up to `LARGEST_ZOOM_OUT` times `crop` wide.
 
     Returns:
-        (3, T, crop, crop) in [0, 255], and a description of the position.
+        The square, scaled to (3, length, crop, crop) in [0, 255], and a description of its position.
     """
     count, height, width = frames.shape[:3]
     side = min(round(crop * random.uniform(1, LARGEST_ZOOM_OUT)), height, width)
@@ -241,7 +213,7 @@ def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.ra
 
 
 def ken_burns(photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
-    """Pan and zoom over a photo (height, width, 3); arguments and results are those of `random_crop`."""
+    """Pan and zoom over a photo (height, width, 3); the results are those of `random_crop`."""
     height, width = photo.shape[:2]
     # Photo pixels per output pixel, such that the view covers at most half of the photo's short side.
     scale = random.uniform(1, max(1.0, 0.5 * min(height, width) / crop))
@@ -264,9 +236,7 @@ def ken_burns(photo: NDArray[np.uint8], length: int, crop: int, random: np.rando
     return levels.transpose(0, 1), f"{scale:.2f} times reduced around {center[0]:.0f},{center[1]:.0f}"
 
 
-def center_crops(
-    clips: Sequence[StoredClip], length: int, config: VAEConfig
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def center_crop(clips: Sequence[StoredClip], length: int, config: VAEConfig) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield name and at most `length` frames of each clip, center-cropped to a size and length that the model takes."""
     for clip in clips:
         frames = clip.frames()[:length]

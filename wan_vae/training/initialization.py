@@ -23,11 +23,8 @@ FIRST_LOG_VARIANCE = -6.0
 class PCATargets(nn.Module):
     """(B, 3, T, H, W) in [-1, 1] -> PCA coefficients (B, z, t, h, w) of the patches that latent pixels stand for.
 
-    The first frame is repeated to fill its patch, because it has a latent frame alone. One scale for all components
+    The first frame is repeated to fill its patch, for it has a latent frame to itself. One scale for all components
     makes their mean square 1, so that distances are proportional to distances in pixels.
-
-    Args:
-        config: The model to train, which determines patch size and number of components.
     """
 
     mean: Tensor
@@ -70,12 +67,9 @@ class PCATargets(nn.Module):
 
 
 def initial_vae(recipe: Recipe, state: dict[str, Any] | None, device: torch.device) -> WanVAE:
-    """Return the VAE to train, in which the weights that the recipe trains require gradients.
+    """Return the VAE to train, in which only the weights that the recipe trains require gradients.
 
-    Args:
-        recipe: The recipe, whose preset or checkpoint is used for a new run.
-        state: State of a run to resume: only its architecture is used, the caller loads its weights; or None.
-        device: Device of the VAE.
+    Of the `state` of a run to resume only the architecture is used; the caller loads the weights.
 
     Raises:
         UserError: The preset or checkpoint cannot be read, or the recipe's sizes do not fit the architecture.

@@ -19,10 +19,6 @@ def kl_per_value(posterior: Posterior, video: Tensor) -> Tensor:
 
     In this unit a weight of 1e-6 next to a mean absolute error equals the weighting of Stable Diffusion's autoencoders
     (Rombach et al. 2022), which sum both.
-
-    Args:
-        posterior: Distribution of the raw latents (B, z, t, h, w).
-        video: (B, 3, T, H, W).
     """
     return posterior.kl().mean() / video[0].numel()
 
@@ -89,15 +85,7 @@ class DiscriminatorLoss:
         return loss
 
     def update(self, video: Tensor, reconstruction: Tensor, rate: float) -> Tensor:
-        """Train the discriminator for one step, towards scores above 1 for `video` and below -1 for `reconstruction`.
-
-        Args:
-            video: (B, 3, T, H, W).
-            reconstruction: (B, 3, T, H, W); it gets no gradients.
-            rate: Learning rate.
-
-        Returns:
-            The discriminator's loss, detached.
+        """Train the discriminator towards scores above 1 for `video`, below -1 for `reconstruction`; return its loss.
 
         Raises:
             NonFiniteError: The loss or the gradient norm is infinite or NaN; no weight was changed.
@@ -132,10 +120,9 @@ def training_losses(
     video: Tensor,
     reconstruction: Tensor,
     posterior: Posterior,
-    *,
-    pca_targets: Tensor | None = None,
-    lpips: LPIPS | None = None,
-    discriminator: DiscriminatorLoss | None = None,
+    pca_targets: Tensor | None,
+    lpips: LPIPS | None,
+    discriminator: DiscriminatorLoss | None,
 ) -> dict[str, Tensor]:
     """Return the unweighted losses of a stage by name, and their weighted sum as `total`.
 
@@ -145,7 +132,7 @@ def training_losses(
         video: (B, 3, T, H, W) in [-1, 1].
         reconstruction: (B, 3, T, H, W), not clamped.
         posterior: Distribution of the raw latents (B, z, t, h, w).
-        pca_targets: Targets (B, z, t, h, w) of the posterior's mean.
+        pca_targets: Targets (B, z, t, h, w) of the posterior's mean, if any.
         lpips: Required if the stage uses LPIPS.
         discriminator: Required if the stage uses the adversarial loss.
     """

@@ -2,11 +2,12 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from wan_vae.training.recipe import Recipe
 from wan_vae.vae import WanVAE
@@ -23,11 +24,7 @@ ADAMW_RMS = 0.2
 def warmup_cosine(step: int, steps: int, warmup: int, final: float = 0.0) -> float:
     """Return the learning rate as a share of its maximum: linear warm-up, then a cosine (Loshchilov and Hutter 2017).
 
-    Args:
-        step: From 0.
-        steps: Length of the schedule, warm-up included.
-        warmup: Length of the warm-up.
-        final: Share at the end of the cosine.
+    `step` counts from 0, `steps` includes the `warmup` steps, and `final` is the share at the end of the cosine.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -46,10 +43,6 @@ class EMA:
     """Exponential moving average of a VAE's weights.
 
     After n steps the decay is at most (1 + n) / (10 + n), so that the initial weights do not dominate short runs.
-
-    Args:
-        vae: The VAE to average; its weights are the initial average.
-        decay: Share of the average that is kept at a step.
 
     Attributes:
         model: A VAE with the averaged weights, in eval mode.
@@ -71,26 +64,19 @@ class EMA:
                 average.copy_(current[name])
 
 
-def make_optimizer(
-    model: nn.Module, kind: str, betas: tuple[float, float], weight_decay: float
-) -> torch.optim.Optimizer:
-    """Return an optimizer for the weights of `model` that require gradients.
+def make_optimizer(model: nn.Module, kind: str, betas: tuple[float, float], weight_decay: float) -> Optimizer:
+    """Return an optimizer, "adamw" or "muon", for the weights of `model` that require gradients.
 
-    Args:
-        model: The model to train.
-        kind: "adamw" or "muon".
-        betas: Coefficients of AdamW.
-        weight_decay: Weight decay of either optimizer.
-
-    Returns:
-        The optimizer, with a learning rate of 0: it is to be set before every step.
+    Its learning rate is to be set before every step. `betas` are those of AdamW, which also trains the weights that
+    Muon is not meant for.
     """
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     if kind == "adamw":
         return torch.optim.AdamW(trained.values(), lr=0.0, betas=betas, weight_decay=weight_decay)
-    inner = {name: weight for name, weight in trained.items() if _is_inner_convolution(name, weight)}
-    others = [weight for name, weight in trained.items() if name not in inner]
-    return Muon(list(inner.values()), others, betas=betas, weight_decay=weight_decay)
+    groups: list[dict[str, Any]] = [{"params": [], "muon": False}, {"params": [], "muon": True}]
+    for name, weight in trained.items():
+        groups[_is_inner_convolution(name, weight)]["params"].append(weight)
+    return Muon(groups, lr=0.0, betas=betas, weight_decay=weight_decay)
 
 
 def _is_inner_convolution(name: str, weight: Tensor) -> bool:
@@ -100,26 +86,11 @@ def _is_inner_convolution(name: str, weight: Tensor) -> bool:
 
 
 class Muon(torch.optim.AdamW):
-    """Muon (Jordan et al. 2024) for some weights, AdamW for the others.
+    """AdamW for the first of two parameter groups, Muon (Jordan et al. 2024) for the second.
 
     Muon takes a weight as a matrix with a row per output channel, and replaces the singular values of its momentum by
     values near 1. Learning rates are those of AdamW (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
-
-    Args:
-        matrices: Weights of two or more dimensions, trained by Muon.
-        others: Weights trained by AdamW.
-        betas: Coefficients of AdamW.
-        weight_decay: Weight decay of both.
     """
-
-    def __init__(
-        self, matrices: Sequence[Tensor], others: Sequence[Tensor], *, betas: tuple[float, float], weight_decay: float
-    ) -> None:
-        groups: list[dict[str, Any]] = [
-            {"params": list(others), "muon": False},
-            {"params": list(matrices), "muon": True},
-        ]
-        super().__init__(groups, lr=0.0, betas=betas, weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -20,21 +20,14 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """The model to train: exactly one of `preset` and `checkpoint`.
+    """The model to train: exactly one of `preset` and `checkpoint`."""
 
-    Attributes:
-        preset: Architecture to train from random weights: the name of a preset or a YAML file.
-        checkpoint: Weights to fine-tune: a name, a file in any layout or a diffusers folder.
-        trainable: "all" or "decoder". The latter keeps the encoder unchanged to the bit, so latents stay compatible.
-        gradient_checkpointing: Recompute activations in the backward pass instead of storing them.
-        compile: Use `torch.compile`, which takes minutes at the start and then trains faster.
-    """
-
-    preset: str | None = None
-    checkpoint: str | None = None
+    preset: str | None = None  # architecture to train from random weights: the name of a preset or a YAML file
+    checkpoint: str | None = None  # weights to fine-tune: a name, a file in any layout or a diffusers folder
+    # "decoder" leaves the encoder unchanged to the bit, so that latents stay compatible.
     trainable: Literal["all", "decoder"] = "all"
-    gradient_checkpointing: bool = False
-    compile: bool = False
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
+    compile: bool = False  # use torch.compile, which takes minutes at the start and then trains faster
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSection":
@@ -44,25 +37,15 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """The training data.
+    """The training data: clips, photos or both."""
 
-    Attributes:
-        videos: A clip or a folder of clips.
-        photos: An image or a folder of images.
-        held_out: File names of clips and photos to validate on and not to train on.
-        video_short_side: Short side in pixels that clips are scaled to in the frame store.
-        photo_short_side: Short side in pixels that larger photos are scaled down to.
-        most_frames: Largest number of frames stored of a clip.
-        workers: Processes that prepare batches; 0 prepares them in the training process.
-    """
-
-    videos: Path | None = None
-    photos: Path | None = None
-    held_out: tuple[str, ...] = ()
-    video_short_side: Count = 288
-    photo_short_side: Count = 800
-    most_frames: Count = 600
-    workers: Annotated[int, Field(ge=0)] = 0
+    videos: Path | None = None  # a clip or a folder of clips
+    photos: Path | None = None  # an image or a folder of images
+    held_out: tuple[str, ...] = ()  # file names of clips and photos to validate on and not to train on
+    video_short_side: Count = 288  # short side in pixels that clips are scaled to in the frame store
+    photo_short_side: Count = 800  # short side in pixels that larger photos are scaled down to
+    most_frames: Count = 600  # largest number of frames stored of a clip
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that prepare batches; 0: the training process does
 
     @model_validator(mode="after")
     def _some_source(self) -> "DataSection":
@@ -72,52 +55,31 @@ class DataSection(_Section):
 
 
 class LossSection(_Section):
-    """The weights of the losses.
+    """The weights of the losses."""
 
-    Attributes:
-        l1: Weight of the mean absolute error.
-        kl: Weight of the posterior's KL divergence from a standard normal, summed over latents, per pixel value.
-        lpips: Weight of the LPIPS distance (Zhang et al. 2018).
-        adversarial: Weight of the hinge loss against a 3-D patch discriminator.
-        adversarial_warmup: Steps at the start of the stage in which only the discriminator uses the hinge loss.
-        lpips_frames: Random frames of each clip that LPIPS is computed on.
-    """
-
-    l1: Weight = 1.0
-    kl: Weight = 1.0e-6
-    lpips: Weight = 0.0
-    adversarial: Weight = 0.0
+    l1: Weight = 1.0  # of the mean absolute error
+    kl: Weight = 1.0e-6  # of the posterior's KL divergence from a standard normal, summed over latents, per pixel value
+    lpips: Weight = 0.0  # of the LPIPS distance (Zhang et al. 2018)
+    adversarial: Weight = 0.0  # of the hinge loss against a 3-D patch discriminator
+    # Steps at the start of the stage in which only the discriminator is trained with the hinge loss.
     adversarial_warmup: Annotated[int, Field(ge=0)] = 0
-    lpips_frames: Count = 1
+    lpips_frames: Count = 1  # random frames of each clip that LPIPS is computed on
 
 
 class Stage(_Section):
-    """A number of steps with one kind of batch and one learning rate schedule.
+    """A number of steps with one kind of batch and one learning rate schedule."""
 
-    Attributes:
-        name: Name of the stage in error messages.
-        steps: Number of optimizer steps.
-        batch: Clips in a batch, per process and accumulated batch.
-        lengths: Probability of each clip length in frames, 1 + 4k; they are scaled to a sum of 1.
-        crop: Side of the square crops, in pixels.
-        photo_share: Share of clips that are made from photos by panning and zooming.
-        learning_rate: Highest learning rate.
-        warmup: Steps of linear warm-up.
-        final_rate: Learning rate at the end of the cosine schedule, as a share of `learning_rate`.
-        taught: Train the encoder to output the PCA of the data and the decoder to decode it (see `PCATargets`); for the
-            first stage from random weights.
-        loss: Weights of the losses.
-    """
-
-    name: str
-    steps: Count
-    batch: Count
-    lengths: dict[Count, Share]
-    crop: Count
-    photo_share: Share = 0.4
-    learning_rate: Annotated[float, Field(gt=0)]
-    warmup: Annotated[int, Field(ge=0)] = 0
-    final_rate: Share = 0.0
+    name: str  # for error messages
+    steps: Count  # optimizer steps
+    batch: Count  # clips in a batch, per process and accumulated batch
+    lengths: dict[Count, Share]  # probability of each clip length in frames, 1 + 4k; scaled to a sum of 1
+    crop: Count  # side of the square crops, in pixels
+    photo_share: Share = 0.4  # share of clips that are made from photos by panning and zooming
+    learning_rate: Annotated[float, Field(gt=0)]  # highest learning rate
+    warmup: Annotated[int, Field(ge=0)] = 0  # steps of linear warm-up
+    final_rate: Share = 0.0  # learning rate at the end of the cosine schedule, as a share of learning_rate
+    # Train the encoder to output the PCA of the data, and the decoder to decode it: for the first stage from random
+    # weights (see `PCATargets`).
     taught: bool = False
     loss: LossSection = LossSection()
 
@@ -129,57 +91,33 @@ class Stage(_Section):
 
 
 class LpipsSection(_Section):
-    """The LPIPS network.
+    """The LPIPS network."""
 
-    Attributes:
-        network: "alex" or "vgg"; "alex" is many times faster and usual for evaluation.
-        backbone: Safetensors file of its convolutions, with torchvision's names.
-    """
-
-    network: Literal["alex", "vgg"] = "alex"
-    backbone: Path
+    network: Literal["alex", "vgg"] = "alex"  # "alex" is many times faster and usual for evaluation
+    backbone: Path  # safetensors file of its convolutions, with torchvision's names
 
 
 class Recipe(_Section):
-    """A training run.
+    """A training run."""
 
-    Attributes:
-        seed: Seed of the initial weights and of all random choices.
-        model: The model to train.
-        data: The training data.
-        stages: Stages, in order.
-        lpips: The LPIPS network; required if a stage uses LPIPS. Validation then measures it too.
-        optimizer: "adamw", or "muon", which needs fewer steps from random weights and is untested for fine-tuning.
-        betas: Coefficients of AdamW.
-        weight_decay: Weight decay of the optimizer.
-        gradient_clip: Largest gradient norm, of the VAE and of the discriminator; larger gradients are scaled down.
-        ema_decay: Decay of the exponential moving average of the weights, which is validated and written at the end.
-        mixed_precision: "bf16", "no", or None for the setting of accelerate's launcher.
-        gradient_accumulation: Batches per optimizer step; accelerate's launcher may override it.
-        log_every: Steps between log entries.
-        validate_every: Steps between validations; a checkpoint is also validated before the first step.
-        checkpoint_every: Steps between writes of the run's state.
-        validation_clips: Largest number of held-out clips to validate on.
-        validation_frames: Largest number of frames to validate on per clip, 1 + 4k.
-    """
-
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the initial weights and of all random choices
     model: ModelSection
     data: DataSection
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
-    lpips: LpipsSection | None = None
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]  # in order
+    lpips: LpipsSection | None = None  # required if a stage uses LPIPS; validation then measures it too
+    # "muon" needs fewer steps from random weights and is untested for fine-tuning.
     optimizer: Literal["adamw", "muon"] = "adamw"
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)  # of AdamW
     weight_decay: Weight = 0.0
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
-    ema_decay: Share = 0.999
-    mixed_precision: Literal["no", "bf16"] | None = None
-    gradient_accumulation: Count = 1
-    log_every: Count = 20
-    validate_every: Count = 1000
-    checkpoint_every: Count = 500
-    validation_clips: Count = 4
-    validation_frames: Count = 17
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0  # largest gradient norm, of the VAE and of the discriminator
+    ema_decay: Share = 0.999  # of the moving average of the weights, which is validated and written at the end
+    mixed_precision: Literal["no", "bf16"] | None = None  # None: the setting of accelerate's launcher
+    gradient_accumulation: Count = 1  # batches per optimizer step; accelerate's launcher may override it
+    log_every: Count = 20  # steps between log entries
+    validate_every: Count = 1000  # steps between validations; a checkpoint is also validated before the first step
+    checkpoint_every: Count = 500  # steps between writes of the run's state
+    validation_clips: Count = 4  # largest number of held-out clips to validate on
+    validation_frames: Count = 17  # largest number of frames to validate on per clip, 1 + 4k
 
     @model_validator(mode="after")
     def _lpips_has_a_backbone(self) -> "Recipe":

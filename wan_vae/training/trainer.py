@@ -24,7 +24,7 @@ from wan_vae.io.atomic_output import written_beside
 from wan_vae.model.halo import Halo
 from wan_vae.posterior import Posterior
 from wan_vae.training.checkpoint import NonFiniteError, check_finite, load_state, save_batch, save_state
-from wan_vae.training.data import TrainingBatch, TrainingBatches, center_crops, store_sources
+from wan_vae.training.data import TrainingBatch, TrainingBatches, center_crop, store_sources
 from wan_vae.training.initialization import PCATargets, initial_vae, set_training_mode
 from wan_vae.training.losses import DiscriminatorLoss, training_losses
 from wan_vae.training.optim import EMA, learning_rate, make_optimizer
@@ -36,19 +36,17 @@ WEIGHTS_NAME = "vae.safetensors"
 PCA_BATCHES = 32
 STATISTICS_CLIPS = 64
 STATISTICS_FRAMES = 17
-_PCA_KEY = "principal"  # in state files
+_PCA_KEY = "principal"  # of state files
 _LOGGER = logging.getLogger("wan_vae")
 
 
 def load_batches(batches: TrainingBatches, numbers: range, workers: int) -> Iterator[tuple[int, TrainingBatch]]:
     """Yield the batches of the given numbers with their numbers, prepared by worker processes if there are any."""
-    loader = DataLoader(
-        batches, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_ignore_stop_signals
-    )
+    loader = DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_ignore_signals)
     return zip(numbers, loader, strict=True)
 
 
-def _ignore_stop_signals(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     # Terminals and job schedulers signal all processes of a run, but the trainer needs its workers until the current
     # step is done. Workers end when the trainer does, even if it is killed.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -64,12 +62,9 @@ class TrainStep(nn.Module):
         self.vae = vae
 
     def forward(self, video: Tensor, pca_targets: Tensor | None = None) -> tuple[Tensor, Posterior]:
-        """Reconstruct a clip.
+        """Reconstruct (B, 3, T, H, W) in [-1, 1] from a sample of the posterior.
 
-        Args:
-            video: (B, 3, T, H, W) in [-1, 1].
-            pca_targets: If given, (B, z, t, h, w) to decode in place of the posterior's mean, with the same noise as
-                its samples have.
+        With `pca_targets` (B, z, t, h, w), these replace the posterior's mean in the sample.
 
         Returns:
             The reconstruction (B, 3, T, H, W), not clamped, and the posterior of the raw latents.
@@ -146,8 +141,21 @@ class Trainer:
                 numbers = np.linspace(0, len(batches) - 1, PCA_BATCHES, dtype=int)
                 self._pca_targets.fit(batches[int(number)].video for number in numbers)
             self._pca_targets.to(device)
-        if state is not None:
-            self._restore(state)
+        parts = {
+            "weights": self._vae,
+            "average": self._ema.model,
+            "optimizer": self._optimizer,
+            _PCA_KEY: self._pca_targets,
+            "adversary": self._discriminator,
+        }
+        self._parts = {name: part for name, part in parts.items() if part is not None}
+        if state is None:
+            return
+        if state["sources"] != self._sources.names():
+            raise UserError(f"{folder} holds a run on other clips and photos; name another --out.")
+        for name, part in self._parts.items():
+            if name in state:  # missing if only stages that were added or changed later need it
+                part.load_state_dict(state[name])
 
     def run(self, max_steps: int | None = None) -> dict[str, float]:
         """Train up to step `max_steps`, or to the end of the recipe, and write the weights.
@@ -162,10 +170,10 @@ class Trainer:
         last = self._recipe.steps if max_steps is None else min(max_steps, self._recipe.steps)
         if self.is_main:
             self._log_start(last)
-        log = SummaryWriter(str(self._folder / "log"), purge_step=self.step + 1) if self.is_main else None
-        progress = tqdm(total=last, initial=self.step, unit="step", disable=None if self.is_main else True)
+        tensorboard = SummaryWriter(str(self._folder / "log"), purge_step=self.step + 1) if self.is_main else None
+        bar = tqdm(total=last, initial=self.step, unit="step", disable=None if self.is_main else True)
         metrics: dict[str, float] = {}
-        try:
+        with bar as progress, tensorboard or nullcontext() as log:
             if self.step == 0 and self._recipe.model.checkpoint is not None:
                 self._at_start = {f"{name}_at_start": value for name, value in self._validate(log).items()}
             for number, batch in self._batches(last):
@@ -189,10 +197,6 @@ class Trainer:
                     break
                 if self.step % self._recipe.checkpoint_every == 0 and self.step < last:
                     self._save()
-        finally:
-            progress.close()
-            if log is not None:
-                log.close()
         self._save()
         if not self.stopped:
             self._write_weights()
@@ -241,14 +245,7 @@ class Trainer:
                 reconstruction, posterior = self._train_step(video, targets)
             reconstruction = reconstruction.float()
             losses = training_losses(
-                stage,
-                step_of_stage,
-                video,
-                reconstruction,
-                posterior,
-                pca_targets=targets,
-                lpips=self._lpips,
-                discriminator=discriminator,
+                stage, step_of_stage, video, reconstruction, posterior, targets, self._lpips, discriminator
             )
             check_finite(losses)
             self._accelerator.backward(losses["total"])
@@ -284,9 +281,8 @@ class Trainer:
         if log is None or not self._sources.held_out:
             return {}
         clips = self._sources.held_out[: self._recipe.validation_clips]
-        found = validate(
-            self._ema.model, center_crops(clips, self._recipe.validation_frames, self._vae.config), self._lpips
-        )
+        crops = center_crop(clips, self._recipe.validation_frames, self._vae.config)
+        found = validate(self._ema.model, crops, self._lpips)
         _LOGGER.info(f"step {self.step}: PSNR {found.scalars['psnr']:.2f} dB on {len(clips)} held-out clips.")
         _add_scalars(log, "validation", found.scalars, self.step)
         for name, strip in found.strips.items():
@@ -295,31 +291,10 @@ class Trainer:
 
     def _save(self) -> None:
         if self.is_main:
-            state = {
-                "step": self.step,
-                "at_start": self._at_start,
-                "config": self._vae.config.to_dict(),
-                "sources": self._sources.names(),
-            }
-            parts = {name: part.state_dict() for name, part in self._parts().items()}
-            save_state(self._folder, self._recipe, {**state, **parts})
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        if state["sources"] != self._sources.names():
-            raise UserError(f"{self._folder} holds a run on other clips and photos; name another --out.")
-        for name, part in self._parts().items():
-            if name in state:  # missing if only stages that were added or changed later need it
-                part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
-        parts = {
-            "weights": self._vae,
-            "average": self._ema.model,
-            "optimizer": self._optimizer,
-            _PCA_KEY: self._pca_targets,
-            "adversary": self._discriminator,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
+            state: dict[str, Any] = {"step": self.step, "at_start": self._at_start}
+            state |= {"config": self._vae.config.to_dict(), "sources": self._sources.names()}
+            state |= {name: part.state_dict() for name, part in self._parts.items()}
+            save_state(self._folder, self._recipe, state)
 
     def _write_weights(self) -> None:
         if not self.is_main:
@@ -328,7 +303,7 @@ class Trainer:
         if self._recipe.model.trainable == "all":
             sources = self._sources.videos or self._sources.photos
             chosen = sources[:: -(-len(sources) // STATISTICS_CLIPS)]
-            clips = center_crops(chosen, STATISTICS_FRAMES, vae.config)
+            clips = center_crop(chosen, STATISTICS_FRAMES, vae.config)
             vae = with_latent_statistics(vae, (frames for _, frames in clips))
         with written_beside(self._folder / WEIGHTS_NAME) as beside:
             vae.save(beside)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, mean_score
@@ -20,11 +19,9 @@ STRIP_FRAMES = 4
 
 @torch.no_grad()
 def with_latent_statistics(vae: WanVAE, clips: Iterable[Frames]) -> WanVAE:
-    """Return the VAE in eval mode, with the mean and standard deviation of each channel of its raw latents.
+    """Return a VAE with the same weights, in eval mode, and the mean and deviation of its raw latents by channel.
 
-    Args:
-        vae: A VAE; the returned one shares its weights.
-        clips: Arrays (n, height, width, 3); each has the same weight, regardless of its size.
+    The clips (n, height, width, 3) count equally, regardless of their sizes.
     """
     means, squares = [], []
     for frames in clips:
@@ -34,12 +31,9 @@ def with_latent_statistics(vae: WanVAE, clips: Iterable[Frames]) -> WanVAE:
         squares.append(raw.square().mean(dim=(0, 2, 3, 4)))
     mean = torch.stack(means).mean(dim=0)
     std = (torch.stack(squares).mean(dim=0) - mean.square()).clamp(min=1e-12).sqrt()
-    config = dataclasses.replace(vae.config, latent_mean=_rounded(mean), latent_std=_rounded(std))
+    mean_values, std_values = (tuple(float(f"{value:.6g}") for value in values.tolist()) for values in (mean, std))
+    config = dataclasses.replace(vae.config, latent_mean=mean_values, latent_std=std_values)
     return WanVAE.from_weights(config, vae.state_dict())
-
-
-def _rounded(values: Tensor) -> tuple[float, ...]:
-    return tuple(float(f"{value:.6g}") for value in values.tolist())
 
 
 class Validation(NamedTuple):
