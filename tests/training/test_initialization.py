@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("block", "kind"), [("wan", ResidualBlock), ("preact", PreActivationBlock)])
-def test_blocks_begin_as_the_identity(block: str, kind: type[nn.Module]) -> None:
+def test_init_for_training_makes_blocks_the_identity(block: str, kind: type[nn.Module]) -> None:
     vae = random_vae(small_config(block=block))
     init_for_training(vae)
     blocks = [module for module in vae.modules() if isinstance(module, kind)]
@@ -38,7 +38,7 @@ def test_blocks_begin_as_the_identity(block: str, kind: type[nn.Module]) -> None
 
 
 @pytest.mark.parametrize("block", ["wan", "plain", "resnet", "bottleneck", "preact", "dense"])
-def test_every_kind_can_be_eased(block: str) -> None:
+def test_init_for_training_works_for_every_block(block: str) -> None:
     vae = WanVAE.from_config(small_config(block=block))
     init_for_training(vae)
     posterior = vae.eval().posterior(random_video(5, 8, 8, dtype=torch.float32))
@@ -49,7 +49,7 @@ def test_every_kind_can_be_eased(block: str) -> None:
         assert 0.2 < coder.conv_in.bias.std().item() < 1.5
 
 
-def test_the_seed_decides_the_weights(material: Material) -> None:
+def test_initial_vae_depends_on_the_seed_only(material: Material) -> None:
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -58,7 +58,7 @@ def test_the_seed_decides_the_weights(material: Material) -> None:
     assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
 
 
-def test_a_checkpoint_is_taken_as_it_is(material: Material, tmp_path: Path) -> None:
+def test_initial_vae_from_a_checkpoint_keeps_its_weights(material: Material, tmp_path: Path) -> None:
     vae = random_vae(small_config(), torch.float64)
     vae.save(tmp_path / "vae.safetensors")
     model = {"checkpoint": str(tmp_path / "vae.safetensors"), "gradient_checkpointing": True}
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_taken_as_it_is(material: Material, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("block", ["wan", "resnet"])
-def test_a_frozen_encoder(block: str, material: Material, tmp_path: Path) -> None:
+def test_initial_vae_trainable_decoder_freezes_the_encoder(block: str, material: Material, tmp_path: Path) -> None:
     model = {"preset": str(write_preset(tmp_path / "p.yaml", block=block)), "trainable": "decoder"}
     recipe = small_recipe(material, model=model)
     vae = initial_vae(recipe, None, CPU)
@@ -86,7 +86,7 @@ def test_a_frozen_encoder(block: str, material: Material, tmp_path: Path) -> Non
     assert all(module.training for module in vae.modules())
 
 
-def test_a_state_brings_its_own_architecture(material: Material) -> None:
+def test_initial_vae_from_a_state_has_its_architecture(material: Material) -> None:
     config = small_config(encoder_width=6)
     vae = initial_vae(small_recipe(material), {"config": config.to_dict()}, CPU)
     assert vae.config == config
@@ -100,7 +100,7 @@ def test_a_state_brings_its_own_architecture(material: Material) -> None:
         ({"preset": "nano"}, r"validation_frames: 3 frames are not 1 \+ 4k"),
     ],
 )
-def test_models_that_cannot_be_had(model: dict[str, Any], message: str, material: Material) -> None:
+def test_initial_vae_invalid_model_raises(model: dict[str, Any], message: str, material: Material) -> None:
     stage = {"name": "a", "steps": 1, "batch": 1, "lengths": {5: 1.0}, "crop": 16, "learning_rate": 0.1}
     with pytest.raises(UserError, match=message):
         initial_vae(small_recipe(material, stage, model=model, validation_frames=3), None, CPU)
@@ -111,7 +111,7 @@ SCALES = (3.0, 1.0, 0.5)
 
 
 def low_rank_videos(count: int) -> list[Tensor]:
-    """Clips whose patches are a plane plus one direction of change, which the first frame does not have."""
+    """Return clips with patches of rank 3: two static directions, and one of change that first frames do not have."""
     generator = torch.Generator().manual_seed(0)
     time, space = CONFIG.temporal_compression, CONFIG.spatial_compression
     still = torch.randn(2, 3, 1, space, space, generator=generator, dtype=torch.float64).expand(-1, -1, time, -1, -1)
@@ -138,7 +138,7 @@ def fitted(videos: list[Tensor], config: VAEConfig = CONFIG) -> PCATargets:
 
 
 def decode(pca: PCATargets, code: Tensor) -> Tensor:
-    """The transpose, times the square of the one scale, plus the mean."""
+    """Invert the projection: the transpose, times the square of the scale, plus the mean."""
     scale = pca.components.square().sum(dim=1).mean().rsqrt()
     patches = torch.einsum("bzthw,zp->bthwp", code, pca.components) * scale**2 + pca.mean
     time, space = CONFIG.temporal_compression, CONFIG.spatial_compression
@@ -146,7 +146,7 @@ def decode(pca: PCATargets, code: Tensor) -> Tensor:
     return frames[:, :, time - 1 :]
 
 
-def test_data_of_low_rank_is_kept_whole() -> None:
+def test_pca_targets_reconstruct_low_rank_data() -> None:
     videos = low_rank_videos(3)
     pca = fitted(videos)
     for video in videos:
@@ -155,7 +155,7 @@ def test_data_of_low_rank_is_kept_whole() -> None:
         torch.testing.assert_close(decode(pca, code), video)
 
 
-def test_components_are_orthogonal_sorted_and_of_one_scale() -> None:
+def test_pca_targets_components_are_orthogonal_sorted_and_of_one_scale() -> None:
     videos = low_rank_videos(3)
     pca = fitted(videos)
     products = pca.components @ pca.components.T
@@ -169,17 +169,17 @@ def test_components_are_orthogonal_sorted_and_of_one_scale() -> None:
     torch.testing.assert_close(variances.mean(), torch.tensor(1.0, dtype=torch.float64))
 
 
-def test_distances_are_those_of_the_pixels() -> None:
+def test_pca_targets_distances_are_proportional_to_pixel_distances() -> None:
     videos = low_rank_videos(2)
     pca = fitted(videos)
     first, second = videos
-    # The first frame stands for as many as a later latent frame holds.
+    # In pixels of patches, in which the first frame is repeated.
     apart = pca._patches(first) - pca._patches(second)
     ratio = (pca(first) - pca(second)).norm(dim=1) / apart.norm(dim=-1)
     torch.testing.assert_close(ratio, ratio[0, 0, 0, 0].expand_as(ratio))
 
 
-def test_the_first_frame_counts_as_still() -> None:
+def test_pca_targets_repeat_the_first_frame() -> None:
     pca = fitted([random_video(9, 8, 8)])
     picture = random_video(1, 4, 4, seed=1)
     still = picture.expand(-1, -1, 5, -1, -1)
@@ -188,8 +188,8 @@ def test_the_first_frame_counts_as_still() -> None:
     torch.testing.assert_close(pca(picture), code[:, :, :1])
 
 
-def test_they_beat_any_other_directions() -> None:
-    # Eckart and Young: no linear code of that size keeps more.
+def test_pca_targets_lose_the_least_of_all_linear_codes() -> None:
+    # By the Eckart-Young theorem, which gives the smallest loss of any linear code of that size.
     video = random_video(9, 8, 8)
     pca = fitted([video])
     patches = pca._patches(video).flatten(0, 3)
@@ -197,16 +197,16 @@ def test_they_beat_any_other_directions() -> None:
     lost = (decode(pca, pca(video)) - video).square().sum()
     kept = torch.linalg.svdvals(centered)
     first_frames = (decode(pca, pca(video)) - video)[:, :, 0].square().sum()
-    # The patches hold the first frame twice, the clip once.
+    # The first frame is twice in the patches and once in the clip.
     torch.testing.assert_close(lost + first_frames, kept[3:].square().sum(), rtol=0.2, atol=0)
 
 
-def test_still_data_has_no_scale_but_numbers() -> None:
+def test_pca_targets_of_constant_data_are_finite() -> None:
     pca = fitted([torch.full((1, 3, 5, 4, 4), 0.25, dtype=torch.float64)])
     assert torch.isfinite(pca(random_video(5, 4, 4))).all()
 
 
-def test_their_state_is_all_they_are() -> None:
+def test_pca_targets_state_dict_is_complete() -> None:
     pca = fitted([random_video(9, 8, 8)])
     other = PCATargets(CONFIG).double()
     other.load_state_dict(pca.state_dict())
@@ -215,8 +215,8 @@ def test_their_state_is_all_they_are() -> None:
     assert not any(True for _ in pca.parameters())
 
 
-def test_they_are_those_of_all_patches_at_once() -> None:
-    # Far from zero, where sums of squares would be the first to lose digits.
+def test_pca_targets_equal_an_svd_of_all_patches() -> None:
+    # Far from zero, where a covariance from sums of squares loses most digits.
     videos = [3 + 0.01 * random_video(5, 8, 12, seed=seed) for seed in range(3)]
     pca = fitted(videos)
     patches = torch.cat([pca._patches(video).flatten(0, 3) for video in videos])

@@ -15,7 +15,7 @@ from wan_vae.training.recipe import Stage
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_random_frames_are_the_same_of_both(count: int) -> None:
+def test_random_frames_draws_the_same_frames_of_both(count: int) -> None:
     video = torch.arange(2 * 5).view(2, 1, 5, 1, 1).expand(-1, 3, -1, 4, 6).float()
     seen = set()
     for seed in range(20):
@@ -29,7 +29,7 @@ def test_random_frames_are_the_same_of_both(count: int) -> None:
     assert seen == set(range(10))
 
 
-def test_gradients_reach_the_chosen_frames_alone() -> None:
+def test_random_frames_pass_gradients_to_drawn_frames_only() -> None:
     reconstruction = torch.zeros(1, 3, 6, 2, 2, requires_grad=True)
     chosen, _ = random_frames(reconstruction, torch.zeros(1, 3, 6, 2, 2), 1)
     chosen.sum().backward()
@@ -38,11 +38,11 @@ def test_gradients_reach_the_chosen_frames_alone() -> None:
     assert (reconstruction.grad.sum(dim=(0, 1, 3, 4)) > 0).sum() == 1
 
 
-def test_kl_is_per_value_of_the_video() -> None:
+def test_kl_per_value_divides_by_the_values_of_a_clip() -> None:
     mean = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1, 1).expand(3, 2, 2, 4, 5)
     posterior = Posterior(mean, torch.full_like(mean, 0.5))
     video = torch.zeros(3, 3, 5, 32, 40)
-    # Of a normal: (m^2 + s^2 - 1 - log s^2) / 2, for 2 * 4 * 5 latents of either channel, over 3 * 5 * 32 * 40 values.
+    # (m^2 + s^2 - 1 - log s^2) / 2 for each of 2 * 4 * 5 latents of two channels, over 3 * 5 * 32 * 40 values.
     each = [(m**2 + torch.tensor(0.5).exp().item() - 1.5) / 2 for m in (1, 2)]
     assert kl_per_value(posterior, video).item() == pytest.approx(40 * sum(each) / 19200)
     assert kl_per_value(Posterior(torch.zeros_like(mean), torch.zeros_like(mean)), video) == 0
@@ -54,7 +54,7 @@ POSTERIOR = Posterior(torch.full((2, 3, 2, 4, 4), 0.5), torch.zeros(2, 3, 2, 4, 
 
 
 class Constant:
-    """Takes the place of LPIPS, and of an discriminator."""
+    """Stands in for LPIPS and for the discriminator."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         assert a.shape == b.shape == (2 * 2, 3, 8, 8)
@@ -70,7 +70,7 @@ def losses(step: int = 0, pca_targets: Tensor | None = None, **weights: Any) -> 
     return {name: loss.item() for name, loss in found.items()}
 
 
-def test_losses_are_weighed_in_the_sum_alone() -> None:
+def test_training_losses_are_weighted_in_the_total_only() -> None:
     found = losses(l1=2.0, kl=3.0, lpips=5.0, lpips_frames=2, adversarial=7.0)
     kl = kl_per_value(POSTERIOR, VIDEO).item()
     assert kl > 0
@@ -78,13 +78,13 @@ def test_losses_are_weighed_in_the_sum_alone() -> None:
     assert found == pytest.approx(expected)
 
 
-def test_what_a_stage_does_not_weigh_is_not_measured() -> None:
+def test_training_losses_without_weight_are_not_computed() -> None:
     assert losses().keys() == {"l1", "kl", "total"}
     assert "adversarial" not in losses(step=2, adversarial=1.0, adversarial_warmup=3)
     assert "adversarial" in losses(step=3, adversarial=1.0, adversarial_warmup=3)
 
 
-def test_a_code_is_taught() -> None:
+def test_training_losses_include_pca_targets() -> None:
     found = losses(l1=1.0, kl=0.0, pca_targets=torch.full((2, 3, 2, 4, 4), 2.0))
     assert found["code"] == pytest.approx(1.5**2)
     assert found["total"] == pytest.approx(0.25 + 1.5**2)
@@ -108,12 +108,12 @@ def weights(discriminator: DiscriminatorLoss) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("shape", "scores"), [((1, 16, 16), (1, 2, 2)), ((5, 32, 24), (2, 4, 3)), ((17, 16, 48), (5, 2, 6))]
 )
-def test_scores_are_of_patches(shape: tuple[int, int, int], scores: tuple[int, int, int]) -> None:
+def test_patch_discriminator_output_shape(shape: tuple[int, int, int], scores: tuple[int, int, int]) -> None:
     video = random_video(*shape, batch=2, dtype=torch.float32)
     assert PatchDiscriminator()(video).shape == (2, 1, *scores)
 
 
-def test_its_loss_leaves_it_no_gradient(discriminator: DiscriminatorLoss) -> None:
+def test_generator_loss_gives_the_discriminator_no_gradients(discriminator: DiscriminatorLoss) -> None:
     reconstruction = random_video(3, 16, 16, dtype=torch.float32).requires_grad_()
     loss = discriminator.generator_loss(reconstruction)
     loss.backward()
@@ -124,7 +124,7 @@ def test_its_loss_leaves_it_no_gradient(discriminator: DiscriminatorLoss) -> Non
     assert all(weight.requires_grad for weight in discriminator.model.parameters())
 
 
-def test_it_learns_to_tell_two_apart(discriminator: DiscriminatorLoss) -> None:
+def test_discriminator_update_learns_to_separate_real_and_fake(discriminator: DiscriminatorLoss) -> None:
     losses = []
     for seed in range(12):
         real = random_video(3, 16, 16, dtype=torch.float32, seed=seed)
@@ -137,7 +137,7 @@ def test_it_learns_to_tell_two_apart(discriminator: DiscriminatorLoss) -> None:
     assert discriminator.generator_loss(fake) > discriminator.generator_loss(real)
 
 
-def test_a_rate_of_zero_changes_nothing(discriminator: DiscriminatorLoss) -> None:
+def test_discriminator_update_with_rate_zero_changes_no_weight(discriminator: DiscriminatorLoss) -> None:
     before = weights(discriminator)
     video = random_video(3, 16, 16, dtype=torch.float32)
     discriminator.update(video, -video, 0.0)
@@ -146,7 +146,7 @@ def test_a_rate_of_zero_changes_nothing(discriminator: DiscriminatorLoss) -> Non
     assert not any(torch.equal(one, other) for one, other in zip(before, weights(discriminator), strict=True))
 
 
-def test_it_goes_on_from_its_state(discriminator: DiscriminatorLoss) -> None:
+def test_discriminator_resumed_from_its_state_continues_identically(discriminator: DiscriminatorLoss) -> None:
     videos = [random_video(3, 16, 16, dtype=torch.float32, seed=seed) for seed in range(3)]
     discriminator.update(videos[0], -videos[0], 0.01)
     state = copy.deepcopy(discriminator.state_dict())
@@ -158,21 +158,21 @@ def test_it_goes_on_from_its_state(discriminator: DiscriminatorLoss) -> None:
     assert all(torch.equal(one, two) for one, two in zip(weights(discriminator), weights(other), strict=True))
 
 
-def test_long_gradients_are_scaled_down() -> None:
+def test_discriminator_update_clips_gradients() -> None:
     video = random_video(3, 16, 16, dtype=torch.float32)
     lengths = {}
     for clip in (1e-3, 1e3):
         torch.manual_seed(0)
         discriminator = DiscriminatorLoss(Accelerator(), clip)
         discriminator.update(video, -video, 0.01)
-        # After a single step AdamW's momentum is half of its gradient, by its beta.
+        # After one step AdamW's momentum is half of the gradient, because its beta is 0.5.
         momenta = [state["exp_avg"] for state in discriminator.state_dict()["optimizer"]["state"].values()]
         lengths[clip] = 2 * torch.cat([momentum.flatten() for momentum in momenta]).norm().item()
     assert lengths[1e-3] == pytest.approx(1e-3, rel=1e-2)
     assert lengths[1e3] > 0.01
 
 
-def test_what_is_not_a_number_changes_no_weight(discriminator: DiscriminatorLoss) -> None:
+def test_discriminator_update_nonfinite_raises_and_changes_no_weight(discriminator: DiscriminatorLoss) -> None:
     before = weights(discriminator)
     video = random_video(3, 16, 16, dtype=torch.float32)
     with pytest.raises(NonFiniteError, match="discriminator is nan"):

@@ -27,7 +27,7 @@ def test_orthogonalized_keeps_singular_vectors_and_brings_values_near_one(rows: 
     assert found.diagonal().max() < 1.3
 
 
-def test_every_weight_is_trained_once_and_the_ends_by_adamw() -> None:
+def test_muon_trains_inner_convolutions_and_adamw_all_other_weights() -> None:
     vae = WanVAE(small_config())
     adamw, muon = make_optimizer(vae, "muon", (0.9, 0.95), 0.0).param_groups
     names = {id(weight): name for name, weight in vae.named_parameters()}
@@ -40,7 +40,7 @@ def test_every_weight_is_trained_once_and_the_ends_by_adamw() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_weights_without_gradients_stay_and_the_others_descend(kind: str) -> None:
+def test_optimizer_reduces_the_loss_and_keeps_frozen_weights(kind: str) -> None:
     torch.manual_seed(0)
     vae = WanVAE(small_config())
     vae.encoder.requires_grad_(False)
@@ -61,7 +61,7 @@ def test_weights_without_gradients_stay_and_the_others_descend(kind: str) -> Non
     assert all(torch.equal(weight, frozen[name]) for name, weight in vae.encoder.named_parameters())
 
 
-def test_the_state_goes_on_in_another_optimizer() -> None:
+def test_muon_resumed_from_its_state_continues_identically() -> None:
     results = []
     for interrupted in (False, True):
         torch.manual_seed(0)
@@ -96,7 +96,7 @@ def stages(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(st.lists(stages(), min_size=1, max_size=3))
-def test_each_stage_rises_then_falls(stages: list[dict[str, Any]]) -> None:
+def test_learning_rate_rises_then_falls_in_each_stage(stages: list[dict[str, Any]]) -> None:
     recipe = recipe_of(*stages)
     rates = iter([learning_rate(recipe, step) for step in range(recipe.steps)])
     for stage in recipe.stages:
@@ -112,7 +112,7 @@ def test_each_stage_rises_then_falls(stages: list[dict[str, Any]]) -> None:
             assert falling[-1] - end <= top * (math.pi / (2 * len(falling))) ** 2 + 1e-12 * top
 
 
-def test_a_stage_begins_with_its_own_schedule() -> None:
+def test_learning_rate_restarts_with_each_stage() -> None:
     first = stage_values(steps=4, learning_rate=0.1, final_rate=0.5)
     second = stage_values(steps=5, learning_rate=0.01, warmup=2)
     recipe = recipe_of(first, second)
@@ -129,39 +129,39 @@ CONFIG = small_config(width_multipliers=(1,), temporal_downsample=(), block="res
 
 
 @pytest.fixture(scope="module")
-def begun() -> WanVAE:
+def initial() -> WanVAE:
     return random_vae(CONFIG, seed=1)
 
 
 @pytest.fixture(scope="module")
-def followed() -> WanVAE:
+def current() -> WanVAE:
     return random_vae(CONFIG, seed=2)
 
 
 @settings(max_examples=6)
 @given(decay=st.floats(0, 1), steps=st.integers(0, 2000))
-def test_the_formula(begun: WanVAE, followed: WanVAE, decay: float, steps: int) -> None:
-    average = EMA(begun, decay)
-    average.update(followed, steps)
+def test_ema_update_follows_the_formula(initial: WanVAE, current: WanVAE, decay: float, steps: int) -> None:
+    average = EMA(initial, decay)
+    average.update(current, steps)
     kept = min(decay, (1 + steps) / (10 + steps))
     for name, value in average.model.state_dict().items():
         if value.is_floating_point():
-            expected = kept * begun.state_dict()[name] + (1 - kept) * followed.state_dict()[name]
+            expected = kept * initial.state_dict()[name] + (1 - kept) * current.state_dict()[name]
             torch.testing.assert_close(value, expected)
 
 
-def test_it_follows_faster_at_first(begun: WanVAE, followed: WanVAE) -> None:
+def test_ema_update_has_a_lower_decay_at_first(initial: WanVAE, current: WanVAE) -> None:
     name = "quant_conv.weight"
     moved = []
     for steps in (0, 10, 100, 10**6):
-        average = EMA(begun, 0.99)
-        average.update(followed, steps)
-        whole = (followed.state_dict()[name] - begun.state_dict()[name]).norm()
-        moved.append(((average.model.state_dict()[name] - begun.state_dict()[name]).norm() / whole).item())
+        average = EMA(initial, 0.99)
+        average.update(current, steps)
+        whole = (current.state_dict()[name] - initial.state_dict()[name]).norm()
+        moved.append(((average.model.state_dict()[name] - initial.state_dict()[name]).norm() / whole).item())
     assert moved == pytest.approx([0.9, 9 / 20, 9 / 110, 0.01])
 
 
-def test_what_stands_still_stays_to_the_bit() -> None:
+def test_ema_of_constant_weights_stays_equal_to_the_bit() -> None:
     vae = random_vae(CONFIG, torch.float32)
     average = EMA(vae, 0.9)
     for steps in range(20):
@@ -169,7 +169,7 @@ def test_what_stands_still_stays_to_the_bit() -> None:
     assert all(torch.equal(value, vae.state_dict()[name]) for name, value in average.model.state_dict().items())
 
 
-def test_it_is_a_copy_to_look_at() -> None:
+def test_ema_model_is_in_eval_mode_without_gradients() -> None:
     vae = random_vae(CONFIG).train().requires_grad_(True)
     average = EMA(vae, 0.9)
     assert not any(module.training for module in average.model.modules())

@@ -18,7 +18,7 @@ def clips() -> list[tuple[str, np.ndarray]]:
             (("a.mkv", 9), ("one.png", 1), ("b.mkv", 3))]  # fmt: skip
 
 
-def test_figures_and_pictures() -> None:
+def test_validate_returns_psnr_ssim_and_strips() -> None:
     vae = random_vae(small_config(), torch.float32)
     found = validate(vae, clips(), None)
     assert found.scalars.keys() == {"psnr", "ssim"}
@@ -36,25 +36,25 @@ def test_figures_and_pictures() -> None:
         assert strip.dtype == np.uint8
         for column, index in ((0, 0), (-40, -1)):
             assert np.array_equal(strip[:32, column:][:, :40], frames[index])
-            # The stream's passes are other shapes than a whole clip's, whose last bits may then differ.
+            # Streaming encodes in other shapes than a whole clip, so rounding may differ.
             assert np.abs(strip[32:, column:][:, :40].astype(int) - decoded[index]).max() <= 1
     assert found.scalars["psnr"] == pytest.approx(np.mean(errors), rel=1e-3)
     assert -1 < found.scalars["ssim"] < 1
 
 
-def test_lpips_where_it_can_be_measured(material: Material) -> None:
+def test_validate_with_lpips_returns_it(material: Material) -> None:
     found = validate(random_vae(small_config(), torch.float32), clips(), LPIPS("alex", Path(material.backbone)))
     assert found.scalars.keys() == {"psnr", "ssim", "lpips"}
     assert found.scalars["lpips"] > 0
 
 
-def test_ssim_is_left_out_where_a_clip_is_too_small_for_it() -> None:
+def test_validate_small_clip_omits_ssim() -> None:
     small = [(name, frames[:, :10, :12]) for name, frames in clips()]
     found = validate(random_vae(small_config(), torch.float32), [*clips(), *small], None)
     assert found.scalars.keys() == {"psnr"}
 
 
-def test_nothing_is_changed() -> None:
+def test_validate_changes_neither_weights_nor_random_state() -> None:
     vae = random_vae(small_config(block="resnet"), torch.float32)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     torch.manual_seed(5)
@@ -71,7 +71,7 @@ def random_clips(*frames: int, height: int = 16, width: int = 24) -> list[np.nda
 
 
 @pytest.mark.parametrize("level_shortcuts", [False, True])
-def test_final_latents_have_mean_0_and_deviation_1(level_shortcuts: bool) -> None:
+def test_latent_statistics_normalize_to_mean_0_and_deviation_1(level_shortcuts: bool) -> None:
     config = small_config(level_shortcuts=level_shortcuts, width_multipliers=(2, 2))
     vae = random_vae(config)
     measured = with_latent_statistics(vae, random_clips(5, 5))
@@ -83,7 +83,7 @@ def test_final_latents_have_mean_0_and_deviation_1(level_shortcuts: bool) -> Non
     torch.testing.assert_close(final.std(dim=1, correction=0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-4)
 
 
-def test_every_clip_counts_the_same() -> None:
+def test_latent_statistics_weight_clips_equally() -> None:
     vae = random_vae(small_config())
     small, large = random_clips(1), random_clips(9, height=32, width=32)
     measured = {name: with_latent_statistics(vae, some).config.latent_mean for name, some in
@@ -92,7 +92,7 @@ def test_every_clip_counts_the_same() -> None:
     assert measured["both"] == pytest.approx(tuple(expected), rel=1e-4, abs=1e-5)
 
 
-def test_the_network_is_as_it_was() -> None:
+def test_latent_statistics_keep_the_weights() -> None:
     vae = random_vae(small_config(block="resnet"), torch.float32).train()
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     measured = with_latent_statistics(vae, random_clips(3))
@@ -105,7 +105,7 @@ def test_the_network_is_as_it_was() -> None:
     torch.testing.assert_close(measured.decode(latents), vae.eval().decode(vae.normalize(raw)))
 
 
-def test_a_channel_that_never_changes_has_a_deviation_all_the_same() -> None:
+def test_latent_statistics_of_a_constant_channel_have_positive_deviation() -> None:
     vae = random_vae(small_config())
     vae.quant_conv.weight[0] = 0
     config = with_latent_statistics(vae, random_clips(3)).config

@@ -283,7 +283,7 @@ class Trainer:
         clips = self._sources.held_out[: self._recipe.validation_clips]
         crops = center_crop(clips, self._recipe.validation_frames, self._vae.config)
         found = validate(self._ema.model, crops, self._lpips)
-        _LOGGER.info(f"step {self.step}: PSNR {found.scalars['psnr']:.2f} dB on {len(clips)} held-out clips.")
+        _LOGGER.info(f"step {self.step}: held-out PSNR {found.scalars['psnr']:.2f} dB.")
         _add_scalars(log, "validation", found.scalars, self.step)
         for name, strip in found.strips.items():
             log.add_image(f"validation/{name}", strip, self.step, dataformats="HWC")
