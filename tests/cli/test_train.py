@@ -1,4 +1,4 @@
-"""`wan-vae train`: a run that is killed, interrupted or refused."""
+"""`wan-vae train`: runs that are killed, interrupted or refused."""
 
 import importlib.util
 import json
@@ -39,7 +39,7 @@ from wan_vae.training.optim import learning_rate
 pytestmark = pytest.mark.usefixtures("own_accelerate")
 
 STEPS = 30
-# In seconds, for what takes a few on a machine that does nothing else.
+# Timeout in seconds, for what takes a few on an idle machine.
 PATIENCE = 600
 
 
@@ -54,7 +54,7 @@ def recipe(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def straight(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing happened to."""
+    """Return the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
     with fresh_accelerate(), pytest.raises(SystemExit) as exit_:
         main(["train", str(recipe), "--out", str(folder)])
@@ -64,7 +64,7 @@ def straight(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def helped(recipe: Path) -> Path:
-    """The same recipe, which gives the same weights, with a process that prepares its batches."""
+    """Return the same recipe with a worker process, which gives the same weights."""
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     values["data"]["workers"] = 1
     path = recipe.with_name("helped.yaml")
@@ -74,7 +74,7 @@ def helped(recipe: Path) -> Path:
 
 @contextmanager
 def begun(recipe: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """Start a run in a process group of its own, wait until it has a state, and yield it and its workers."""
+    """Start a run in a new process group, wait until it has a state, and yield it and its workers."""
     with start("train", recipe, "--out", folder, start_new_session=True) as process:
         try:
             until = time.monotonic() + PATIENCE
@@ -98,7 +98,7 @@ def assert_same_run(folder: Path, straight: Path) -> None:
     assert_same(read_state(folder), read_state(straight))
 
 
-def test_a_killed_run_goes_on_the_same(
+def test_train_killed_resumes_identically(
     recipe: Path, helped: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with begun(helped, tmp_path) as (process, workers):
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_the_same(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_signaled_with_its_workers_goes_on_the_same(
+def test_train_signaled_with_its_workers_resumes_identically(
     number: signal.Signals,
     code: int,
     recipe: Path,
@@ -123,7 +123,7 @@ def test_a_run_that_is_signaled_with_its_workers_goes_on_the_same(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with begun(helped, tmp_path) as (process, workers):
-        # As Ctrl-C does, and many a job scheduler.
+        # As Ctrl-C and many job schedulers do.
         os.killpg(process.pid, number)
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (code, ""), err
@@ -139,7 +139,7 @@ def test_a_run_that_is_signaled_with_its_workers_goes_on_the_same(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("times", [1, 2])
-def test_signals_in_a_step(
+def test_train_signals_during_a_step_set_the_exit_code(
     times: int,
     number: signal.Signals,
     code: int,
@@ -157,14 +157,16 @@ def test_signals_in_a_step(
 
     monkeypatch.setattr(trainer, "learning_rate", interrupted)
     outcome = run(capsys, "train", recipe, "--out", tmp_path)
-    # The first waits for the step to end, the second does not.
+    # The first signal waits for the step to end, the second does not.
     assert (outcome.code, outcome.out) == (code if times == 1 else 130, "")
     assert outcome.err.count("\n") == 1
     assert read_state(tmp_path)["step"] == (3 if times == 1 else 2)
     assert number != signal.SIGINT or signal.getsignal(number) == before
 
 
-def test_what_it_prints(recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_prints_the_run_and_its_metrics(
+    recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcome = run(capsys, "train", recipe, "--out", tmp_path, "--max-steps", 2, "--json")
     result = outcome.result()
     assert result.keys() == {"run", "weights", "steps", "psnr", "ssim"}
@@ -176,7 +178,7 @@ def test_what_it_prints(recipe: Path, straight: Path, tmp_path: Path, capsys: py
     assert str(STEPS) in again.out
 
 
-def test_options_replace_the_recipes_entries(
+def test_train_options_override_the_recipe(
     material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -195,7 +197,9 @@ def test_options_replace_the_recipes_entries(
     assert state["recipe"]["data"]["videos"] == str(material.videos)
 
 
-def test_mistakes(recipe: Path, material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_invalid_arguments_print_one_sentence(
+    recipe: Path, material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     for name, changes in (("unknown", {"sede": 1}), ("large", {"stages": [stage_values(crop=17)]})):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values | changes), encoding="utf-8")
@@ -223,7 +227,9 @@ def test_mistakes(recipe: Path, material: Material, tmp_path: Path, capsys: pyte
         assert not (tmp_path / "run" / FILE_NAME).exists()
 
 
-def test_another_recipes_run(recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_folder_of_another_recipe_is_refused(
+    recipe: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = yaml.safe_load(recipe.read_text(encoding="utf-8")) | {"ema_decay": 0.5}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     before = (straight / FILE_NAME).stat().st_mtime_ns
@@ -232,14 +238,16 @@ def test_another_recipes_run(recipe: Path, straight: Path, tmp_path: Path, capsy
     assert (straight / FILE_NAME).stat().st_mtime_ns == before
 
 
-def test_a_loss_that_is_not_a_number(material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_nonfinite_loss_prints_one_sentence(
+    material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = recipe_values(material, stage_values(batch=1, learning_rate=1e30))
     (tmp_path / "fast.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     outcome = run(capsys, "train", tmp_path / "fast.yaml", "--out", tmp_path / "run")
     assert_one_sentence(outcome, "not a number", "bad_batch_step_", "frame ")
 
 
-def test_memory_that_is_not_there(
+def test_train_out_of_memory_suggests_smaller_stages(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large(of: Recipe, step: int) -> float:
@@ -251,7 +259,7 @@ def test_memory_that_is_not_there(
     assert "--size" not in outcome.err
 
 
-def test_without_the_packages(
+def test_train_without_the_extra_names_the_packages(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec

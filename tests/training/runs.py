@@ -28,7 +28,7 @@ HELD_OUT = "held.mkv"
 
 @dataclass(frozen=True)
 class Material:
-    """What recipes name.
+    """Files that the recipes of tests use.
 
     Attributes:
         preset: YAML of a small model with dropout.
@@ -44,7 +44,7 @@ class Material:
 
 
 def make_material(folder: Path) -> Material:
-    """Write all of it to a folder."""
+    """Write the files to a folder."""
     material = Material(folder / "small.yaml", folder / "videos", folder / "photos", folder / "alexnet.safetensors")
     write_preset(material.preset, dropout=0.2)
     material.videos.mkdir()
@@ -76,7 +76,7 @@ def write_backbone(path: Path) -> Path:
 
 
 def stage_values(**changes: Any) -> dict[str, Any]:
-    """Return a stage as it stands in a recipe's YAML."""
+    """Return a stage in the form of a recipe's YAML."""
     defaults: dict[str, Any] = {
         "name": "clips",
         "steps": 4,
@@ -89,7 +89,7 @@ def stage_values(**changes: Any) -> dict[str, Any]:
 
 
 def recipe_values(material: Material, *stages: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Return a recipe as it stands in its YAML, with one stage if none is given."""
+    """Return a recipe in the form of its YAML, with one stage if none is given."""
     data = {
         "videos": str(material.videos),
         "photos": str(material.photos),
@@ -113,7 +113,7 @@ def small_recipe(material: Material, *stages: dict[str, Any], **changes: Any) ->
 
 
 def train(recipe: Recipe, folder: Path, *max_steps: int | None) -> dict[str, Any]:
-    """Train, by a new trainer for every one of `max_steps`, and return what is then in the state on disk."""
+    """Train with a new trainer for each of `max_steps`, and return the state file's content at the end."""
     for last in max_steps or (None,):
         Trainer(recipe, folder).run(last)
     return read_state(folder)
@@ -121,7 +121,7 @@ def train(recipe: Recipe, folder: Path, *max_steps: int | None) -> dict[str, Any
 
 @contextmanager
 def fresh_accelerate() -> Iterator[None]:
-    """Be a process of its own to accelerate, and on the CPU, where results repeat to the bit."""
+    """Give accelerate fresh global state, on the CPU, where results are deterministic to the bit."""
     with mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}):
         yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -7,19 +8,27 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from tests.cli.running import read_clip, write_clip
 from tests.helpers import small_config
+from tests.io.sources import encode, rgb_frames, smooth_pictures
 from tests.training.runs import HELD_OUT, Material, small_recipe, stage_values
 from wan_vae.errors import UserError
 from wan_vae.training import Recipe
+from wan_vae.training import data as data_module
 from wan_vae.training.data import (
+    PHOTO_SUFFIXES,
+    VIDEO_SUFFIXES,
     Sources,
     StoredClip,
     TrainingBatches,
+    center_crop,
+    find_sources,
     ken_burns,
     random_crop,
+    store_clip,
     store_sources,
-    whole_clips,
 )
 from wan_vae.training.recipe import DataSection
 
@@ -42,12 +51,12 @@ def clip_of(path: Path, frames: np.ndarray) -> StoredClip:
 
 
 def ramp(height: int, width: int) -> np.ndarray:
-    """A photo whose red says the column and whose green says the row."""
+    """Return a photo with the column in red and the row in green."""
     row, column = np.mgrid[:height, :width]
     return np.stack([column, row, np.zeros_like(row)], axis=-1).astype(np.uint8)
 
 
-def test_everything_a_recipe_names_is_stored(sources: Sources) -> None:
+def test_store_sources_stores_all_sources_of_a_recipe(sources: Sources) -> None:
     assert [clip.name for clip in sources.videos] == ["a.mkv", "b.mkv", "short.mkv"]
     assert [clip.frames().shape for clip in sources.videos] == [(n, 32, 40, 3) for n in (9, 7, 3)]
     assert [(clip.name, clip.frames().shape) for clip in sources.photos] == [
@@ -57,14 +66,14 @@ def test_everything_a_recipe_names_is_stored(sources: Sources) -> None:
     assert [clip.name for clip in sources.held_out] == [HELD_OUT]
 
 
-def test_what_a_killed_run_left_half_stored_is_removed(material: Material, tmp_path: Path) -> None:
+def test_store_sources_removes_partial_files_of_a_killed_run(material: Material, tmp_path: Path) -> None:
     (tmp_path / ".a.partial-123.npy").touch()
     store_sources(small_recipe(material).data, tmp_path)
     assert len(list(tmp_path.iterdir())) == 6
     assert not list(tmp_path.glob(".*"))
 
 
-def test_photos_can_be_held_out_and_are_not_enlarged(material: Material, tmp_path: Path) -> None:
+def test_store_sources_holds_out_photos_and_does_not_enlarge_them(material: Material, tmp_path: Path) -> None:
     data = DataSection(videos=material.videos, photos=material.photos, held_out=("two.jpg",), video_short_side=16)
     found = store_sources(data, tmp_path / "frames")
     assert [clip.name for clip in found.held_out] == ["two.jpg"]
@@ -73,7 +82,7 @@ def test_photos_can_be_held_out_and_are_not_enlarged(material: Material, tmp_pat
     assert found.videos[0].frames().shape == (9, 16, 20, 3)
 
 
-def test_held_out_names_that_cannot_be(material: Material, tmp_path: Path) -> None:
+def test_store_sources_invalid_held_out_raises(material: Material, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"held_out names other\.mkv, which is not among"):
         store_sources(DataSection(videos=material.videos, held_out=("other.mkv", HELD_OUT)), tmp_path)
     names = tuple(path.name for path in material.photos.iterdir())
@@ -91,7 +100,7 @@ def test_held_out_names_that_cannot_be(material: Material, tmp_path: Path) -> No
     per_step=st.integers(1, 3),
     order=st.permutations(range(4)),
 )
-def test_a_batch_depends_on_its_number_alone(
+def test_batches_depend_on_their_number_only(
     sources: Sources,
     crop: int,
     lengths: dict[int, float],
@@ -122,21 +131,21 @@ def test_a_batch_depends_on_its_number_alone(
         assert length <= 3 or not any(origin.startswith("short.mkv") for origin in one.origins)
 
 
-def test_batches_and_seeds_differ(sources: Sources) -> None:
+def test_batches_differ_by_number_and_seed(sources: Sources) -> None:
     stage = stage_values(lengths={3: 1.0}, batch=1)
     several = [TrainingBatches(sources, recipe_of(stage, seed=seed), 1)[number].video for seed in (0, 1) for number in
                range(3)]  # fmt: skip
     assert all(not torch.equal(one, other) for index, one in enumerate(several) for other in several[:index])
 
 
-def test_each_stage_has_its_own_batches(sources: Sources) -> None:
+def test_batches_have_the_sizes_of_their_stage(sources: Sources) -> None:
     stages = (stage_values(steps=2, crop=8, lengths={1: 1.0}), stage_values(steps=1, crop=12, batch=1, lengths={5: 1}))
     batches = TrainingBatches(sources, recipe_of(*stages), 2)
     shapes = [tuple(batches[number].video.shape) for number in range(len(batches))]
     assert shapes == 4 * [(2, 3, 1, 8, 8)] + 2 * [(1, 3, 5, 12, 12)]
 
 
-def test_shares_are_kept(sources: Sources) -> None:
+def test_batches_follow_the_shares_of_lengths_and_photos(sources: Sources) -> None:
     stage = stage_values(steps=200, batch=1, crop=4, lengths={1: 3.0 / 4, 3: 1.0 / 4}, photo_share=0.25)
     batches = TrainingBatches(sources, recipe_of(stage), 1)
     drawn = [batches[number] for number in range(200)]
@@ -144,13 +153,13 @@ def test_shares_are_kept(sources: Sources) -> None:
     assert 0.15 < np.mean([batch.origins[0].startswith(("one", "two")) for batch in drawn]) < 0.35
 
 
-def test_photos_stand_in_where_no_clip_is_long_enough(sources: Sources) -> None:
+def test_batches_use_photos_if_no_clip_is_long_enough(sources: Sources) -> None:
     stage = stage_values(lengths={11: 1.0}, photo_share=0.0)
     batch = TrainingBatches(sources, recipe_of(stage), 1)[0]
     assert all(origin.startswith(("one.png", "two.jpg")) for origin in batch.origins)
 
 
-def test_lengths_that_no_clip_has_are_refused_at_once(sources: Sources) -> None:
+def test_batches_with_too_long_lengths_raise_at_construction(sources: Sources) -> None:
     stages = (stage_values(), stage_values(name="long ones", lengths={5: 0.9, 11: 0.1}))
     without_photos = Sources(sources.videos, (), ())
     with pytest.raises(UserError, match="no training clip has 11 frames, which stage long ones asks for"):
@@ -166,7 +175,9 @@ def test_lengths_that_no_clip_has_are_refused_at_once(sources: Sources) -> None:
     length=st.integers(1, 5),
     seed=st.integers(0, 999),
 )
-def test_a_crop_is_of_successive_frames(height: int, width: int, crop: int, length: int, seed: int) -> None:
+def test_random_crop_returns_successive_frames_of_the_described_square(
+    height: int, width: int, crop: int, length: int, seed: int
+) -> None:
     clip = np.repeat(ramp(height, width)[None], 7, axis=0)
     clip[..., 2] = 30 * np.arange(7)[:, None, None]
     levels, origin = random_crop(clip, length, crop, np.random.default_rng(seed))
@@ -177,7 +188,7 @@ def test_a_crop_is_of_successive_frames(height: int, width: int, crop: int, leng
     assert 0 <= top <= height - side
     for frame in range(length):
         torch.testing.assert_close(levels[2, frame], torch.full((crop, crop), 30.0 * (first + frame)))
-    # The ramps tell where the crop is from, and that it is not mirrored.
+    # The ramps show the position of the crop, and that it is not mirrored.
     for channel, start in ((0, left), (1, top)):
         assert levels[channel].mean().item() == pytest.approx(start + (side - 1) / 2, abs=0.5)
     assert (levels[0].diff(dim=-1) > -1e-3).all()
@@ -192,7 +203,7 @@ def test_a_crop_is_of_successive_frames(height: int, width: int, crop: int, leng
     length=st.integers(1, 6),
     seed=st.integers(0, 999),
 )
-def test_a_plain_photo_stays_plain(height: int, width: int, crop: int, length: int, seed: int) -> None:
+def test_ken_burns_keeps_a_uniform_photo(height: int, width: int, crop: int, length: int, seed: int) -> None:
     photo = np.full((height, width, 3), COLORS, dtype=np.uint8)
     levels, _ = ken_burns(photo, length, crop, np.random.default_rng(seed))
     expected = torch.tensor(COLORS, dtype=torch.float32).view(3, 1, 1, 1).expand(3, length, crop, crop)
@@ -201,20 +212,20 @@ def test_a_plain_photo_stays_plain(height: int, width: int, crop: int, length: i
 
 @settings(max_examples=40)
 @given(crop=st.integers(8, 32), more=st.tuples(st.integers(0, 150), st.integers(0, 150)), seed=st.integers(0, 999))
-def test_the_window_begins_inside_the_photo(crop: int, more: tuple[int, int], seed: int) -> None:
+def test_ken_burns_view_lies_inside_the_photo(crop: int, more: tuple[int, int], seed: int) -> None:
     height, width = crop + more[0], crop + more[1]
     levels, origin = ken_burns(ramp(height, width), 1, crop, np.random.default_rng(seed))
     scale = float(origin.split(" times")[0])
     for channel, axis, side in ((0, -1, width), (1, -2, height)):
-        # Each pixel of the crop is `scale` photo pixels from the next: none is reflected at an edge, where only the
-        # filter of the reduction flattens the outermost ones.
+        # Pixels of the crop are `scale` photo pixels apart if none is reflected. The outermost ones are left out: the
+        # antialiasing filter flattens them at edges of the photo.
         steps = levels[channel].diff(dim=axis).narrow(axis, 2, crop - 5)
         torch.testing.assert_close(steps, torch.full_like(steps, scale), rtol=0.15, atol=0)
         assert levels[channel].min() >= 0
         assert levels[channel].max() <= side - 1 + 1e-3
 
 
-def test_the_camera_moves_evenly() -> None:
+def test_ken_burns_moves_at_constant_speed() -> None:
     moved = 0
     for seed in range(30):
         levels, _ = ken_burns(ramp(200, 200), 5, 8, np.random.default_rng(seed))
@@ -225,10 +236,112 @@ def test_the_camera_moves_evenly() -> None:
     assert moved >= 5
 
 
-def test_whole_clips_fit_the_model(sources: Sources, tmp_path: Path) -> None:
+def test_center_crop_fits_the_model(sources: Sources, tmp_path: Path) -> None:
     config = small_config(width_multipliers=(1, 1, 1), temporal_downsample=(True, True), patch_size=2)
     frames = np.random.default_rng(0).integers(0, 256, (8, 35, 29, 3), dtype=np.uint8)
-    (name, fitted), (_, short) = whole_clips([clip_of(tmp_path / "odd.npy", frames), sources.videos[2]], 7, config)
+    (name, fitted), (_, short) = center_crop([clip_of(tmp_path / "odd.npy", frames), sources.videos[2]], 7, config)
     assert name == "odd.npy"
     assert np.array_equal(fitted, frames[:5, 1:33, 2:26])
     assert short.shape == (1, 32, 40, 3)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mkv", frames=19, width=40, height=32, fps=Fraction(25))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    (tmp_path / "store").mkdir()
+    return tmp_path / "store"
+
+
+def stored(source: Path, store: Path, *, short_side: int = 32, most: int = 600, enlarge: bool = True) -> StoredClip:
+    return store_clip(source, store, short_side=short_side, most_frames=most, enlarge=enlarge)
+
+
+def test_store_clip_unscaled_stores_the_exact_frames(clip: Path, store: Path) -> None:
+    entry = stored(clip, store)
+    assert entry.name == "clip.mkv"
+    assert entry.frames().dtype == np.uint8
+    assert np.array_equal(entry.frames(), read_clip(clip))
+    assert list(store.iterdir()) == [entry.path]
+
+
+def test_store_clip_decodes_only_once(clip: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stored(clip, store)
+    written = first.path.stat().st_mtime_ns
+
+    def no_second_time(*arguments: object, **options: object) -> None:
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_module, "open_clip", no_second_time)
+        assert stored(clip, store) == first
+        with pytest.raises(AssertionError, match="decoded again"):
+            stored(clip, store, short_side=16)
+    assert first.path.stat().st_mtime_ns == written
+    write_clip(clip, frames=3, width=40, height=32, fps=Fraction(25))
+    assert len(stored(clip, store).frames()) == 3
+
+
+def test_store_clip_scales_to_the_short_side(tmp_path: Path, store: Path) -> None:
+    pictures = smooth_pictures(2, 48, 64)
+    clip = encode(tmp_path / "smooth.mkv", rgb_frames(pictures))
+    half = stored(clip, store, short_side=24).frames()
+    assert half.shape == (2, 24, 32, 3)
+    means = pictures.reshape(2, 24, 2, 32, 2, 3).mean(axis=(2, 4))
+    assert np.abs(half - means).mean() < 1
+    assert stored(clip, store, short_side=96).frames().shape == (2, 96, 128, 3)
+    assert stored(clip, store, short_side=96, enlarge=False).frames().shape == (2, 48, 64, 3)
+
+
+def test_store_clip_stores_at_most_most_frames(clip: Path, store: Path) -> None:
+    kept = stored(clip, store, most=17).frames()
+    assert np.array_equal(kept, read_clip(clip)[:17])
+
+
+def test_store_clip_photo_is_a_clip_of_one_frame(tmp_path: Path, store: Path) -> None:
+    picture = smooth_pictures(1, 20, 30)
+    Image.fromarray(picture[0]).save(tmp_path / "photo.png")
+    assert np.array_equal(stored(tmp_path / "photo.png", store, enlarge=False).frames(), picture)
+    deep = np.full((20, 30), 40000, dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.array_equal(np.unique(stored(tmp_path / "deep.png", store, enlarge=False).frames()), [156])
+
+
+def test_store_clip_failing_leaves_no_file(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.mp4").write_text("no video", encoding="utf-8")
+    with pytest.raises(UserError, match=r"text\.mp4"):
+        stored(tmp_path / "text.mp4", store)
+    clip = write_clip(tmp_path / "clip.mkv", frames=3, width=40, height=32, fps=Fraction(25))
+
+    def interrupted(frames: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_module, "eight_bits", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stored(clip, store)
+    assert not any(store.iterdir())
+
+
+def test_write_array_with_fewer_frames_than_announced_fixes_the_header(store: Path) -> None:
+    pictures = smooth_pictures(5, 8, 8)
+    data_module._write_array(store / "a.npy", (7, 8, 8, 3), iter([pictures[:3], pictures[3:]]))
+    assert np.array_equal(np.load(store / "a.npy"), pictures)
+
+
+def test_find_sources_searches_folders(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    for name in ("b.MP4", "a.mkv", "inner/c.gif", "photo.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert find_sources(None, VIDEO_SUFFIXES) == []
+    found = find_sources(tmp_path, VIDEO_SUFFIXES)
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["a.mkv", "b.MP4", str(Path("inner/c.gif"))]
+    assert find_sources(tmp_path, PHOTO_SUFFIXES) == [tmp_path / "photo.png"]
+    assert find_sources(tmp_path / "notes.txt", VIDEO_SUFFIXES) == [tmp_path / "notes.txt"]
+    with pytest.raises(UserError, match=r"nowhere is neither a file nor a folder"):
+        find_sources(tmp_path / "nowhere", VIDEO_SUFFIXES)
+    with pytest.raises(UserError, match=r"inner holds no file ending in \.png"):
+        find_sources(tmp_path / "inner", PHOTO_SUFFIXES)

@@ -27,7 +27,7 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def test_three_are_shipped() -> None:
+def test_shipped_recipes_are_these_three() -> None:
     assert [path.stem for path in SHIPPED] == ["finetune_decoder", "full", "nano"]
 
 
@@ -38,7 +38,7 @@ def test_shipped_recipes_load_and_fit_their_models(path: Path) -> None:
     assert recipe.steps == sum(stage.steps for stage in recipe.stages)
 
 
-def test_what_the_recipe_for_decoders_suggests(tmp_path: Path) -> None:
+def test_finetune_decoder_recipe_loads_with_its_commented_entries(tmp_path: Path) -> None:
     text = (CONFIGS / "finetune_decoder.yaml").read_text(encoding="utf-8")
     path = tmp_path / "taken_in.yaml"
     path.write_text(re.sub(r"^( *)# ((  )?\w+:)", r"\1\2", text, flags=re.MULTILINE), encoding="utf-8")
@@ -49,12 +49,12 @@ def test_what_the_recipe_for_decoders_suggests(tmp_path: Path) -> None:
     assert recipe.stages[0].loss.lpips > 0
 
 
-def test_a_recipe_comes_back_from_its_json(tmp_path: Path) -> None:
+def test_recipe_round_trips_through_json(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path / "r.yaml", minimal(seed=7, lpips={"backbone": "some.safetensors"})))
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
 
 
-def test_changes_come_last(tmp_path: Path) -> None:
+def test_load_recipe_changes_override_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "r.yaml", minimal(data={"videos": "clips", "held_out": ["x.mp4"]}, lpips=None))
     changes = {
         "data": {"videos": "other", "photos": "photos"},
@@ -101,7 +101,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_mistakes_are_named_in_one_sentence(name: str, tmp_path: Path) -> None:
+def test_load_recipe_invalid_entry_raises_one_sentence(name: str, tmp_path: Path) -> None:
     content, message = BAD[name]
     path = write(tmp_path / "bad.yaml", content)
     with pytest.raises(UserError, match=rf"bad\.yaml.*{message}") as error:
@@ -110,7 +110,7 @@ def test_mistakes_are_named_in_one_sentence(name: str, tmp_path: Path) -> None:
     assert str(error.value).endswith(".") or name == "not YAML"
 
 
-def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
+def test_load_recipe_missing_or_binary_file_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no recipe .*nowhere\.yaml; configs/train/ holds some"):
         load_recipe(tmp_path / "nowhere.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00\x80")
@@ -119,7 +119,7 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
             load_recipe(path)
 
 
-def test_changes_to_a_section_that_is_none(tmp_path: Path) -> None:
+def test_load_recipe_changes_to_an_invalid_section_raise(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data: .*'clips'"):
         load_recipe(write(tmp_path / "bad.yaml", minimal(data="clips")), {"data": {"videos": "other"}})
 
@@ -135,7 +135,7 @@ def test_changes_to_a_section_that_is_none(tmp_path: Path) -> None:
         ({"crop": 14, "loss": {"lpips": 1}}, {"lpips": {"network": "vgg", "backbone": "a"}}, {}, "14 .* 16 or more"),
     ],
 )
-def test_sizes_that_do_not_fit_the_model(
+def test_check_fits_sizes_that_do_not_fit_raise(
     stage: dict[str, Any], changes: dict[str, Any], config: dict[str, Any], message: str
 ) -> None:
     recipe = Recipe.model_validate(minimal(stages=[stage_values(**stage)], **changes))
@@ -144,7 +144,7 @@ def test_sizes_that_do_not_fit_the_model(
 
 
 @pytest.mark.parametrize(("network", "crop"), [("alex", 32), ("vgg", 16)])
-def test_the_smallest_crops_that_lpips_takes(network: str, crop: int) -> None:
+def test_check_fits_accepts_the_smallest_crops_of_lpips(network: str, crop: int) -> None:
     lpips = {"network": network, "backbone": "a"}
     Recipe.model_validate(minimal(stages=[stage_values(crop=crop, loss={"lpips": 1})], lpips=lpips)).check_fits(
         small_config()
@@ -153,7 +153,7 @@ def test_the_smallest_crops_that_lpips_takes(network: str, crop: int) -> None:
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_every_step_is_in_one_stage(steps: list[int]) -> None:
+def test_stage_at_maps_every_step_to_one_stage(steps: list[int]) -> None:
     recipe = Recipe.model_validate(minimal(stages=[stage_values(steps=count) for count in steps]))
     found = [recipe.stage_at(step) for step in range(recipe.steps)]
     assert found == [(index, inner) for index, count in enumerate(steps) for inner in range(count)]

@@ -1,3 +1,4 @@
+import logging
 import math
 import os
 import socket
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import random_vae, random_video, small_config
+from tests.helpers import random_latents, random_vae, random_video, small_config
 from tests.training.runs import (
     HELD_OUT,
     Material,
@@ -30,8 +31,11 @@ from tests.training.runs import (
 )
 from wan_vae import WanVAE
 from wan_vae.errors import UserError
+from wan_vae.inference.budget import format_bytes
+from wan_vae.model.halo import Halo
 from wan_vae.training import WEIGHTS_NAME, Recipe, Trainer
-from wan_vae.training.data import store_sources, whole_clips
+from wan_vae.training.data import TrainingBatches, center_crop, store_sources
+from wan_vae.training.trainer import TrainStep, load_batches
 from wan_vae.training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("own_accelerate")
@@ -59,7 +63,7 @@ def weights_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     ("precision", "block", "parts", "breaks"),
     [("bf16", "wan", 1, (1, 5, None)), ("no", "resnet", 2, (3, None))],
 )
-def test_a_run_that_was_stopped_goes_on_the_same(
+def test_trainer_resumed_equals_an_uninterrupted_run_to_the_bit(
     precision: str, block: str, parts: int, breaks: tuple[int | None, ...], material: Material, tmp_path: Path
 ) -> None:
     recipe = full_recipe(
@@ -76,7 +80,7 @@ def test_a_run_that_was_stopped_goes_on_the_same(
     assert_same(weights_of(tmp_path / "parted")[0], weights_of(tmp_path / "straight")[0])
 
 
-def test_every_part_learns_and_seeds_count(material: Material, tmp_path: Path) -> None:
+def test_trainer_changes_all_trained_parts_and_depends_on_the_seed(material: Material, tmp_path: Path) -> None:
     stages = (TAUGHT, adversarial(lpips=0, steps=1))
     begun = train(small_recipe(material, *stages), tmp_path / "a", 1)
     ended = train(small_recipe(material, *stages), tmp_path / "a")
@@ -89,7 +93,7 @@ def test_every_part_learns_and_seeds_count(material: Material, tmp_path: Path) -
         assert_same(other["weights"], begun["weights"])
 
 
-def test_how_often_it_is_looked_at_changes_nothing(material: Material, tmp_path: Path) -> None:
+def test_trainer_intervals_do_not_change_the_weights(material: Material, tmp_path: Path) -> None:
     seldom = train(small_recipe(material), tmp_path / "seldom")
     often = train(
         small_recipe(material, validate_every=1, log_every=1, checkpoint_every=1), tmp_path / "often", 2, None
@@ -97,7 +101,7 @@ def test_how_often_it_is_looked_at_changes_nothing(material: Material, tmp_path:
     assert_same(often | {"recipe": None}, seldom | {"recipe": None})
 
 
-def test_workers_change_nothing(material: Material, tmp_path: Path) -> None:
+def test_trainer_workers_do_not_change_the_state(material: Material, tmp_path: Path) -> None:
     values = recipe_values(material)
     alone = train(Recipe.model_validate(values), tmp_path / "alone", 2)
     values["data"]["workers"] = 1
@@ -114,7 +118,7 @@ def free_port() -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Add up in the same order as a process of one thread; AdamW would enlarge the rounding of gradients near zero."""
+    """Sum in the order of a single-threaded process: AdamW amplifies rounding errors of gradients near zero."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,7 +127,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def test_two_processes_are_two_parts_of_a_step(material: Material, tmp_path: Path) -> None:
+def test_trainer_two_processes_equal_two_accumulated_batches(material: Material, tmp_path: Path) -> None:
     values = recipe_values(
         material,
         TAUGHT | {"steps": 1},
@@ -134,7 +138,7 @@ def test_two_processes_are_two_parts_of_a_step(material: Material, tmp_path: Pat
         alone = train(recipe, tmp_path / "alone")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     command = [sys.executable, "-m", "wan_vae", "train", tmp_path / "recipe.yaml", "--out", tmp_path / "pair"]
-    # What `torchrun` and accelerate's launcher set.
+    # As set by `torchrun` and accelerate's launcher.
     common = os.environ | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1",
@@ -160,14 +164,14 @@ def test_two_processes_are_two_parts_of_a_step(material: Material, tmp_path: Pat
     for part in ("weights", "average", "principal", "optimizer", "adversary"):
         assert_same(pair[part], alone[part], relative=1e-3, absolute=2e-5)
     assert_same(weights_of(tmp_path / "pair")[0], weights_of(tmp_path / "alone")[0], relative=1e-3, absolute=2e-5)
-    # The comparison can fail: it is of steps, whose sizes are by far larger.
+    # The tolerances are smaller than the effect of a step.
     other = train(Recipe.model_validate(values), tmp_path / "single")
     with pytest.raises(AssertionError):
         assert_same(other["weights"], alone["weights"], relative=1e-3, absolute=2e-5)
 
 
 @pytest.mark.parametrize("block", ["wan", "resnet"])
-def test_a_frozen_encoder_stays_to_the_bit(block: str, material: Material, tmp_path: Path) -> None:
+def test_trainer_trainable_decoder_keeps_the_encoder_to_the_bit(block: str, material: Material, tmp_path: Path) -> None:
     checkpoint = tmp_path / "vae.safetensors"
     random_vae(small_config(block=block, dropout=0.2), torch.float32).save(checkpoint)
     stored = checkpoint.read_bytes()
@@ -187,7 +191,7 @@ def test_a_frozen_encoder_stays_to_the_bit(block: str, material: Material, tmp_p
     assert not torch.allclose(after.decode(latents), before.decode(latents), atol=1e-4)
 
 
-def test_fine_tuning_leaves_its_checkpoint_alone(material: Material, tmp_path: Path) -> None:
+def test_trainer_does_not_change_or_reread_its_checkpoint(material: Material, tmp_path: Path) -> None:
     checkpoint = tmp_path / "vae.safetensors"
     random_vae(small_config(), torch.float32).save(checkpoint)
     stored = checkpoint.read_bytes()
@@ -197,7 +201,7 @@ def test_fine_tuning_leaves_its_checkpoint_alone(material: Material, tmp_path: P
     train(small_recipe(material, model={"checkpoint": str(checkpoint)}), tmp_path / "run")
 
 
-def test_what_is_not_a_number_stops_the_run(material: Material, tmp_path: Path) -> None:
+def test_trainer_nonfinite_loss_raises_and_saves_the_batch(material: Material, tmp_path: Path) -> None:
     recipe = small_recipe(material, stage_values(learning_rate=1e30), checkpoint_every=1)
     message = r"step (\d): the loss or its gradient is not a number \(.* is (nan|inf)"
     with pytest.raises(UserError, match=message) as error:
@@ -213,18 +217,18 @@ def test_what_is_not_a_number_stops_the_run(material: Material, tmp_path: Path) 
     assert (video.shape[:2], video.shape[3:]) == ((2, 3), (16, 16))
     assert len(origins) == 2
     assert all(origin in message for origin in origins)
-    # The state is that of the last step whose loss was a number, and not what came of it.
+    # The state is that after the last finite step.
     assert read_state(tmp_path / "run")["step"] == step
     assert not (tmp_path / "run" / WEIGHTS_NAME).exists()
 
 
-def test_a_discriminator_that_is_not_a_number_stops_the_run(
+def test_trainer_nonfinite_discriminator_raises_and_saves_the_batch(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Trainer(small_recipe(material, adversarial(lpips=0)), tmp_path)
-    assert run._adversary is not None
-    torch.nn.init.constant_(run._adversary.model.score.bias, float("nan"))
-    # Each of several processes has a batch of its own to keep.
+    assert run._discriminator is not None
+    torch.nn.init.constant_(run._discriminator.model.score.bias, float("nan"))
+    # Each of several processes saves its own batch.
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     monkeypatch.setattr(Accelerator, "process_index", 1)
     with pytest.raises(UserError, match=r"step 0: .*\(discriminator is nan\).*bad_batch_step_0_process_1\.safetensors"):
@@ -234,7 +238,9 @@ def test_a_discriminator_that_is_not_a_number_stops_the_run(
 
 @pytest.mark.parametrize("trainable", ["all", "decoder"])
 @pytest.mark.parametrize("block", ["wan", "resnet"])
-def test_gradient_checkpointing_gives_the_same(trainable: str, block: str, material: Material, tmp_path: Path) -> None:
+def test_trainer_gradient_checkpointing_gives_the_same_weights(
+    trainable: str, block: str, material: Material, tmp_path: Path
+) -> None:
     preset = str(write_preset(tmp_path / "preset.yaml", block=block, dropout=0.2))
     states = []
     for checkpointing in (False, True):
@@ -243,17 +249,28 @@ def test_gradient_checkpointing_gives_the_same(trainable: str, block: str, mater
     assert_same(states[1]["weights"], states[0]["weights"], relative=1e-4, absolute=1e-6)
 
 
-def test_compiled_graphs_that_recompute_are_not_split(
-    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trainer_compile_with_gradient_checkpointing_scopes_the_dynamo_setting(
+    checkpointing: bool, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
-    for checkpointing in (False, True):
-        model = {"preset": str(material.preset), "compile": True, "gradient_checkpointing": checkpointing}
-        Trainer(small_recipe(material, model=model), tmp_path)
-        assert torch._dynamo.config.optimize_ddp is not checkpointing
+    forward, seen = TrainStep.forward, []
+
+    def recorded(*arguments: Any) -> Any:
+        seen.append(torch._dynamo.config.optimize_ddp)
+        return forward(*arguments)
+
+    monkeypatch.setattr(TrainStep, "compile", lambda module: None)  # takes a minute
+    monkeypatch.setattr(TrainStep, "forward", recorded)
+    before = torch._dynamo.config.optimize_ddp
+    assert before is True
+    model = {"preset": str(material.preset), "compile": True, "gradient_checkpointing": checkpointing}
+    run = Trainer(small_recipe(material, model=model), tmp_path)
+    run.run(1)
+    assert seen == [not checkpointing]
+    assert torch._dynamo.config.optimize_ddp is before
 
 
-def test_the_weights_that_are_kept(material: Material, tmp_path: Path) -> None:
+def test_trainer_writes_averaged_weights_with_latent_statistics(material: Material, tmp_path: Path) -> None:
     recipe = small_recipe(material)
     run = Trainer(recipe, tmp_path)
     figures = run.run()
@@ -262,7 +279,7 @@ def test_the_weights_that_are_kept(material: Material, tmp_path: Path) -> None:
     assert_same(dict(vae.state_dict()), dict(read_state(tmp_path)["average"]))
     sources = store_sources(recipe.data, tmp_path / "frames")
     means = []
-    for _, frames in whole_clips(sources.videos, 17, vae.config):
+    for _, frames in center_crop(sources.videos, 17, vae.config):
         final = vae.encode(torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1)
         means.append(torch.stack([final, final.square()]).mean(dim=(1, 3, 4, 5)))
     mean, square = torch.stack(means).mean(dim=0)
@@ -275,14 +292,14 @@ def test_the_weights_that_are_kept(material: Material, tmp_path: Path) -> None:
     assert_same(dict(WanVAE.from_pretrained(tmp_path / WEIGHTS_NAME).state_dict()), dict(vae.state_dict()))
 
 
-def test_what_is_gained_over_a_checkpoint(material: Material, tmp_path: Path) -> None:
+def test_trainer_from_a_checkpoint_returns_metrics_before_and_after(material: Material, tmp_path: Path) -> None:
     checkpoint = tmp_path / "vae.safetensors"
     random_vae(small_config(), torch.float32).save(checkpoint)
     recipe = small_recipe(material, model={"checkpoint": str(checkpoint)})
     sources = store_sources(recipe.data, tmp_path / "run" / "frames")
     vae = WanVAE.from_pretrained(checkpoint)
-    before = validate(vae, whole_clips(sources.held_out, recipe.validation_frames, vae.config), None).scalars
-    for last in (1, 2):  # the second goes on from the state of the first
+    before = validate(vae, center_crop(sources.held_out, recipe.validation_frames, vae.config), None).scalars
+    for last in (1, 2):  # the second resumes the first
         figures = Trainer(recipe, tmp_path / "run").run(last)
         assert figures.keys() == {"psnr_at_start", "ssim_at_start", "psnr", "ssim"}
         assert {name: figures[f"{name}_at_start"] for name in ("psnr", "ssim")} == pytest.approx(before)
@@ -291,16 +308,38 @@ def test_what_is_gained_over_a_checkpoint(material: Material, tmp_path: Path) ->
     assert [event.step for event in log.Scalars("validation/psnr")] == [0, 1, 2]
 
 
-def test_a_notice_where_nothing_is_held_out(
+def test_trainer_warns_only_if_nothing_is_held_out(
     material: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Trainer(small_recipe(material), tmp_path / "held_out").run(1)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     Trainer(small_recipe(material, data={"videos": str(material.videos)}), tmp_path / "all").run(1)
     assert "held_out in the recipe's section data" in caplog.text
 
 
-def test_photos_are_enough(material: Material, tmp_path: Path) -> None:
+def test_trainer_logs_frame_store_size_and_held_out_psnr(
+    material: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
+    recipe = small_recipe(material, model={"checkpoint": str(tmp_path / "vae.safetensors")})
+    with caplog.at_level(logging.INFO, "wan_vae"):
+        metrics = Trainer(recipe, tmp_path / "run").run(2)
+    size = sum(path.stat().st_size for path in (tmp_path / "run" / "frames").iterdir())
+    assert [record.getMessage() for record in caplog.records if record.name == "wan_vae"] == [
+        f"the frame store {tmp_path / 'run' / 'frames'} takes {format_bytes(size)}: 3 clips, 2 photos, 1 held out.",
+        f"step 0: held-out PSNR {metrics['psnr_at_start']:.2f} dB.",
+        f"step 2: held-out PSNR {metrics['psnr']:.2f} dB.",
+    ]
+
+
+def test_trainer_without_held_out_clips_returns_the_losses_of_the_last_step(material: Material, tmp_path: Path) -> None:
+    metrics = Trainer(small_recipe(material, data={"videos": str(material.videos)}, log_every=1000), tmp_path).run(2)
+    assert {"l1", "kl", "total"} <= metrics.keys()
+    log = EventAccumulator(str(tmp_path / "log")).Reload()
+    assert [event.step for event in log.Scalars("train/l1")] == [2]
+
+
+def test_trainer_with_photos_only_returns_losses(material: Material, tmp_path: Path) -> None:
     data = {"photos": str(material.photos), "photo_short_side": 48}
     run = Trainer(small_recipe(material, data=data, log_every=1), tmp_path)
     figures = run.run(2)
@@ -309,7 +348,7 @@ def test_photos_are_enough(material: Material, tmp_path: Path) -> None:
     assert vae.config.latent_std != small_config().latent_std
 
 
-def test_the_log(material: Material, tmp_path: Path) -> None:
+def test_trainer_writes_losses_and_validations_to_tensorboard(material: Material, tmp_path: Path) -> None:
     recipe = full_recipe(material, tmp_path, log_every=1, validate_every=2)
     train(recipe, tmp_path, 3, 6)
     log = EventAccumulator(str(tmp_path / "log"), size_guidance={"scalars": 0, "images": 0}).Reload()
@@ -324,7 +363,7 @@ def test_the_log(material: Material, tmp_path: Path) -> None:
     assert rates[0] == rates[1] == pytest.approx(0.002)
 
 
-def test_it_learns(material: Material, tmp_path: Path) -> None:
+def test_trainer_reduces_the_loss(material: Material, tmp_path: Path) -> None:
     preset = write_preset(tmp_path / "preset.yaml", encoder_width=8, decoder_width=8, latent_channels=4)
     data = {"photos": str(material.photos), "photo_short_side": 48}
     stage = stage_values(steps=40, batch=4, lengths={1: 1.0}, learning_rate=0.005, warmup=5, taught=True)
@@ -334,7 +373,7 @@ def test_it_learns(material: Material, tmp_path: Path) -> None:
     assert last["l1"] < 0.6 * first["l1"]
 
 
-def test_a_request_to_stop(material: Material, tmp_path: Path) -> None:
+def test_trainer_request_stop_ends_after_the_step(material: Material, tmp_path: Path) -> None:
     run = Trainer(small_recipe(material), tmp_path / "run")
     run.request_stop()
     run.run()
@@ -343,7 +382,7 @@ def test_a_request_to_stop(material: Material, tmp_path: Path) -> None:
     assert_same(train(small_recipe(material), tmp_path / "run"), train(small_recipe(material), tmp_path / "straight"))
 
 
-def test_another_run_in_the_folder(material: Material, tmp_path: Path) -> None:
+def test_trainer_folder_of_another_recipe_raises(material: Material, tmp_path: Path) -> None:
     train(small_recipe(material), tmp_path, 1)
     with pytest.raises(UserError, match="seed = 0, not 1"):
         Trainer(small_recipe(material, seed=1), tmp_path)
@@ -358,24 +397,72 @@ def test_another_run_in_the_folder(material: Material, tmp_path: Path) -> None:
         ({"data": {"videos": "nowhere"}}, "nowhere is neither a file nor a folder"),
     ],
 )
-def test_what_cannot_begin(changes: dict[str, Any], message: str, material: Material, tmp_path: Path) -> None:
+def test_trainer_invalid_recipe_raises_and_writes_no_state(
+    changes: dict[str, Any], message: str, material: Material, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message):
         Trainer(small_recipe(material, **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
-def test_a_precision_that_would_need_scaled_gradients(
-    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trainer_fp16_raises(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(UserError, match=r"set mixed_precision to fp16, .*bf16 or no\."):
         Trainer(small_recipe(material, mixed_precision=None), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_clips_that_are_too_short_are_found_before_the_first_step(material: Material, tmp_path: Path) -> None:
+def test_trainer_too_short_clips_raise_before_the_first_step(material: Material, tmp_path: Path) -> None:
     stages = (stage_values(), stage_values(name="last", lengths={17: 1.0}))
     recipe = small_recipe(material, *stages, data={"videos": str(material.videos), "workers": 1})
     with pytest.raises(UserError, match="no training clip has 17 frames, which stage last asks for") as error:
         train(recipe, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_load_batches_workers_give_the_same_batches(material: Material, tmp_path: Path) -> None:
+    recipe = small_recipe(material)
+    batches = TrainingBatches(store_sources(recipe.data, tmp_path), recipe, 1)
+    for workers in (0, 1):
+        found = list(load_batches(batches, range(1, 4), workers))
+        assert [number for number, _ in found] == [1, 2, 3]
+        for number, batch in found:
+            assert torch.equal(batch.video, batches[number].video)
+            assert batch.origins == batches[number].origins
+
+
+CONFIG = small_config()
+
+
+def test_train_step_without_targets_decodes_a_sample() -> None:
+    vae, video = random_vae(CONFIG), random_video(5, 8, 8)
+    torch.manual_seed(0)
+    reconstruction, posterior = TrainStep(vae)(video)
+    torch.manual_seed(0)
+    expected, _ = vae(video, sample=True)
+    assert torch.equal(reconstruction, expected)
+    torch.testing.assert_close(posterior.mean, vae.posterior(video).mean)
+
+
+def test_train_step_with_targets_decodes_them_with_posterior_noise() -> None:
+    vae, video, code = random_vae(CONFIG), random_video(5, 8, 8), random_latents(CONFIG, 3, 4, 4)
+    torch.manual_seed(0)
+    reconstruction, posterior = TrainStep(vae)(video, code)
+    torch.manual_seed(0)
+    noise = posterior.sample() - posterior.mean
+    assert noise.std() > 0.1
+    torch.testing.assert_close(reconstruction, vae.pixels(code + noise, Halo()))
+
+
+def test_train_step_with_targets_separates_encoder_and_decoder_gradients() -> None:
+    vae, video, code = random_vae(CONFIG).requires_grad_(True), random_video(5, 8, 8), random_latents(CONFIG, 3, 4, 4)
+    reconstruction, posterior = TrainStep(vae)(video, code)
+    posterior.mean.sum().backward(retain_graph=True)
+    assert all(weight.grad is None for weight in vae.decoder.parameters())
+    assert any(weight.grad is not None for weight in vae.encoder.parameters())
+    reconstruction.sum().backward()
+    assert any(weight.grad is not None for weight in vae.decoder.parameters())
+    # With targets, the decoder's output does not depend on the posterior's mean.
+    assert vae.quant_conv.bias is not None
+    assert vae.quant_conv.bias.grad is not None
+    torch.testing.assert_close(vae.quant_conv.bias.grad[:3], torch.full((3,), 3.0 * 4 * 4, dtype=torch.float64))

@@ -1,6 +1,7 @@
-"""Training batches: random crops of clips, and photos that a virtual camera pans and zooms over.
+"""Training data: a store of decoded frames, and batches of random crops from it.
 
-The frame store: sources decoded and scaled once, then cut from at random without decoding anything again.
+Sources are decoded and scaled once, into arrays on disk that random crops are read from. Photos become clips by a
+virtual camera that pans and zooms.
 """
 
 import hashlib
@@ -9,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -28,33 +28,47 @@ from wan_vae.training.recipe import DataSection, Recipe, Stage
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v")
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+LARGEST_ZOOM_OUT = 1.5
+PAN_PIXELS_PER_FRAME = 1.5
+ZOOM_PER_FRAME = 0.005
 
 
 @dataclass(frozen=True)
 class StoredClip:
-    """A clip in the store.
+    """A clip in the frame store: an array (count, height, width, 3) of uint8 RGB at `path`."""
 
-    Attributes:
-        name: The source's file name.
-        path: Of the stored array (n, height, width, 3), uint8 RGB.
-        count: n.
-    """
-
-    name: str
+    name: str  # file name of the source
     path: Path
     count: int
 
     def frames(self) -> NDArray[np.uint8]:
-        """Return the frames, mapped from disk; the file is open for as long as they are held."""
+        """Return the frames, memory-mapped."""
         mapped: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
         return mapped
 
 
+@dataclass(frozen=True)
+class Sources:
+    """The stored data of a run; photos are clips of one frame, and only what is held out is validated on."""
+
+    videos: tuple[StoredClip, ...]
+    photos: tuple[StoredClip, ...]
+    held_out: tuple[StoredClip, ...]
+
+    def names(self) -> dict[str, list[str]]:
+        """Return the file names by kind, which identify the data when a run is resumed elsewhere."""
+        return {kind: [clip.name for clip in clips] for kind, clips in vars(self).items()}
+
+    def stored_bytes(self) -> int:
+        """Return the size of the stored arrays."""
+        return sum(clip.path.stat().st_size for clips in vars(self).values() for clip in clips)
+
+
 def find_sources(place: Path | None, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files at `place`, a file or a folder, sorted by name.
+    """Return the file `place`, or the files in and below the folder `place` that have one of the suffixes, sorted.
 
     Raises:
-        UserError: There is nothing there that could be read.
+        UserError: `place` does not exist, or the folder has no such file.
     """
     if place is None:
         return []
@@ -69,14 +83,9 @@ def find_sources(place: Path | None, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def store_clip(source: Path, folder: Path, *, short_side: int, most_frames: int, enlarge: bool) -> StoredClip:
-    """Decode a source into the store, unless it is there already.
+    """Decode up to `most_frames` frames of a clip or image into the frame store, unless they are already there.
 
-    Args:
-        source: A clip or an image.
-        folder: Of the store.
-        short_side: What the frames' short side is scaled to, in pixels.
-        most_frames: How many frames are stored at most.
-        enlarge: Whether smaller frames are scaled up, too.
+    Frames are scaled to `short_side` pixels on their short side; smaller frames only with `enlarge`.
     """
     status = source.stat()
     identity = [str(source.resolve()), status.st_size, status.st_mtime_ns, short_side, most_frames, enlarge]
@@ -88,57 +97,28 @@ def store_clip(source: Path, folder: Path, *, short_side: int, most_frames: int,
             scale = scale if enlarge else min(scale, 1.0)
             size = round(clip.info.width * scale), round(clip.info.height * scale)
         with open_clip(source, size=size, frames=(0, most_frames)) as clip, written_beside(path) as beside:
-            _write(beside, clip.info.frames, size, clip.chunks(16))
+            _write_array(beside, (clip.info.frames, size[1], size[0], 3), clip.chunks(16))
     return StoredClip(source.name, path, count=len(np.load(path, mmap_mode="r")))
 
 
-def _write(path: Path, most_frames: int, size: tuple[int, int], chunks: Iterator[Frames]) -> None:
-    # Written rather than mapped: a disk that is full is then an error, not the end of the process.
-    with path.open("wb") as file:
-        _write_header(file, most_frames, size)
+def _write_array(path: Path, shape: tuple[int, int, int, int], chunks: Iterator[Frames]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:  # not memory-mapped, where a full disk would kill the process
+        np.lib.format.write_array_header_1_0(file, header)
         begin, written = file.tell(), 0
         for chunk in chunks:
             file.write(np.ascontiguousarray(eight_bits(chunk)).data)
             written += len(chunk)
-        file.seek(0)
-        _write_header(file, written, size)  # an interlaced source may have fewer frames than its file says
+        file.seek(0)  # an interlaced source may have fewer frames than its file announces
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (written, *shape[1:])})
         assert file.tell() == begin
 
 
-def _write_header(file: BinaryIO, frames: int, size: tuple[int, int]) -> None:
-    shape = (frames, size[1], size[0], 3)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
-LARGEST_ZOOM_OUT = 1.5
-PAN_PIXELS_PER_FRAME = 1.5
-ZOOM_PER_FRAME = 0.005
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a run trains on, and what it is validated on.
-
-    Attributes:
-        videos: Clips to crop from.
-        photos: Clips of one frame each.
-        held_out: Clips and photos that training never sees.
-    """
-
-    videos: tuple[StoredClip, ...]
-    photos: tuple[StoredClip, ...]
-    held_out: tuple[StoredClip, ...]
-
-    def names(self) -> dict[str, list[str]]:
-        """Return the file names of all, by which a run knows its sources again wherever they lie."""
-        return {kind: [clip.name for clip in clips] for kind, clips in vars(self).items()}
-
-
 def store_sources(data: DataSection, folder: Path) -> Sources:
-    """Bring everything a recipe names into the frame store at `folder`.
+    """Decode all sources of a recipe into the frame store at `folder`.
 
     Raises:
-        UserError: A source cannot be read, or a name that is to be held out is not among them.
+        UserError: A source cannot be read, or `held_out` names an unknown source or all of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder)
@@ -147,41 +127,34 @@ def store_sources(data: DataSection, folder: Path) -> Sources:
     unknown = set(data.held_out) - {path.name for path, _ in paths}
     if unknown:
         raise UserError(f"held_out names {min(unknown)}, which is not among the training data.")
-    videos: list[StoredClip] = []
-    photos: list[StoredClip] = []
-    held_out: list[StoredClip] = []
+    stored: dict[str, list[StoredClip]] = {"videos": [], "photos": [], "held_out": []}
     for path, is_video in paths:
         short_side = data.video_short_side if is_video else data.photo_short_side
-        stored = store_clip(path, folder, short_side=short_side, most_frames=data.most_frames, enlarge=is_video)
-        (held_out if path.name in data.held_out else videos if is_video else photos).append(stored)
-    if not videos and not photos:
+        clip = store_clip(path, folder, short_side=short_side, most_frames=data.most_frames, enlarge=is_video)
+        stored["held_out" if path.name in data.held_out else "videos" if is_video else "photos"].append(clip)
+    if not stored["videos"] and not stored["photos"]:
         raise UserError("held_out names every source; leave something to train on.")
-    return Sources(tuple(videos), tuple(photos), tuple(held_out))
+    return Sources(**{kind: tuple(clips) for kind, clips in stored.items()})
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What one process takes in at once.
+    """A batch of one process."""
 
-    Attributes:
-        video: (B, 3, T, crop, crop) in [-1, 1].
-        origins: Of every clip: where it was cut from.
-    """
-
-    video: Tensor
-    origins: tuple[str, ...]
+    video: Tensor  # (B, 3, T, crop, crop) in [-1, 1]
+    origins: tuple[str, ...]  # file and position of every clip
 
 
 class TrainingBatches(Dataset[TrainingBatch]):
-    """The batches of a whole run by number; each depends on the seed and its number alone, whatever came before.
+    """All batches of a run by number; a batch is a function of its number and the recipe's seed.
 
     Args:
-        sources: What to cut from.
-        recipe: Its stages and its seed.
-        batches_per_step: Batches, over all processes, that an optimizer step takes.
+        sources: Data to crop from.
+        recipe: Stages and seed.
+        batches_per_step: Batches per optimizer step, over all processes.
 
     Raises:
-        UserError: No clip is as long as a stage asks for, and there is no photo to stand in.
+        UserError: A stage needs longer clips than there are, and there are no photos.
     """
 
     def __init__(self, sources: Sources, recipe: Recipe, batches_per_step: int) -> None:
@@ -201,29 +174,33 @@ class TrainingBatches(Dataset[TrainingBatch]):
     def __getitem__(self, number: int) -> TrainingBatch:
         step = number // self._batches_per_step
         stage = self._recipe.stages[self._recipe.stage_at(step)[0]]
-        # All processes of a step draw the same length, so that none waits for another.
+        # The length depends on the step only, so that all processes have equal work.
         lengths, shares = zip(*sorted(stage.lengths.items()), strict=True)
-        shares_of_one = np.array(shares) / sum(shares)
-        length = int(np.random.default_rng((self._recipe.seed, 0, step)).choice(lengths, p=shares_of_one))
+        probabilities = np.array(shares) / sum(shares)
+        length = int(np.random.default_rng((self._recipe.seed, 0, step)).choice(lengths, p=probabilities))
         random = np.random.default_rng((self._recipe.seed, 1, number))
         clips = [self._clip(stage, length, random) for _ in range(stage.batch)]
         return TrainingBatch(torch.stack([video for video, _ in clips]), tuple(origin for _, origin in clips))
 
     def _clip(self, stage: Stage, length: int, random: np.random.Generator) -> tuple[Tensor, str]:
-        fitting = [clip for clip in self._videos if clip.count >= length]
-        if self._photos and (not fitting or random.random() < stage.photo_share):
+        long_enough = [clip for clip in self._videos if clip.count >= length]
+        if self._photos and (not long_enough or random.random() < stage.photo_share):
             clip = self._photos[random.integers(len(self._photos))]
-            levels, where = ken_burns(clip.frames()[0], length, stage.crop, random)
+            levels, position = ken_burns(clip.frames()[0], length, stage.crop, random)
         else:
-            clip = fitting[random.integers(len(fitting))]
-            levels, where = random_crop(clip.frames(), length, stage.crop, random)
+            clip = long_enough[random.integers(len(long_enough))]
+            levels, position = random_crop(clip.frames(), length, stage.crop, random)
         if random.random() < 0.5:
             levels = levels.flip(-1)
-        return levels / 127.5 - 1, f"{clip.name} {where}"
+        return levels / 127.5 - 1, f"{clip.name} {position}"
 
 
 def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
-    """Cut out (3, T, crop, crop) in [0, 255], from a square up to `LARGEST_ZOOM_OUT` as large."""
+    """Crop a random square of successive frames (n, height, width, 3), up to `LARGEST_ZOOM_OUT` times `crop` wide.
+
+    Returns:
+        The square, scaled to (3, length, crop, crop) in [0, 255], and a description of its position.
+    """
     count, height, width = frames.shape[:3]
     side = min(round(crop * random.uniform(1, LARGEST_ZOOM_OUT)), height, width)
     first = int(random.integers(count - length + 1))
@@ -236,32 +213,31 @@ def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.ra
 
 
 def ken_burns(photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
-    """Move a window over a photo: (3, T, crop, crop) in [0, 255]."""
+    """Pan and zoom over a photo (height, width, 3); the results are those of `random_crop`."""
     height, width = photo.shape[:2]
-    # In photo pixels per pixel of the crop; at most half of the photo's short side is seen.
+    # Photo pixels per output pixel, such that the view covers at most half of the photo's short side.
     scale = random.uniform(1, max(1.0, 0.5 * min(height, width) / crop))
     half = 0.5 * crop * scale
     center = [random.uniform(min(half, side / 2), max(side - half, side / 2)) for side in (width, height)]
     pan = random.normal(0, PAN_PIXELS_PER_FRAME, 2) * scale
     zoom = random.normal(0, ZOOM_PER_FRAME)
     image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].to(torch.float32)
-    if scale > 1:  # otherwise pixels that fall between the crop's would be skipped
-        image = F.interpolate(
-            image, size=(round(height / scale), round(width / scale)), mode="bilinear", antialias=True
-        )
-    paths = []
+    if scale > 1:  # grid_sample alone would alias
+        size = round(height / scale), round(width / scale)
+        image = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+    views = []
     for time in range(length):
-        away = time - (length - 1) / 2
-        view = half * math.exp(zoom * away)
-        x, y = (center[axis] + pan[axis] * away for axis in (0, 1))
-        paths.append([[2 * view / width, 0, 2 * x / width - 1], [0, 2 * view / height, 2 * y / height - 1]])
-    grid = F.affine_grid(torch.tensor(paths, dtype=torch.float32), [length, 3, crop, crop], align_corners=False)
+        offset = time - (length - 1) / 2
+        view = half * math.exp(zoom * offset)
+        x, y = (center[axis] + pan[axis] * offset for axis in (0, 1))
+        views.append([[2 * view / width, 0, 2 * x / width - 1], [0, 2 * view / height, 2 * y / height - 1]])
+    grid = F.affine_grid(torch.tensor(views, dtype=torch.float32), [length, 3, crop, crop], align_corners=False)
     levels = F.grid_sample(image.expand(length, -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
     return levels.transpose(0, 1), f"{scale:.2f} times reduced around {center[0]:.0f},{center[1]:.0f}"
 
 
-def whole_clips(clips: Sequence[StoredClip], length: int, config: VAEConfig) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield the first `length` frames of clips, cropped in the middle to sizes and lengths that a model takes."""
+def center_crop(clips: Sequence[StoredClip], length: int, config: VAEConfig) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield name and at most `length` frames of each clip, center-cropped to a size and length that the model takes."""
     for clip in clips:
         frames = clip.frames()[:length]
         count = len(frames) - (len(frames) - 1) % config.temporal_compression

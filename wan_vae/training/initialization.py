@@ -1,9 +1,7 @@
-"""Where training sets out from: random weights that learn fast, a checkpoint, or a run's own state.
+"""The weights that training starts from, and PCA targets for the first steps from random weights.
 
-Principal components of clips, the best linear latents there are: a target that starts encoder and decoder off.
-
-An autoencoder that begins from random weights learns slowly at first, since each half waits for the other. Taught a
-fixed code, both learn at once, and what they learn is near linear.
+From random weights, encoder and decoder learn slowly at first because each depends on the other. With the PCA of the
+data as a fixed target for the encoder and a fixed input of the decoder, both learn at once.
 """
 
 from collections.abc import Iterable
@@ -18,16 +16,15 @@ from wan_vae.model.blocks import PreActivationBlock, ResidualBlock
 from wan_vae.training.recipe import Recipe
 from wan_vae.vae import WanVAE
 
+BIAS_SPREAD = 0.7
+FIRST_LOG_VARIANCE = -6.0
 
-class PrincipalComponents(nn.Module):
-    """(B, 3, T, H, W) in [-1, 1] -> its patches' principal components (B, z, t, h, w).
 
-    A patch is what one latent pixel stands for. The first frame, which a latent frame has for itself, counts as one
-    that stands still. All components share one scale, such that their mean square is 1: distances in them are
-    distances in pixels.
+class PCATargets(nn.Module):
+    """(B, 3, T, H, W) in [-1, 1] -> PCA coefficients (B, z, t, h, w) of the patches that latent pixels stand for.
 
-    Args:
-        config: Of the model to teach: its compression and its latent channels.
+    The first frame is repeated to fill its patch, for it has a latent frame to itself. One scale for all components
+    makes their mean square 1, so that distances are proportional to distances in pixels.
     """
 
     mean: Tensor
@@ -42,7 +39,7 @@ class PrincipalComponents(nn.Module):
 
     @torch.no_grad()
     def fit(self, videos: Iterable[Tensor]) -> None:
-        """Measure mean and components over clips, in memory that does not grow with their number."""
+        """Compute mean and components over videos, in memory that does not grow with their number."""
         size = len(self.mean)
         count, total, products = 0, torch.zeros(size).double(), torch.zeros(size, size).double()
         for video in videos:
@@ -52,10 +49,9 @@ class PrincipalComponents(nn.Module):
             products += patches.T @ patches
         mean = total / count
         covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
-        # Ascending, so the largest are last. Of clips that never change, all are zero but for rounding errors.
-        variances, vectors = torch.linalg.eigh(covariance)
+        variances, vectors = torch.linalg.eigh(covariance)  # ascending
         kept = self.components.shape[0]
-        scale = variances[-kept:].mean().clamp(min=1e-12).sqrt()
+        scale = variances[-kept:].mean().clamp(min=1e-12).sqrt()  # constant videos have no variance
         self.mean.copy_(mean)
         self.components.copy_(vectors[:, -kept:].flip(1).T / scale)
 
@@ -64,27 +60,19 @@ class PrincipalComponents(nn.Module):
         return torch.einsum("bthwp,zp->bzthw", self._patches(video) - self.mean, self.components)
 
     def _patches(self, video: Tensor) -> Tensor:
-        still = video[:, :, :1].expand(-1, -1, self._time, -1, -1)
-        frames = torch.cat([still, video[:, :, 1:]], dim=2)
-        return rearrange(
-            frames, "b c (t f) (h p) (w q) -> b t h w (c f p q)", f=self._time, p=self._space, q=self._space
-        )
+        repeated = video[:, :, :1].expand(-1, -1, self._time, -1, -1)
+        frames = torch.cat([repeated, video[:, :, 1:]], dim=2)
+        sizes = {"f": self._time, "p": self._space, "q": self._space}
+        return rearrange(frames, "b c (t f) (h p) (w q) -> b t h w (c f p q)", **sizes)
 
 
-BIAS_SPREAD = 0.7
-FIRST_LOG_VARIANCE = -6.0
+def initial_vae(recipe: Recipe, state: dict[str, Any] | None, device: torch.device) -> WanVAE:
+    """Return the VAE to train, in which only the weights that the recipe trains require gradients.
 
-
-def starting_point(recipe: Recipe, state: dict[str, Any] | None, device: torch.device) -> WanVAE:
-    """Return the VAE to train on `device`, with gradients for what the recipe trains.
-
-    Args:
-        recipe: Its preset or checkpoint.
-        state: Of a run to go on with, whose architecture then counts; its weights are loaded by whoever has it.
-        device: Where it goes.
+    Of the `state` of a run to resume only the architecture is used; the caller loads the weights.
 
     Raises:
-        UserError: The preset or the checkpoint cannot be read, or the recipe's sizes do not fit it.
+        UserError: The preset or checkpoint cannot be read, or the recipe's sizes do not fit the architecture.
     """
     if state is not None:
         vae = WanVAE(VAEConfig.from_dict(state["config"], origin="the run's state"))
@@ -101,14 +89,13 @@ def starting_point(recipe: Recipe, state: dict[str, Any] | None, device: torch.d
         vae.quant_conv.requires_grad_(False)
     vae.set_gradient_checkpointing(recipe.model.gradient_checkpointing)
     for module in vae.modules():
-        if isinstance(module, nn.Conv3d):
-            # The layout in which convolutions are fastest, on a CPU as on a GPU.
+        if isinstance(module, nn.Conv3d):  # the fastest layout of convolutions on CPU and GPU
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
     return vae.to(device)
 
 
-def in_training_mode(vae: WanVAE, recipe: Recipe) -> None:
-    """Put in training mode what the recipe trains; batch norms in a frozen encoder must not go on measuring."""
+def set_training_mode(vae: WanVAE, recipe: Recipe) -> None:
+    """Set training mode, except in a frozen encoder, whose batch norms must not update their statistics."""
     vae.train()
     if recipe.model.trainable == "decoder":
         vae.encoder.eval()
@@ -116,12 +103,11 @@ def in_training_mode(vae: WanVAE, recipe: Recipe) -> None:
 
 @torch.no_grad()
 def init_for_training(vae: WanVAE) -> None:
-    """Change a VAE's random weights so that it learns faster from the first step on.
+    """Change a VAE's random weights so that it learns faster in its first steps.
 
-    Blocks with an identity skip begin as the identity (Goyal et al. 2017, section 5.1, does so with a zero gamma). And
-    the first convolutions get biases as large as their outputs: RMSNorm divides by a pixel's length, so how bright a
-    pixel is can only be told beside channels that do not depend on it. The posterior starts narrow, so that its noise
-    does not drown what little the latents say at first.
+    Residual branches start at zero (as in Goyal et al. 2017, section 5.1). The biases of the first convolutions get
+    the spread of their outputs: RMSNorm divides by a pixel's norm, so brightness is lost unless some channels do not
+    depend on it. The posterior starts narrow, so that its noise does not hide the latents.
     """
     for module in vae.modules():
         if isinstance(module, (ResidualBlock, PreActivationBlock)):

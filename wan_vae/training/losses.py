@@ -1,11 +1,6 @@
-"""What a training step minimizes: the losses of its stage, each with its weight.
+"""The losses of a training step and the discriminator behind the adversarial one."""
 
-What a reconstruction is trained to be close in: pixels, latents, and perception.
-
-The adversary: a discriminator of space-time patches, and its side of the training.
-"""
-
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -15,75 +10,64 @@ from torch import Tensor, nn
 
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.posterior import Posterior
-from wan_vae.training.checkpoint import check_numbers
+from wan_vae.training.checkpoint import check_finite
 from wan_vae.training.recipe import Stage
 
 
 def kl_per_value(posterior: Posterior, video: Tensor) -> Tensor:
-    """Divergence from a standard normal, summed over the latents, per value of the video (B, 3, T, H, W).
+    """KL divergence from a standard normal, summed over the latents and divided by the values of a clip.
 
-    In this unit a weight of 1e-6 beside a mean absolute error is that of Stable Diffusion's autoencoders (Rombach et
-    al. 2022), which sum both.
+    In this unit a weight of 1e-6 next to a mean absolute error equals the weighting of Stable Diffusion's autoencoders
+    (Rombach et al. 2022), which sum both.
     """
     return posterior.kl().mean() / video[0].numel()
 
 
 def random_frames(reconstruction: Tensor, video: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Choose at most `count` frames of every clip, the same of both: two (B * count, 3, H, W)."""
+    """Draw the same frames of two videos (B, 3, T, H, W), at most `count` per clip: two (B * count, 3, H, W)."""
     batch, _, length = video.shape[:3]
-    count = min(count, length)
-    chosen = torch.randint(length, (batch, count), device=video.device)
+    chosen = torch.randint(length, (batch, min(count, length)), device=video.device)
     rows = torch.arange(batch, device=video.device)[:, None]
-    return (
-        reconstruction.transpose(1, 2)[rows, chosen].flatten(0, 1),
-        video.transpose(1, 2)[rows, chosen].flatten(0, 1),
-    )
+    one, other = (clips.transpose(1, 2)[rows, chosen].flatten(0, 1) for clips in (reconstruction, video))
+    return one, other
 
 
 class PatchDiscriminator(nn.Module):
     """(B, 3, T, H, W) -> scores of overlapping patches (B, 1, t, h, w), high for real clips.
 
-    The PatchGAN of pix2pix (Isola et al. 2017) with 3-D convolutions; the stride in time begins with the second
-    layer, and group norm stands for batch norm, whose statistics would differ from process to process.
+    PatchGAN (Isola et al. 2017) with 3-D convolutions. Temporal stride begins in the second layer. Group norm replaces
+    batch norm, whose statistics would differ between processes.
     """
 
     def __init__(self, width: int = 32, layers: int = 3) -> None:
         super().__init__()
         widths = [3] + [width * 2**layer for layer in range(layers)]
         self.convs = nn.ModuleList(
-            nn.Conv3d(
-                widths[layer],
-                widths[layer + 1],
-                kernel_size=(3, 4, 4),
-                stride=(1 if layer == 0 else 2, 2, 2),
-                padding=(1, 1, 1),
-            )
-            for layer in range(layers)
+            nn.Conv3d(before, after, kernel_size=(3, 4, 4), stride=(2 if layer else 1, 2, 2), padding=1)
+            for layer, (before, after) in enumerate(pairwise(widths))
         )
-        self.norms = nn.ModuleList(
-            nn.Identity() if layer == 0 else nn.GroupNorm(8, widths[layer + 1]) for layer in range(layers)
-        )
+        self.norms = nn.ModuleList([nn.Identity(), *(nn.GroupNorm(8, after) for after in widths[2:])])
         self.score = nn.Conv3d(widths[-1], 1, kernel_size=3, padding=1)
 
     def forward(self, video: Tensor) -> Tensor:
         x = video
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.leaky_relu(norm(conv(x)), 0.2)
-        # In float32 whatever the rest is in: of a convolution to a single channel, the gradient that oneDNN computes in
-        # bfloat16 is not the same each time, and a run that goes on would not be the same run.
+        # In float32: oneDNN's bfloat16 gradient of a convolution to one channel is not deterministic, and a resumed run
+        # would differ from an uninterrupted one.
         with torch.autocast(x.device.type, enabled=False):
             return self.score(x.float())
 
 
-class Adversary:
-    """A discriminator that learns to tell reconstructions from clips, under the hinge loss (Lim and Ye 2017).
+class DiscriminatorLoss:
+    """A `PatchDiscriminator` under the hinge loss (Lim and Ye 2017), with its optimizer.
 
     Args:
-        accelerator: Prepares the discriminator and takes its steps.
-        gradient_clip: Longest gradient, by norm over all weights; longer ones are scaled down.
+        accelerator: Prepares the discriminator and takes its optimizer steps.
+        gradient_clip: Largest gradient norm over all weights; larger gradients are scaled down.
 
     Attributes:
-        model: The discriminator as `accelerate` prepared it.
+        model: The discriminator as prepared by `accelerator`.
     """
 
     def __init__(self, accelerator: Accelerator, gradient_clip: float) -> None:
@@ -93,82 +77,72 @@ class Adversary:
         self._accelerator = accelerator
         self._gradient_clip = gradient_clip
 
-    def loss_of(self, reconstruction: Tensor) -> Tensor:
-        """How far a reconstruction is from being taken for real; its gradient leaves the discriminator alone."""
+    def generator_loss(self, reconstruction: Tensor) -> Tensor:
+        """Return the negative mean score of a reconstruction; the discriminator gets no gradients."""
         discriminator = self._accelerator.unwrap_model(self.model).requires_grad_(False)
         loss = -discriminator(reconstruction).mean()
         discriminator.requires_grad_(True)
         return loss
 
-    def learn(self, video: Tensor, reconstruction: Tensor, rate: float) -> Tensor:
-        """Take a step towards scores above 1 for `video` and below -1 for `reconstruction`; returns the loss.
+    def update(self, video: Tensor, reconstruction: Tensor, rate: float) -> Tensor:
+        """Train the discriminator towards scores above 1 for `video`, below -1 for `reconstruction`; return its loss.
 
         Raises:
-            NotANumberError: The loss or its gradient is not one; no weight was changed.
+            NonFiniteError: The loss or the gradient norm is infinite or NaN; no weight was changed.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         real, fake = self.model(torch.cat([video, reconstruction.detach()])).chunk(2)
         loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-        check_numbers({"discriminator": loss})
+        check_finite({"discriminator": loss})
         self._accelerator.backward(loss)
         if self._accelerator.sync_gradients:
             norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._gradient_clip)
-            check_numbers({"discriminator_gradient_norm": cast(Tensor, norm)})
+            check_finite({"discriminator_gradient_norm": cast(Tensor, norm)})
         self._optimizer.step()
         self._optimizer.zero_grad()
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights and optimizer state."""
+        """Return the states of the discriminator and its optimizer."""
         weights = self._accelerator.unwrap_model(self.model).state_dict()
         return {"weights": weights, "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self._accelerator.unwrap_model(self.model).load_state_dict(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
 
 
-@dataclass(frozen=True)
-class Objective:
-    """Measures the losses of a reconstruction, and sums them up.
+def training_losses(
+    stage: Stage,
+    step: int,
+    video: Tensor,
+    reconstruction: Tensor,
+    posterior: Posterior,
+    pca_targets: Tensor | None,
+    lpips: LPIPS | None,
+    discriminator: DiscriminatorLoss | None,
+) -> dict[str, Tensor]:
+    """Return the unweighted losses of a stage by name, and their weighted sum as `total`.
 
-    Attributes:
-        perceptual: Measures LPIPS; None where no stage weighs it.
-        adversary: Takes reconstructions for real or not; None where no stage weighs that.
+    Args:
+        stage: The stage, which has the weights.
+        step: Step number within the stage.
+        video: (B, 3, T, H, W) in [-1, 1].
+        reconstruction: (B, 3, T, H, W), not clamped.
+        posterior: Distribution of the raw latents (B, z, t, h, w).
+        pca_targets: Targets (B, z, t, h, w) of the posterior's mean, if any.
+        lpips: Required if the stage uses LPIPS.
+        discriminator: Required if the stage uses the adversarial loss.
     """
-
-    perceptual: LPIPS | None
-    adversary: Adversary | None
-
-    def __call__(
-        self,
-        stage: Stage,
-        step: int,
-        video: Tensor,
-        reconstruction: Tensor,
-        posterior: Posterior,
-        code: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """Return the losses by name, without their weights, and their weighted sum as `total`.
-
-        Args:
-            stage: Its weights.
-            step: Number of the step in the stage.
-            video: (B, 3, T, H, W) in [-1, 1].
-            reconstruction: Of the same shape, not clamped.
-            posterior: Of the raw latents.
-            code: What the encoder is taught to give, (B, z, t, h, w); None where it is not.
-        """
-        losses = {"l1": (reconstruction - video).abs().mean(), "kl": kl_per_value(posterior, video)}
-        if stage.loss.lpips and self.perceptual is not None:
-            frames = random_frames(reconstruction, video, stage.loss.lpips_frames)
-            losses["lpips"] = self.perceptual(*frames).mean()
-        if stage.loss.adversarial and self.adversary is not None and step >= stage.loss.adversarial_warmup:
-            losses["adversarial"] = self.adversary.loss_of(reconstruction)
-        total = torch.stack([getattr(stage.loss, name) * loss for name, loss in losses.items()]).sum()
-        if code is not None:
-            losses["code"] = (posterior.mean.float() - code).square().mean()
-            total = total + losses["code"]
-        return {**losses, "total": total}
+    losses = {"l1": (reconstruction - video).abs().mean(), "kl": kl_per_value(posterior, video)}
+    if stage.loss.lpips and lpips is not None:
+        losses["lpips"] = lpips(*random_frames(reconstruction, video, stage.loss.lpips_frames)).mean()
+    if stage.loss.adversarial and discriminator is not None and step >= stage.loss.adversarial_warmup:
+        losses["adversarial"] = discriminator.generator_loss(reconstruction)
+    total = torch.stack([getattr(stage.loss, name) * loss for name, loss in losses.items()]).sum()
+    if pca_targets is not None:
+        losses["code"] = (posterior.mean.float() - pca_targets).square().mean()
+        total = total + losses["code"]
+    return {**losses, "total": total}

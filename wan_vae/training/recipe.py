@@ -1,4 +1,4 @@
-"""Training recipes: what to train, on what, for how long, against which losses; read from YAML, checked in full."""
+"""Training recipes: a YAML file with the model, the data, the stages and their losses, validated when it is read."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,21 +20,14 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """What is trained.
+    """The model to train: exactly one of `preset` and `checkpoint`."""
 
-    Attributes:
-        preset: An architecture to train from random weights: a preset's name or a YAML file; or
-        checkpoint: trained weights to go on from: a name, a file in any layout or a diffusers folder.
-        trainable: "all", or "decoder": the encoder then stays as it is to the bit, so that latents stay compatible.
-        gradient_checkpointing: Compute activations again in the backward pass rather than keep them.
-        compile: Run through `torch.compile`: minutes to start, then faster.
-    """
-
-    preset: str | None = None
-    checkpoint: str | None = None
+    preset: str | None = None  # architecture to train from random weights: the name of a preset or a YAML file
+    checkpoint: str | None = None  # weights to fine-tune: a name, a file in any layout or a diffusers folder
+    # "decoder" leaves the encoder unchanged to the bit, so that latents stay compatible.
     trainable: Literal["all", "decoder"] = "all"
-    gradient_checkpointing: bool = False
-    compile: bool = False
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
+    compile: bool = False  # use torch.compile, which takes minutes at the start and then trains faster
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSection":
@@ -44,25 +37,15 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """What it is trained on.
+    """The training data: clips, photos or both."""
 
-    Attributes:
-        videos: A clip, or a folder of clips.
-        photos: An image, or a folder of images; None for none.
-        held_out: Names of files among them that validation takes and training never sees.
-        video_short_side: Clips are scaled to this short side once, when they are put in the frame store.
-        photo_short_side: Likewise for photos, which are never enlarged.
-        most_frames: At most this many frames of a clip are stored.
-        workers: Processes that prepare batches beside the training.
-    """
-
-    videos: Path | None = None
-    photos: Path | None = None
-    held_out: tuple[str, ...] = ()
-    video_short_side: Count = 288
-    photo_short_side: Count = 800
-    most_frames: Count = 600
-    workers: Annotated[int, Field(ge=0)] = 0
+    videos: Path | None = None  # a clip or a folder of clips
+    photos: Path | None = None  # an image or a folder of images
+    held_out: tuple[str, ...] = ()  # file names of clips and photos to validate on and not to train on
+    video_short_side: Count = 288  # short side in pixels that clips are scaled to in the frame store
+    photo_short_side: Count = 800  # short side in pixels that larger photos are scaled down to
+    most_frames: Count = 600  # largest number of frames stored of a clip
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that prepare batches; 0: the training process does
 
     @model_validator(mode="after")
     def _some_source(self) -> "DataSection":
@@ -72,52 +55,31 @@ class DataSection(_Section):
 
 
 class LossSection(_Section):
-    """Weights of the losses, each a mean over pixel values.
+    """The weights of the losses."""
 
-    Attributes:
-        l1: Mean absolute error.
-        kl: Divergence of the posterior from a standard normal, summed over latents, per pixel value.
-        lpips: LPIPS distance (Zhang et al. 2018) of `lpips_frames` random frames of every clip.
-        adversarial: Hinge loss against a 3-D patch discriminator, which trains along from the stage's start.
-        adversarial_warmup: Steps of the stage in which the discriminator trains alone.
-        lpips_frames: See above.
-    """
-
-    l1: Weight = 1.0
-    kl: Weight = 1.0e-6
-    lpips: Weight = 0.0
-    adversarial: Weight = 0.0
+    l1: Weight = 1.0  # of the mean absolute error
+    kl: Weight = 1.0e-6  # of the posterior's KL divergence from a standard normal, summed over latents, per pixel value
+    lpips: Weight = 0.0  # of the LPIPS distance (Zhang et al. 2018)
+    adversarial: Weight = 0.0  # of the hinge loss against a 3-D patch discriminator
+    # Steps at the start of the stage in which only the discriminator is trained with the hinge loss.
     adversarial_warmup: Annotated[int, Field(ge=0)] = 0
-    lpips_frames: Count = 1
+    lpips_frames: Count = 1  # random frames of each clip that LPIPS is computed on
 
 
 class Stage(_Section):
-    """A stretch of training with one kind of batch and one schedule.
+    """A number of steps with one kind of batch and one learning rate schedule."""
 
-    Attributes:
-        name: For the log.
-        steps: Optimizer steps.
-        batch: Clips in a batch, of one process and one accumulated part.
-        lengths: Clip lengths to draw from, 1 + 4k frames each, with their shares.
-        crop: Side of the square crops, in pixels.
-        photo_share: Share of clips that are made of photos, moved over by pan and zoom.
-        learning_rate: At its highest.
-        warmup: Steps over which the rate rises from 0.
-        final_rate: What the cosine falls to, as a share of `learning_rate`.
-        taught: Whether encoder and decoder learn apart, both from the principal components of the data (see
-            `principal.py`): a way to start from random weights.
-        loss: Weights of the losses.
-    """
-
-    name: str
-    steps: Count
-    batch: Count
-    lengths: dict[Count, Share]
-    crop: Count
-    photo_share: Share = 0.4
-    learning_rate: Annotated[float, Field(gt=0)]
-    warmup: Annotated[int, Field(ge=0)] = 0
-    final_rate: Share = 0.0
+    name: str  # for error messages
+    steps: Count  # optimizer steps
+    batch: Count  # clips in a batch, per process and accumulated batch
+    lengths: dict[Count, Share]  # probability of each clip length in frames, 1 + 4k; scaled to a sum of 1
+    crop: Count  # side of the square crops, in pixels
+    photo_share: Share = 0.4  # share of clips that are made from photos by panning and zooming
+    learning_rate: Annotated[float, Field(gt=0)]  # highest learning rate
+    warmup: Annotated[int, Field(ge=0)] = 0  # steps of linear warm-up
+    final_rate: Share = 0.0  # learning rate at the end of the cosine schedule, as a share of learning_rate
+    # Train the encoder to output the PCA of the data, and the decoder to decode it: for the first stage from random
+    # weights (see `PCATargets`).
     taught: bool = False
     loss: LossSection = LossSection()
 
@@ -129,58 +91,33 @@ class Stage(_Section):
 
 
 class LpipsSection(_Section):
-    """The network behind LPIPS.
+    """The LPIPS network."""
 
-    Attributes:
-        network: "alex" is many times cheaper than "vgg", and what LPIPS is usually reported with.
-        backbone: Safetensors file of its convolutions, with torchvision's names.
-    """
-
-    network: Literal["alex", "vgg"] = "alex"
-    backbone: Path
+    network: Literal["alex", "vgg"] = "alex"  # "alex" is many times faster and usual for evaluation
+    backbone: Path  # safetensors file of its convolutions, with torchvision's names
 
 
 class Recipe(_Section):
-    """A whole training run.
+    """A training run."""
 
-    Attributes:
-        seed: Of the weights and of everything drawn; step n depends on the seed and n alone.
-        model: What is trained.
-        data: What it is trained on.
-        stages: One after the other.
-        lpips: The network behind LPIPS, where a stage or the validation wants it.
-        optimizer: "adamw", or "muon", which takes fewer steps from random weights and is untried for fine-tuning.
-        betas: Of AdamW.
-        weight_decay: Of the optimizer.
-        gradient_clip: Longest gradient, by norm over all weights, of the VAE and of the discriminator; longer ones are
-            scaled down.
-        ema_decay: Of the exponential moving average of the weights, which is what is validated and kept in the end.
-        mixed_precision: "bf16" or "no"; None leaves it to accelerate's launcher.
-        gradient_accumulation: Batches to an optimizer step; accelerate's launcher may set another number.
-        log_every: Steps between two entries of the log.
-        validate_every: Steps between two validations; a checkpoint is validated before the first step, too.
-        checkpoint_every: Steps between two checkpoints of the run.
-        validation_clips: At most this many held-out clips are validated on,
-        validation_frames: with this many frames of each, 1 + 4k.
-    """
-
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the initial weights and of all random choices
     model: ModelSection
     data: DataSection
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
-    lpips: LpipsSection | None = None
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]  # in order
+    lpips: LpipsSection | None = None  # required if a stage uses LPIPS; validation then measures it too
+    # "muon" needs fewer steps from random weights and is untested for fine-tuning.
     optimizer: Literal["adamw", "muon"] = "adamw"
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)  # of AdamW
     weight_decay: Weight = 0.0
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
-    ema_decay: Share = 0.999
-    mixed_precision: Literal["no", "bf16"] | None = None
-    gradient_accumulation: Count = 1
-    log_every: Count = 20
-    validate_every: Count = 1000
-    checkpoint_every: Count = 500
-    validation_clips: Count = 4
-    validation_frames: Count = 17
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0  # largest gradient norm, of the VAE and of the discriminator
+    ema_decay: Share = 0.999  # of the moving average of the weights, which is validated and written at the end
+    mixed_precision: Literal["no", "bf16"] | None = None  # None: the setting of accelerate's launcher
+    gradient_accumulation: Count = 1  # batches per optimizer step; accelerate's launcher may override it
+    log_every: Count = 20  # steps between log entries
+    validate_every: Count = 1000  # steps between validations; a checkpoint is also validated before the first step
+    checkpoint_every: Count = 500  # steps between writes of the run's state
+    validation_clips: Count = 4  # largest number of held-out clips to validate on
+    validation_frames: Count = 17  # largest number of frames to validate on per clip, 1 + 4k
 
     @model_validator(mode="after")
     def _lpips_has_a_backbone(self) -> "Recipe":
@@ -190,11 +127,11 @@ class Recipe(_Section):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of all stages."""
+        """Number of optimizer steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def stage_at(self, step: int) -> tuple[int, int]:
-        """Return the index of the stage that `step` falls in, and the step's number in that stage."""
+        """Return the index of the stage that a step belongs to, and the number of the step within that stage."""
         for index, stage in enumerate(self.stages):
             if step < stage.steps:
                 return index, step
@@ -202,10 +139,10 @@ class Recipe(_Section):
         raise IndexError(step)
 
     def check_fits(self, config: VAEConfig) -> None:
-        """Refuse crops and lengths that the architecture or LPIPS cannot take, and an architecture that has no target.
+        """Check that the architecture and LPIPS take the crops and lengths, and that the decoder does not upscale.
 
         Raises:
-            UserError: A stage's crop or length does not fit, or the decoder upscales; the message names it.
+            UserError: One of these does not hold; the message names the entry.
         """
         if config.output_upscale != 1:
             raise UserError(
@@ -233,17 +170,17 @@ def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) ->
 
     Args:
         path: A YAML file.
-        changes: Values to set in its sections, such as `{"data": {"videos": "clips"}}`.
+        changes: Entries to override by section, such as `{"data": {"videos": "clips"}}`.
 
     Raises:
-        UserError: There is no such file, or it is no recipe; the message names the entry.
+        UserError: The file is missing or not a valid recipe; the message names the entry.
     """
     content = read_yaml(path, missing=f"There is no recipe {path}; configs/train/ holds some to start from.")
     if not isinstance(content, dict):
         raise UserError(f"{path} is no recipe: it is {content!r}, not names with values.")
     for section, values in (changes or {}).items():
         found = content.get(section) or {}
-        if isinstance(found, dict):  # otherwise it is refused below, as it stands
+        if isinstance(found, dict):  # otherwise validation refuses it below
             content[section] = {**found, **values}
     try:
         return Recipe.model_validate(content)

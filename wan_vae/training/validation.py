@@ -1,16 +1,12 @@
-"""How well held-out clips are reconstructed, in figures and in pictures.
-
-The mean and standard deviation of every latent channel over the training data.
-"""
+"""Reconstruction quality on held-out clips, and the statistics of the latents over training clips."""
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, mean_score
@@ -18,44 +14,34 @@ from wan_vae.evaluation.reconstruct import reconstruct_frames
 from wan_vae.io.frames import Frames, FramesToTensors
 from wan_vae.vae import WanVAE
 
-FRAMES_PER_CLIP = 17
+STRIP_FRAMES = 4
 
 
 @torch.no_grad()
-def with_measured_statistics(vae: WanVAE, clips: Iterable[Frames]) -> WanVAE:
-    """Return the VAE in eval mode with the statistics of its raw latents, so that final latents are near normal.
+def with_latent_statistics(vae: WanVAE, clips: Iterable[Frames]) -> WanVAE:
+    """Return a VAE with the same weights, in eval mode, and the mean and deviation of its raw latents by channel.
 
-    Args:
-        vae: A VAE; its weights are shared.
-        clips: Arrays (n, height, width, 3); each counts the same, whatever its size.
+    The clips (n, height, width, 3) count equally, regardless of their sizes.
     """
     means, squares = [], []
     for frames in clips:
-        final = torch.cat(list(vae.eval().encode_stream(FramesToTensors([frames], vae.config, vae.device))), dim=2)
-        raw = vae.denormalize(final).cpu().double()  # not every device has float64
+        normalized = torch.cat(list(vae.eval().encode_stream(FramesToTensors([frames], vae.config, vae.device))), dim=2)
+        raw = vae.denormalize(normalized).cpu().double()  # some devices have no float64
         means.append(raw.mean(dim=(0, 2, 3, 4)))
         squares.append(raw.square().mean(dim=(0, 2, 3, 4)))
     mean = torch.stack(means).mean(dim=0)
     std = (torch.stack(squares).mean(dim=0) - mean.square()).clamp(min=1e-12).sqrt()
-    config = dataclasses.replace(vae.config, latent_mean=_rounded(mean), latent_std=_rounded(std))
+    mean_values, std_values = (tuple(float(f"{value:.6g}") for value in values.tolist()) for values in (mean, std))
+    config = dataclasses.replace(vae.config, latent_mean=mean_values, latent_std=std_values)
     return WanVAE.from_weights(config, vae.state_dict())
 
 
-def _rounded(values: Tensor) -> tuple[float, ...]:
-    return tuple(float(f"{value:.6g}") for value in values.tolist())
-
-
-STRIP_FRAMES = 4
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a validation found.
+class Validation(NamedTuple):
+    """Results of a validation.
 
     Attributes:
-        scalars: The mean over clips of `psnr` (dB), of `ssim` unless a clip is smaller than its window, and, with a
-            perceptual network, of `lpips`.
-        strips: For each clip, frames evenly over its length, the source above the reconstruction: uint8 (h, w, 3).
+        scalars: Means over clips: `psnr` in dB, `ssim` unless a clip is too small for it, `lpips` if it was measured.
+        strips: For each clip, up to `STRIP_FRAMES` frames above their reconstructions: uint8 (h, w, 3).
     """
 
     scalars: dict[str, float]
@@ -63,18 +49,18 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(vae: WanVAE, clips: Iterable[tuple[str, NDArray[np.uint8]]], perceptual: LPIPS | None) -> Validation:
-    """Reconstruct clips, arrays (n, height, width, 3), and compare."""
+def validate(vae: WanVAE, clips: Iterable[tuple[str, NDArray[np.uint8]]], lpips: LPIPS | None) -> Validation:
+    """Reconstruct named clips (n, height, width, 3) and compare them with their sources."""
     scores, strips = [], {}
     for name, frames in clips:
         height, width = frames.shape[1:3]
         shown = set(np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int))
-        fidelity, columns = Metrics(perceptual), []
+        metrics, columns = Metrics(lpips), []
         for index, (source, decoded) in enumerate(reconstruct_frames(vae, [frames], width, height)):
-            fidelity.add(source, decoded)
+            metrics.add(source, decoded)
             if index in shown:
                 columns.append(np.concatenate([source, decoded]))
-        scores.append(fidelity.score())
+        scores.append(metrics.score())
         strips[name] = np.concatenate(columns, axis=1)
     means = vars(mean_score(scores))
     return Validation({name: value for name, value in means.items() if value is not None}, strips)

@@ -3,11 +3,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from tests.helpers import random_video
 from tests.training.runs import stage_values
 from wan_vae.errors import UserError
 from wan_vae.training import Recipe
-from wan_vae.training.checkpoint import FILE_NAME, load_state, save_state
+from wan_vae.training.checkpoint import FILE_NAME, NonFiniteError, check_finite, load_state, save_batch, save_state
+from wan_vae.training.data import TrainingBatch
 
 STATE = {"step": 3, "weights": {"a": torch.arange(4.0)}}
 
@@ -22,7 +25,7 @@ def recipe_of(**changes: Any) -> Recipe:
     return Recipe.model_validate(defaults | changes)
 
 
-def test_a_state_comes_back(tmp_path: Path) -> None:
+def test_save_state_then_load_state_returns_the_same_values(tmp_path: Path) -> None:
     assert load_state(tmp_path, recipe_of()) is None
     save_state(tmp_path, recipe_of(), STATE)
     found = load_state(tmp_path, recipe_of())
@@ -32,7 +35,7 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
-def test_a_failed_save_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_state_failing_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_state(tmp_path, recipe_of(), STATE)
     before = (tmp_path / FILE_NAME).read_bytes()
 
@@ -62,7 +65,7 @@ def test_a_failed_save_leaves_the_state_before(tmp_path: Path, monkeypatch: pyte
         lambda path: torch.save({"recipe": Path("code")}, path),
     ],
 )
-def test_damaged_files_are_refused(spoil: Any, tmp_path: Path) -> None:
+def test_load_state_damaged_file_raises(spoil: Any, tmp_path: Path) -> None:
     save_state(tmp_path, recipe_of(), STATE)
     spoil(tmp_path / FILE_NAME)
     with pytest.raises(UserError, match=r"state\.pt is not the state of a training run, or is damaged; name another"):
@@ -81,7 +84,9 @@ def test_damaged_files_are_refused(spoil: Any, tmp_path: Path) -> None:
         ({"mixed_precision": "bf16"}, "mixed_precision = None, not 'bf16'"),
     ],
 )
-def test_another_recipe_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_load_state_other_recipe_raises_and_names_the_entry(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     save_state(tmp_path, recipe_of(), STATE)
     with pytest.raises(UserError, match=message) as error:
         load_state(tmp_path, recipe_of(**changes))
@@ -89,7 +94,7 @@ def test_another_recipe_is_refused(changes: dict[str, Any], message: str, tmp_pa
     assert "\n" not in str(error.value)
 
 
-def test_stages_may_change_until_they_begin(tmp_path: Path) -> None:
+def test_load_state_accepts_changes_of_stages_not_begun(tmp_path: Path) -> None:
     first, second = stage_values(steps=3), stage_values(steps=5)
     save_state(tmp_path, recipe_of(stages=[first, second]), STATE)
     assert load_state(tmp_path, recipe_of(stages=[first, stage_values(steps=9), second])) is not None
@@ -98,7 +103,7 @@ def test_stages_may_change_until_they_begin(tmp_path: Path) -> None:
         load_state(tmp_path, recipe_of(stages=[first, stage_values(steps=9)]))
 
 
-def test_paths_and_how_often_may_differ(tmp_path: Path) -> None:
+def test_load_state_accepts_other_paths_and_intervals(tmp_path: Path) -> None:
     save_state(tmp_path, recipe_of(), STATE)
     elsewhere = recipe_of(
         data={"videos": "x/clips", "photos": "x/photos", "held_out": ["a.mp4"], "workers": 3},
@@ -110,3 +115,19 @@ def test_paths_and_how_often_may_differ(tmp_path: Path) -> None:
         validation_frames=9,
     )
     assert (load_state(tmp_path, elsewhere) or {})["step"] == 3
+
+
+def test_check_finite_names_the_nonfinite_value() -> None:
+    values = {"l1": torch.tensor(0.5), "kl": torch.tensor(2.0, dtype=torch.bfloat16)}
+    check_finite(values)
+    for bad in ("nan", "inf", "-inf"):
+        with pytest.raises(NonFiniteError, match=f"^kl is {bad}$"):
+            check_finite(values | {"kl": torch.tensor(float(bad))})
+
+
+def test_save_batch_writes_video_and_origins(tmp_path: Path) -> None:
+    video = random_video(3, 4, 6, batch=2, dtype=torch.float32)
+    save_batch(tmp_path / "bad.safetensors", TrainingBatch(video, ("a.mkv frame 1", "b.mkv frame 2")))
+    with safe_open(tmp_path / "bad.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("video"), video)
+        assert file.metadata()["origins"] == "a.mkv frame 1\nb.mkv frame 2"
