@@ -1,10 +1,13 @@
 """The public class: what it takes, what it refuses, and what it says then."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_config
 from wan_vae import UserError, WanVAE
+from wan_vae.checkpoints import load_checkpoint
 from wan_vae.config import preset_names
 from wan_vae.model.halo import Halo
 
@@ -177,3 +180,28 @@ def test_a_stream_begun_in_inference_mode_goes_on_outside_of_it(vae: WanVAE) -> 
         parts = [next(stream), next(stream)]
     parts += list(stream)
     torch.testing.assert_close(torch.cat(parts, dim=2), vae.decode(latents))
+
+
+@pytest.mark.parametrize("call", ["encode", "decode"])
+def test_call_with_input_on_another_device_raises_one_sentence(call: str) -> None:
+    vae = random_vae(small_config())
+    x = random_video(1, 4, 4) if call == "encode" else random_latents(vae.config, 1, 2, 2)
+    with pytest.raises(UserError, match=r"The input is on meta, but the model on cpu; move it"):
+        getattr(vae, call)(x.to("meta"))
+
+
+def test_digest_of_loaded_weights_is_that_of_the_file(tmp_path: Path) -> None:
+    random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
+    expected = load_checkpoint(tmp_path / "vae.safetensors").digest()
+    for dtype in (None, "float64", torch.bfloat16):
+        assert WanVAE.from_pretrained(tmp_path / "vae.safetensors", dtype=dtype).digest() == expected
+    vae = WanVAE.from_pretrained(tmp_path / "vae.safetensors")
+    vae.quant_conv.weight.add_(1)
+    assert vae.digest() not in (expected, random_vae(small_config(), torch.float32).digest())
+
+
+def test_from_pretrained_with_dtype_as_text_converts(tmp_path: Path) -> None:
+    random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
+    assert WanVAE.from_pretrained(tmp_path / "vae.safetensors", dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(UserError, match="'int8'"):
+        WanVAE.from_pretrained(tmp_path / "vae.safetensors", dtype="int8")
