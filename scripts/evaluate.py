@@ -1,4 +1,4 @@
-"""Measure a checkpoint on listed shots: PSNR, SSIM and LPIPS of each, and their means."""
+"""Evaluate a checkpoint on a set of shots: PSNR, SSIM and LPIPS of each shot, and their means."""
 
 import json
 import sys
@@ -47,11 +47,11 @@ def evaluate(
     from wan_vae.evaluation.evaluate import code_version, evaluate_shot, markdown_table, summary
     from wan_vae.evaluation.lpips import LPIPS
 
-    perceptual = None if backbone is None else LPIPS("alex", backbone)
+    lpips = None if backbone is None else LPIPS("alex", backbone)
     model = load_model(checkpoint, device, dtype)
     on = model.vae.device
-    if perceptual is not None:
-        perceptual.to(on)
+    if lpips is not None:
+        lpips.to(on)
     about = {
         "checkpoint": Path(checkpoint).name,
         "digest": model.checkpoint.digest(),
@@ -70,14 +70,14 @@ def evaluate(
                 model.vae,
                 shot,
                 listed.short_side,
-                perceptual=perceptual,
+                lpips=lpips,
                 sheet=None if folder is None else folder / f"{shot.name}.png",
             )
             for shot in tqdm(listed.shots, unit="shot", disable=None, leave=False)
         ]
         text = (
             f"{markdown_table(results)}\n`{about['checkpoint']}` in {about['dtype']} on {about['device']}, torch"
-            f" {about['torch']}.{'' if perceptual else ' LPIPS was not measured, for no --backbone was given.'}\n"
+            f" {about['torch']}.{'' if lpips else ' LPIPS was not measured, for no --backbone was given.'}\n"
         )
         if markdown is not None:
             written.enter_context(written_beside(markdown)).write_text(text, encoding="utf-8")

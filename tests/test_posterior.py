@@ -36,6 +36,13 @@ def test_samples_repeat_with_their_generator() -> None:
     assert torch.equal(posterior().mode(), posterior().mean)
 
 
+def test_std_and_var_are_those_of_the_log_variance() -> None:
+    ours = posterior()
+    torch.testing.assert_close(ours.var.log(), ours.logvar)
+    torch.testing.assert_close(ours.std.square(), ours.var)
+    assert ours.std.shape == ours.var.shape == ours.mean.shape
+
+
 def test_the_log_variance_is_clamped() -> None:
     extreme = Posterior.from_moments(torch.tensor([0.0, 1e9]).view(1, 2, 1, 1, 1))
     assert extreme.logvar.item() == 20

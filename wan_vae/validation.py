@@ -86,10 +86,15 @@ def _check_batch(values: Tensor, what: str) -> None:
 
 
 def _looks_like_levels(video: Tensor) -> bool:
-    """Return whether a sample of the values lies in [0, 255] rather than [-1, 1]; False where looking costs time."""
+    """Return whether a sample of the values lies in [0, 255] rather than [-1, 1].
+
+    False where values cannot be read or reading waits for a device: in traced code, under `vmap`, outside the CPU.
+    """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
-    if type(video) is not Tensor or video.device.type != "cpu" or video.numel() == 0:
+    if torch._C._are_functorch_transforms_active() or type(video) is not Tensor:
+        return False
+    if video.device.type != "cpu" or video.numel() == 0:
         return False
     strides = (max(1, size // 8) for size in video.shape[2:])
     low, high = torch.aminmax(video.detach()[(slice(1), slice(None), *(slice(None, None, step) for step in strides))])

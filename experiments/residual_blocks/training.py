@@ -14,6 +14,7 @@ from experiments.residual_blocks.data import training_batches, validation_clips
 from experiments.residual_blocks.networks import Network
 from experiments.residual_blocks.probes import BlockProbe, probe_blocks
 from experiments.residual_blocks.settings import Frozen, PhotoSection, TrainingSection
+from wan_vae.evaluation.metrics import psnr
 from wan_vae.training.losses import kl_per_value
 from wan_vae.vae import WanVAE
 
@@ -129,17 +130,12 @@ def validation_psnr(vae: WanVAE, clips: Tensor) -> float:
     vae.eval()
     reconstruction = vae(clips)[0].nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
     vae.train()
-    return psnr(reconstruction, clips)
-
-
-def psnr(found: Tensor, expected: Tensor) -> float:
-    """Return the PSNR in dB of all values in [-1, 1] together."""
-    return 10 * math.log10(4 / F.mse_loss(found, expected).item())
+    return psnr(reconstruction, clips, value_range=2)
 
 
 def constant_psnr(clips: Tensor) -> float:
     """Return the PSNR in dB of the best guess that looks at nothing: the mean color of all clips, everywhere."""
-    return psnr(clips.mean(dim=(0, 2, 3, 4), keepdim=True).expand_as(clips), clips)
+    return psnr(clips.mean(dim=(0, 2, 3, 4), keepdim=True).expand_as(clips), clips, value_range=2)
 
 
 def _initialized(network: Network, seed: int) -> WanVAE:

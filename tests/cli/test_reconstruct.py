@@ -11,7 +11,7 @@ from tests.cli.running import read_clip, run
 from tests.cli.test_errors import assert_one_sentence, listing
 from tests.helpers import random_vae, small_config
 from tests.io.sources import encode, rgb_frames, smooth_pictures
-from wan_vae.evaluation.contact_sheet import ContactSheet, Layout
+from wan_vae.evaluation.contact_sheet import ContactSheet, SheetLayout
 from wan_vae.evaluation.reconstruct import GAP
 from wan_vae.io import open_clip, writer
 
@@ -51,7 +51,7 @@ def test_the_sheet_shows_what_was_written(
     for pair in zip(read_clip(clip), read_clip(out), strict=True):
         by_hand.add(*pair)
     with Image.open(picture) as sheet:
-        assert sheet.size == Layout.of(19, 13).size(5)
+        assert sheet.size == SheetLayout.of(19, 13).size(5)
         assert np.array_equal(np.asarray(sheet), np.asarray(by_hand.draw()))
 
 

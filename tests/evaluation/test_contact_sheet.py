@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wan_vae.evaluation.contact_sheet import GAIN, LARGEST_WIDTH, ContactSheet, Layout, error_picture
+from wan_vae.evaluation.contact_sheet import GAIN, LARGEST_WIDTH, ContactSheet, SheetLayout, error_picture
 
 
 def clip(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -18,14 +18,14 @@ def sheet_of(source: np.ndarray, reconstruction: np.ndarray, announced: int | No
     return np.asarray(sheet.draw())
 
 
-def cell(sheet: np.ndarray, layout: Layout, row: int, column: int) -> np.ndarray:
+def cell(sheet: np.ndarray, layout: SheetLayout, row: int, column: int) -> np.ndarray:
     left, top = layout.cell(row, column)
     return sheet[top : top + layout.cell_height, left : left + layout.cell_width]
 
 
 def test_cells_hold_the_frames_and_their_errors() -> None:
     source, reconstruction = clip(9, 60, 320), clip(9, 60, 320, seed=1)
-    sheet, layout = sheet_of(source, reconstruction), Layout.of(320, 60)
+    sheet, layout = sheet_of(source, reconstruction), SheetLayout.of(320, 60)
     assert sheet.shape == (*layout.size(5)[::-1], 3)
     for row, frame in enumerate((0, 2, 4, 6, 8)):
         assert np.array_equal(cell(sheet, layout, row, 0), source[frame])
@@ -46,7 +46,7 @@ def test_larger_errors_are_brighter() -> None:
 @pytest.mark.parametrize(("frames", "rows"), [(1, 1), (2, 2), (4, 4), (5, 5), (300, 5)])
 def test_few_frames_have_few_rows(frames: int, rows: int) -> None:
     source = clip(frames, 8, 240)
-    sheet, layout = sheet_of(source, source), Layout.of(240, 8)
+    sheet, layout = sheet_of(source, source), SheetLayout.of(240, 8)
     assert sheet.shape[:2] == layout.size(rows)[::-1]
     assert np.array_equal(cell(sheet, layout, 0, 0), source[0])
     assert np.array_equal(cell(sheet, layout, rows - 1, 0), source[-1])
@@ -54,7 +54,7 @@ def test_few_frames_have_few_rows(frames: int, rows: int) -> None:
 
 def test_a_clip_that_ends_before_its_announced_end() -> None:
     source = clip(10, 8, 240)
-    sheet, layout = sheet_of(source, source, announced=20), Layout.of(240, 8)
+    sheet, layout = sheet_of(source, source, announced=20), SheetLayout.of(240, 8)
     assert sheet.shape[:2] == layout.size(2)[::-1]
     assert np.array_equal(cell(sheet, layout, 0, 0), source[0])
     assert np.array_equal(cell(sheet, layout, 1, 0), source[5])
@@ -62,7 +62,7 @@ def test_a_clip_that_ends_before_its_announced_end() -> None:
 
 def test_labels_are_drawn() -> None:
     source = clip(1, 240, 240)
-    sheet, layout = sheet_of(source, source), Layout.of(240, 240)
+    sheet, layout = sheet_of(source, source), SheetLayout.of(240, 240)
     for left, middle in (layout.title(0), layout.title(1), layout.title(2), layout.label(0, 0), layout.label(0, 1)):
         line = sheet[middle - layout.text // 2 : middle + layout.text // 2, left : left + 3 * layout.text]
         assert line.max() > 100
@@ -70,7 +70,7 @@ def test_labels_are_drawn() -> None:
 
 @pytest.mark.parametrize("size", [(3840, 2160), (1920, 1080), (602, 256), (1080, 1920), (160, 90), (19, 13), (4, 4000)])
 def test_sheets_are_of_a_size_to_look_at(size: tuple[int, int]) -> None:
-    layout = Layout.of(*size)
+    layout = SheetLayout.of(*size)
     width, _ = layout.size(5)
     assert width <= LARGEST_WIDTH
     assert layout.column >= max(200, layout.cell_width)
@@ -81,14 +81,14 @@ def test_sheets_are_of_a_size_to_look_at(size: tuple[int, int]) -> None:
 
 def test_small_pictures_are_magnified_without_blur() -> None:
     source = clip(1, 13, 19)
-    sheet, layout = sheet_of(source, source), Layout.of(19, 13)
+    sheet, layout = sheet_of(source, source), SheetLayout.of(19, 13)
     scale = layout.cell_width // 19
     assert np.array_equal(cell(sheet, layout, 0, 0), source[0].repeat(scale, axis=0).repeat(scale, axis=1))
 
 
 def test_sixteen_bits() -> None:
     source = clip(1, 16, 240)
-    sheet, layout = sheet_of(source.astype(np.uint16) * 257, source), Layout.of(240, 16)
+    sheet, layout = sheet_of(source.astype(np.uint16) * 257, source), SheetLayout.of(240, 16)
     assert np.array_equal(cell(sheet, layout, 0, 0), source[0])
     assert cell(sheet, layout, 0, 2).max() == 0
 

@@ -14,7 +14,7 @@ from tests.cli.running import read_clip, run, write_clip
 from tests.helpers import random_vae, small_config
 from wan_vae import WanVAE
 from wan_vae.errors import UserError
-from wan_vae.evaluation.contact_sheet import Layout
+from wan_vae.evaluation.contact_sheet import SheetLayout
 from wan_vae.evaluation.evaluate import Result, Shot, evaluate_shot, markdown_table, scaled_size, summary
 from wan_vae.evaluation.metrics import Score
 
@@ -55,14 +55,14 @@ def test_a_shot_is_measured_as_reconstruct_does(
         "--json",
     )
     expected = run(capsys, "reconstruct", clip, out, *options).result()
-    result = evaluate_shot(vae, Shot(clip, 2, 6), 16, perceptual=MeanDifference(), sheet=tmp_path / "sheet.png")
+    result = evaluate_shot(vae, Shot(clip, 2, 6), 16, lpips=MeanDifference(), sheet=tmp_path / "sheet.png")
     assert (result.frames, result.size) == (4, (24, 16))
     assert result.score.psnr == pytest.approx(expected["psnr"], rel=1e-4)
     assert result.score.ssim == pytest.approx(expected["ssim"], rel=1e-4)
     difference = np.abs(read_clip(clip)[2:6].astype(float) - read_clip(out)).mean()
     assert result.score.lpips == pytest.approx(difference, rel=1e-4)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == Layout.of(24, 16).size(4)
+        assert sheet.size == SheetLayout.of(24, 16).size(4)
 
 
 def test_a_clip_may_end_before_its_shot_and_is_scaled(clip: Path, vae: WanVAE) -> None:

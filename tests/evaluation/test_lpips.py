@@ -28,7 +28,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def perceptual(backbone: Path) -> LPIPS:
+def lpips(backbone: Path) -> LPIPS:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return LPIPS("alex", backbone)
@@ -39,46 +39,46 @@ def pictures() -> torch.Tensor:
     return 2 * torch.rand(2, 3, 48, 40, generator=torch.Generator().manual_seed(1)) - 1
 
 
-def test_distances_grow_with_noise(perceptual: LPIPS, pictures: torch.Tensor) -> None:
-    assert perceptual(pictures, pictures).tolist() == [0, 0]
+def test_distances_grow_with_noise(lpips: LPIPS, pictures: torch.Tensor) -> None:
+    assert lpips(pictures, pictures).tolist() == [0, 0]
     noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(2))
-    distances = torch.stack([perceptual(pictures, pictures + scale * noise) for scale in (0.02, 0.1, 0.5)])
+    distances = torch.stack([lpips(pictures, pictures + scale * noise) for scale in (0.02, 0.1, 0.5)])
     assert distances.shape == (3, 2)
     assert (distances.diff(dim=0) > 0).all()
     assert (distances > 0).all()
 
 
-def test_frames_are_compared_as_pictures(perceptual: LPIPS, pictures: torch.Tensor) -> None:
+def test_frames_are_compared_as_pictures(lpips: LPIPS, pictures: torch.Tensor) -> None:
     frames = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     levels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
-    expected = perceptual(levels[:1], levels[1:]).item()
-    assert perceptual.distance(frames[0], frames[1]) == pytest.approx(expected, rel=1e-4)
-    assert perceptual.distance(frames[0].astype("uint16") * 257, frames[1]) == pytest.approx(expected, rel=1e-4)
+    expected = lpips(levels[:1], levels[1:]).item()
+    assert lpips.distance(frames[0], frames[1]) == pytest.approx(expected, rel=1e-4)
+    assert lpips.distance(frames[0].astype("uint16") * 257, frames[1]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_weight_comes_from_the_file(perceptual: LPIPS, backbone: Path) -> None:
+def test_every_weight_comes_from_the_file(lpips: LPIPS, backbone: Path) -> None:
     stored = {name: tensor for name, tensor in load_file(backbone).items() if name.startswith("features")}
-    filled = {name.split("net.slice")[1][2:]: value for name, value in perceptual.named_parameters() if ".net." in name}
+    filled = {name.split("net.slice")[1][2:]: value for name, value in lpips.named_parameters() if ".net." in name}
     assert {f"features.{name}" for name in filled} == stored.keys()
     assert all(torch.equal(value, stored[f"features.{name}"]) for name, value in filled.items())
 
 
-def test_it_stays_frozen_and_lets_gradients_through(perceptual: LPIPS, pictures: torch.Tensor) -> None:
-    perceptual.train()
-    assert not any(module.training for module in perceptual.modules())
-    assert not any(parameter.requires_grad for parameter in perceptual.parameters())
+def test_it_stays_frozen_and_lets_gradients_through(lpips: LPIPS, pictures: torch.Tensor) -> None:
+    lpips.train()
+    assert not any(module.training for module in lpips.modules())
+    assert not any(parameter.requires_grad for parameter in lpips.parameters())
     a, b = pictures.clone().requires_grad_(), pictures.flip(0).requires_grad_()
-    perceptual(a, b).sum().backward()
+    lpips(a, b).sum().backward()
     for picture in (a, b):
         assert picture.grad is not None
         assert picture.grad.abs().sum() > 0
 
 
-def test_pictures_that_are_too_small(perceptual: LPIPS) -> None:
+def test_pictures_that_are_too_small(lpips: LPIPS) -> None:
     smallest = torch.zeros(1, 3, 31, 31)
-    assert perceptual(smallest, smallest).tolist() == [0]
+    assert lpips(smallest, smallest).tolist() == [0]
     with pytest.raises(UserError, match="30x64 is too small"):
-        perceptual(torch.zeros(1, 3, 64, 30), torch.zeros(1, 3, 64, 30))
+        lpips(torch.zeros(1, 3, 64, 30), torch.zeros(1, 3, 64, 30))
 
 
 def test_bad_backbones(backbone: Path, tmp_path: Path) -> None:

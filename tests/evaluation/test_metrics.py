@@ -15,11 +15,11 @@ class MeanDifference:
         return float(np.abs(a.astype(float) - b).mean())
 
 
-def score_of(source: np.ndarray, found: np.ndarray, perceptual: MeanDifference | None = None) -> Score:
-    fidelity = Metrics(perceptual)
+def score_of(source: np.ndarray, found: np.ndarray, lpips: MeanDifference | None = None) -> Score:
+    metrics = Metrics(lpips)
     for pair in zip(source, found, strict=True):
-        fidelity.add(*pair)
-    return fidelity.score()
+        metrics.add(*pair)
+    return metrics.score()
 
 
 def test_each_value_is_the_mean_over_frames() -> None:
@@ -31,8 +31,13 @@ def test_each_value_is_the_mean_over_frames() -> None:
     errors = ((source.astype(float) - noisy) ** 2).mean(axis=(1, 2, 3))
     assert together.psnr == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), abs=1e-4)
     assert together.lpips == pytest.approx(np.abs(source.astype(float) - noisy).mean())
+    metrics = Metrics(MeanDifference())
+    for pair in zip(source, noisy, strict=True):
+        metrics.add(*pair)
+    assert [frame.psnr for frame in metrics.frames] == pytest.approx(10 * np.log10(255**2 / errors), abs=1e-4)
     apart = [score_of(source[index, None], noisy[index, None], MeanDifference()) for index in range(5)]
     assert len({score.ssim for score in apart}) == 5
+    assert metrics.frames == apart
     assert vars(mean_score(apart)) == pytest.approx(vars(together))
 
 

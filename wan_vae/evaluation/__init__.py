@@ -1,1 +1,1 @@
-"""How close reconstructions are to their sources: metrics, pictures and evaluation sets."""
+"""Quality of reconstructions: metrics, contact sheets and evaluation sets."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from wan_vae.evaluation.metrics import Metrics
+from wan_vae.evaluation.metrics import levels, psnr
 from wan_vae.evaluation.reconstruct import eight_bits
 from wan_vae.io.frames import Frames
 
@@ -22,19 +22,19 @@ _GAP = 10
 _BACKGROUND = (24, 24, 27)
 _BRIGHT = (236, 236, 240)
 _MUTED = (158, 158, 168)
-# From no error to the largest: each color is brighter than the one before, so that it reads in gray as well.
+# From no error to the largest, ever brighter, so that the scale also reads in gray.
 _HEAT = ((0, 0, 0), (66, 16, 112), (190, 48, 84), (248, 146, 28), (255, 250, 190))
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where things are on a sheet, in pixels.
+class SheetLayout:
+    """Positions on a sheet, in pixels.
 
     Attributes:
-        cell_width: Of a picture as it is drawn.
-        cell_height: Likewise.
-        column: From one column's left edge to where its gap begins; wider than a narrow picture, for the labels.
-        text: Size of the type.
+        cell_width: Width of a picture as drawn.
+        cell_height: Height of a picture as drawn.
+        column: Width of a column without the gap; wider than a narrow picture, to fit the labels.
+        text: Font size.
     """
 
     cell_width: int
@@ -43,8 +43,8 @@ class Layout:
     text: int
 
     @classmethod
-    def of(cls, width: int, height: int) -> "Layout":
-        """Lay out pictures of this size: smaller if they are too large, and small ones magnified by a whole factor."""
+    def of(cls, width: int, height: int) -> "SheetLayout":
+        """Return the layout for pictures of this size; large ones shrink, small ones grow by an integer factor."""
         widest = (LARGEST_WIDTH - 2 * _MARGIN - 2 * _GAP) // 3
         scale = min(widest / width, _LARGEST_CELL_HEIGHT / height)
         if scale >= 1:
@@ -59,16 +59,16 @@ class Layout:
         return 2 * (_MARGIN + _GAP) + 3 * self.column, bottom + _MARGIN
 
     def title(self, column: int) -> tuple[int, int]:
-        """Return where the title of a column begins, at the left and in the middle of its line."""
+        """Return the left end and the vertical center of a column's title."""
         return _MARGIN + column * (self.column + _GAP), _MARGIN + self.text // 2
 
     def label(self, row: int, column: int) -> tuple[int, int]:
-        """Return where the label of a cell begins, at the left and in the middle of its line."""
+        """Return the left end and the vertical center of a cell's label."""
         left, top = self.cell(row, column)
         return left, top - self._line // 2
 
     def cell(self, row: int, column: int) -> tuple[int, int]:
-        """Return the left and upper edge of a picture."""
+        """Return the left and top edge of a picture."""
         first = _MARGIN + self.text + self._line + _GAP
         return self.title(column)[0], first + row * (self.cell_height + self._line + _GAP)
 
@@ -85,30 +85,29 @@ class _Row:
 
 
 class ContactSheet:
-    """Collects `ROWS` frames from the first to the last, evenly spaced, at the size that they are drawn in.
+    """Collects `ROWS` evenly spaced frames of a clip, scaled to the size they are drawn at.
 
     Pixels are drawn square. The error of a pixel is the mean absolute difference of its channels, multiplied by `GAIN`
-    and drawn as a color from black to white hot.
+    and drawn as a color from black to white.
     """
 
     def __init__(self, frames: int) -> None:
-        """Begin a sheet for a clip of this many frames; of a clip that ends earlier, the later rows are left out."""
+        """Start a sheet for a clip of this many frames; if the clip ends earlier, the later rows are left out."""
         self._wanted = {round((frames - 1) * row / (ROWS - 1)) for row in range(ROWS)}
         self._frames = 0
         self._rows: list[_Row] = []
-        self._layout: Layout | None = None
+        self._layout: SheetLayout | None = None
 
     def add(self, source: Frames, reconstruction: NDArray[np.uint8]) -> None:
-        """Show the next frame, (height, width, 3) uint8 or uint16, and its reconstruction of the same size."""
+        """Add the next frame, (height, width, 3) uint8 or uint16, and its reconstruction of the same size."""
         if self._frames in self._wanted:
             height, width = reconstruction.shape[:2]
-            self._layout = Layout.of(width, height)
-            fidelity = Metrics()
-            fidelity.add(source, reconstruction)
+            self._layout = SheetLayout.of(width, height)
             left = eight_bits(source)
             pictures = (left, reconstruction, error_picture(left, reconstruction))
-            first, second, third = (_drawn(picture, self._layout) for picture in pictures)
-            self._rows.append(_Row(self._frames, fidelity.score().psnr, (first, second, third)))
+            first, second, third = (_scaled(picture, self._layout) for picture in pictures)
+            value = psnr(levels(source), levels(reconstruction), value_range=255)
+            self._rows.append(_Row(self._frames, value, (first, second, third)))
         self._frames += 1
 
     def draw(self) -> Image.Image:
@@ -122,9 +121,9 @@ class ContactSheet:
             draw.text(layout.title(column), title, _BRIGHT, font, anchor="lm")
         _draw_scale(sheet, layout, font)
         for index, row in enumerate(self._rows):
-            psnr = "identical" if row.psnr == math.inf else f"PSNR {row.psnr:.2f} dB"
+            quality = "identical" if row.psnr == math.inf else f"PSNR {row.psnr:.2f} dB"
             draw.text(layout.label(index, 0), f"frame {row.frame}", _MUTED, font, anchor="lm")
-            draw.text(layout.label(index, 1), psnr, _MUTED, font, anchor="lm")
+            draw.text(layout.label(index, 1), quality, _MUTED, font, anchor="lm")
             for column, cell in enumerate(row.cells):
                 sheet.paste(cell, layout.cell(index, column))
         return sheet
@@ -135,7 +134,7 @@ class ContactSheet:
 
 
 def error_picture(source: NDArray[np.uint8], reconstruction: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Draw the error between two pictures (height, width, 3) as colors: black is none, white hot is 255 / GAIN levels.
+    """Return the error between two pictures (height, width, 3) as colors: black is 0, white is 255 / GAIN levels.
 
     Returns:
         (height, width, 3) uint8.
@@ -150,15 +149,15 @@ def _heat() -> NDArray[np.uint8]:
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-def _drawn(picture: NDArray[np.uint8], layout: Layout) -> Image.Image:
+def _scaled(picture: NDArray[np.uint8], layout: SheetLayout) -> Image.Image:
     image = Image.fromarray(picture)
     shrinks = layout.cell_width < image.width or layout.cell_height < image.height
     filtering = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
     return image.resize((layout.cell_width, layout.cell_height), filtering)
 
 
-def _draw_scale(sheet: Image.Image, layout: Layout, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
-    """Draw which colors stand for which errors, at the right end of the error column's title."""
+def _draw_scale(sheet: Image.Image, layout: SheetLayout, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
+    """Draw the color scale at the right end of the error column's title."""
     draw = ImageDraw.Draw(sheet)
     left, middle = layout.title(2)
     right = left + layout.column

@@ -1,9 +1,4 @@
-"""How well a model reconstructs shots of clips.
-
-Which code a measurement was made with.
-
-Which shots of which clips models are measured on, from a YAML file.
-"""
+"""Evaluation of a model on a set of shots: the set from a YAML file, the scores of each shot, and reports."""
 
 import itertools
 import math
@@ -25,9 +20,13 @@ from wan_vae.evaluation.reconstruct import reconstruct_frames
 from wan_vae.io import open_clip
 from wan_vae.vae import WanVAE
 
+_KEYS = ("frames", "short_side", "shots")
+# Title, field of `Score`, digits.
+_MEASURES = (("PSNR (dB)", "psnr", 2), ("SSIM", "ssim", 4), ("LPIPS", "lpips", 4))
+
 
 def code_version() -> str:
-    """Return the package's version and, in a git checkout, its commit, with "-dirty" where files differ from it."""
+    """Return the package's version and, in a git checkout, its commit, with "-dirty" if files were changed since."""
     root = Path(__file__).resolve().parents[2]
     described = None
     if (root / ".git").exists():
@@ -35,11 +34,8 @@ def code_version() -> str:
         try:
             described = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
-            described = None  # no git here, or it does not trust this folder
+            described = None  # git is not installed, or does not trust this folder
     return version("wan_vae") if described is None else f"{version('wan_vae')}, commit {described}"
-
-
-_KEYS = ("frames", "short_side", "shots")
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Shot:
     Attributes:
         clip: The file.
         start: Index of the first frame.
-        stop: Index after the last; the clip may end before.
+        stop: Index after the last frame; the clip may end earlier.
     """
 
     clip: Path
@@ -64,11 +60,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What to measure models on.
+    """Shots to evaluate models on.
 
     Attributes:
-        short_side: Pixels of the shorter side that each shot is scaled to.
-        shots: In the order of the report.
+        short_side: Length of the shorter side that each shot is scaled to, in pixels.
+        shots: The shots in the order of the report.
     """
 
     short_side: int
@@ -76,14 +72,14 @@ class EvaluationSet:
 
 
 def read_evaluation_set(path: Path, clips: Path) -> EvaluationSet:
-    """Read which shots to measure on.
+    """Read an evaluation set.
 
     Args:
         path: A YAML file such as `configs/evaluation/bench.yaml`.
-        clips: The folder that the clips are in.
+        clips: The folder of the clips.
 
     Raises:
-        UserError: The file is missing, not YAML, or does not say what it has to, or a clip is missing.
+        UserError: The file is missing, not YAML, or not an evaluation set, or a clip is missing.
     """
     content = read_yaml(path, missing=f"{path} does not exist; name a YAML file such as configs/evaluation/bench.yaml.")
     if not isinstance(content, dict) or sorted(map(str, content)) != sorted(_KEYS):
@@ -114,18 +110,15 @@ def _are_starts(starts: object) -> bool:
     )
 
 
-_MEASURES = (("PSNR (dB)", "psnr", 2), ("SSIM", "ssim", 4), ("LPIPS", "lpips", 4))
-
-
 @dataclass(frozen=True)
 class Result:
     """The score of one shot.
 
     Attributes:
-        shot: Which.
-        frames: How many there were.
-        size: Width and height that it was measured at.
-        score: The means over its frames.
+        shot: The shot.
+        frames: Number of frames that were compared.
+        size: Width and height of the compared frames, in pixels.
+        score: The means over the frames.
     """
 
     shot: Shot
@@ -139,40 +132,39 @@ def evaluate_shot(
     shot: Shot,
     short_side: int,
     *,
-    perceptual: LPIPS | None = None,
+    lpips: LPIPS | None = None,
     sheet: Path | None = None,
 ) -> Result:
-    """Reconstruct a shot and measure how close the decoded frames, rounded to 8 bits, are to the source's.
+    """Reconstruct a shot and compare the decoded frames, rounded to 8 bits, with the source's.
 
     Args:
         vae: The model.
-        shot: What to reconstruct.
-        short_side: Pixels of the shorter side that it is scaled to; the longer one becomes the nearest even number.
-        perceptual: Measures LPIPS; None to leave that out.
-        sheet: A PNG file to draw the frames in; None for no such file.
+        shot: The shot to reconstruct.
+        short_side: Length of the shorter side that the shot is scaled to, in pixels; see `scaled_size`.
+        lpips: The LPIPS network; None to leave LPIPS out.
+        sheet: A PNG file to write a contact sheet to; None for no contact sheet.
 
     Raises:
-        UserError: The clip cannot be read or has no such frames, or the model's frames are larger than the source's.
+        UserError: The clip cannot be read or has no such frames, or the decoder upscales.
     """
     if vae.config.output_upscale != 1:
         raise UserError(
-            f"a model that decodes to {vae.config.output_upscale} times the size cannot be measured, for the source has"
-            " no such pixels to compare with; take one that keeps the size."
+            f"a model that decodes to {vae.config.output_upscale} times the size cannot be measured, since the source"
+            " has no pixels of that size to compare with; use one that keeps the size."
         )
     with open_clip(shot.clip) as clip:
         size = scaled_size(clip.info.width, clip.info.height, short_side)
-    fidelity, count = Metrics(perceptual), 0
+    metrics = Metrics(lpips)
     with open_clip(shot.clip, size=size, frames=(shot.start, shot.stop)) as clip, torch.inference_mode():
         drawing = ContactSheet(clip.info.frames) if sheet is not None else None
-        together = vae.default_chunk_size(clip.info.height, clip.info.width) * vae.config.temporal_compression
-        for source, decoded in reconstruct_frames(vae, clip.chunks(together), *size):
-            fidelity.add(source, decoded)
+        chunk_frames = vae.default_chunk_size(clip.info.height, clip.info.width) * vae.config.temporal_compression
+        for source, decoded in reconstruct_frames(vae, clip.chunks(chunk_frames), *size):
+            metrics.add(source, decoded)
             if drawing is not None:
                 drawing.add(source, decoded)
-            count += 1
     if drawing is not None and sheet is not None:
         drawing.save(sheet)
-    return Result(shot, count, size, fidelity.score())
+    return Result(shot, len(metrics.frames), size, metrics.score())
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
@@ -191,35 +183,31 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def markdown_table(results: Sequence[Result]) -> str:
-    """Return a table of the shots and their mean, for a model card; columns that nothing was measured for are left out.
-
-    Returns:
-        Lines that each end in a newline.
-    """
+    """Return a Markdown table of the shots and their mean; columns without any value are left out."""
     scores = [result.score for result in results]
     mean = mean_score(scores)
     measures = [measure for measure in _MEASURES if any(getattr(score, measure[1]) is not None for score in scores)]
 
-    def row(shot: str, size: str, score: Score) -> tuple[str, ...]:
+    def row(label: str, size: str, score: Score) -> tuple[str, ...]:
         values = ((getattr(score, name), digits) for _, name, digits in measures)
-        return shot, size, *("" if value is None else f"{value:.{digits}f}" for value, digits in values)
+        return label, size, *("" if value is None else f"{value:.{digits}f}" for value, digits in values)
 
     rows = [
         ("shot", "size", *(title for title, _, _ in measures)),
         ("---", "---", *("---:" for _ in measures)),
-        *(row(_described(result), f"{result.size[0]}x{result.size[1]}", result.score) for result in results),
+        *(row(_label(result), f"{result.size[0]}x{result.size[1]}", result.score) for result in results),
         row("mean", "", mean),
     ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
 def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Return width and height with the shorter one `short_side` and the longer one the nearest even number, pixels."""
+    """Return the width and height, in pixels, at which the shorter side is `short_side`; the longer one is even."""
     long_side = 2 * round(short_side * max(width, height) / min(width, height) / 2)
     if width == height:
         return short_side, short_side
     return (long_side, short_side) if width > height else (short_side, long_side)
 
 
-def _described(result: Result) -> str:
+def _label(result: Result) -> str:
     return f"{result.shot.clip.name}, frames {result.shot.start} to {result.shot.start + result.frames - 1}"

@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018): how different two pictures look, by the features of a network trained to classify."""
+"""LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924): perceptual distance by a classifier's features."""
 
 import warnings
 from pathlib import Path
@@ -13,20 +13,20 @@ from wan_vae.errors import CheckpointError, UserError
 from wan_vae.io.frames import Frames
 
 _TORCHVISION_NAMES = {"alex": "alexnet", "vgg": "vgg16"}
-# Below these, in pixels, the last features have no extent.
+# In pixels; with smaller pictures the last feature maps would be empty.
 SMALLEST_SIDES = {"alex": 31, "vgg": 16}
 
 
 class LPIPS(nn.Module):
-    """The LPIPS distance, version 0.1. Frozen and always in eval mode; differentiable with respect to the pictures.
+    """The LPIPS distance, version 0.1. Frozen, always in eval mode, and differentiable with respect to the pictures.
 
     Args:
         network: "alex" for AlexNet, the usual one to report, or "vgg" for VGG16, the usual one to train with.
         backbone: The convolutions of that network, trained on ImageNet, under torchvision's names
-            (`features.0.weight` and on; others are passed over). The package `lpips` brings the rest.
+            (`features.0.weight` etc.; other tensors are ignored). The package `lpips` contains the other weights.
 
     Raises:
-        CheckpointError: `backbone` is missing, damaged, or not of that network.
+        CheckpointError: `backbone` is missing, damaged, or of another network.
         UserError: The package `lpips` is not installed.
     """
 
@@ -42,7 +42,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Compare pictures (N, 3, H, W) in [-1, 1]; returns (N,) distances, 0 for equal ones.
+        """Return the distances (N,) between pictures (N, 3, H, W) in [-1, 1]; 0 for equal ones.
 
         Raises:
             UserError: The pictures are too small for the network.
@@ -56,7 +56,7 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def distance(self, a: Frames, b: Frames) -> float:
-        """Compare two frames (height, width, 3), uint8 or uint16 of full range."""
+        """Return the distance between two frames (height, width, 3), full-range uint8 or uint16."""
         return self(self._picture(a), self._picture(b)).item()
 
     def _picture(self, frame: Frames) -> Tensor:
@@ -65,7 +65,7 @@ class LPIPS(nn.Module):
         return values.permute(2, 0, 1)[None]
 
     def train(self, mode: bool = True) -> "LPIPS":
-        # A training loop that switches all its modules must not switch the dropout in this one on.
+        # `module.train()` on a parent must not enable the dropout in here.
         return super().train(False)
 
 
@@ -77,7 +77,7 @@ def _random_lpips(network: str) -> Any:
             f"LPIPS needs the package lpips ({error}); install it with pip install 'wan-vae[train]'."
         ) from error
     with warnings.catch_warnings():
-        # lpips asks torchvision and torch for the same things in words of years ago.
+        # lpips calls torchvision and torch with deprecated arguments.
         warnings.filterwarnings("ignore", "The parameter 'pretrained' is deprecated", UserWarning)
         warnings.filterwarnings("ignore", "Arguments other than a weight enum", UserWarning)
         warnings.filterwarnings("ignore", "You are using `torch.load`", FutureWarning)

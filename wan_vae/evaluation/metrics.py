@@ -1,9 +1,7 @@
-"""How close a reconstruction is to its source, frame by frame, in memory that does not grow with the clip.
+"""PSNR, SSIM and LPIPS of a clip's frames.
 
-The structural similarity of two pictures (SSIM, Wang et al. 2004).
-
-Its window is separable: eleven shifted additions down and eleven across take the place of a convolution with 121 taps,
-strip by strip, so that what they pass over stays in the cache.
+SSIM (Wang et al. 2004) uses that its 11x11 Gaussian window is separable: 11 shifted additions down and 11 across
+replace a convolution with 121 taps. They work on strips of rows that fit into the CPU's cache.
 """
 
 import math
@@ -26,11 +24,22 @@ _LUMINANCE_FLOOR = (0.01 * _RANGE) ** 2
 _CONTRAST_FLOOR = (0.03 * _RANGE) ** 2
 
 
-def ssim(a: Tensor, b: Tensor) -> float:
-    """Compare pictures (c, h, w) of levels from 0 to 255; borders are reflected; h and w must be `WINDOW` or more.
+def levels(frame: Frames) -> Tensor:
+    """Return a frame (h, w, 3), full-range uint8 or uint16, as a float32 picture (3, h, w) in [0, 255]."""
+    scale = 255 / torch.iinfo(torch.uint8 if frame.dtype.itemsize == 1 else torch.uint16).max
+    return torch.from_numpy(frame.astype("float32")).permute(2, 0, 1) * scale
 
-    Returns:
-        The mean over channels and pixels, at most 1.
+
+def psnr(a: Tensor, b: Tensor, *, value_range: float) -> float:
+    """Return the PSNR in dB of tensors of one shape whose values span `value_range`; infinite if they are equal."""
+    error = F.mse_loss(a, b).item()
+    return 10 * math.log10(value_range**2 / error) if error else math.inf
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Return the mean SSIM over channels and pixels, at most 1, of pictures (c, h, w) of levels in [0, 255].
+
+    Borders are reflected; h and w must be `WINDOW` or more.
     """
     total, height = 0.0, a.shape[1]
     a, b = (F.pad(picture, (WINDOW // 2,) * 4, mode="reflect") for picture in (a, b))
@@ -41,8 +50,8 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
 
 def _similarities(a: Tensor, b: Tensor) -> Tensor:
-    """Compare pictures (c, h, w) in every whole window: (c, h - WINDOW + 1, w - WINDOW + 1)."""
-    # Variances are differences of large means, which lose less to rounding around zero.
+    """Return the SSIM of pictures (c, h, w) in every whole window: (c, h - WINDOW + 1, w - WINDOW + 1)."""
+    # Variances are differences of means; centering the values keeps these small, and so their rounding errors.
     level_a, level_b = (picture.mean(dim=(1, 2), keepdim=True) for picture in (a, b))
     moments = a.new_empty((4, *a.shape))
     torch.sub(a, level_a, out=moments[0])
@@ -50,8 +59,8 @@ def _similarities(a: Tensor, b: Tensor) -> Tensor:
     torch.mul(moments[0], moments[0], out=moments[2]).addcmul_(moments[1], moments[1])
     torch.sub(moments[0], moments[1], out=moments[3]).square_()
     mean_a, mean_b, squares, error = _blurred(_blurred(moments, dim=2), dim=3)
-    # Wang's two factors, each as 1 minus a part that is 0 where pictures are equal. In place, for fresh memory would
-    # take as long as the arithmetic.
+    # Wang's two factors, each as 1 minus a term that is 0 where the pictures are equal. In place, since allocating
+    # memory would take as long as the arithmetic.
     difference = mean_a - mean_b
     variances = squares.addcmul_(mean_a, mean_a, value=-1).addcmul_(mean_b, mean_b, value=-1)
     structure = error.addcmul_(difference, difference, value=-1).div_(variances.add_(_CONTRAST_FLOOR))
@@ -78,12 +87,12 @@ _WEIGHTS = _gaussian()
 
 @dataclass(frozen=True)
 class Score:
-    """How close a reconstruction is to its source, each value a mean over frames or over clips.
+    """How close a reconstruction is to its source: one frame, or a mean over frames or clips.
 
     Attributes:
         psnr: In dB, on RGB; infinite where a frame came back exactly.
         ssim: At most 1, on RGB (Wang et al. 2004, 11x11 Gaussian window); None for frames smaller than that window.
-        lpips: 0 or more, less is closer; None where it was not measured.
+        lpips: 0 or more, lower is closer; None where it was not measured.
     """
 
     psnr: float
@@ -96,55 +105,40 @@ class Score:
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
-    """Return the mean over clips, in which each counts the same however long it is; None where any clip has None."""
+    """Return the unweighted mean of one or more scores; a value is None where any score has None."""
     psnr = _mean([score.psnr for score in scores])
     assert psnr is not None
     return Score(psnr, _mean([score.ssim for score in scores]), _mean([score.lpips for score in scores]))
 
 
 class Metrics:
-    """Compares a clip's frames with their reconstructions, one after the other.
+    """Compares the frames of a clip with their reconstructions, one by one.
 
     Args:
-        perceptual: Measures LPIPS; None to leave that out.
+        lpips: The LPIPS network; None to leave LPIPS out.
+
+    Attributes:
+        frames: The score of every frame so far.
     """
 
-    def __init__(self, perceptual: LPIPS | None = None) -> None:
-        self._perceptual = perceptual
-        self._psnr = 0.0
-        self._ssim: float | None = 0.0
-        self._lpips = 0.0
-        self._frames = 0
+    def __init__(self, lpips: LPIPS | None = None) -> None:
+        self._lpips = lpips
+        self.frames: list[Score] = []
 
     def add(self, source: Frames, reconstruction: Frames) -> None:
-        """Compare a frame (height, width, 3), uint8 or uint16 of full range, with its reconstruction."""
-        expected, found = _levels(source), _levels(reconstruction)
-        self._psnr += _psnr(expected, found)
-        if self._ssim is not None and min(expected.shape[1:]) >= WINDOW:
-            self._ssim += ssim(expected, found)
-        else:
-            self._ssim = None
-        if self._perceptual is not None:
-            self._lpips += self._perceptual.distance(source, reconstruction)
-        self._frames += 1
-
-    def score(self) -> Score:
-        """Return the means over the frames so far."""
-        return Score(
-            self._psnr / self._frames,
-            None if self._ssim is None else self._ssim / self._frames,
-            None if self._perceptual is None else self._lpips / self._frames,
+        """Compare a frame (height, width, 3), full-range uint8 or uint16, with its reconstruction of the same size."""
+        expected, found = levels(source), levels(reconstruction)
+        self.frames.append(
+            Score(
+                psnr=psnr(expected, found, value_range=255),
+                ssim=ssim(expected, found) if min(expected.shape[1:]) >= WINDOW else None,
+                lpips=None if self._lpips is None else self._lpips.distance(source, reconstruction),
+            )
         )
 
-
-def _levels(frame: Frames) -> Tensor:
-    scale = 255 / torch.iinfo(torch.uint8 if frame.dtype.itemsize == 1 else torch.uint16).max
-    return torch.from_numpy(frame.astype("float32")).permute(2, 0, 1) * scale
-
-
-def _psnr(expected: Tensor, found: Tensor) -> float:
-    error = F.mse_loss(found, expected).item()
-    return 10 * math.log10(255**2 / error) if error else math.inf
+    def score(self) -> Score:
+        """Return the means over the frames so far; at least one is needed."""
+        return mean_score(self.frames)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

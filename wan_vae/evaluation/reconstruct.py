@@ -1,88 +1,104 @@
-"""A clip through the network and back, each frame with its source at its side.
-
-A frame and its reconstruction in one picture, side by side.
-"""
+"""Encoding and decoding a clip as a stream, and pictures of a frame next to its reconstruction."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from wan_vae.config import VAEConfig
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames
 
-if TYPE_CHECKING:
-    from wan_vae.vae import WanVAE
-    from wan_vae.vae import WanVAE as LeadVAE
-
-# Even, so that two pictures of an odd width make one of an even width, which every player shows.
+# Even, so that side-by-side pictures have an even width, which video players need, for every width of a frame.
 GAP = 8
 _GRAY = 128
 
 
+class StreamingVAE(Protocol):
+    """The methods of `WanVAE` and its sharded form that reconstruction uses; `memory` is a budget in bytes."""
+
+    @property
+    def config(self) -> VAEConfig:
+        """The architecture."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where videos and latents belong."""
+
+    def default_chunk_size(self, height: int, width: int) -> int:
+        """Return the number of latents that pass through the network together for frames of this size, in pixels."""
+
+    def encode_stream(self, chunks: Iterable[Tensor], *, memory: int | None = None) -> Iterator[Tensor]:
+        """(B, 3, n, H, W) in [-1, 1], any n -> normalized latents (B, z, m, h, w)."""
+
+    def decode_stream(self, chunks: Iterable[Tensor], *, memory: int | None = None) -> Iterator[Tensor]:
+        """Normalized latents (B, z, n, h, w), any n -> (B, 3, m, H, W) in [-1, 1]."""
+
+
 def eight_bits(frames: Frames) -> NDArray[np.uint8]:
-    """Round uint16 of full range to uint8, and leave uint8 as it is."""
+    """Round full-range uint16 to uint8; uint8 is returned as it is."""
     if frames.dtype == np.uint8:
         return frames.astype(np.uint8, copy=False)
     return ((frames.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def side_by_side_width(width: int) -> int:
-    """Return how wide the picture is that `side_by_side` makes of reconstructions of this width, in pixels."""
+    """Return the width of the pictures of `side_by_side` for reconstructions of this width, in pixels."""
     return 2 * width + GAP
 
 
 def side_by_side(source: Frames, reconstruction: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay a frame (h, w, 3) on the left of its reconstruction (H, W, 3), with a thin gray gap between them.
+    """Return a frame (h, w, 3) to the left of its reconstruction (H, W, 3), with a thin gray gap between them.
 
-    H and W are the same multiple of h and w: 1, or the upscaling of the decoder.
+    H and W are h and w times the decoder's `output_upscale`.
 
     Returns:
         (H, 2 W + GAP, 3) uint8.
     """
     scale = reconstruction.shape[0] // source.shape[0]
-    # Where the decoder upscales, repeated pixels show what the network was given; interpolating would be an upscaler
-    # of our own in the place of the source.
+    # Pixels are repeated rather than interpolated, so that the left half shows exactly what the network was given.
     left = eight_bits(source).repeat(scale, axis=0).repeat(scale, axis=1)
     gap = np.full((left.shape[0], GAP, 3), _GRAY, dtype=np.uint8)
     return np.concatenate([left, gap, reconstruction], axis=1)
 
 
 def reconstruct_frames(
-    vae: "WanVAE | LeadVAE",
+    vae: StreamingVAE,
     chunks: Iterable[Frames],
     width: int,
     height: int,
     budgets: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Frames, NDArray[np.uint8]]]:
-    """Encode and decode a clip as a stream, in memory that does not grow with its length.
+    """Encode and decode a clip as a stream; memory does not grow with the clip's length.
 
     Args:
         vae: The model.
-        chunks: Arrays (n, h, w, 3), uint8 or uint16, RGB of full range. n of as many as go through the network
-            together (`vae.latents_at_once`) is best.
-        width: Of the decoded frames: w times `config.output_upscale`.
-        height: Likewise, of h.
-        budgets: Of memory, in bytes, for encoding and decoding.
+        chunks: Arrays (n, h, w, 3), full-range RGB in uint8 or uint16. Fastest is n = `vae.default_chunk_size(h, w)`
+            times `vae.config.temporal_compression`.
+        width: Width of the decoded frames: w times `config.output_upscale`.
+        height: Height of the decoded frames: h times `config.output_upscale`.
+        budgets: Memory budgets for encoding and for decoding, in bytes.
 
     Yields:
-        Each frame as it came, (h, w, 3), and as it was decoded, (height, width, 3).
+        Each frame as it came, (h, w, 3), and decoded, (height, width, 3) uint8.
 
     Raises:
-        UserError: The network gave NaN.
+        UserError: The decoded video contains NaN.
     """
-    waiting: deque[Frames] = deque()
+    sources: deque[Frames] = deque()
 
-    def kept() -> Iterator[Frames]:
+    def queued() -> Iterator[Frames]:
         for chunk in chunks:
-            waiting.extend(chunk)
+            sources.extend(chunk)
             yield chunk
 
-    fitted = FramesToTensors(kept(), vae.config, vae.device)
-    encoding, decoding = (None, None) if budgets is None else budgets
-    videos = vae.decode_stream(vae.encode_stream(fitted, memory=encoding), memory=decoding)
+    fitted = FramesToTensors(queued(), vae.config, vae.device)
+    encode_budget, decode_budget = (None, None) if budgets is None else budgets
+    videos = vae.decode_stream(vae.encode_stream(fitted, memory=encode_budget), memory=decode_budget)
     for frames in tensors_to_frames(videos, width, height, vae.device):
-        # Padded frames come out only after the last true one, when none waits any more.
-        for frame in frames[: len(waiting)]:
-            yield waiting.popleft(), frame
+        # Frames added to complete the last latent come out after the last true one, so they have no source.
+        for frame in frames[: len(sources)]:
+            yield sources.popleft(), frame
