@@ -355,8 +355,8 @@ def test_saving_to_a_folder_that_holds_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vae" / "precious.txt").touch()
     with pytest.raises(UserError, match="already holds files"):
         standard_vae().save(tmp_path / "vae", layout="diffusers")
-    with pytest.raises(UserError, match="no folder"):
-        standard_vae().save(tmp_path / "nowhere" / "vae.safetensors")
+    with pytest.raises(UserError, match=r"precious\.txt is not a folder"):
+        standard_vae().save(tmp_path / "vae" / "precious.txt" / "vae.safetensors")
 
 
 def test_an_unknown_name_lists_the_known() -> None:
