@@ -1,13 +1,9 @@
 """Files in and out: clips (videos, animations, images) and latents.
 
-A clip is a video tensor (1, 3, T, H, W) in [-1, 1], or frames (n, height, width, 3) in uint8 or uint16:
-
-- `read_clip`, `write_clip`: a whole clip as a tensor.
-- `open_clip`, `create_clip`: a clip in chunks of frames, in memory that does not grow with its length.
-- `frames_to_tensor`, `tensor_to_frames`: conversion between the two.
-- `load_latents`, `save_latents`: a whole latents file; `LatentsFile`, `LatentsWriter`: one in chunks.
-
-Paths are text or path objects; clips and latents are also read from, and latents written to, binary file objects.
+A clip is a video tensor (1, 3, T, H, W) in [-1, 1], or frames (n, height, width, 3) in uint8 or uint16.
+`read_clip` and `write_clip` handle whole clips, `open_clip` and `create_clip` chunks; so do `load_latents` and
+`save_latents` and `LatentsFile` and `LatentsWriter`. All take a path; those for latents, and those that read, also a
+binary file object.
 """
 
 from importlib import import_module

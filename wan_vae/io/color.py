@@ -99,15 +99,7 @@ def stored_color(
     """Color of YUV samples, from their tags.
 
     Untagged clips are read as players display them: BT.709 in high definition, BT.601 otherwise, limited range.
-
-    Args:
-        matrix_code: Code point of the matrix.
-        range_code: FFmpeg's number of the range.
-        primaries: Code point of the primaries.
-        transfer: Code point of the transfer characteristics.
-        width: Width of the frames.
-        height: Height of the frames.
-        always_full: The pixel format has no limited range (FFmpeg's yuvj*).
+    `always_full` is for pixel formats without a limited range (FFmpeg's yuvj*).
 
     Raises:
         ClipError: The matrix is not supported (YCgCo, ICtCp and others).
@@ -236,12 +228,7 @@ class RgbConverter:
     """
 
     def __init__(self, frame: av.VideoFrame, primaries: int, transfer: int) -> None:
-        """Set up for frames of the pixel format and tags of `frame`.
-
-        Args:
-            frame: A frame of the stream.
-            primaries: Code point of the stream's primaries.
-            transfer: Code point of the stream's transfer characteristics.
+        """Set up for frames of the pixel format and tags of `frame`; `primaries` and `transfer` are code points.
 
         Raises:
             ClipError: The color matrix is not supported.

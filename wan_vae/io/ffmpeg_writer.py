@@ -18,7 +18,6 @@ from wan_vae.io.color import Color, Scaler, frame_of
 from wan_vae.io.orientation import Picture
 
 if TYPE_CHECKING:
-    from av.container import OutputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
@@ -127,7 +126,12 @@ class AvSink(ClipSink):
             self._convert: Callable[[av.VideoFrame | None], Iterator[av.VideoFrame]] = (
                 _ToPalette() if pixel_format == "pal8" else _ToPixelFormat(color, pixel_format)
             )
-            self._audio = _audio_copy(audio, self._container)
+            self._audio: AudioCopy | None = None
+            if audio is not None:
+                try:
+                    self._audio = AudioCopy(audio, self._container)
+                except ClipError as error:
+                    LOGGER.warning(f"the output is without sound: {error}")
         except BaseException:
             self._container.close()
             raise
@@ -169,16 +173,6 @@ class AvSink(ClipSink):
         if self._audio is not None:
             self._audio.close()
         self._container.close()
-
-
-def _audio_copy(source: AudioSource | None, output: "OutputContainer") -> AudioCopy | None:
-    if source is None:
-        return None
-    try:
-        return AudioCopy(source, output)
-    except ClipError as error:
-        LOGGER.warning(f"the output is without sound: {error}")
-        return None
 
 
 class _ToPixelFormat:

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import av
 import av.error
-import imageio.v3 as iio
 import numpy as np
-from imageio.core.request import InitializationError
 from PIL import Image
 
 from wan_vae.errors import ClipError
@@ -26,9 +24,6 @@ from wan_vae.io.color import RGB, UNSPECIFIED, RgbConverter, bit_depth, is_trans
 from wan_vae.io.ffmpeg_reader import check_complete
 from wan_vae.io.orientation import Orientation, Picture, from_exif, from_frame
 from wan_vae.io.timing import measure
-
-if TYPE_CHECKING:
-    from imageio.plugins.pillow import PillowPlugin
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 """Read through Pillow; other files are read through FFmpeg."""
@@ -45,6 +40,8 @@ _DEFAULT_RATE = Fraction(24)
 
 # Browsers display frames of duration 0 for this many seconds.
 _SHORTEST = Fraction(1, 10)
+
+_EXIF_ORIENTATION = 0x0112
 
 _JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 
@@ -168,10 +165,8 @@ def _header(path: Path) -> _Header:
     if (frame := _deep_frame(path)) is not None:
         orientation, size, depth, pictures = from_frame(frame), (frame.width, frame.height), bit_depth(frame.format), 1
     else:
-        with _opened(path) as file:
-            described = file.metadata(index=0, exclude_applied=False)
-            orientation, size, depth = from_exif(described.get("Orientation", 1)), described["shape"], 8
-            pictures = _count(file)
+        with _opened(path) as image:
+            orientation, size, depth, pictures = _orientation(image), image.size, 8, _count(image)
     width, height = reversed(size) if orientation.swap else size
     return _Header(width, height, depth, pictures, orientation)
 
@@ -181,26 +176,29 @@ def _pictures(path: Path) -> Iterator[tuple[Picture, Fraction]]:
     if (frame := _deep_frame(path)) is not None:
         yield from_frame(frame).apply(RgbConverter(frame, UNSPECIFIED, UNSPECIFIED)(frame)), Fraction(0)
         return
-    with _opened(path) as file:
-        for index in range(_count(file)):
-            picture = file.read(index=index, mode="RGBA", writeable_output=False)
-            described = file.metadata(index=index, exclude_applied=False)
-            milliseconds = Fraction(described.get("duration", 0)).limit_denominator(1000)
-            # imageio's own rotation skips gray images.
-            yield from_exif(described.get("Orientation", 1)).apply(picture), milliseconds / 1000 or _SHORTEST
+    with _opened(path) as image:
+        for index in range(_count(image)):
+            image.seek(index)
+            picture = np.asarray(image.convert("RGBA"))
+            milliseconds = Fraction(image.info.get("duration", 0)).limit_denominator(1000)  # of WebP, once decoded
+            yield _orientation(image).apply(picture), milliseconds / 1000 or _SHORTEST
 
 
 @contextmanager
-def _opened(path: Path) -> "Iterator[PillowPlugin]":
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        with iio.imopen(path, "r", plugin="pillow") as file:
-            yield cast("PillowPlugin", file)
-    except (OSError, ValueError, SyntaxError, InitializationError, Image.DecompressionBombError) as error:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ClipError(f"{path} cannot be read as an image ({reason(error)}); fetch or copy it again.") from error
 
 
-def _count(file: "PillowPlugin") -> int:
-    return file.properties(index=cast(int, ...)).n_images or 1
+def _orientation(image: Image.Image) -> Orientation:
+    return from_exif(image.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _count(image: Image.Image) -> int:
+    return int(getattr(image, "n_frames", 1))
 
 
 def _deep_frame(path: Path) -> av.VideoFrame | None:
@@ -229,7 +227,7 @@ def _deep_frame(path: Path) -> av.VideoFrame | None:
 def write_picture(path: Path, picture: Picture) -> None:
     """Write a (height, width, 3) uint8 picture; the suffix of `path` selects the format."""
     options: dict[str, Any] = _JPEG_OPTIONS if path.suffix.lower() in JPEG_SUFFIXES else {}
-    iio.imwrite(path, picture, plugin="pillow", **options)
+    Image.fromarray(picture).save(path, **options)
 
 
 class FolderSink(ClipSink):

@@ -38,18 +38,7 @@ DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16
 
 @dataclass(frozen=True)
 class LatentsInfo:
-    """Properties of the clip and of the model that encoded it.
-
-    Attributes:
-        frames: Number of frames of the clip, before padding.
-        width: Width of its frames in pixels, before padding.
-        height: Height of its frames in pixels, before padding.
-        fps: Frame rate.
-        pixel_aspect: Width of a pixel over its height.
-        color: Color of the source.
-        config: Architecture of the model.
-        checkpoint: Digest of its weights.
-    """
+    """Properties of the clip and of the model that encoded it; the fields are explained at the top of this module."""
 
     frames: int
     width: int
@@ -60,30 +49,33 @@ class LatentsInfo:
     config: VAEConfig
     checkpoint: str
 
-    @property
-    def latents_shape(self) -> tuple[int, int, int, int, int]:
-        """Shape of the latents, (1, z, t, h, w)."""
-        return (
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse latents of another shape than those of this clip.
+
+        Raises:
+            LatentsError: The shape differs.
+        """
+        expected = (
             1,
             self.config.latent_channels,
             1 + -(-(self.frames - 1) // self.config.temporal_compression),
             -(-self.height // self.config.spatial_compression),
             -(-self.width // self.config.spatial_compression),
         )
+        if shape != expected:
+            raise LatentsError(
+                f"its latents are {shape}, where {self.frames} frames of {self.width}x{self.height} have {expected}."
+            )
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of the file."""
+        texts = ("frames", "width", "height", "fps", "pixel_aspect", "checkpoint")
         return {
             "format": FORMAT,
             "version": VERSION,
-            "frames": str(self.frames),
-            "width": str(self.width),
-            "height": str(self.height),
-            "fps": str(self.fps),
-            "pixel_aspect": str(self.pixel_aspect),
+            **{name: str(getattr(self, name)) for name in texts},
             "color": json.dumps(asdict(self.color)),
             "config": json.dumps(self.config.to_dict()),
-            "checkpoint": self.checkpoint,
         }
 
     @classmethod
@@ -151,25 +143,24 @@ class LatentsWriter:
         Raises:
             LatentsError: The shape or dtype cannot be stored, a value is NaN or infinite, or the disk is full.
         """
-        if latents.ndim != 5 or latents.shape[0] != 1:
-            raise LatentsError(
-                f"{self._name} was not written: the latents are of shape {tuple(latents.shape)}, a batch of"
-                f" {latents.shape[0] if latents.ndim else 0}; a file holds one clip, (1, z, n, h, w)."
-            )
-        frames = latents[0].detach().transpose(0, 1).contiguous().cpu()
-        if frames.dtype not in DTYPE_NAMES:
+        shape = tuple(latents.shape)
+        if latents.ndim != 5 or shape[0] != 1:
+            given = f"a batch of {shape[0]} clips" if latents.ndim == 5 else f"of shape {shape}"
+            raise self._refusal(f"the latents are {given}; a file holds one clip, (1, z, n, h, w).")
+        if latents.dtype not in DTYPE_NAMES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_NAMES)
-            raise LatentsError(f"{self._name} was not written: {frames.dtype} is not one of {known}; convert it first.")
+            raise self._refusal(f"the latents are {latents.dtype}; convert them to one of {known}.")
+        frames = latents[0].detach().transpose(0, 1).contiguous().cpu()
         if not torch.isfinite(frames).all():
-            raise LatentsError(
-                f"{self._name} was not written: the network gave NaN or infinite latents from latent frame"
-                f" {self._frames} on in {frames.dtype}; compute in a wider dtype."
+            raise self._refusal(
+                f"the network gave NaN or infinite latents from latent frame {self._frames} on in {frames.dtype}; "
+                "compute in a wider dtype."
             )
-        self._first = frames[:1] if self._first is None else self._first
-        if (frames.shape[1:], frames.dtype) != (self._first.shape[1:], self._first.dtype):
-            raise LatentsError(
-                f"{self._name} was not written: latent frames of {tuple(frames.shape[1:])} in {frames.dtype} follow"
-                f" those of {tuple(self._first.shape[1:])} in {self._first.dtype}; all must be alike."
+        first = self._first = frames[:1] if self._first is None else self._first
+        if (frames.shape[1:], frames.dtype) != (first.shape[1:], first.dtype):
+            raise self._refusal(
+                f"latent frames of {tuple(frames.shape[1:])} in {frames.dtype} follow those of "
+                f"{tuple(first.shape[1:])} in {first.dtype}; all must be alike."
             )
         with self._reported():
             self._spool.write(frames.view(torch.uint8).numpy().data)
@@ -182,14 +173,13 @@ class LatentsWriter:
             LatentsError: There are no latents, `info` belongs to others, or the disk is full.
         """
         if self._first is None:
-            raise LatentsError(f"{self._name} was not written, for there were no latents; write at least one chunk.")
+            raise self._refusal("there were no latents; write at least one chunk.")
         _, channels, height, width = self._first.shape
         shape = (1, channels, self._frames, height, width)
-        if shape != info.latents_shape:
-            raise LatentsError(
-                f"{self._name} was not written: the latents are {shape}, but {info.frames} frames of"
-                f" {info.width}x{info.height} have {info.latents_shape}."
-            )
+        try:
+            info.check_shape(shape)
+        except LatentsError as error:
+            raise self._refusal(str(error)) from error
         frame_bytes = self._first.nbytes
         plane_bytes = frame_bytes // channels
         tensor = {
@@ -199,7 +189,8 @@ class LatentsWriter:
         }
         header = json.dumps({"__metadata__": info.to_metadata(), "latents": tensor}).encode()
         header += b" " * (-len(header) % 8)
-        with self._reported(), self._opened() as file:
+        opened: Any = nullcontext(self._target) if self._beside is None else self._beside.open("wb")
+        with self._reported(), opened as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for channel in range(channels):
                 for frame in range(self._frames):
@@ -207,8 +198,8 @@ class LatentsWriter:
                     file.write(self._spool.read(plane_bytes))
         return shape
 
-    def _opened(self) -> Any:
-        return nullcontext(self._target) if self._beside is None else self._beside.open("wb")
+    def _refusal(self, reason: str) -> LatentsError:
+        return LatentsError(f"{self._name} was not written: {reason}")
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -246,19 +237,15 @@ class LatentsFile:
             raise LatentsError(f"{self._name} is no latents file; `wan-vae encode` writes them.")
         try:
             self.info = LatentsInfo.from_metadata(metadata)
+            with self._opened() as tensor:
+                if tensor is None:
+                    raise LatentsError("it has no tensor 'latents'.")
+                in_memory = isinstance(tensor, Tensor)
+                self.shape = tuple(tensor.shape if in_memory else tensor.get_shape())
+                self.dtype = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) if in_memory else str(tensor.get_dtype())
+            self.info.check_shape(self.shape)
         except UserError as error:
             raise LatentsError(f"{self._name} cannot be used: {error}") from error
-        with self._opened() as tensor:
-            if tensor is None:
-                raise LatentsError(f"{self._name} cannot be used: it has no tensor 'latents'.")
-            in_memory = isinstance(tensor, Tensor)
-            self.shape = tuple(tensor.shape if in_memory else tensor.get_shape())
-            self.dtype = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) if in_memory else str(tensor.get_dtype())
-        if self.shape != self.info.latents_shape:
-            raise LatentsError(
-                f"{self._name} cannot be used: its latents are {self.shape}, where {self.info.frames} frames of"
-                f" {self.info.width}x{self.info.height} have {self.info.latents_shape}."
-            )
 
     def chunks(self, count: int) -> Iterator[Tensor]:
         """Yield normalized latents (1, z, n, h, w); n is `count`, except that the last chunk may be shorter.

@@ -204,13 +204,8 @@ def write_clip(
     """Write a whole video to a clip, which appears under its name only when it is complete.
 
     Args:
-        path: Output; its suffix selects the format, see `create_clip`.
+        path: Output, whose suffix selects the format. It and the other arguments are those of `create_clip`.
         video: (1, 3, T, H, W) or (3, T, H, W), floating point in [-1, 1], on any device.
-        fps: Frame rate.
-        color: Color of the stored samples.
-        pixel_aspect: Width of a pixel over its height.
-        lossless: Store every frame without loss.
-        audio: Audio to copy.
         overwrite: Replace an existing file.
 
     Raises:
