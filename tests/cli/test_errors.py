@@ -211,8 +211,8 @@ def test_outputs_that_would_destroy_something(
         (tmp_path / "link.mkv", ("both input and output",)),
         (tmp_path / "kept.mkv", ("exists", "--overwrite")),
         (tmp_path / "pictures", ("already holds files",)),
-        (tmp_path / "nowhere" / "out.mkv", ("no folder", "nowhere")),
-        (clip / "out.mkv", ("no folder",)),
+        (tmp_path / "kept.mkv" / "nowhere" / "out.mkv", ("kept.mkv is not a folder",)),
+        (clip / "out.mkv", ("not a folder",)),
         (tmp_path / "out.xyz", ("out.xyz",)),
     ):
         assert_one_sentence(run(capsys, "reconstruct", clip, out, "--checkpoint", checkpoint), *words)

@@ -94,7 +94,7 @@ def test_outputs_that_are_in_each_others_way(
         (tmp_path / "empty", ("--contact-sheet", tmp_path / "empty" / "s.png"), ("one inside the other",)),
         (out, ("--contact-sheet", tmp_path / "sheet.jpg"), ("sheet.jpg", ".png")),
         (out, ("--contact-sheet", tmp_path / "old.png"), ("old.png", "--overwrite")),
-        (out, ("--contact-sheet", tmp_path / "nowhere" / "s.png"), ("no folder",)),
+        (out, ("--contact-sheet", tmp_path / "old.png" / "s.png"), ("not a folder",)),
         (out, ("--side-by-side", clip), ("both input and output",)),
         (out, ("--side-by-side", tmp_path / "pairs.xyz"), ("pairs.xyz",)),
     ):

@@ -104,6 +104,39 @@ def test_others_may_read_what_was_written_as_far_as_the_user_lets_them(tmp_path:
         os.umask(before)
 
 
+def test_files_in_a_written_folder_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with written_beside(tmp_path / "vae") as beside:
+            (beside / "inner").mkdir(parents=True)
+            for file in (beside / "weights.safetensors", beside / "inner" / "config.json"):
+                file.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    for name in ("weights.safetensors", "inner/config.json"):
+        assert (tmp_path / "vae" / name).stat().st_mode & 0o777 == 0o640
+
+
+def test_missing_parent_folders_are_created_at_write_time_and_removed_after_an_error(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "out.mp4"
+    check_output(str(out), overwrite=False)
+    assert not any(tmp_path.iterdir())
+
+    def write(error: Exception | None) -> None:
+        with written_beside(out) as beside:
+            beside.touch()
+            if error is not None:
+                raise error
+
+    with pytest.raises(RuntimeError):
+        write(RuntimeError())
+    assert not any(tmp_path.iterdir())
+    write(None)
+    assert [path.name for path in out.parent.iterdir()] == ["out.mp4"]
+    with pytest.raises(UserError, match=r"cannot be written: .*out\.mp4 is not a folder; name another place"):
+        check_output(out / "new" / "inner.mp4", overwrite=True)
+
+
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     names = (".one.partial-12.pt", ".two.partial-7.npy", "one.pt", ".hidden")
     for name in names:

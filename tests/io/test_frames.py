@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import small_config
 from wan_vae.errors import UserError
+from wan_vae.io import frames_to_tensor, tensor_to_frames
 from wan_vae.io.frames import FramesToTensors, tensors_to_frames
 
 CPU = torch.device("cpu")
@@ -18,7 +19,9 @@ CPU = torch.device("cpu")
     st.integers(1, 4),
     st.sampled_from([np.uint8, np.uint16]),
 )
-def test_frames_are_padded_by_their_edges(frames: int, height: int, width: int, chunk: int, dtype: type) -> None:
+def test_frames_to_tensors_of_any_size_pads_with_edges(
+    frames: int, height: int, width: int, chunk: int, dtype: type
+) -> None:
     config = small_config(temporal_downsample=(True, True), width_multipliers=(1, 1, 1))
     levels = np.iinfo(dtype).max
     pixels = np.random.default_rng(0).integers(0, levels, (frames, height, width, 3), dtype=dtype, endpoint=True)
@@ -30,7 +33,7 @@ def test_frames_are_padded_by_their_edges(frames: int, height: int, width: int, 
     np.testing.assert_allclose(video[0].permute(1, 2, 3, 0).numpy(), expected, atol=1e-6)
 
 
-def test_every_level_comes_back() -> None:
+def test_frames_to_tensors_and_back_keeps_every_level() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
     (video, rest) = FramesToTensors([pixels], small_config(), CPU)
     assert rest.shape[2] == 0
@@ -41,7 +44,7 @@ def test_every_level_comes_back() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_is_refused(dtype: torch.dtype) -> None:
+def test_tensors_to_frames_of_nan_is_refused(dtype: torch.dtype) -> None:
     video = torch.zeros(1, 3, 2, 8, 8, dtype=dtype)
     video[0, 1, 1, 7, 7] = torch.nan
     assert next(tensors_to_frames([video], 7, 8, CPU)).shape == (2, 8, 7, 3)
@@ -49,3 +52,40 @@ def test_nan_is_refused(dtype: torch.dtype) -> None:
     assert next(frames).shape == (1, 8, 8, 3)
     with pytest.raises(UserError, match=f"NaN for pixels in {dtype}; compute in a wider"):
         next(frames)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_frames_to_tensor_agrees_with_the_stream(dtype: type) -> None:
+    frames = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (3, 4, 6, 3), dtype=dtype, endpoint=True)
+    video = frames_to_tensor(frames)
+    assert (video.shape, video.dtype) == ((1, 3, 3, 4, 6), torch.float32)
+    assert torch.equal(video, next(iter(FramesToTensors([frames], small_config(), CPU))))
+    frames.setflags(write=False)
+    assert torch.equal(frames_to_tensor(frames[:, ::-1]), video.flip(3))
+    (rounded,) = tensors_to_frames([video], 6, 4, CPU)
+    assert np.array_equal(tensor_to_frames(video), rounded)
+    assert np.array_equal(tensor_to_frames(video[0].double().requires_grad_()), rounded)
+    assert dtype == np.uint16 or np.array_equal(rounded, frames)
+
+
+@pytest.mark.parametrize(
+    "frames", [np.zeros((2, 2, 3), np.uint8), np.zeros((1, 2, 2, 4), np.uint8), np.zeros((1, 2, 2, 3))]
+)
+def test_frames_to_tensor_of_a_wrong_kind_is_refused(frames: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"must be uint8 or uint16 of shape \(n, height, width, 3\)"):
+        frames_to_tensor(frames)
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (torch.zeros(2, 3, 1, 2, 2), r"shape \(2, 3, 1, 2, 2\); it must be one clip"),
+        (torch.zeros(1, 2, 2), "must be one clip"),
+        (torch.zeros(1, 3, 0, 2, 2), "must be one clip"),
+        (torch.zeros(1, 3, 1, 2, 2, dtype=torch.uint8), "torch.uint8 .* floating point"),
+        (torch.full((3, 1, 2, 2), torch.nan), "holds NaN"),
+    ],
+)
+def test_tensor_to_frames_of_a_wrong_kind_is_refused(video: torch.Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tensor_to_frames(video)

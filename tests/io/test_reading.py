@@ -1,6 +1,7 @@
 """What comes out of sources of every kind."""
 
 import gc
+import io
 import subprocess
 import sys
 from fractions import Fraction
@@ -10,13 +11,15 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+import wan_vae.io
 from tests.io.sources import Array, encode, frame_of_planes, read_all, rgb_frames, smooth_pictures
 from wan_vae.errors import ClipError
-from wan_vae.io import open_clip
+from wan_vae.io import open_clip, read_clip
 
 PICTURES = smooth_pictures(12, 30, 44)
 
@@ -227,8 +230,8 @@ def test_frames_and_rates_hold_with_b_frames_in_avi(tmp_path: Path) -> None:
     assert info.fps == 25
 
 
-def test_importing_needs_no_torch() -> None:
-    code = "import sys, wan_vae.io; sys.exit('torch' in sys.modules)"
+def test_importing_io_loads_neither_torch_nor_pyav() -> None:
+    code = "import sys, wan_vae.io.atomic_output; sys.exit('torch' in sys.modules or 'av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -245,3 +248,56 @@ def test_frames_go_without_waiting_for_the_garbage_collector(tmp_path: Path) -> 
     finally:
         gc.enable()
     assert left <= 4
+
+
+def test_public_names_are_listed_and_exist() -> None:
+    assert {"open_clip", "read_clip", "write_clip", "load_latents", "tensor_to_frames"} <= set(dir(wan_vae.io))
+    assert all(hasattr(wan_vae.io, name) for name in wan_vae.io.__all__)
+
+
+@pytest.mark.parametrize("kind", ["str", "path", "memory", "file"])
+def test_read_clip_from_any_source_gives_the_whole_video(exact: Path, kind: str) -> None:
+    sources = {"str": str(exact), "path": exact, "memory": io.BytesIO(exact.read_bytes()), "file": exact.open("rb")}
+    source: Any = sources[kind]
+    if kind in ("memory", "file"):
+        source.read(10)
+    video, info = read_clip(source)
+    assert (video.shape, video.dtype) == ((1, 3, 12, 30, 44), torch.float32)
+    assert torch.equal(video[0].permute(1, 2, 3, 0), torch.from_numpy(PICTURES).float() * (2 / 255) - 1)
+    assert (info.frames, info.fps) == (12, 25)
+    with open_clip(source, frames=(3, 5)) as clip:
+        assert np.array_equal(next(clip.chunks(2)), PICTURES[3:5])
+        assert np.array_equal(next(clip.chunks(2)), PICTURES[3:5])
+    if kind in ("memory", "file"):
+        assert not source.closed
+    sources["file"].close()
+
+
+def test_file_objects_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", rgb_frames(PICTURES, "yuv420p"), codec="libx264", sound="aac")
+    data = path.read_bytes()
+    for content, message in (
+        (b"", "is empty"),
+        (data[:-50], "is cut short"),
+        (b"text " * 50, "cannot be read|no video"),
+    ):
+        with pytest.raises(ClipError, match=f"^the file object {message}"):
+            open_clip(io.BytesIO(content))
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as pipe:
+        with pytest.raises(ClipError, match=r"cannot seek; read its content into an io\.BytesIO"):
+            open_clip(pipe.stdout)  # type: ignore[arg-type]
+        pipe.communicate()
+    with open_clip(io.BytesIO(data)) as clip:
+        assert clip.info.has_audio
+        assert clip.audio is None
+
+
+@pytest.mark.parametrize(
+    ("fps", "exact_fps"), [(10, 10), (12.5, Fraction(25, 2)), (30000 / 1001, Fraction(30000, 1001))]
+)
+def test_open_clip_with_a_rate_of_any_number_type_is_exact(exact: Path, fps: float, exact_fps: Fraction) -> None:
+    with open_clip(exact, fps=fps) as clip:
+        assert clip.info.fps == exact_fps
+    for impossible in (float("nan"), float("inf"), 0.0, -1, 1001):
+        with pytest.raises(ClipError, match="frames a second is not possible"):
+            open_clip(exact, fps=impossible)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests.io.sources import Array, psnr, read_all, smooth_pictures
-from wan_vae.errors import ClipError
-from wan_vae.io import Color, create_clip
+from wan_vae.errors import ClipError, UserError
+from wan_vae.io import AudioSource, Color, create_clip, frames_to_tensor, read_clip, write_clip
 
 BT709 = Color("bt709", False, 1, 1)
 RATES = [Fraction(30000, 1001), Fraction(24000, 1001), Fraction(16), Fraction(25), Fraction(60), Fraction(25, 2)]
@@ -203,6 +204,43 @@ def test_wrong_frames_are_refused(tmp_path: Path) -> None:
         create_clip(tmp_path / "a.mp4", width=9, height=8, fps=Fraction(25), color=BT709) as writer,
     ):
         writer.write(np.zeros((1, 9, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("fps", [16, 29.97002997002997, Fraction(30000, 1001)])
+def test_write_clip_to_a_new_folder_comes_back(tmp_path: Path, fps: float) -> None:
+    pictures = smooth_pictures(20, 24, 36)
+    video = frames_to_tensor(pictures).requires_grad_()
+    path = tmp_path / "new" / "a.mkv"
+    write_clip(str(path), video, fps=fps, lossless=True)
+    back, info = read_clip(path)
+    assert torch.equal(back, video)
+    assert info.fps == (16 if fps == 16 else Fraction(30000, 1001))
+    with pytest.raises(UserError, match="exists; pass --overwrite"):
+        write_clip(path, video, fps=fps)
+    with pytest.raises(UserError, match="both input and output"):
+        write_clip(path, video, fps=fps, audio=AudioSource(path), overwrite=True)
+    write_clip(path, video[0, :, :3], fps=fps, lossless=True, overwrite=True)
+    assert torch.equal(read_clip(path)[0], video[:, :, :3])
+    write_clip(tmp_path / "pictures", video[:, :, :2], fps=fps)
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("video", "fps", "message"),
+    [
+        (torch.zeros(2, 3, 1, 8, 8), 25, r"shape \(2, 3, 1, 8, 8\); it must be one clip"),
+        (torch.zeros(3, 8, 8), 25, "must be one clip"),
+        (torch.cat([torch.zeros(3, 30, 8, 8), torch.full((3, 1, 8, 8), torch.nan)], 1), 25, "holds NaN"),
+        (torch.zeros(3, 1, 8, 8), float("nan"), "nan frames a second is not possible"),
+        (torch.zeros(3, 1, 8, 8), -1.5, "must be above 0"),
+    ],
+)
+def test_write_clip_of_a_wrong_kind_is_refused_and_leaves_nothing(
+    tmp_path: Path, video: torch.Tensor, fps: float, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        write_clip(tmp_path / "new" / "a.mp4", video, fps=fps)
+    assert not any(tmp_path.iterdir())
 
 
 FULL_DISK = """

@@ -1,34 +1,45 @@
-"""Outputs that are either whole or absent: written beside their final place, then renamed into it."""
+"""Atomic outputs: written under a temporary name in the same folder, then renamed; after an error nothing is left.
+
+Imports neither torch nor PyAV, since the command line checks its outputs before it loads either.
+"""
 
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations
 from pathlib import Path
 
 from wan_vae.errors import UserError
 
 
-def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = (), may_be_folder: bool = False) -> None:
-    """Refuse an output that could not be written, or that would destroy something, before any work is done.
+def check_output(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    inputs: tuple[str | os.PathLike[str], ...] = (),
+    may_be_folder: bool = False,
+) -> None:
+    """Refuse an output that cannot be written or would destroy something, before any work is done.
+
+    Missing parent folders are no obstacle: `written_beside` creates them.
 
     Args:
-        path: The output. Where it is a symbolic link, what it leads to counts.
-        overwrite: Whether an existing file may be replaced. A folder that holds files never is, nor a device or pipe.
-        inputs: What the output is made from.
-        may_be_folder: Whether the output can be a folder; an empty one is then taken over.
+        path: The output. A symbolic link stands for its target.
+        overwrite: Replace an existing file. Non-empty folders, devices and pipes are never replaced.
+        inputs: Files and folders the output is made from.
+        may_be_folder: Accept an existing empty folder as the output.
 
     Raises:
-        UserError: One of these speaks against it.
+        UserError: The output is also an input, its folder is not writable, or something is in its place.
     """
-    target = path.resolve()
-    for source in inputs:
+    target = Path(path).resolve()
+    for source in map(Path, inputs):
         if target.exists() and source.exists() and _belongs_to(target, source.resolve()):
             raise UserError(f"{path} is both input and output; name another output.")
-    folder = target.parent
+    folder = next(parent for parent in target.parents if parent.exists())
     if not folder.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {folder}; create it first.")
+        raise UserError(f"{path} cannot be written: {folder} is not a folder; name another place.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written: the folder {folder} is not writable; name another place.")
     if target.is_dir():
@@ -39,14 +50,16 @@ def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = (), 
     elif target.exists() and not target.is_file():
         raise UserError(f"{path} is a device or a pipe and cannot be replaced by a file; name a file.")
     elif target.exists() and not overwrite:
-        raise UserError(f"{path} exists; pass --overwrite to replace it, or name another output.")
+        raise UserError(
+            f"{path} exists; pass --overwrite (in Python, overwrite=True) to replace it, or name another output."
+        )
 
 
 def check_distinct(*outputs: Path) -> None:
-    """Refuse outputs of one run of which one would replace or lie in another.
+    """Refuse outputs of one run that would replace or contain each other.
 
     Raises:
-        UserError: Two of them are the same, or one is a folder that the other is in.
+        UserError: Two outputs are the same path, or one lies in the other.
     """
     for first, second in combinations(outputs, 2):
         one, other = first.resolve(), second.resolve()
@@ -61,38 +74,45 @@ def _belongs_to(target: Path, source: Path) -> bool:
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` (same folder, same suffix) to write a file or a folder to.
+def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`, with the same suffix, to write a file or a folder to.
 
-    On success it is renamed onto `path` in one step; on any exception, Ctrl-C included, it is removed, so that a
-    half-written output never stands under the asked name and nothing is left behind.
+    Missing parent folders are created. On success the temporary path is renamed to `path` in one step, and new files
+    get the permissions the umask allows. On any exception, including Ctrl-C, all of it is removed.
     """
-    path = path.resolve()
+    path = Path(path).resolve()
     beside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    created = [folder for folder in path.parents if not folder.exists()]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
+        # safetensors gives its files mode 0600.
+        permissions = path.stat().st_mode if path.is_file() else _permissions_of_new_files()
+        for file in (file for file in (beside, *beside.rglob("*")) if file.is_file()):
+            file.chmod(permissions)
         if path.is_dir():
-            path.rmdir()  # rename does not replace a folder everywhere; check_output saw that it is empty
-        elif beside.is_file():
-            # Some writers, safetensors among them, let nobody else read what they wrote.
-            beside.chmod(path.stat().st_mode if path.exists() else _permissions_of_new_files())
+            path.rmdir()  # not every system renames over a folder; check_output made sure that it is empty
         beside.replace(path)
+        created = []
     finally:
         if beside.is_dir():
             shutil.rmtree(beside)
         else:
             beside.unlink(missing_ok=True)
+        for folder in created:
+            with suppress(OSError):  # another output may be in it by now
+                folder.rmdir()
 
 
 def remove_partial(folder: Path, stem: str = "*") -> None:
-    """Remove what `written_beside` could not, of processes that were killed.
+    """Remove temporary files of `written_beside` left by killed processes.
 
     Args:
-        folder: Where they wrote; nobody may be writing there now.
-        stem: Of the outputs, their name without its suffix; default all.
+        folder: The outputs' folder, in which nobody may be writing now.
+        stem: Name of the outputs without suffix; all by default.
     """
     for leftover in folder.glob(f".{stem}.partial-*"):
-        leftover.unlink(missing_ok=True)  # of several processes, another may have been faster
+        leftover.unlink(missing_ok=True)  # another process may have removed it first
 
 
 def _permissions_of_new_files() -> int:

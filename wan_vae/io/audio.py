@@ -1,10 +1,10 @@
-"""Carrying sound over from one file to another, packet by packet, without decoding it."""
+"""Copying an audio stream from one file to another, packet by packet, without decoding."""
 
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
@@ -19,40 +19,40 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 
-def file_url(path: Path) -> str:
-    """How to name a file to FFmpeg so that a colon in its name is not taken for a protocol."""
-    return f"file:{path}"
+def file_url(path: str | os.PathLike[str]) -> str:
+    """URL of a file for FFmpeg, which would read "a:b.mp4" as protocol "a"."""
+    return f"file:{os.fspath(path)}"
 
 
 def reason(error: Exception) -> str:
-    """What an error of PyAV, Pillow or the system says went wrong, without numbers and file names."""
+    """Text of an error of PyAV, Pillow or the system, without error numbers and file names."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @dataclass(frozen=True)
 class AudioSource:
-    """The sound of a file between two moments.
+    """A span of the first audio stream of a file.
 
     Attributes:
         path: The file.
-        start: Seconds on the file's own clock (on which its first picture need not be at 0), to be heard with the
-            output's first picture.
-        stop: Likewise, where the sound ends; None for its own end.
+        start: Timestamp in the file, in seconds, that belongs to the first frame of the output. The file's own first
+            frame need not have timestamp 0.
+        stop: Timestamp of the end, in seconds; None for the end of the file.
     """
 
-    path: Path
+    path: str | os.PathLike[str]
     start: Fraction = Fraction(0)
     stop: Fraction | None = None
 
 
 class AudioCopy:
-    """Copies the packets of a file's first audio stream into an output, keeping step with its pictures."""
+    """Copies the packets of an `AudioSource` into an output, interleaved with its video."""
 
     def __init__(self, source: AudioSource, output: "OutputContainer") -> None:
-        """Add the stream to `output`, into which nothing may have been written yet.
+        """Add the stream to `output`, which must not have been started.
 
         Raises:
-            ClipError: The file cannot be read or has no sound, or `output` cannot hold the codec of the sound.
+            ClipError: The file cannot be read or has no audio, or `output` cannot hold its codec.
         """
         self._source = source
         try:
@@ -73,9 +73,9 @@ class AudioCopy:
             raise
 
     def advance(self, seconds: Fraction) -> None:
-        """Copy what is heard in the output before `seconds`, which never goes down from call to call.
+        """Copy the packets that start before `seconds` of the output; `seconds` must not decrease between calls.
 
-        A packet is copied whole, so that sound can begin and end up to a packet (some 20 ms) outside the asked span.
+        Packets are copied whole, so the audio can start and end one packet (about 20 ms) outside the span.
         """
         limit = self._source.start + seconds
         if self._source.stop is not None:
@@ -104,12 +104,12 @@ class AudioCopy:
             ) from error
 
     def close(self) -> None:
-        """Close the file the sound comes from."""
+        """Close the source file."""
         self._container.close()
 
 
 def _check_fits(stream: "AudioStream", container: str) -> None:
-    """Write a header with this stream alone to memory: FFmpeg's own list of what fits where has gaps."""
+    """Try to write a header with this stream to memory: FFmpeg's table of codecs per container has gaps."""
     codec = stream.codec_context.name
     try:
         with av.open(io.BytesIO(), "w", format=container) as trial:

@@ -1,43 +1,46 @@
-"""Clips to read: what they are, and their pictures in chunks.
+"""An opened clip: its properties, and its frames in chunks.
 
-The last steps of reading, the same for every source: laying transparency over black and resizing.
+`ClipSource` and `ClipSink` are what readers and writers of one kind of file implement.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
-from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wan_vae.io.audio import AudioSource
 from wan_vae.io.color import Color, Resizer, is_transparent, over_black
 from wan_vae.io.orientation import Picture
-from wan_vae.io.timing import resampled_count
+from wan_vae.io.timing import Timing, resample, resampled_count
+
+LOGGER = logging.getLogger("wan_vae")
 
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """What a clip is, after the options it was opened with.
+    """Properties of a clip, after the options it was opened with.
 
     Attributes:
-        width: Of the pictures as they are given out: turned upright, and resized if that was asked for.
-        height: Likewise.
-        fps: Pictures a second, exact; the average where the rate is variable.
-        frames: Number of pictures, counted in the file without decoding it. Interlaced video that stores the two
-            fields of a picture apart has fewer; in all else, fewer is an error while reading.
-        color: How RGB and what is stored relate.
-        pixel_aspect: Width of a pixel over its height, 1 for square; a new size keeps the shape of the whole.
-        bit_depth: Bits of a channel in the source; above 8, pictures come as uint16.
+        width: Width of the frames in pixels, after rotation and resizing.
+        height: Height of the frames in pixels, after rotation and resizing.
+        fps: Exact frame rate; the average if the rate is variable.
+        frames: Number of frames, counted without decoding. Decoding yields fewer for interlaced video that stores the
+            two fields of a frame apart; for all other video, fewer is an error.
+        color: Relation of RGB to the stored samples.
+        pixel_aspect: Width of a pixel over its height, 1 for square pixels. Resizing preserves the display aspect.
+        bit_depth: Bits of a channel in the source. Above 8, frames are uint16.
         codec: FFmpeg's or Pillow's name of the picture format.
-        container: Likewise, of the file's; "folder" for a folder of pictures.
-        has_alpha: Whether the first picture is transparent anywhere.
-        has_audio: Whether there is sound.
-        rotation: Degrees the stored pictures are turned clockwise by to stand upright: 0, 90, 180 or 270.
-        variable_frame_rate: Whether the source's pictures come at uneven times.
+        container: FFmpeg's name of the file format; "image" or "folder" for images.
+        has_alpha: The first frame has transparent pixels.
+        has_audio: There is an audio stream.
+        rotation: Clockwise rotation applied to the stored frames, in degrees: 0, 90, 180 or 270.
+        variable_frame_rate: The frames of the source are unevenly spaced in time.
     """
 
     width: int
@@ -55,91 +58,75 @@ class ClipInfo:
     variable_frame_rate: bool
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What is wanted of a source.
+class ClipSource(Protocol):
+    """A reader of one kind of source.
 
     Attributes:
-        size: Width and height, None to leave them.
-        frames: Pictures by index, as in a slice.
-        fps: Pictures a second, None to leave them.
+        name: Name of the source in messages.
+        timing: Timing of the selected frames.
+        info: Properties of the selected frames, before resizing and resampling.
+        audio: Their audio, if any.
     """
 
-    size: tuple[int, int] | None
-    frames: tuple[int | None, int | None]
-    fps: Fraction | None
-
-
-def selected_info(source: ClipInfo, selection: Selection, duration: Fraction) -> ClipInfo:
-    """The description of a source whose frames are selected already, as it is once resized and resampled.
-
-    Args:
-        source: The description, with the number of selected frames.
-        selection: What is wanted.
-        duration: For how long the selected frames are shown, in seconds.
-    """
-    info = source
-    if selection.fps is not None:
-        info = replace(info, fps=selection.fps, frames=resampled_count(duration, selection.fps))
-    if selection.size is not None:
-        width, height = selection.size
-        aspect = info.pixel_aspect * Fraction(info.width * height, info.height * width)
-        info = replace(info, width=width, height=height, pixel_aspect=aspect.limit_denominator(1000))
-    return info
-
-
-class Notices:
-    """Warns the user, of each thing once."""
-
-    def __init__(self) -> None:
-        self._given: set[str] = set()
-
-    def give(self, notice: str) -> None:
-        """Log `notice` as a warning unless that was done before."""
-        if notice not in self._given:
-            self._given.add(notice)
-            logging.getLogger("wan_vae").warning(notice)
-
-
-def notice_variable_rate(path: Path, info: ClipInfo, selection: Selection, notices: Notices) -> None:
-    """Tell what becomes of a variable frame rate, if there is one."""
-    if info.variable_frame_rate and selection.fps is None:
-        notices.give(
-            f"{path} has a variable frame rate; its frames are kept one for one at the average rate, "
-            f"{float(info.fps):.3f} a second, unless a rate is given to resample them to."
-        )
-
-
-class Source(Protocol):
-    """Something that has pictures in a row."""
-
+    name: str
+    timing: Timing
     info: ClipInfo
     audio: AudioSource | None
 
-    def pictures(self) -> Generator[Picture, None, None]:
-        """The wanted pictures from the first on: upright, resized, resampled, (height, width, 3)."""
+    def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
+        """Yield seconds since the first selected frame, and the frame, upright (height, width, 3 or 4)."""
+
+
+class ClipSink(ABC):
+    """A writer of one kind of output, which is finished or aborted once."""
+
+    @abstractmethod
+    def write(self, picture: Picture) -> None:
+        """Append a (height, width, 3) uint8 picture."""
+
+    def finish(self) -> None:  # noqa: B027
+        """Complete and close the output."""
+
+    def abort(self) -> None:  # noqa: B027
+        """Close the output without completing it."""
 
 
 class Clip:
-    """A clip opened for reading. A context manager: leaving it closes the file.
+    """A clip opened by `open_clip`. A context manager that closes the file.
 
     Attributes:
-        info: What the clip is.
-        audio: Its sound for as long as the selected pictures last, to hand to `create_clip`; None if it has none.
+        info: Properties of the clip.
+        audio: Audio of the selected frames, for `create_clip`. None if there is none, or if the clip was opened from a
+            file object, which cannot be read at two places at once.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.info = source.info
+    def __init__(self, source: ClipSource, size: tuple[int, int] | None, fps: Fraction | None) -> None:
+        """Use `open_clip` instead."""
+        info = source.info
+        self._duration = source.timing.end - source.timing.start
+        if fps is not None:
+            info = replace(info, fps=fps, frames=resampled_count(self._duration, fps))
+        elif info.variable_frame_rate:
+            LOGGER.warning(
+                f"{source.name} has a variable frame rate; its frames are kept one for one at the average rate, "
+                f"{float(info.fps):.3f} a second, unless a rate is given to resample them to."
+            )
+        if size is not None:
+            width, height = size
+            aspect = info.pixel_aspect * Fraction(info.width * height, info.height * width)
+            info = replace(info, width=width, height=height, pixel_aspect=aspect.limit_denominator(1000))
+        self.info = info
         self.audio = source.audio
         self._source = source
+        self._fps = fps
+        self._resize = Resizer(info.width, info.height)
+        self._warned_of_alpha = False
         self._reading: Generator[Picture, None, None] | None = None
 
     def __enter__(self) -> "Clip":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -148,21 +135,21 @@ class Clip:
             self._reading.close()
             self._reading = None
 
-    def chunks(self, count: int) -> Iterator[Picture]:
-        """Read from the first picture on, `count` pictures at a time, in memory that does not grow with the clip.
+    def chunks(self, count: int) -> Iterator[NDArray[Any]]:
+        """Read from the first frame, `count` frames at a time. Memory does not grow with the length of the clip.
 
         Yields:
-            New arrays (n, height, width, 3), RGB of full range: uint8, or uint16 (0..65535) for sources of more than
-            8 bits a channel. n is `count` for all but the last, which has 1 to `count`.
+            New arrays (n, height, width, 3), full-range RGB: uint8, or uint16 (0 to 65535) for sources of more than 8
+            bits a channel. n is `count`, except that the last chunk may be shorter.
 
         Raises:
-            ClipError: The file turns out to be cut short or damaged.
+            ClipError: The file is cut short or damaged.
             ValueError: `count` is below 1.
         """
         if count < 1:
             raise ValueError(f"{count} frames at a time cannot be read; ask for at least 1.")
         self.close()
-        self._reading = self._source.pictures()
+        self._reading = self._pictures()
         dtype = np.uint8 if self.info.bit_depth <= 8 else np.uint16
         chunk = np.empty((count, self.info.height, self.info.width, 3), dtype)
         filled = 0
@@ -175,18 +162,16 @@ class Clip:
         if filled:
             yield chunk[:filled]
 
+    def _pictures(self) -> Generator[Picture, None, None]:
+        with closing(self._source.timed_pictures()) as timed:
+            finished = ((time, self._postprocess(picture)) for time, picture in timed)
+            yield from resample(finished, self._duration, self._fps)
 
-class Finisher:
-    """Makes upright RGB or RGBA pictures of any size into RGB ones of a clip's size."""
-
-    def __init__(self, path: Path, info: ClipInfo, notices: Notices) -> None:
-        self._path = path
-        self._notices = notices
-        self._resize = Resizer(info.width, info.height)
-
-    def __call__(self, picture: Picture) -> Picture:
-        """(height, width, 3 or 4) to (info.height, info.width, 3), of the same dtype."""
+    def _postprocess(self, picture: Picture) -> Picture:
+        """Convert upright (height, width, 3 or 4) of any size to (info.height, info.width, 3) of the same dtype."""
         if is_transparent(picture):
-            self._notices.give(f"{self._path} has transparent pixels; they are laid over black.")
+            if not self._warned_of_alpha:
+                LOGGER.warning(f"{self._source.name} has transparent pixels; they are laid over black.")
+            self._warned_of_alpha = True
             picture = over_black(picture)
         return self._resize(picture[..., :3])

@@ -1,8 +1,7 @@
-"""Decoded frames to RGB.
+"""Color: tags of stored video, conversion of decoded frames to full-range RGB, and resizing.
 
-How a clip's RGB relates to the YUV it is stored as.
-
-Size and pixel format conversion through libswscale.
+In this order: `Color` and its code points; `Scaler` and `Resizer`, which wrap libswscale; properties of pixel formats;
+`RgbConverter`, which decoders use. Frames of up to 8 bits a channel are converted by swscale, deeper YUV with numpy.
 """
 
 from dataclasses import dataclass, replace
@@ -15,27 +14,17 @@ import numpy as np
 from wan_vae.errors import ClipError
 from wan_vae.io.orientation import Picture
 
+# Code points of matrices, primaries and transfer characteristics in ISO/IEC 23091-2.
 UNSPECIFIED = 2
-"""Code point of an unspecified matrix, primaries or transfer (ISO/IEC 23091-2)."""
+_BT709_CODE = 1
 
-BT709_CODE = 1
+# FFmpeg's numbers of the sample ranges; 0 is unspecified.
+_RANGE_LIMITED, _RANGE_FULL = 1, 2
 
-RANGE_LIMITED, RANGE_FULL = 1, 2
-"""Numbers FFmpeg gives the two sample ranges; 0 is unspecified."""
-
-_MATRIX_OF_CODE = {
-    0: "rgb",
-    1: "bt709",
-    4: "fcc",
-    5: "bt601",
-    6: "bt601",
-    7: "smpte240m",
-    9: "bt2020",
-    10: "bt2020",
-}
+_MATRIX_OF_CODE = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 _CODE_OF_MATRIX = {"rgb": 0, "bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "bt2020": 9}
 
-_RED_AND_BLUE_IN_LUMA = {
+_LUMA_WEIGHTS_RED_BLUE = {
     "bt709": (0.2126, 0.0722),
     "fcc": (0.30, 0.11),
     "bt601": (0.299, 0.114),
@@ -46,14 +35,16 @@ _RED_AND_BLUE_IN_LUMA = {
 
 @dataclass(frozen=True)
 class Color:
-    """How RGB and the stored YUV relate; carried from a source to the output made from it.
+    """Relation of RGB to the stored samples, passed on from a source to the outputs made from it.
 
     Attributes:
-        matrix: "bt601", "bt709", "bt2020", "smpte240m", "fcc", or "rgb" for pictures and RGB video, which have none.
-        full_range: Whether black and white are the ends of the sample range (0 and 255 for 8 bits) rather than 16
-            and 235.
-        primaries: Code point of ISO/IEC 23091-2, 2 for unspecified; passed through untouched.
-        transfer: Likewise, for the transfer characteristics.
+        matrix: "bt601", "bt709", "bt2020", "smpte240m", "fcc", or "rgb" for images and RGB video.
+        full_range: For 8 bits, black is 0 and white 255, rather than 16 and 235.
+        primaries: Code point in ISO/IEC 23091-2, 2 for unspecified. Passed on as a tag; colors are not converted.
+        transfer: Code point of the transfer characteristics, treated the same. HDR is not tone-mapped.
+
+    Raises:
+        ClipError: The matrix is unknown, or a code point is not from 0 to 255.
     """
 
     matrix: str
@@ -73,29 +64,29 @@ class Color:
 
     @property
     def range_code(self) -> int:
-        """Number FFmpeg gives the range."""
-        return RANGE_FULL if self.full_range else RANGE_LIMITED
+        """FFmpeg's number of the range."""
+        return _RANGE_FULL if self.full_range else _RANGE_LIMITED
 
     @property
     def range_name(self) -> str:
-        """Name swscale gives the range."""
+        """Name of the range in swscale."""
         return "full" if self.full_range else "limited"
 
     @property
     def luma_weights(self) -> tuple[float, float, float]:
-        """Shares of red, green and blue in luma; they sum to 1. Only for a matrix other than "rgb"."""
-        red, blue = _RED_AND_BLUE_IN_LUMA[self.matrix]
+        """Weights of red, green and blue in luma, which sum to 1. Undefined for matrix "rgb"."""
+        red, blue = _LUMA_WEIGHTS_RED_BLUE[self.matrix]
         return red, 1 - red - blue, blue
 
     def for_yuv(self) -> "Color":
-        """The color to store as YUV: itself, or limited-range BT.709 throughout for what was RGB.
+        """Color to store YUV with: `self`, or limited-range BT.709 if this is RGB.
 
-        BT.709's transfer is what players assume of such a file anyway, and show sRGB pictures with.
+        Players assume the BT.709 transfer for such files, and display sRGB pictures with it.
         """
-        return Color("bt709", False, BT709_CODE, BT709_CODE) if self.matrix == "rgb" else self
+        return Color("bt709", False, _BT709_CODE, _BT709_CODE) if self.matrix == "rgb" else self
 
     def for_rgb(self) -> "Color":
-        """The color to store as RGB: primaries and transfer stay, the matrix and the range have no part in it."""
+        """Color to store RGB with: the same primaries and transfer, no matrix, full range."""
         return replace(self, matrix="rgb", full_range=True)
 
 
@@ -105,16 +96,15 @@ RGB = Color("rgb", True)
 def stored_color(
     matrix_code: int, range_code: int, primaries: int, transfer: int, *, width: int, height: int, always_full: bool
 ) -> Color:
-    """The color of YUV samples, given their tags.
+    """Color of YUV samples, from their tags.
 
-    Players take an untagged clip for BT.709 when it is of high definition and for BT.601 otherwise, and its range for
-    limited; so do we, since the RGB wanted is the one that was seen. `always_full` is for the formats that have no
-    limited range (FFmpeg's yuvj*).
+    Untagged clips are read as players display them: BT.709 in high definition, BT.601 otherwise, limited range.
+    `always_full` is for pixel formats without a limited range (FFmpeg's yuvj*).
 
     Raises:
-        ClipError: The matrix is one that cannot be undone here (YCgCo, ICtCp and the like).
+        ClipError: The matrix is not supported (YCgCo, ICtCp and others).
     """
-    if matrix_code == UNSPECIFIED or matrix_code == 0:  # RGB samples never come here, so a 0 is a wrong tag
+    if matrix_code in (0, UNSPECIFIED):  # 0 stands for RGB, which YUV samples are not
         matrix = "bt709" if height >= 720 or width >= 1280 else "bt601"
     elif matrix_code in _MATRIX_OF_CODE:
         matrix = _MATRIX_OF_CODE[matrix_code]
@@ -122,43 +112,43 @@ def stored_color(
         raise ClipError(
             f"color matrix {matrix_code} (ISO/IEC 23091-2) cannot be read; convert the clip to BT.709 first."
         )
-    return Color(matrix, always_full or range_code == RANGE_FULL, primaries, transfer)
+    return Color(matrix, always_full or range_code == _RANGE_FULL, primaries, transfer)
 
 
-# Without these swscale trades accuracy for speed: off by several levels, and chroma at half its resolution.
-ACCURATE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+# swscale's defaults are off by several levels, and interpolate chroma at half its resolution.
+_ACCURATE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
 def picture_format(picture: Picture) -> str:
-    """FFmpeg's name for the layout of a (height, width, 3) picture."""
+    """FFmpeg's name of the pixel format of a (height, width, 3) picture."""
     return "rgb24" if picture.dtype == np.uint8 else "rgb48le"
 
 
 def frame_of(picture: Picture) -> av.VideoFrame:
-    """A (height, width, 3) RGB picture as a frame of its own memory."""
+    """Copy a (height, width, 3) RGB picture to a frame."""
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=picture_format(picture))
     frame.pts, frame.time_base = 0, Fraction(1, 1)
     return frame
 
 
 def plane(frame: av.VideoFrame, index: int, channels: int, dtype: type[np.uint8] | type[np.uint16]) -> Picture:
-    """One plane as (height, width, channels), a view of the frame's memory without the padding of its lines."""
+    """One plane as (height, width, channels): a view of the frame's memory without the padding of its lines."""
     stored = frame.planes[index]
     lines = np.frombuffer(memoryview(stored), dtype).reshape(stored.height, -1)
     return lines[:, : stored.width * channels].reshape(stored.height, stored.width, channels)
 
 
 class Scaler:
-    """Converts frames to one pixel format, by the options of FFmpeg's `scale` filter and `ACCURATE`."""
+    """Converts frames to one pixel format through FFmpeg's `scale` filter with accurate rounding."""
 
     def __init__(self, options: str, pixel_format: str) -> None:
-        self._options = f"{options}:{ACCURATE}" if options else ACCURATE
+        self._options = f"{options}:{_ACCURATE}" if options else _ACCURATE
         self._pixel_format = pixel_format
         self._graph: av.filter.Graph | None = None
         self._made_for: tuple[int, int, str] | None = None
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The frame converted. Sizes and formats may change from call to call, as they do within some streams."""
+        """Convert a frame. Size and format may change between calls, as they do within some streams."""
         kind = (frame.width, frame.height, frame.format.name)
         if self._graph is None or kind != self._made_for:
             self._graph, self._made_for = self._build(frame), kind
@@ -179,14 +169,14 @@ class Scaler:
 
 
 class Resizer:
-    """Brings (height, width, 3) pictures to one size, leaving those that have it as they are."""
+    """Resizes (height, width, 3) pictures to one size; pictures of that size are returned unchanged."""
 
     def __init__(self, width: int, height: int) -> None:
         self._shape = (height, width)
         self._scalers: dict[str, Scaler] = {}
 
     def __call__(self, picture: Picture) -> Picture:
-        """The picture at the size, of the same dtype."""
+        """Resize a picture, keeping its dtype."""
         if picture.shape[:2] == self._shape:
             return picture
         layout = picture_format(picture)
@@ -197,17 +187,17 @@ class Resizer:
 
 
 def is_yuv(layout: av.VideoFormat) -> bool:
-    """Whether samples are luma and chroma; palettes and greys are not."""
+    """Samples are luma and chroma; false for palettes and gray."""
     return not layout.is_rgb and len(layout.components) >= 3
 
 
 def is_gray(layout: av.VideoFormat) -> bool:
-    """Whether samples are luma alone, of 8 bits or little-endian."""
+    """Samples are luma only, of 8 bits or little-endian."""
     return layout.name == "gray" or (layout.name.startswith("gray") and layout.name.endswith("le"))
 
 
 def has_alpha(layout: av.VideoFormat) -> bool:
-    """Whether pixels can be transparent."""
+    """Pixels can be transparent."""
     return layout.name == "pal8" or any(component.is_alpha for component in layout.components)
 
 
@@ -217,36 +207,39 @@ def bit_depth(layout: av.VideoFormat) -> int:
 
 
 def is_transparent(picture: Picture) -> bool:
-    """Whether a (height, width, 3 or 4) picture is less than opaque anywhere."""
+    """A (height, width, 3 or 4) picture has a pixel that is not opaque."""
     return picture.shape[2] == 4 and bool(picture[..., 3].min() < np.iinfo(picture.dtype).max)
 
 
 def over_black(picture: Picture) -> Picture:
-    """A (height, width, 4) RGBA picture, alpha not multiplied in, laid over black: (height, width, 3), same dtype."""
+    """Composite (height, width, 4) RGBA with straight alpha over black: (height, width, 3), same dtype."""
     top = np.iinfo(picture.dtype).max
     color, alpha = picture[..., :3].astype(np.uint32), picture[..., 3:].astype(np.uint32)
     return ((color * alpha + top // 2) // top).astype(picture.dtype)
 
 
 class RgbConverter:
-    """Converts the frames of one stream to RGB, (height, width, 3) or with alpha (height, width, 4), full range.
+    """Converts frames of one stream to full-range RGB (height, width, 3), or RGBA (height, width, 4).
 
-    uint8 for frames of at most 8 bits a channel, uint16 spanning 0..65535 for deeper ones.
+    The result is uint8 for frames of up to 8 bits a channel, and uint16 (0 to 65535) for deeper ones.
+
+    Attributes:
+        color: Color of the stream.
     """
 
     def __init__(self, frame: av.VideoFrame, primaries: int, transfer: int) -> None:
-        """Set up for frames like `frame`, of a stream with these primaries and transfer.
+        """Set up for frames of the pixel format and tags of `frame`; `primaries` and `transfer` are code points.
 
         Raises:
-            ClipError: The stream's color matrix is not supported.
+            ClipError: The color matrix is not supported.
         """
         layout = frame.format
         self.color: Color = RGB
-        self._deep = bit_depth(layout) > 8
-        self._alpha = has_alpha(layout)
         self._depth = bit_depth(layout)
+        self._deep = self._depth > 8
+        self._alpha = has_alpha(layout)
         self._numpy_matrix = self._deep and is_yuv(layout)
-        self._gray_is_limited = int(frame.color_range) == RANGE_LIMITED
+        self._gray_is_limited = int(frame.color_range) == _RANGE_LIMITED
         options = "out_range=full"
         if is_yuv(layout):
             self.color = stored_color(
@@ -265,7 +258,7 @@ class RgbConverter:
         self._scale = Scaler(options, self._pixel_format())
 
     def __call__(self, frame: av.VideoFrame) -> Picture:
-        """The frame as RGB or RGBA."""
+        """Convert a frame to RGB or RGBA."""
         if is_gray(frame.format):
             return self._from_gray(frame)
         if self._numpy_matrix:
@@ -280,7 +273,7 @@ class RgbConverter:
         return "rgba" if self._alpha else "rgb24"
 
     def _from_gray(self, frame: av.VideoFrame) -> Picture:
-        """RGB of a frame of luma alone, whose range swscale does not look at."""
+        """RGB of a luma-only frame, whose range swscale ignores."""
         dtype = np.uint16 if self._deep else np.uint8
         black, span, top = 0, (1 << self._depth) - 1, np.iinfo(dtype).max
         if self._gray_is_limited:
@@ -289,10 +282,9 @@ class RgbConverter:
         return np.repeat(np.clip(np.rint(luma), 0, top).astype(dtype), 3, axis=2)
 
     def _from_deep_yuv(self, frame: av.VideoFrame) -> Picture:
-        """RGB of a frame with chroma at full resolution, in the stream's own depth.
+        """RGB of a YUV 4:4:4 frame of more than 8 bits.
 
-        swscale takes white to 65283 rather than 65535 here, and so cannot be trusted with more than 8 bits. It is
-        right about where chroma lies and how to interpolate it.
+        swscale would map white to 65283 instead of 65535 here, so it only interpolates the chroma.
         """
         unit, top = 1 << (self._depth - 8), (1 << self._depth) - 1
         black, luma_span, chroma_span = (0, top, top) if self.color.full_range else (16 * unit, 219 * unit, 224 * unit)

@@ -1,10 +1,12 @@
 """Reading clips through FFmpeg.
 
-How long a file says it is: the surest sign of a download or a copy that was cut short.
+`check_complete` compares the length of a file with the length that its header declares, since FFmpeg plays many
+truncated files without an error. `AvSource` then reads all packets once without decoding them, for the number of
+frames, their rate and damage, and decodes when frames are asked for.
 """
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -16,10 +18,10 @@ from av.stream import Disposition
 
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource, file_url, reason
-from wan_vae.io.clip import ClipInfo, Finisher, Notices, Selection, notice_variable_rate, selected_info
+from wan_vae.io.clip import ClipInfo
 from wan_vae.io.color import RgbConverter, bit_depth, is_transparent
 from wan_vae.io.orientation import Orientation, Picture, from_frame
-from wan_vae.io.timing import Timing, in_order, measure, resample
+from wan_vae.io.timing import Timing, measure, sort_by_time
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -33,36 +35,42 @@ _SEGMENT = b"\x18\x53\x80\x67"
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp")
 
 
-def check_whole(path: Path) -> None:
-    """Refuse a file that is empty or shorter than its own outermost structure says.
+def check_complete(source: Path | BinaryIO, name: str) -> None:
+    """Refuse a file that is empty or shorter than its outermost structure declares.
 
-    Knows MP4 and MOV, Matroska and WebM, AVI, WebP and GIF; of others only emptiness is seen.
+    Supports MP4 and MOV, Matroska and WebM, AVI, WebP and GIF; other files are only checked for emptiness.
+
+    Args:
+        source: A path, or a seekable file object.
+        name: Name of the source in messages.
 
     Raises:
         ClipError: The file is empty or cut short.
     """
-    actual = path.stat().st_size
-    if actual == 0:
-        raise ClipError(f"{path} is empty (0 bytes); name a video or an image.")
-    with path.open("rb") as file:
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+        actual = file.seek(0, 2)
+        if actual == 0:
+            raise ClipError(f"{name} is empty (0 bytes); name a video or an image.")
+        file.seek(0)
         declared = _declared_length(file, actual)
     if declared > actual:
         raise ClipError(
-            f"{path} is cut short: it has {actual} bytes and should have {declared} or more; fetch or copy it again."
+            f"{name} is cut short: it has {actual} bytes and should have {declared} or more; fetch or copy it again."
         )
 
 
 def _declared_length(file: BinaryIO, actual: int) -> int:
+    """Length in bytes that the header declares, 0 if it declares none."""
     head = file.read(12)
     if head.startswith(b"RIFF"):
         size = int.from_bytes(head[4:8], "little")
-        # Recorders that stream leave the size at 0 or at its largest; the padding of an odd size is often left out.
+        # Streaming recorders leave the size at 0 or at its maximum; the padding byte of an odd size is often missing.
         return 0 if size in (0, 0xFFFFFFFF) else 8 + size - size % 2
     if head[4:8] in _ISO_BOXES:
         return _iso_length(file, actual)
     if head.startswith(b"GIF8"):
         file.seek(-min(actual, 64), 2)
-        # A semicolon ends a GIF; some programs pad it.
+        # A GIF ends with a semicolon; some programs add zeros.
         return 0 if file.read().rstrip(b"\0").endswith(b";") else actual + 1
     if head.startswith(_EBML):
         return _matroska_length(file)
@@ -77,7 +85,7 @@ def _iso_length(file: BinaryIO, actual: int) -> int:
         size = int.from_bytes(header[:4], "big")
         if size == 1:  # the size is 64 bits wide and follows the name
             size = int.from_bytes(header[8:16], "big")
-        if size < 8:  # 0: to the end of the file; otherwise no box at all
+        if size < 8:  # 0 means to the end of the file; 2 to 7 are no box
             return 0
         end += size
     return end
@@ -96,7 +104,7 @@ def _matroska_length(file: BinaryIO) -> int:
 
 
 def _element_size(file: BinaryIO) -> int | None:
-    """The size at the file's position, None where it is unknown because the file was written as a live stream."""
+    """Read an EBML size at the file's position; None if it is unknown, as in recordings of live streams."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None
@@ -105,68 +113,88 @@ def _element_size(file: BinaryIO) -> int | None:
     return None if size == (1 << 7 * length) - 1 else size
 
 
-# FFmpeg's own VP8 and VP9 decoders leave out transparency, which these keep.
+# FFmpeg's native VP8 and VP9 decoders drop the alpha channel.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 class AvSource:
-    """A file FFmpeg can read, as a `Source`."""
+    """Reader of files that FFmpeg can play; a `ClipSource`."""
 
-    def __init__(self, path: Path, selection: Selection, notices: Notices) -> None:
-        """Survey the file: all its packets, and its first picture.
+    def __init__(self, source: Path | BinaryIO, name: str, frames: tuple[int | None, int | None]) -> None:
+        """Read all packets, and decode the first frame.
+
+        Args:
+            source: A path, or a seekable file object, which is read from its start.
+            name: Name of the source in messages.
+            frames: First frame and the one after the last, as in a slice.
 
         Raises:
-            ClipError: It holds no video, is damaged where that can be seen, or has none of the selected pictures.
+            ClipError: The file has no video, is damaged, or has none of the selected frames.
         """
-        self._path = path
-        self._selection = selection
-        self._notices = notices
-        check_whole(path)
+        self.name = name
+        self._source = source
+        self._frames = frames
+        check_complete(source, name)
         with self._opened() as (container, stream):
-            self._timing = self._survey(container, stream)
-        self._duration = self._timing.end - self._timing.start
+            self.timing = self._survey(container, stream)
         with self._opened() as (container, stream):
-            self.info = selected_info(self._describe(container, stream), selection, self._duration)
-        self.audio = AudioSource(path, self._timing.start, self._timing.end) if self.info.has_audio else None
-        notice_variable_rate(path, self.info, selection, notices)
+            self.info = self._describe(container, stream)
+        self.audio: AudioSource | None = None
+        if self.info.has_audio and isinstance(source, Path):
+            self.audio = AudioSource(source, self.timing.start, self.timing.end)
 
-    def pictures(self) -> Generator[Picture, None, None]:
-        """The wanted pictures, as `Source` says."""
+    def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
+        """Decode the selected frames; see `ClipSource`."""
         with self._opened() as (container, stream):
-            yield from resample(self._timed_pictures(container, stream), self._duration, self._selection.fps)
+            to_rgb: RgbConverter | None = None
+            orientation: Orientation | None = None
+            time = Fraction(0)
+            # Frames that the decoder returns at the end of the stream have no time base.
+            tick = stream.time_base
+            for number, frame in enumerate(islice(self._decode(container, stream), *self._frames)):
+                to_rgb = to_rgb or self._converter(frame, stream)
+                # Once: reading its side data makes a frame part of a reference cycle, kept until the next collection.
+                orientation = orientation or from_frame(frame)
+                if self.timing.constant or frame.pts is None or tick is None:
+                    time = number / self.timing.rate
+                else:
+                    time = max(time, frame.pts * tick - self.timing.start)
+                yield time, orientation.apply(to_rgb(frame))
 
     @contextmanager
     def _opened(self) -> Iterator[tuple["InputContainer", "VideoStream"]]:
         try:
-            with av.open(file_url(self._path)) as container:
+            if not isinstance(self._source, Path):
+                self._source.seek(0)
+            with av.open(file_url(self._source) if isinstance(self._source, Path) else self._source, "r") as container:
                 yield container, self._video_stream(container)
         except (av.error.FFmpegError, OSError) as error:
             raise ClipError(
-                f"{self._path} cannot be read as a video ({reason(error)}); name a whole file that FFmpeg can play."
+                f"{self.name} cannot be read as a video ({reason(error)}); name a whole file that FFmpeg can play."
             ) from error
 
     def _video_stream(self, container: "InputContainer") -> "VideoStream":
         streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-        # FFmpeg plays text files too, as the terminal art of bulletin boards.
+        # FFmpeg plays text files as ANSI art.
         if not streams or container.format.name == "tty":
             held = "only sound" if container.streams.audio else "no video"
-            raise ClipError(f"{self._path} holds {held}; name a file with pictures in it.")
+            raise ClipError(f"{self.name} holds {held}; name a file with pictures in it.")
         streams[0].thread_type = "AUTO"
         return streams[0]
 
     def _packets(self, container: "InputContainer", *streams: "Stream") -> Iterator["Packet[Stream]"]:
         for number, packet in enumerate(container.demux(*streams)):
             if packet.is_corrupt:
-                raise ClipError(f"{self._path} is damaged or cut short at packet {number}; fetch or copy it again.")
-            # Empty packets, which AVI uses to show a picture for longer, would tell the decoder that the end is here.
+                raise ClipError(f"{self.name} is damaged or cut short at packet {number}; fetch or copy it again.")
+            # The decoder would take an empty packet, with which AVI repeats a frame, for the end of the stream.
             if packet.size:
                 yield packet
 
     def _survey(self, container: "InputContainer", stream: "VideoStream") -> Timing:
-        """Go through all packets without decoding any, for how many pictures there are and when they are shown."""
+        """Read all packets without decoding, for the number of frames and their timestamps."""
         end = Fraction(0)
 
-        def shown() -> Iterator[tuple[Fraction, Fraction]]:
+        def timestamps() -> Iterator[tuple[Fraction, Fraction]]:
             nonlocal end
             time = Fraction(0)
             for packet in self._packets(container, *container.streams.video, *container.streams.audio):
@@ -174,30 +202,30 @@ class AvSource:
                 end = max(end, (packet.pts or 0) * packet.time_base + duration)
                 if packet.stream_index != stream.index or not _shows_picture(packet):
                     continue
-                # AVI stores no times of showing; FFmpeg's guesses at them start some frames late.
+                # AVI stores no presentation timestamps; those that FFmpeg guesses start some frames late.
                 timestamp = packet.dts if container.format.name == "avi" or packet.pts is None else packet.pts
                 time = time + duration if timestamp is None else timestamp * packet.time_base
                 yield time, duration
 
         timing = measure(
-            in_order(shown()),
+            sort_by_time(timestamps()),
             tick=stream.time_base or Fraction(1),
             rates=[rate for rate in (stream.average_rate, stream.base_rate) if rate],
-            frames=self._selection.frames,
+            frames=self._frames,
         )
         declared = Fraction(container.duration or 0, av.time_base)
-        # FFmpeg itself notices a missing end in other containers.
+        # In other containers, FFmpeg reports a missing end.
         if container.format.name in ("avi", "matroska,webm") and end + 2 / timing.rate < declared:
             raise ClipError(
-                f"{self._path} is damaged or cut short: it has {float(end):.2f} seconds of the {float(declared):.2f} "
+                f"{self.name} is damaged or cut short: it has {float(end):.2f} seconds of the {float(declared):.2f} "
                 "that it says it has; fetch or copy it again."
             )
         return timing
 
     def _describe(self, container: "InputContainer", stream: "VideoStream") -> ClipInfo:
-        frame = next(self._frames(container, stream), None)
+        frame = next(self._decode(container, stream), None)
         if frame is None:
-            raise ClipError(f"{self._path} has no frame that can be decoded; fetch or copy it again.")
+            raise ClipError(f"{self.name} has no frame that can be decoded; fetch or copy it again.")
         to_rgb = self._converter(frame, stream)
         orientation = from_frame(frame)
         picture = orientation.apply(to_rgb(frame))
@@ -206,8 +234,8 @@ class AvSource:
         return ClipInfo(
             width=width,
             height=height,
-            fps=self._timing.rate,
-            frames=self._timing.count,
+            fps=self.timing.rate,
+            frames=self.timing.count,
             color=to_rgb.color,
             pixel_aspect=1 / aspect if orientation.swap else aspect,
             bit_depth=bit_depth(frame.format),
@@ -216,7 +244,7 @@ class AvSource:
             has_alpha=is_transparent(picture),
             has_audio=bool(container.streams.audio),
             rotation=orientation.degrees,
-            variable_frame_rate=not self._timing.constant,
+            variable_frame_rate=not self.timing.constant,
         )
 
     def _converter(self, frame: av.VideoFrame, stream: "VideoStream") -> RgbConverter:
@@ -224,32 +252,13 @@ class AvSource:
         try:
             return RgbConverter(frame, int(context.color_primaries), int(context.color_trc))
         except ClipError as error:
-            raise ClipError(f"{self._path}: {error}") from error
+            raise ClipError(f"{self.name}: {error}") from error
 
-    def _timed_pictures(self, container: "InputContainer", stream: "VideoStream") -> Iterator[tuple[Fraction, Picture]]:
-        """The selected frames, finished, each with its seconds after the first."""
-        finish = Finisher(self._path, self.info, self._notices)
-        first, stop = self._selection.frames
-        to_rgb: RgbConverter | None = None
-        orientation: Orientation | None = None
-        time = Fraction(0)
-        # Not the frames' own: those the decoder held back until the end have none.
-        tick = stream.time_base
-        for number, frame in enumerate(islice(self._frames(container, stream), first, stop)):
-            to_rgb = to_rgb or self._converter(frame, stream)
-            # Once: a frame asked for its side data is part of a reference cycle and stays until the next collection.
-            orientation = orientation or from_frame(frame)
-            if self._timing.constant or frame.pts is None or tick is None:
-                time = number / self._timing.rate
-            else:
-                time = max(time, frame.pts * tick - self._timing.start)
-            yield time, finish(orientation.apply(to_rgb(frame)))
-
-    def _frames(self, container: "InputContainer", stream: "VideoStream") -> Iterator[av.VideoFrame]:
-        """Every frame, in the order of showing.
+    def _decode(self, container: "InputContainer", stream: "VideoStream") -> Iterator[av.VideoFrame]:
+        """Decode all frames in display order.
 
         Raises:
-            ClipError: A frame is damaged, or some packets gave none.
+            ClipError: A frame is damaged, or some packets yielded none.
         """
         decode = _decoder(stream)
         number = 0
@@ -264,19 +273,19 @@ class AvSource:
                     number += 1
         except av.error.FFmpegError as error:
             raise ClipError(self._damaged_at(number)) from error
-        # The two fields of an interlaced frame can be a packet each.
-        if number < self._timing.total and not interlaced:
+        # Each field of an interlaced frame can be a packet.
+        if number < self.timing.total and not interlaced:
             raise ClipError(self._damaged_at(number))
 
     def _damaged_at(self, number: int) -> str:
         return (
-            f"{self._path} is damaged: frame {number} of {self._timing.total} (numbered from 0) cannot be decoded; "
+            f"{self.name} is damaged: frame {number} of {self.timing.total} (numbered from 0) cannot be decoded; "
             f"fetch or copy it again, or select only frames before that one."
         )
 
 
 def _shows_picture(packet: "Packet[Stream]") -> bool:
-    """Whether a packet is to give a frame: not when an edit list leaves it out, nor for VP8's hidden references."""
+    """The packet yields a frame: it is not dropped by an edit list, and no hidden reference frame of VP8."""
     if packet.is_discard:
         return False
     return packet.stream.codec_context.name not in ("vp8", "libvpx") or bool(memoryview(packet)[0] & 0x10)

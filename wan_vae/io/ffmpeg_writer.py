@@ -12,31 +12,28 @@ import av.error
 import av.filter
 
 from wan_vae.errors import ClipError
-from wan_vae.io.clip import Notices
+from wan_vae.io.audio import AudioCopy, AudioSource, file_url
+from wan_vae.io.clip import LOGGER, ClipSink
 from wan_vae.io.color import Color, Scaler, frame_of
 from wan_vae.io.orientation import Picture
 
 if TYPE_CHECKING:
-    from av.container import OutputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
 
-from wan_vae.io.audio import AudioCopy, AudioSource, file_url
-
-
 @dataclass(frozen=True)
 class Format:
-    """How pictures are stored in a kind of file.
+    """Container, encoder and pixel format of a kind of file.
 
     Attributes:
-        container: FFmpeg's name of the kind of file.
+        container: FFmpeg's name of the container.
         encoder: FFmpeg's name of the encoder.
-        pixel_format: FFmpeg's name of the samples' layout.
-        options: Settings of the encoder.
-        odd_pixel_format: The same for pictures of odd width or height, where the encoder needs another for those.
-        fastest: The most pictures a second that can be stored, None where there is no such limit.
-        ticks: The parts of a second that the container counts time in, None where any rate can be stored exactly.
+        pixel_format: FFmpeg's name of the pixel format.
+        options: Options of the encoder.
+        odd_pixel_format: Pixel format for an odd width or height; None if `pixel_format` supports those.
+        fastest: Highest frame rate, None if there is no limit.
+        ticks: Time units of the container per second, None if it stores any rate exactly.
     """
 
     container: str
@@ -49,7 +46,7 @@ class Format:
 
     @property
     def is_rgb(self) -> bool:
-        """Whether RGB is stored as it is."""
+        """RGB is stored without conversion to YUV."""
         return self.pixel_format == "pal8" or av.VideoFormat(self.pixel_format).is_rgb
 
 
@@ -58,15 +55,15 @@ def _h264(container: str, **options: str) -> Format:
 
 
 _VP9 = {"b:v": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1", "tile-columns": "2"}
-# Higher levels cut pictures into slices, which goes wrong with those of a few pixels.
+# Higher levels cut frames into slices, which fails for frames of a few pixels.
 _FFV1 = {"level": "1", "g": "1"}
 
-# GIF counts time in hundredths of a second, and players take less than two of them for a mistake.
+# GIF counts time in 1/100 s, and players ignore durations below 2/100 s.
 LOSSY = {
     ".mp4": _h264("mp4"),
     ".mov": _h264("mov"),
     ".mkv": _h264("matroska"),
-    # AVI stores no times, so frames must come in the order they are shown in.
+    # AVI stores no timestamps, so frames must be stored in display order: no B-frames.
     ".avi": _h264("avi", bf="0"),
     ".webm": Format("webm", "libvpx-vp9", "yuv420p", _VP9 | {"crf": "20"}),
     ".gif": Format("gif", "gif", "pal8", fastest=50, ticks=100),
@@ -83,8 +80,8 @@ LOSSLESS = {
 }
 
 
-class AvSink:
-    """A video or animation being written, as a `Sink`."""
+class AvSink(ClipSink):
+    """Writer of a video or animation through FFmpeg."""
 
     def __init__(
         self,
@@ -97,24 +94,11 @@ class AvSink:
         color: Color,
         pixel_aspect: Fraction,
         audio: AudioSource | None,
-        notices: Notices,
     ) -> None:
-        """Create the file.
-
-        Args:
-            path: Where to; the name's ending is not looked at.
-            form: How the pictures are stored.
-            width: In pixels.
-            height: In pixels.
-            fps: Pictures a second.
-            color: What to store the pictures as, in so far as `form` leaves a choice.
-            pixel_aspect: Width of a pixel over its height.
-            audio: The sound to carry over, as far as the file can hold it.
-            notices: Where to say what could not be done.
-        """
+        """Create the file as `form`, whatever the suffix of `path`; for the other arguments see `create_clip`."""
         self._fps = fps
         self._count = 0
-        # Animated WebP plays once unless told otherwise; GIF repeats of itself.
+        # Loop for ever. This is FFmpeg's default for GIF, but not for WebP.
         options = {"loop": "0"} if form.container == "webp" else {}
         self._container = av.open(file_url(path), "w", format=form.container, options=options)
         try:
@@ -124,13 +108,13 @@ class AvSink:
             pixel_format = form.pixel_format
             if form.odd_pixel_format is not None and (width % 2 or height % 2):
                 pixel_format = form.odd_pixel_format
-                notices.give(
+                LOGGER.warning(
                     f"{width}x{height} has an odd side, which H.264 cannot store with chroma at half resolution; it is "
                     f"stored at full ({pixel_format}), which not every player shows."
                 )
             if pixel_aspect != 1 and not form.encoder.startswith("libx264"):
-                # Containers could hold it, but PyAV gives no way to set it; H.264 holds it itself.
-                notices.give(
+                # Containers can store it, but PyAV cannot set it there; H.264 stores it in the stream.
+                LOGGER.warning(
                     f"the output cannot say that its pixels are {pixel_aspect} as wide as high, as H.264 could; "
                     "players will take them for square."
                 )
@@ -140,9 +124,14 @@ class AvSink:
             context.colorspace, context.color_range = color.matrix_code, color.range_code
             context.color_primaries, context.color_trc = color.primaries, color.transfer
             self._convert: Callable[[av.VideoFrame | None], Iterator[av.VideoFrame]] = (
-                _Palettized() if pixel_format == "pal8" else _SamplesOf(color, pixel_format)
+                _ToPalette() if pixel_format == "pal8" else _ToPixelFormat(color, pixel_format)
             )
-            self._audio = _audio_copy(audio, self._container, notices)
+            self._audio: AudioCopy | None = None
+            if audio is not None:
+                try:
+                    self._audio = AudioCopy(audio, self._container)
+                except ClipError as error:
+                    LOGGER.warning(f"the output is without sound: {error}")
         except BaseException:
             self._container.close()
             raise
@@ -157,7 +146,7 @@ class AvSink:
             self._audio.advance(self._count / self._fps)
 
     def finish(self) -> None:
-        """Write what is left, and close the file."""
+        """Write buffered frames, and close the file."""
         try:
             self._encode(self._convert(None))
             self._container.mux(self._timed(self._stream.encode(None)))
@@ -165,8 +154,8 @@ class AvSink:
             self._close()
 
     def abort(self) -> None:
-        """Close the file, unfinished."""
-        # It is thrown away, for a reason that is already on its way to the user.
+        """Close the unfinished file."""
+        # The file is discarded because of an error that is being raised.
         with suppress(av.error.FFmpegError, OSError):
             self._close()
 
@@ -176,7 +165,7 @@ class AvSink:
 
     def _timed(self, packets: "list[Packet[VideoStream]]") -> "list[Packet[VideoStream]]":
         for packet in packets:
-            # Not all encoders say it, and without it the last picture would be shown for no time.
+            # Some encoders set no duration, and the last frame would be displayed for no time.
             packet.duration = packet.duration or 1
         return packets
 
@@ -186,18 +175,8 @@ class AvSink:
         self._container.close()
 
 
-def _audio_copy(source: AudioSource | None, output: "OutputContainer", notices: Notices) -> AudioCopy | None:
-    if source is None:
-        return None
-    try:
-        return AudioCopy(source, output)
-    except ClipError as error:
-        notices.give(f"the output is without sound: {error}")
-        return None
-
-
-class _SamplesOf:
-    """Converts RGB frames to the samples to be stored."""
+class _ToPixelFormat:
+    """Converts RGB frames to the stored pixel format."""
 
     def __init__(self, color: Color, pixel_format: str) -> None:
         options = f"in_range=full:out_color_matrix={color.matrix}:out_range={color.range_name}"
@@ -210,14 +189,14 @@ class _SamplesOf:
             yield converted
 
 
-class _Palettized:
-    """Reduces RGB frames to 256 colors each, chosen for each anew so that no frame has to wait for the others."""
+class _ToPalette:
+    """Reduces RGB frames to 256 colors, with a palette for each frame, so that no frame waits for others."""
 
     def __init__(self) -> None:
         self._graph: av.filter.Graph | None = None
 
     def __call__(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
-        """The frames that are ready now that `frame` is known; None stands for the end."""
+        """Yield the frames that are ready after `frame`; None ends the stream."""
         if self._graph is None:
             if frame is None:
                 return
@@ -226,7 +205,7 @@ class _Palettized:
         while True:
             try:
                 yield self._graph.vpull()
-            except (av.error.BlockingIOError, av.error.EOFError):  # nothing more for now, or for good
+            except (av.error.BlockingIOError, av.error.EOFError):  # the graph needs more input, or has ended
                 return
 
     def _build(self, frame: av.VideoFrame) -> av.filter.Graph:

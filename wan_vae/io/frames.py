@@ -1,12 +1,11 @@
-"""Between frames of any number and size, and the tensors that the network takes.
+"""Frames to video tensors and back.
 
-Files always fit: frames are padded by edge replication, on the right, at the bottom and at the end, and what comes back
-is cropped to the true size.
+Frames are RGB arrays (n, height, width, 3), uint8 or uint16 of full range; videos are tensors (1, 3, n, H, W) in
+[-1, 1]. `frames_to_tensor` and `tensor_to_frames` convert in memory. `FramesToTensors` and `tensors_to_frames` convert
+streams: they pad to multiples of the compression by replicating edges, crop the result to the true size, and copy.
 
-Tensors on their way to the device and back, beside what it computes.
-
-On CUDA, copies go through pinned memory on streams of their own, and the host waits for the chunk before the last
-alone: while it writes that, the device computes the next. Elsewhere tensors are handed on, moved if need be.
+On CUDA, copies go through pinned memory on their own streams, and the host waits only for the chunk before the last:
+while it handles that chunk, the device computes the next one.
 """
 
 from collections import deque
@@ -23,81 +22,72 @@ from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 
 T = TypeVar("T")
-
-
-def to_device(chunks: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Yield the host's tensors on a device; on CUDA, each while its copy is still under way.
-
-    What is computed with them by the current stream is computed after the copy.
-    """
-    if device.type != "cuda":
-        yield from (chunk.to(device) for chunk in chunks)
-        return
-    beside = _stream(device)
-    for chunk in chunks:
-        with torch.cuda.stream(beside):
-            # The pinned memory may be forgotten here: torch gives it to others only when it was copied, just as it does
-            # with the device's memory once the recorded stream is done with it.
-            moved = chunk.pin_memory().to(device, non_blocking=True)
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(beside)
-        moved.record_stream(computing)
-        yield moved
-
-
-def to_host(groups: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-    """Yield a device's tensors on the host; on CUDA, each group once the next one is asked of the device."""
-    if device.type != "cuda":
-        yield from (tuple(tensor.cpu() for tensor in group) for group in groups)
-        return
-    for copies, copied in one_behind(_fetched(groups, device)):
-        copied.synchronize()
-        yield copies
-
-
-def one_behind(items: Iterable[T]) -> Iterator[T]:
-    """Yield each item after the next one was taken."""
-    held: deque[T] = deque()
-    for item in items:
-        held.append(item)
-        if len(held) > 1:
-            yield held.popleft()
-    yield from held
-
-
-def _fetched(
-    groups: Iterable[tuple[Tensor, ...]], device: torch.device
-) -> Iterator[tuple[tuple[Tensor, ...], torch.cuda.Event]]:
-    """Yield copies on the host that are under way, and the event after which they are whole."""
-    beside = _stream(device)
-    for group in groups:
-        beside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(beside):
-            # Into pinned memory: that is where torch puts what it need not wait for.
-            copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in group)
-        for tensor in group:
-            tensor.record_stream(beside)
-        yield copies, beside.record_event()
-
-
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    make_stream: Any = torch.cuda.Stream  # untyped in some releases
-    return make_stream(device)
-
-
 Frames = NDArray[np.uint8] | NDArray[np.uint16]
 
 
-class FramesToTensors:
-    """A clip's frames as chunks that the network takes: (1, 3, n, H, W) in [-1, 1], padded to fit.
+def frames_to_tensor(frames: Frames) -> Tensor:
+    """Convert frames to a video on the CPU.
 
     Args:
-        chunks: Arrays (n, height, width, 3), uint8 or uint16, RGB of full range.
-        config: Of the model that they are to fit.
-        device: Where the tensors go.
+        frames: (n, height, width, 3) RGB, uint8 (0 to 255) or uint16 (0 to 65535).
+
+    Returns:
+        (1, 3, n, height, width) float32 in [-1, 1].
+
+    Raises:
+        UserError: The array has another shape or dtype.
+    """
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"frames are {frames.dtype} of shape {frames.shape}; they must be uint8 or uint16 of shape "
+            "(n, height, width, 3)."
+        )
+    return _scaled(_to_levels(frames)).transpose(0, 1).unsqueeze(0).contiguous()
+
+
+def tensor_to_frames(video: Tensor) -> NDArray[np.uint8]:
+    """Round a video to frames. Values outside [-1, 1] are clipped.
+
+    Args:
+        video: (1, 3, n, height, width) or (3, n, height, width), floating point, on any device.
+
+    Returns:
+        (n, height, width, 3) uint8 RGB.
+
+    Raises:
+        UserError: The tensor has another shape or dtype, or holds NaN.
+    """
+    levels, largest = _rounded(single_clip(video))
+    if largest.isnan():
+        raise UserError("the video holds NaN; its values must be numbers from -1 to 1.")
+    return levels.cpu().numpy()
+
+
+def single_clip(video: Tensor) -> Tensor:
+    """Return (1, 3, n, height, width) or (3, n, height, width) as the latter.
+
+    Raises:
+        UserError: The tensor has another shape, is empty, or is not floating point.
+    """
+    clip = video[0] if video.ndim == 5 and video.shape[0] == 1 else video
+    if clip.ndim != 4 or clip.shape[0] != 3 or clip.numel() == 0 or not clip.is_floating_point():
+        raise UserError(
+            f"the video is {video.dtype} of shape {tuple(video.shape)}; it must be one clip of floating point, "
+            "(1, 3, n, height, width) or (3, n, height, width)."
+        )
+    return clip
+
+
+class FramesToTensors:
+    """Iterable over the chunks of a clip as the network takes them: (1, 3, n, H, W) in [-1, 1], padded.
+
+    Args:
+        chunks: Arrays (n, height, width, 3), uint8 or uint16, full-range RGB.
+        config: Architecture of the model, which determines the padding.
+        device: Device of the tensors.
 
     Attributes:
-        frames: How many true frames were taken from `chunks` so far.
+        frames: Number of frames taken from `chunks` so far, without padding.
     """
 
     def __init__(self, chunks: Iterable[Frames], config: VAEConfig, device: torch.device) -> None:
@@ -110,21 +100,18 @@ class FramesToTensors:
         last = None
         for levels in to_device(self._levels(), self._device):
             last = levels[-1:]
-            yield self._fitted(levels)
+            yield self._padded(levels)
         if last is not None:
             missing = -(self.frames - 1) % self._config.temporal_compression
-            yield self._fitted(last).expand(-1, -1, missing, -1, -1)
+            yield self._padded(last).expand(-1, -1, missing, -1, -1)
 
     def _levels(self) -> Iterator[Tensor]:
         for frames in self._chunks:
             self.frames += frames.shape[0]
-            # torch has next to no arithmetic for uint16; int16 has room for the same bits.
-            yield torch.from_numpy(frames if frames.dtype == np.uint8 else frames.view(np.int16))
+            yield _to_levels(frames)
 
-    def _fitted(self, levels: Tensor) -> Tensor:
-        deep = levels.dtype == torch.int16
-        values = levels.to(torch.int32).bitwise_and_(0xFFFF) if deep else levels
-        video = values.permute(0, 3, 1, 2).to(torch.float32) * (2 / (0xFFFF if deep else 0xFF)) - 1
+    def _padded(self, levels: Tensor) -> Tensor:
+        video = _scaled(levels)
         multiple = self._config.spatial_compression
         right, below = -video.shape[3] % multiple, -video.shape[2] % multiple
         if right or below:
@@ -135,7 +122,7 @@ class FramesToTensors:
 def tensors_to_frames(
     videos: Iterable[Tensor], width: int, height: int, device: torch.device
 ) -> Iterator[NDArray[np.uint8]]:
-    """Crop the videos (1, 3, n, H, W) in [-1, 1] of a device and round them to uint8 RGB, (n, height, width, 3).
+    """Crop videos (1, 3, n, H, W) of `device` and round them to frames (n, height, width, 3) on the host.
 
     Raises:
         UserError: A value is NaN.
@@ -147,7 +134,76 @@ def tensors_to_frames(
         yield levels.numpy()
 
 
+def to_device(chunks: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Yield host tensors on a device. On CUDA the copy may still be running; the current stream waits for it."""
+    if device.type != "cuda":
+        yield from (chunk.to(device) for chunk in chunks)
+        return
+    copying = _stream(device)
+    for chunk in chunks:
+        with torch.cuda.stream(copying):
+            # The pinned buffer may be dropped here: the caching host allocator reuses it only after the copy.
+            copy = chunk.pin_memory().to(device, non_blocking=True)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        copy.record_stream(computing)
+        yield copy
+
+
+def to_host(groups: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """Yield a device's tensors on the host. On CUDA, each group is yielded after the next one has been launched."""
+    if device.type != "cuda":
+        yield from (tuple(tensor.cpu() for tensor in group) for group in groups)
+        return
+    for copies, copied in one_behind(_copies(groups, device)):
+        copied.synchronize()
+        yield copies
+
+
+def one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Yield each item after the next one was taken."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _copies(
+    groups: Iterable[tuple[Tensor, ...]], device: torch.device
+) -> Iterator[tuple[tuple[Tensor, ...], torch.cuda.Event]]:
+    """Start copies to the host, and yield them with the events that mark their completion."""
+    copying = _stream(device)
+    for group in groups:
+        copying.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(copying):
+            # A non-blocking copy to the CPU goes to pinned memory.
+            copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in group)
+        for tensor in group:
+            tensor.record_stream(copying)
+        yield copies, copying.record_event()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    make_stream: Any = torch.cuda.Stream  # untyped in some releases
+    return make_stream(device)
+
+
+def _to_levels(frames: Frames) -> Tensor:
+    """Return the tensor that shares memory with frames, with uint16 as int16, since torch lacks uint16 arithmetic."""
+    levels = np.require(frames, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+    return torch.from_numpy(levels if levels.dtype == np.uint8 else levels.view(np.int16))
+
+
+def _scaled(levels: Tensor) -> Tensor:
+    """Scale the result of `_to_levels`, (n, height, width, 3), to float32 (n, 3, height, width) in [-1, 1]."""
+    deep = levels.dtype == torch.int16
+    values = levels.to(torch.int32).bitwise_and_(0xFFFF) if deep else levels
+    return values.permute(0, 3, 1, 2).to(torch.float32) * (2 / (0xFFFF if deep else 0xFF)) - 1
+
+
 def _rounded(video: Tensor) -> tuple[Tensor, Tensor]:
-    """Round (3, n, height, width) to uint8 (n, height, width, 3), and find the largest value, NaN if there is any."""
+    """Round (3, n, height, width) to uint8 (n, height, width, 3); also return the maximum, NaN if a value is NaN."""
     levels = ((video.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.permute(1, 2, 3, 0).contiguous(), video.amax()

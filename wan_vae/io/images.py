@@ -1,6 +1,6 @@
-"""Writing pictures: a folder of them, or a single one.
+"""Images: reading a single one, an animated WebP or PNG or a folder of images; writing one or a folder.
 
-Reading pictures: a folder of them, a single one, or an animated WebP or PNG.
+Pillow reads and writes all of them, except images of more than 8 bits a channel, which FFmpeg reads.
 """
 
 import re
@@ -10,40 +10,45 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import av
 import av.error
-import imageio.v3 as iio
 import numpy as np
-from imageio.core.request import InitializationError
 from PIL import Image
 
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource, file_url, reason
-from wan_vae.io.clip import ClipInfo, Finisher, Notices, Selection, notice_variable_rate, selected_info
+from wan_vae.io.clip import LOGGER, ClipInfo, ClipSink
 from wan_vae.io.color import RGB, UNSPECIFIED, RgbConverter, bit_depth, is_transparent
-from wan_vae.io.ffmpeg_reader import check_whole
+from wan_vae.io.ffmpeg_reader import check_complete
 from wan_vae.io.orientation import Orientation, Picture, from_exif, from_frame
-from wan_vae.io.timing import measure, resample
-
-if TYPE_CHECKING:
-    from imageio.plugins.pillow import PillowPlugin
+from wan_vae.io.timing import measure
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+"""Read through Pillow; other files are read through FFmpeg."""
 
-# Other formats hold several pictures too, but those are pages, or a photograph's preview; the first one counts.
+STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Written as a single image; .webp is written as an animation."""
+
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+
+# Several pictures in other formats are pages, or a preview; only the first is read.
 _ANIMATED_SUFFIXES = (".webp", ".png")
 
 _DEFAULT_RATE = Fraction(24)
 
-# What browsers do with pictures that are to be shown for no time at all.
+# Browsers display frames of duration 0 for this many seconds.
 _SHORTEST = Fraction(1, 10)
+
+_EXIF_ORIENTATION = 0x0112
+
+_JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What an image file says of itself before its pixels are decoded; width and height are of the upright picture."""
+    """Properties of an image file read without decoding; width and height are those of the upright picture."""
 
     width: int
     height: int
@@ -53,83 +58,77 @@ class _Header:
 
 
 class ImageSource:
-    """An image file or a folder of them, as a `Source`."""
+    """Reader of an image file or a folder of images; a `ClipSource`."""
 
     audio: AudioSource | None = None
 
-    def __init__(self, path: Path, selection: Selection, notices: Notices) -> None:
-        """Look at every file's header, decode the first picture, and time an animation.
+    def __init__(self, path: Path, frames: tuple[int | None, int | None], fps: Fraction | None) -> None:
+        """Read the headers of all files and the durations of an animation, and decode the first picture.
+
+        Args:
+            path: An image file, or a folder of images.
+            frames: First picture and the one after the last, as in a slice.
+            fps: Frame rate of images that are no animation; None for 24.
 
         Raises:
             ClipError: There is no image, one cannot be read, their sizes differ, or no picture is selected.
         """
+        self.name = str(path)
         self._path = path
-        self._notices = notices
-        self._files = _images_in(path, notices) if path.is_dir() else [path]
+        self._frames = frames
+        is_folder = path.is_dir()
+        self._files = _images_in(path) if is_folder else [path]
         header = _common_header(self._files)
-        self._animated = not path.is_dir() and path.suffix.lower() in _ANIMATED_SUFFIXES and header.pictures > 1
-        if not self._animated:
-            rate = selection.fps or _DEFAULT_RATE
-            if path.is_dir() and selection.fps is None:
-                notices.give(f"{path} is a folder of pictures, which have no rate: {rate} a second is assumed.")
-            selection = replace(selection, fps=None)
-            shown = ((number / rate, 1 / rate) for number in range(len(self._files)))
-            self._timing = measure(shown, tick=Fraction(0), rates=[rate], frames=selection.frames)
+        self._animated = not is_folder and path.suffix.lower() in _ANIMATED_SUFFIXES and header.pictures > 1
+        if self._animated:
+            self.timing = measure(self._timestamps(), tick=Fraction(1, 1000), rates=[], frames=frames)
         else:
-            self._timing = measure(self._shown(), tick=Fraction(1, 1000), rates=[], frames=selection.frames)
-        self._selection = selection
+            rate = fps or _DEFAULT_RATE
+            if is_folder and fps is None:
+                LOGGER.warning(f"{path} is a folder of pictures, which have no rate: {rate} a second is assumed.")
+            timestamps = ((number / rate, 1 / rate) for number in range(len(self._files)))
+            self.timing = measure(timestamps, tick=Fraction(0), rates=[rate], frames=frames)
         self._deep = header.bit_depth > 8
         first, _ = next(_pictures(self._files[0]))
-        self.info = selected_info(
-            ClipInfo(
-                width=header.width,
-                height=header.height,
-                fps=self._timing.rate,
-                frames=self._timing.count,
-                color=RGB,
-                pixel_aspect=Fraction(1),
-                bit_depth=header.bit_depth,
-                codec=self._files[0].suffix.lower().removeprefix("."),
-                container="folder" if path.is_dir() else "image",
-                has_alpha=is_transparent(first),
-                has_audio=False,
-                rotation=header.orientation.degrees,
-                variable_frame_rate=not self._timing.constant,
-            ),
-            selection,
-            self._timing.end - self._timing.start,
+        self.info = ClipInfo(
+            width=header.width,
+            height=header.height,
+            fps=self.timing.rate,
+            frames=self.timing.count,
+            color=RGB,
+            pixel_aspect=Fraction(1),
+            bit_depth=header.bit_depth,
+            codec=self._files[0].suffix.lower().removeprefix("."),
+            container="folder" if is_folder else "image",
+            has_alpha=is_transparent(first),
+            has_audio=False,
+            rotation=header.orientation.degrees,
+            variable_frame_rate=not self.timing.constant,
         )
-        notice_variable_rate(path, self.info, selection, notices)
 
-    def pictures(self) -> Generator[Picture, None, None]:
-        """The wanted pictures, as `Source` says."""
-        yield from resample(self._timed_pictures(), self._timing.end - self._timing.start, self._selection.fps)
-
-    def _timed_pictures(self) -> Iterator[tuple[Fraction, Picture]]:
-        """The selected pictures, finished, each with its seconds after the first."""
-        finish = Finisher(self._path, self.info, self._notices)
-        first, stop = self._selection.frames
+    def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
+        """Decode the selected pictures; see `ClipSource`."""
         time = Fraction(0)
         selected: Iterator[tuple[Picture, Fraction]]
         if self._animated:
-            selected = islice(_pictures(self._path), first, stop)
+            selected = islice(_pictures(self._path), *self._frames)
         else:
-            selected = chain.from_iterable(islice(_pictures(file), 1) for file in self._files[first:stop])
+            selected = chain.from_iterable(islice(_pictures(file), 1) for file in self._files[slice(*self._frames)])
         for picture, duration in selected:
             if self._deep and picture.dtype == np.uint8:
                 picture = picture.astype(np.uint16) * 257
-            yield time, finish(picture)
+            yield time, picture
             time += duration
 
-    def _shown(self) -> Iterator[tuple[Fraction, Fraction]]:
+    def _timestamps(self) -> Iterator[tuple[Fraction, Fraction]]:
         time = Fraction(0)
         for _, duration in _pictures(self._path):
             yield time, duration
             time += duration
 
 
-def _images_in(folder: Path, notices: Notices) -> list[Path]:
-    """The images of a folder, picture2 before picture10."""
+def _images_in(folder: Path) -> list[Path]:
+    """Images of a folder in natural order: 2.png before 10.png."""
     images: list[Path] = []
     others: list[Path] = []
     for path in sorted(folder.iterdir(), key=_natural_order):
@@ -140,17 +139,17 @@ def _images_in(folder: Path, notices: Notices) -> list[Path]:
         )
     if others:
         names = ", ".join(path.name for path in others[:5]) + (f" and {len(others) - 5} more" if others[5:] else "")
-        notices.give(f"{folder} holds what is no image and is left out: {names}.")
+        LOGGER.warning(f"{folder} holds what is no image and is left out: {names}.")
     return images
 
 
 def _natural_order(path: Path) -> list[str | int]:
-    # Splitting by a group gives text and digits in turn, so that like is compared with like.
+    # Splitting at a group alternates text and digits, so only values of one type are compared.
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def _common_header(files: list[Path]) -> _Header:
-    """The header of the first of `files`, with the largest bit depth of all."""
+    """Header of the first of `files`, with the largest bit depth of all."""
     headers = [_header(file) for file in files]
     for file, header in zip(files, headers, strict=True):
         if (header.width, header.height) != (headers[0].width, headers[0].height):
@@ -162,49 +161,51 @@ def _common_header(files: list[Path]) -> _Header:
 
 
 def _header(path: Path) -> _Header:
-    check_whole(path)
+    check_complete(path, str(path))
     if (frame := _deep_frame(path)) is not None:
         orientation, size, depth, pictures = from_frame(frame), (frame.width, frame.height), bit_depth(frame.format), 1
     else:
-        with _opened(path) as file:
-            described = file.metadata(index=0, exclude_applied=False)
-            orientation, size, depth = from_exif(described.get("Orientation", 1)), described["shape"], 8
-            pictures = _count(file)
+        with _opened(path) as image:
+            orientation, size, depth, pictures = _orientation(image), image.size, 8, _count(image)
     width, height = reversed(size) if orientation.swap else size
     return _Header(width, height, depth, pictures, orientation)
 
 
 def _pictures(path: Path) -> Iterator[tuple[Picture, Fraction]]:
-    """Every picture of a file as upright RGB or RGBA, with the seconds it is shown for, 0 where it has no time."""
+    """Yield the pictures of a file as upright RGB or RGBA, with their durations in seconds."""
     if (frame := _deep_frame(path)) is not None:
         yield from_frame(frame).apply(RgbConverter(frame, UNSPECIFIED, UNSPECIFIED)(frame)), Fraction(0)
         return
-    with _opened(path) as file:
-        for index in range(_count(file)):
-            picture = file.read(index=index, mode="RGBA", writeable_output=False)
-            described = file.metadata(index=index, exclude_applied=False)
-            milliseconds = Fraction(described.get("duration", 0)).limit_denominator(1000)
-            # imageio's own turning of pictures leaves grey ones as they lie.
-            yield from_exif(described.get("Orientation", 1)).apply(picture), milliseconds / 1000 or _SHORTEST
+    with _opened(path) as image:
+        for index in range(_count(image)):
+            image.seek(index)
+            picture = np.asarray(image.convert("RGBA"))
+            milliseconds = Fraction(image.info.get("duration", 0)).limit_denominator(1000)  # of WebP, once decoded
+            yield _orientation(image).apply(picture), milliseconds / 1000 or _SHORTEST
 
 
 @contextmanager
-def _opened(path: Path) -> "Iterator[PillowPlugin]":
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        with iio.imopen(path, "r", plugin="pillow") as file:
-            yield cast("PillowPlugin", file)
-    except (OSError, ValueError, SyntaxError, InitializationError, Image.DecompressionBombError) as error:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ClipError(f"{path} cannot be read as an image ({reason(error)}); fetch or copy it again.") from error
 
 
-def _count(file: "PillowPlugin") -> int:
-    return file.properties(index=cast(int, ...)).n_images or 1
+def _orientation(image: Image.Image) -> Orientation:
+    return from_exif(image.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _count(image: Image.Image) -> int:
+    return int(getattr(image, "n_frames", 1))
 
 
 def _deep_frame(path: Path) -> av.VideoFrame | None:
-    """The picture of an image file with more than 8 bits a channel, None for any other file.
+    """Decode an image of more than 8 bits a channel, which Pillow reduces to 8 bits or cannot open.
 
-    Pillow, and with it imageio, cuts these down to 8 bits or does not open them.
+    Returns:
+        The picture, None if the file is anything else.
     """
     suffix = path.suffix.lower()
     if suffix == ".png":
@@ -218,24 +219,19 @@ def _deep_frame(path: Path) -> av.VideoFrame | None:
         with av.open(file_url(path), format="png_pipe" if suffix == ".png" else "tiff_pipe") as container:
             frame = next(container.decode(video=0))
     except (av.error.FFmpegError, OSError):
-        # What FFmpeg cannot read, Pillow may; and what neither can is for Pillow to report.
+        # Pillow may read it; if not, it reports the error.
         return None
     return frame if bit_depth(frame.format) > 8 else None
 
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-
-_JPEG = {"quality": 95, "subsampling": 0}
-
-
 def write_picture(path: Path, picture: Picture) -> None:
-    """Write a (height, width, 3) uint8 picture in the format its name's ending stands for."""
-    options: dict[str, Any] = _JPEG if path.suffix.lower() in (".jpg", ".jpeg") else {}
-    iio.imwrite(path, picture, plugin="pillow", **options)
+    """Write a (height, width, 3) uint8 picture; the suffix of `path` selects the format."""
+    options: dict[str, Any] = _JPEG_OPTIONS if path.suffix.lower() in JPEG_SUFFIXES else {}
+    Image.fromarray(picture).save(path, **options)
 
 
-class FolderSink:
-    """A folder of PNG files being written, 000000.png and on, as a `Sink`."""
+class FolderSink(ClipSink):
+    """Writer of a folder of PNG files 000000.png, 000001.png and so on."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir()
@@ -243,29 +239,23 @@ class FolderSink:
         self._count = 0
 
     def write(self, picture: Picture) -> None:
-        """Write the next file, of a (height, width, 3) uint8 picture."""
+        """Write a (height, width, 3) uint8 picture to the next file."""
         write_picture(self._path / f"{self._count:06}.png", picture)
         self._count += 1
 
-    def finish(self) -> None:
-        """Nothing is left to do: every file is whole once written."""
 
-    def abort(self) -> None:
-        """Nothing is open."""
-
-
-class PictureSink:
-    """A single image file being written, as a `Sink`."""
+class PictureSink(ClipSink):
+    """Writer of a single image file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._picture: Picture | None = None
 
     def write(self, picture: Picture) -> None:
-        """Take the picture, (height, width, 3) uint8.
+        """Keep a (height, width, 3) uint8 picture.
 
         Raises:
-            ClipError: It is the second.
+            ClipError: This is the second picture.
         """
         if self._picture is not None:
             raise ClipError(
@@ -278,6 +268,3 @@ class PictureSink:
         """Write the file."""
         if self._picture is not None:
             write_picture(self._path, self._picture)
-
-    def abort(self) -> None:
-        """Nothing is open."""

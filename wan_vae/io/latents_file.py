@@ -1,41 +1,44 @@
-"""The latents file: final latents with all that `decode` needs to give the clip back as it was.
+"""The latents file: normalized latents and the properties of the clip that they decode to.
 
-A safetensors file with one tensor, `latents` (1, z, t, h, w), final (normalized), and these strings as metadata:
+A safetensors file with one tensor, `latents`, (1, z, t, h, w), normalized; and these strings as metadata:
 
 - `format` is "wan_vae.latents", `version` "1".
-- `frames`, `width`, `height`: the clip's true size, before it was padded to fit the network.
+- `frames`, `width`, `height`: size of the clip before padding.
 - `fps`, `pixel_aspect`: fractions, such as "30000/1001".
-- `color`: how the source stored its colors, as JSON (see `wan_vae.io.Color`).
-- `config`: the architecture, as JSON (see `wan_vae.config.VAEConfig`).
-- `checkpoint`: the digest of the weights (see `wan_vae.checkpoints.Checkpoint.digest`).
+- `color`: color of the source as JSON (see `wan_vae.io.Color`).
+- `config`: architecture as JSON (see `wan_vae.config.VAEConfig`).
+- `checkpoint`: digest of the weights (see `wan_vae.checkpoints.Checkpoint.digest`).
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import LatentsError, UserError
-from wan_vae.io import Color
-from wan_vae.io.atomic_output import written_beside
+from wan_vae.io.atomic_output import check_output, written_beside
+from wan_vae.io.color import Color
 
 FORMAT = "wan_vae.latents"
 VERSION = "1"
-DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 @dataclass(frozen=True)
 class LatentsInfo:
-    """What a latents file says of the clip and of the model that encoded it (see the module's docstring)."""
+    """Properties of the clip and of the model that encoded it; the fields are explained at the top of this module."""
 
     frames: int
     width: int
@@ -46,27 +49,41 @@ class LatentsInfo:
     config: VAEConfig
     checkpoint: str
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse latents of another shape than those of this clip.
+
+        Raises:
+            LatentsError: The shape differs.
+        """
+        expected = (
+            1,
+            self.config.latent_channels,
+            1 + -(-(self.frames - 1) // self.config.temporal_compression),
+            -(-self.height // self.config.spatial_compression),
+            -(-self.width // self.config.spatial_compression),
+        )
+        if shape != expected:
+            raise LatentsError(
+                f"its latents are {shape}, where {self.frames} frames of {self.width}x{self.height} have {expected}."
+            )
+
     def to_metadata(self) -> dict[str, str]:
-        """Return the strings that the file keeps."""
+        """Return the metadata of the file."""
+        texts = ("frames", "width", "height", "fps", "pixel_aspect", "checkpoint")
         return {
             "format": FORMAT,
             "version": VERSION,
-            "frames": str(self.frames),
-            "width": str(self.width),
-            "height": str(self.height),
-            "fps": str(self.fps),
-            "pixel_aspect": str(self.pixel_aspect),
+            **{name: str(getattr(self, name)) for name in texts},
             "color": json.dumps(asdict(self.color)),
             "config": json.dumps(self.config.to_dict()),
-            "checkpoint": self.checkpoint,
         }
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "LatentsInfo":
-        """Read those strings.
+        """Parse the metadata of a file.
 
         Raises:
-            LatentsError: One is missing or makes no sense, or the file is of another version.
+            LatentsError: The version is another, or a value is missing or invalid.
         """
         if metadata.get("version") != VERSION:
             raise LatentsError(f"it is of version {metadata.get('version')}; this program reads version {VERSION}.")
@@ -90,21 +107,29 @@ class LatentsInfo:
 
 
 class LatentsWriter:
-    """Writes a latents file in memory that does not grow with the clip; it appears under its name only when finished.
+    """Writes a latents file in chunks. A context manager.
 
-    A context manager. What is written before `finish` is kept in a nameless file in the same folder, because the
-    tensor's layout, channels before time, is known only once all of time is.
+    The file appears under its name when the context is left after `finish`; after an exception nothing is left of it.
+    Memory does not grow with the clip: until `finish`, chunks are kept in a nameless temporary file, because channels
+    come before time in the tensor, so its layout depends on the length.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, target: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write to a path, whose existing file is replaced, or to a binary file object from its current position."""
+        self._target = Path(target) if isinstance(target, str | os.PathLike) else target
+        self._name = str(self._target) if isinstance(self._target, Path) else "the file object"
         self._stack = ExitStack()
         self._frames = 0
         self._first: Tensor | None = None
 
     def __enter__(self) -> "LatentsWriter":
-        self._beside = self._stack.enter_context(written_beside(self._path))
-        self._spool = self._stack.enter_context(tempfile.TemporaryFile(dir=self._path.parent))
+        with self._reported(), ExitStack() as stack:
+            self._beside = None
+            if isinstance(self._target, Path):
+                self._beside = stack.enter_context(written_beside(self._target))
+            folder = self._beside.parent if self._beside else None
+            self._spool = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -113,19 +138,30 @@ class LatentsWriter:
         self._stack.__exit__(kind, error, traceback)
 
     def write(self, latents: Tensor) -> None:
-        """Append final latents (1, z, n, h, w), all chunks of one dtype and size.
+        """Append normalized latents (1, z, n, h, w); all chunks have one dtype, z, h and w.
 
         Raises:
-            LatentsError: A value is NaN or infinite, or there is no room.
+            LatentsError: The shape or dtype cannot be stored, a value is NaN or infinite, or the disk is full.
         """
-        frames = latents[0].transpose(0, 1).contiguous().cpu()
+        shape = tuple(latents.shape)
+        if latents.ndim != 5 or shape[0] != 1:
+            given = f"a batch of {shape[0]} clips" if latents.ndim == 5 else f"of shape {shape}"
+            raise self._refusal(f"the latents are {given}; a file holds one clip, (1, z, n, h, w).")
+        if latents.dtype not in DTYPE_NAMES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_NAMES)
+            raise self._refusal(f"the latents are {latents.dtype}; convert them to one of {known}.")
+        frames = latents[0].detach().transpose(0, 1).contiguous().cpu()
         if not torch.isfinite(frames).all():
-            raise LatentsError(
-                f"{self._path} was not written: the network gave NaN or infinite latents from latent frame"
-                f" {self._frames} on in {frames.dtype}; compute in a wider dtype."
+            raise self._refusal(
+                f"the network gave NaN or infinite latents from latent frame {self._frames} on in {frames.dtype}; "
+                "compute in a wider dtype."
             )
-        self._first = frames[:1] if self._first is None else self._first
-        assert (frames.shape[1:], frames.dtype) == (self._first.shape[1:], self._first.dtype)
+        first = self._first = frames[:1] if self._first is None else self._first
+        if (frames.shape[1:], frames.dtype) != (first.shape[1:], first.dtype):
+            raise self._refusal(
+                f"latent frames of {tuple(frames.shape[1:])} in {frames.dtype} follow those of "
+                f"{tuple(first.shape[1:])} in {first.dtype}; all must be alike."
+            )
         with self._reported():
             self._spool.write(frames.view(torch.uint8).numpy().data)
         self._frames += frames.shape[0]
@@ -134,11 +170,16 @@ class LatentsWriter:
         """Write the file and return the shape of its tensor, (1, z, t, h, w).
 
         Raises:
-            LatentsError: There is no room.
+            LatentsError: There are no latents, `info` belongs to others, or the disk is full.
         """
-        assert self._first is not None, "nothing was written"
+        if self._first is None:
+            raise self._refusal("there were no latents; write at least one chunk.")
         _, channels, height, width = self._first.shape
         shape = (1, channels, self._frames, height, width)
+        try:
+            info.check_shape(shape)
+        except LatentsError as error:
+            raise self._refusal(str(error)) from error
         frame_bytes = self._first.nbytes
         plane_bytes = frame_bytes // channels
         tensor = {
@@ -148,7 +189,8 @@ class LatentsWriter:
         }
         header = json.dumps({"__metadata__": info.to_metadata(), "latents": tensor}).encode()
         header += b" " * (-len(header) % 8)
-        with self._reported(), self._beside.open("wb") as file:
+        opened: Any = nullcontext(self._target) if self._beside is None else self._beside.open("wb")
+        with self._reported(), opened as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for channel in range(channels):
                 for frame in range(self._frames):
@@ -156,77 +198,80 @@ class LatentsWriter:
                     file.write(self._spool.read(plane_bytes))
         return shape
 
+    def _refusal(self, reason: str) -> LatentsError:
+        return LatentsError(f"{self._name} was not written: {reason}")
+
     @contextmanager
     def _reported(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise LatentsError(
-                f"{self._path} cannot be written ({error.strerror}); make room or name another."
+                f"{self._name} cannot be written ({error.strerror}); make room or name another."
             ) from error
 
 
 class LatentsFile:
-    """A latents file opened for reading; its tensor stays on disk.
+    """A latents file opened for reading.
+
+    The tensor stays on disk, unless the source is a file object, which is read at once from its current position.
 
     Attributes:
-        info: What it says of the clip and of the model.
-        shape: (1, z, t, h, w).
-        dtype: Of the tensor, as safetensors names it.
+        info: Properties of the clip and of the model.
+        shape: Shape of the tensor, (1, z, t, h, w).
+        dtype: safetensors' name of its dtype, such as "F32".
 
     Raises:
-        LatentsError: It is missing, damaged, or no latents file.
+        LatentsError: The file is missing, damaged, or not a latents file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        metadata = latents_metadata(path)
+    def __init__(self, source: str | os.PathLike[str] | BinaryIO) -> None:
+        self._path = Path(source) if isinstance(source, str | os.PathLike) else None
+        self._name = str(self._path) if self._path else "the file object"
+        self._tensor: Tensor | None = None
+        if isinstance(source, str | os.PathLike):
+            metadata = latents_metadata(Path(source))
+        else:
+            metadata, self._tensor = _parse(source.read())
         if metadata is None:
-            raise LatentsError(f"{path} is no latents file; `wan-vae encode` writes them.")
+            raise LatentsError(f"{self._name} is no latents file; `wan-vae encode` writes them.")
         try:
             self.info = LatentsInfo.from_metadata(metadata)
+            with self._opened() as tensor:
+                if tensor is None:
+                    raise LatentsError("it has no tensor 'latents'.")
+                in_memory = isinstance(tensor, Tensor)
+                self.shape = tuple(tensor.shape if in_memory else tensor.get_shape())
+                self.dtype = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) if in_memory else str(tensor.get_dtype())
+            self.info.check_shape(self.shape)
         except UserError as error:
-            raise LatentsError(f"{path} cannot be used: {error}") from error
-        with safe_open(path, framework="pt") as file:
-            if "latents" not in file.keys():  # noqa: SIM118
-                raise LatentsError(f"{path} cannot be used: it has no tensor 'latents'.")
-            tensor = file.get_slice("latents")
-            self.shape = tuple(tensor.get_shape())
-            self.dtype = str(tensor.get_dtype())
-        self._check_shape()
+            raise LatentsError(f"{self._name} cannot be used: {error}") from error
 
     def chunks(self, count: int) -> Iterator[Tensor]:
-        """Yield final latents (1, z, n, h, w), n being `count` for all but the last.
+        """Yield normalized latents (1, z, n, h, w); n is `count`, except that the last chunk may be shorter.
 
         Raises:
             LatentsError: A value is NaN or infinite.
         """
-        with safe_open(self.path, framework="pt") as file:
-            tensor = file.get_slice("latents")
+        with self._opened() as tensor:
             for start in range(0, self.shape[2], count):
                 chunk = tensor[:, :, start : start + count]
                 if not torch.isfinite(chunk).all():
-                    raise LatentsError(f"{self.path} holds NaN or infinite values from latent frame {start} on.")
+                    raise LatentsError(f"{self._name} holds NaN or infinite values from latent frame {start} on.")
                 yield chunk
 
-    def _check_shape(self) -> None:
-        config, info = self.info.config, self.info
-        expected = (
-            1,
-            config.latent_channels,
-            1 + -(-(info.frames - 1) // config.temporal_compression),
-            -(-info.height // config.spatial_compression),
-            -(-info.width // config.spatial_compression),
-        )
-        if self.shape != expected:
-            raise LatentsError(
-                f"{self.path} cannot be used: its latents are {self.shape}, where {info.frames} frames of"
-                f" {info.width}x{info.height} have {expected}."
-            )
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """Yield the tensor, or an object that reads slices of it from disk; None if there is none."""
+        if self._path is None:
+            yield self._tensor
+            return
+        with safe_open(self._path, framework="pt") as file:
+            yield file.get_slice("latents") if "latents" in file.keys() else None  # noqa: SIM118
 
 
 def latents_metadata(path: Path) -> dict[str, str] | None:
-    """Return the metadata of a latents file, or None if `path` is something else.
+    """Return the metadata of a latents file, None for any other file.
 
     Raises:
         LatentsError: There is no such file.
@@ -239,3 +284,49 @@ def latents_metadata(path: Path) -> dict[str, str] | None:
     except SafetensorError:
         return None
     return metadata if metadata.get("format") == FORMAT else None
+
+
+def _parse(content: bytes) -> tuple[dict[str, str] | None, Tensor | None]:
+    """Return the metadata, None unless this is the content of a latents file; and the tensor."""
+    try:
+        tensors = safetensors.torch.load(content)
+    except SafetensorError:
+        return None, None
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return (metadata if metadata.get("format") == FORMAT else None), tensors.get("latents")
+
+
+def load_latents(source: str | os.PathLike[str] | BinaryIO) -> tuple[Tensor, LatentsInfo]:
+    """Read a latents file from a path or a binary file object.
+
+    Returns:
+        The normalized latents, (1, z, t, h, w) in the dtype of the file, on the CPU; and their properties.
+
+    Raises:
+        LatentsError: The file is missing, damaged, not a latents file, or holds NaN or infinite values.
+    """
+    file = LatentsFile(source)
+    (latents,) = file.chunks(file.shape[2])
+    return latents, file.info
+
+
+def save_latents(
+    target: str | os.PathLike[str] | BinaryIO, latents: Tensor, info: LatentsInfo, *, overwrite: bool = False
+) -> None:
+    """Write normalized latents (1, z, t, h, w) to a latents file.
+
+    Args:
+        target: A path, which has the file only once it is complete; or a binary file object.
+        latents: float64, float32, bfloat16 or float16, on any device.
+        info: Properties of the clip and of the model; see `LatentsInfo`.
+        overwrite: Replace an existing file.
+
+    Raises:
+        UserError: The path is taken, the latents cannot be stored or do not fit `info`, or the disk is full.
+    """
+    if isinstance(target, str | os.PathLike):
+        check_output(target, overwrite=overwrite)
+    with LatentsWriter(target) as writer:
+        writer.write(latents)
+        writer.finish(info)

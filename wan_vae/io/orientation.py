@@ -1,4 +1,4 @@
-"""Turning pictures upright: video display matrices and EXIF orientations."""
+"""Orientation of pictures: display matrices of videos and EXIF tags of images."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 Picture = npt.NDArray[Any]
-"""(height, width, channels) of full range: uint8, 0..255, or uint16, 0..65535."""
+"""(height, width, channels), full range: uint8 (0 to 255) or uint16 (0 to 65535)."""
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """One of the eight ways to lay a picture down: rows and columns swapped first, then each axis reversed or not."""
+    """One of the eight axis-aligned orientations: optional transpose, then optional reversal of each axis."""
 
     swap: bool = False
     reverse_rows: bool = False
@@ -21,13 +21,13 @@ class Orientation:
 
     @property
     def degrees(self) -> int:
-        """Clockwise turn, mirroring left aside: 0, 90, 180 or 270."""
+        """Clockwise rotation without mirroring: 0, 90, 180 or 270."""
         if self.swap:
             return 90 if self.reverse_columns else 270
         return 180 if self.reverse_rows else 0
 
     def apply(self, picture: Picture) -> Picture:
-        """The picture upright; a view of the one given, (height, width, channels) before and after."""
+        """Return the upright picture (height, width, channels), a view."""
         if self.swap:
             picture = picture.swapaxes(0, 1)
         return picture[:: -1 if self.reverse_rows else 1, :: -1 if self.reverse_columns else 1]
@@ -43,30 +43,28 @@ _EXIF = {
     8: Orientation(swap=True, reverse_rows=True),
 }
 
-
 _CLOCKWISE = (Orientation(), _EXIF[6], _EXIF[3], _EXIF[8])
 
 
 def from_exif(tag: int) -> Orientation:
-    """The orientation an EXIF tag asks for; none for a value outside 1..8, as cameras write 0 for unknown."""
+    """Orientation of an EXIF tag; values outside 1 to 8 mean none, since cameras write 0 for unknown."""
     return _EXIF.get(tag, Orientation())
 
 
 def from_frame(frame: av.VideoFrame) -> Orientation:
-    """The orientation of a decoded frame, by the display matrix it carries, if any."""
+    """Orientation by the display matrix of a decoded frame."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV lists nothing when there is one item of a kind it does not know, such as EXIF; the angle it still gives.
+        # PyAV refuses to list the side data if one item is of an unknown kind, such as EXIF; the angle still works.
         return _CLOCKWISE[round(-frame.rotation / 90) % 4]
     return Orientation() if matrix is None else from_display_matrix(bytes(cast(bytes, matrix)))
 
 
 def from_display_matrix(matrix: bytes) -> Orientation:
-    """The nearest of the eight orientations to a video's display matrix.
+    """Nearest of the eight orientations to a display matrix of nine native int32 [a b u; c d v; x y w].
 
-    `matrix` is nine native int32 in row order. A stored pixel (x, y) is shown at (a·x + c·y, b·x + d·y), where a, b
-    are the first row's first two numbers and c, d the second row's.
+    A stored pixel (x, y) is displayed at (a·x + c·y, b·x + d·y).
     """
     a, b, _, c, d = (int(number) for number in np.frombuffer(matrix, np.int32, 5))
     if abs(a) + abs(d) >= abs(b) + abs(c):

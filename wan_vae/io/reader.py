@@ -1,61 +1,91 @@
-"""Opening clips to read, whatever they are."""
+"""Opening and reading clips of all kinds."""
 
+import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
 
 from wan_vae.errors import ClipError
-from wan_vae.io.clip import Clip, Notices, Selection, Source
+from wan_vae.io.clip import Clip, ClipInfo, ClipSource
 from wan_vae.io.ffmpeg_reader import AvSource
+from wan_vae.io.frames import frames_to_tensor
 from wan_vae.io.images import IMAGE_SUFFIXES, ImageSource
-from wan_vae.io.timing import span
+from wan_vae.io.timing import exact_rate, format_slice
 
-LARGEST_SIDE = 16384
-"""Pixels; twice the side of 8K."""
-
-FASTEST = 1000
-"""Frames a second that a clip can be resampled to."""
+_LARGEST_SIDE = 16384  # pixels; twice the width of 8K, about
+_FASTEST = 1000  # frames per second
+_CHUNK_FRAMES = 16
 
 
 def open_clip(
-    path: Path,
+    source: str | os.PathLike[str] | BinaryIO,
     *,
     size: tuple[int, int] | None = None,
     frames: tuple[int | None, int | None] = (None, None),
-    fps: Fraction | None = None,
+    fps: Fraction | float | None = None,
 ) -> Clip:
-    """Open a video, an animation, a folder of pictures or a single picture.
+    """Open a video, an animation, a folder of images or a single image, to read it in chunks.
 
-    The file is gone through once, without decoding it, so that its number of frames and their rate are known and a
-    file cut short is found out. Pictures are turned upright and laid over black where they are transparent; this and
-    all else that is not plainly the source is logged as a warning to the logger "wan_vae".
+    Opening reads the file once without decoding it, which finds the number of frames, the frame rate and missing data.
+    Frames are rotated upright and composited over black. Conversions that lose something are logged as warnings to the
+    logger "wan_vae".
 
     Args:
-        path: A file FFmpeg can play, an image (PNG, JPEG, WebP, BMP, TIFF), or a folder of images of one size, which
-            are taken in natural order (2 before 10) at 24 a second.
-        size: Width and height to scale to; None leaves them.
-        frames: The frames to read by index from 0, as in a slice: first, and the one after the last.
-        fps: Frames a second to resample the selected frames to, keeping their duration; None leaves them. For a folder
-            and a single picture, which have no rate, it is the rate they are taken to have.
+        source: Path of a file that FFmpeg can play, of an image (PNG, JPEG, WebP, BMP, TIFF), or of a folder of images
+            of one size, which are read in natural order (2 before 10) at 24 frames per second. Or a binary file object
+            that can seek, with a video; it is read from its start and stays open.
+        size: Width and height to resize to; None for those of the source.
+        frames: First frame and the one after the last, counted from 0, as in a slice.
+        fps: Frame rate to resample the selected frames to, with the same duration; None for that of the source. Images
+            have no frame rate and are given this one.
 
     Raises:
-        ClipError: `path` is missing, is not a clip, is damaged or cut short as far as can be seen, or an option is
-            out of range or selects no frames.
+        ClipError: The source is missing, not a clip, damaged or cut short, or an option is out of range or selects no
+            frames.
     """
-    if size is not None and not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
-        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {LARGEST_SIDE}.")
-    if fps is not None and not Fraction(1, FASTEST) <= fps <= FASTEST:
-        raise ClipError(f"{fps} frames a second is not possible; give a rate from 1/{FASTEST} to {FASTEST}.")
+    if size is not None and not 1 <= min(size) <= max(size) <= _LARGEST_SIDE:
+        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {_LARGEST_SIDE}.")
+    rate = None if fps is None else exact_rate(fps)
+    if rate is not None and not Fraction(1, _FASTEST) <= rate <= _FASTEST:
+        raise ClipError(f"{fps} frames a second is not possible; give a rate from 1/{_FASTEST} to {_FASTEST}.")
     if any(number is not None and number < 0 for number in frames):
         raise ClipError(
-            f"frames {span(frames)} counts from the end, which is not supported; count from 0 at the start."
+            f"frames {format_slice(frames)} counts from the end, which is not supported; count from 0 at the start."
         )
-    if not path.exists():
+    reader: ClipSource
+    if not isinstance(source, str | os.PathLike):
+        if not source.seekable():
+            raise ClipError("the file object cannot seek; read its content into an io.BytesIO.")
+        reader = AvSource(source, "the file object", frames)
+    elif not (path := Path(source)).exists():
         raise ClipError(f"{path} does not exist; name a video, an image or a folder of images.")
-    selection = Selection(size, frames, fps)
-    notices = Notices()
-    source: Source
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        source = ImageSource(path, selection, notices)
+    elif path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+        reader = ImageSource(path, frames, rate)
     else:
-        source = AvSource(path, selection, notices)
-    return Clip(source)
+        reader = AvSource(path, str(path), frames)
+    return Clip(reader, size, rate)
+
+
+def read_clip(
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    size: tuple[int, int] | None = None,
+    frames: tuple[int | None, int | None] = (None, None),
+    fps: Fraction | float | None = None,
+) -> tuple[Tensor, ClipInfo]:
+    """Read a whole clip into memory. Arguments and errors are those of `open_clip`.
+
+    Returns:
+        The video, (1, 3, T, H, W) float32 in [-1, 1], without padding; and its properties.
+    """
+    with open_clip(source, size=size, frames=frames, fps=fps) as clip:
+        info, count = clip.info, 0
+        video = torch.empty(1, 3, info.frames, info.height, info.width)
+        for chunk in clip.chunks(_CHUNK_FRAMES):
+            video[:, :, count : count + len(chunk)] = frames_to_tensor(chunk)
+            count += len(chunk)
+    return video[:, :, :count], replace(info, frames=count)

@@ -1,4 +1,4 @@
-"""When a clip's pictures are shown: their rate, how many there are, and how to change the rate."""
+"""Frame timing: frame rate and count from timestamps, and resampling to another rate."""
 
 import heapq
 import math
@@ -11,26 +11,26 @@ from wan_vae.errors import ClipError
 
 T = TypeVar("T")
 
-# Pictures are stored in decoding order; none of the codecs moves one by more places than this.
+# Packets are stored in decoding order; no codec moves a frame by more places than this.
 _REORDERING = 64
 
 _LARGEST_DENOMINATOR = 1001
 
-# How late a picture may come, in pictures of the new rate, and still count as there: containers round times.
+# Tolerated delay of a frame in periods of the new rate, since containers round timestamps.
 _LATENESS = Fraction(1, 8)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """When the selected pictures of a source are shown.
+    """Timing of the selected frames of a source.
 
     Attributes:
-        count: Number of selected pictures.
-        total: Number of pictures in the source.
-        rate: Pictures a second; for a variable rate the average over the selection.
-        constant: Whether every picture is shown when the rate says, as nearly as the container can tell.
-        start: When the first selected picture appears, in seconds on the source's clock.
-        end: When the last selected one disappears, likewise.
+        count: Number of selected frames.
+        total: Number of frames in the source.
+        rate: Frames per second; the average over the selection if the rate is variable.
+        constant: All timestamps agree with `rate` within the resolution of the container.
+        start: Timestamp of the first selected frame in the source, in seconds.
+        end: Timestamp of the end of the last selected frame, in seconds.
     """
 
     count: int
@@ -41,13 +41,13 @@ class Timing:
     end: Fraction
 
 
-def span(frames: tuple[int | None, int | None]) -> str:
-    """A slice as it is written, "3:" for (3, None)."""
+def format_slice(frames: tuple[int | None, int | None]) -> str:
+    """Format a slice: "3:" for (3, None)."""
     return ":".join("" if number is None else str(number) for number in frames)
 
 
-def in_order(shown: Iterable[tuple[Fraction, Fraction]]) -> Iterator[tuple[Fraction, Fraction]]:
-    """Pictures' times and durations given in decoding order, sorted by time, in constant memory."""
+def sort_by_time(shown: Iterable[tuple[Fraction, Fraction]]) -> Iterator[tuple[Fraction, Fraction]]:
+    """Sort (timestamp, duration) from decoding order by timestamp, in constant memory."""
     waiting: list[tuple[Fraction, Fraction]] = []
     for time_and_duration in shown:
         heapq.heappush(waiting, time_and_duration)
@@ -64,17 +64,17 @@ def measure(
     rates: Iterable[Fraction],
     frames: tuple[int | None, int | None],
 ) -> Timing:
-    """Find the rate of the pictures `frames` selects, a slice, from when each picture of the source appears.
+    """Find the timing of selected frames from the timestamps of all frames.
 
     Args:
-        shown: When each picture appears and for how long it is shown, in seconds, by ascending time; only the last
-            duration is used, and may be 0 for not known.
-        tick: The container's unit of time: a constant rate's times are off by at most one.
-        rates: What the container says the rate is, best guess first; taken if the times agree.
-        frames: First picture and the one after the last, as in a slice.
+        shown: Timestamp and duration of every frame in seconds, ascending. Only the last duration is used; 0 if
+            unknown.
+        tick: Time unit of the container, in seconds. Timestamps of a constant rate are off by at most one unit.
+        rates: Frame rates the container declares, best first. The first that agrees with the timestamps is used.
+        frames: First frame and the one after the last, as in a slice.
 
     Raises:
-        ClipError: No picture is selected.
+        ClipError: No frame is selected.
     """
     first, stop = frames[0] or 0, math.inf if frames[1] is None else frames[1]
     total = count = 0
@@ -95,65 +95,76 @@ def measure(
             end = time
         total += 1
     if count == 0:
-        raise ClipError(f"frames {span(frames)} selects no frame: the clip has {total}, numbered from 0.")
+        raise ClipError(f"frames {format_slice(frames)} selects no frame: the clip has {total}, numbered from 0.")
     constant = slowest <= fastest
-    rate = _fitting_rate(slowest, fastest, rates) if constant else None
+    rate = _matching_rate(slowest, fastest, rates) if constant else None
     if end is None:
         mean = (last - start) / (count - 1) if count > 1 else Fraction(0)
         end = last + (last_duration or (1 / rate if rate else mean))
     if rate is None:
-        rate = _readable(count / (end - start)) if end > start else Fraction(24)
+        rate = _simplified(count / (end - start)) if end > start else Fraction(24)
     return Timing(count, total, rate, constant, start, max(end, start + 1 / rate))
 
 
-def _fitting_rate(slowest: Fraction, fastest: Fraction, rates: Iterable[Fraction]) -> Fraction | None:
+def _matching_rate(slowest: Fraction, fastest: Fraction, rates: Iterable[Fraction]) -> Fraction | None:
     middle = (slowest + fastest) / 2 if slowest else None
     for rate in [*map(_unrounded, rates), *(_usual_rates(middle) if middle else [])]:
         if slowest <= rate <= fastest and 0 < rate <= 1000:
             return rate
-    return _readable(middle) if middle else None
+    return _simplified(middle) if middle else None
 
 
 def _usual_rates(rate: Fraction) -> list[Fraction]:
-    """The whole number nearest to a rate, and the nearest of those that are 1000/1001 of one."""
+    """The nearest integer rate and the nearest NTSC rate (1000/1001 of an integer)."""
     return [Fraction(round(rate)), Fraction(round(rate * 1001 / 1000) * 1000, 1001)]
 
 
 def _unrounded(rate: Fraction) -> Fraction:
-    # FFmpeg keeps numerators of Matroska's rates below 30000, which makes 19001/317 of 60000/1001.
+    # FFmpeg keeps numerators of Matroska rates below 30000, which turns 60000/1001 into 19001/317.
     near = [usual for usual in _usual_rates(rate) if abs(usual - rate) < rate / 1_000_000]
     return near[0] if near else rate
 
 
-def _readable(rate: Fraction) -> Fraction:
+def _simplified(rate: Fraction) -> Fraction:
     return rate.limit_denominator(_LARGEST_DENOMINATOR) or rate
 
 
+def exact_rate(fps: Fraction | float) -> Fraction:
+    """Return a frame rate as a fraction; a float becomes a simple one near it, such as 30000/1001 for 29.97002997.
+
+    Raises:
+        ClipError: The rate is NaN or infinite.
+    """
+    if not math.isfinite(fps):
+        raise ClipError(f"{fps} frames a second is not possible; give a number above 0.")
+    return fps if isinstance(fps, Fraction) else _simplified(Fraction(float(fps)))
+
+
 def resampled_count(duration: Fraction, rate: Fraction) -> int:
-    """How many pictures `resample` makes of `duration` seconds at `rate` pictures a second."""
+    """Number of frames that `resample` yields for `duration` seconds at `rate` frames per second."""
     return max(1, math.floor(duration * rate + Fraction(1, 2)))
 
 
 def resample(timed: Iterable[tuple[Fraction, T]], duration: Fraction, rate: Fraction | None) -> Iterator[T]:
-    """Repeat or leave out pictures so that they come `rate` a second and last as long as before.
+    """Repeat or drop frames to change the rate and keep the duration.
 
-    Each picture made is what is seen at its time in the source.
+    Each frame yielded is the one displayed at its time in the source.
 
     Args:
-        timed: When each picture appears, in seconds after the first, ascending; and the picture.
-        duration: When the last disappears, likewise.
-        rate: Pictures a second; None for every picture once.
+        timed: Seconds since the first frame, ascending, and the frame.
+        duration: End of the last frame, in seconds since the first.
+        rate: Frames per second; None yields every frame once.
     """
     if rate is None:
-        yield from (picture for _, picture in timed)
+        yield from (frame for _, frame in timed)
         return
-    made = 0
-    held: list[T] = []
-    for time, picture in timed:
-        while held and made < math.ceil(time * rate - _LATENESS):
-            yield held[0]
-            made += 1
-        held = [picture]
-    while held and made < resampled_count(duration, rate):
-        yield held[0]
-        made += 1
+    count = 0
+    current: list[T] = []
+    for time, frame in timed:
+        while current and count < math.ceil(time * rate - _LATENESS):
+            yield current[0]
+            count += 1
+        current = [frame]
+    while current and count < resampled_count(duration, rate):
+        yield current[0]
+        count += 1

@@ -1,52 +1,41 @@
-"""Clips to write, whatever they are."""
+"""Writing clips of all kinds."""
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 import av.error
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
+from torch import Tensor
 
 from wan_vae.errors import ClipError
-from wan_vae.io.atomic_output import written_beside
+from wan_vae.io.atomic_output import check_output, written_beside
 from wan_vae.io.audio import AudioSource, reason
-from wan_vae.io.clip import Notices
-from wan_vae.io.color import Color
+from wan_vae.io.clip import LOGGER, ClipSink
+from wan_vae.io.color import RGB, Color
 from wan_vae.io.ffmpeg_writer import LOSSLESS, LOSSY, AvSink
-from wan_vae.io.images import PICTURE_SUFFIXES, FolderSink, PictureSink
-from wan_vae.io.orientation import Picture
+from wan_vae.io.frames import single_clip, tensor_to_frames
+from wan_vae.io.images import JPEG_SUFFIXES, STILL_SUFFIXES, FolderSink, PictureSink
+from wan_vae.io.timing import exact_rate
 
-NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_JPEG_SUFFIXES = (".jpg", ".jpeg")
-_SOUNDLESS = (".gif", ".webp")
-
-
-class Sink(Protocol):
-    """Something pictures can be written to, one after another, and that is then either finished or aborted."""
-
-    def write(self, picture: Picture) -> None:
-        """Append a (height, width, 3) uint8 picture."""
-
-    def finish(self) -> None:
-        """Complete and close it."""
-
-    def abort(self) -> None:
-        """Close it without completing it."""
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_WITHOUT_AUDIO = (".gif", ".webp")
+_CHUNK_FRAMES = 16
 
 
 class ClipWriter:
     """A clip being written. A context manager.
 
-    The clip stands under its name only once it is left without an exception; otherwise nothing is left of it.
+    The output appears under its name when the context is left without an exception; otherwise nothing is left of it.
     """
 
-    def __init__(self, path: Path, make_sink: Callable[[Path], Sink], width: int, height: int) -> None:
+    def __init__(self, path: Path, make_sink: Callable[[Path], ClipSink], width: int, height: int) -> None:
         """Use `create_clip` instead."""
         self._path = path
         self._make_sink = make_sink
@@ -68,12 +57,12 @@ class ClipWriter:
         with self._reported():
             self._stack.__exit__(kind, error, traceback)
 
-    def write(self, frames: npt.NDArray[np.uint8]) -> None:
-        """Append frames, (n, height, width, 3) RGB of full range.
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        """Append frames, (n, height, width, 3) full-range RGB.
 
         Raises:
-            ClipError: There is no room, the file cannot be written for another reason, or it holds but one picture.
-            ValueError: The frames are not of this clip's size or not uint8.
+            ClipError: The disk is full, the file cannot be written, or it holds a single picture.
+            ValueError: The frames have another size or are not uint8.
         """
         if frames.ndim != 4 or frames.shape[1:] != self._shape or frames.dtype != np.uint8:
             height, width, _ = self._shape
@@ -87,12 +76,12 @@ class ClipWriter:
                 self._count += 1
 
     def finish(self) -> None:
-        """Complete the clip, so that leaving it only gives it its name; without this, leaving completes it.
+        """Complete the clip now; leaving the context then only renames it.
 
-        For outputs that are to stand together or not at all: finish them all before leaving the first.
+        To write several outputs or none, finish all of them before leaving the first.
 
         Raises:
-            ClipError: There were no frames, or there is no room, or the file cannot be written for another reason.
+            ClipError: There are no frames, the disk is full, or the file cannot be written.
         """
         if self._ended:
             return
@@ -116,63 +105,63 @@ class ClipWriter:
         try:
             yield
         except (av.error.FFmpegError, OSError) as error:
-            hint = "; make room or name another place" if error.errno in NO_ROOM else ""
+            hint = "; make room or name another place" if error.errno in _DISK_FULL else ""
             raise ClipError(f"{self._path} cannot be written ({reason(error)}){hint}.") from error
 
 
 def create_clip(
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     width: int,
     height: int,
-    fps: Fraction,
-    color: Color,
+    fps: Fraction | float,
+    color: Color = RGB,
     pixel_aspect: Fraction = Fraction(1),
     lossless: bool = False,
     audio: AudioSource | None = None,
 ) -> ClipWriter:
-    """Begin a clip, of the kind the ending of its name stands for.
+    """Create a clip to write frames to. The suffix of its name selects the format:
 
     - .mp4, .mov, .mkv, .avi: H.264; lossless H.264 of RGB (mp4, mov) or FFV1 (mkv, avi).
     - .webm: VP9.
-    - .gif: 256 colors for each frame, times to 1/100 s; never lossless.
-    - .webp: animated; times to 1/1000 s.
-    - none: a folder of PNG files, 000000.png and on.
+    - .gif: 256 colors a frame, timestamps in 1/100 s; never lossless.
+    - .webp: animated, timestamps in 1/1000 s.
+    - none: a folder of PNG files 000000.png, 000001.png and so on.
     - .png, .bmp, .tif, .tiff, .jpg: a single picture; JPEG is never lossless.
 
-    All but a single picture are written as they come, in memory that does not grow with the clip.
+    Frames are encoded as they come, so memory does not grow with the length of the clip.
 
     Args:
-        path: Where to. What stands there is replaced, unless it is a folder that holds something.
-        width: In pixels.
-        height: In pixels.
-        fps: Frames a second, kept exactly where the file's unit of time allows.
-        color: What to store the pictures as, for those kinds that store YUV. RGB is stored as BT.709 of limited range.
+        path: Output. An existing file or empty folder is replaced; missing parent folders are created.
+        width: Width in pixels.
+        height: Height in pixels.
+        fps: Frame rate, stored exactly where the time unit of the format allows.
+        color: Color of the stored samples in formats that store YUV. RGB is stored as limited-range BT.709.
         pixel_aspect: Width of a pixel over its height; video only.
-        lossless: Whether the same RGB must come back for every frame.
-        audio: Sound to carry over, from `Clip.audio`; it ends with the last frame. Left out with a warning to the
-            logger "wan_vae" if this kind of file cannot hold it.
+        lossless: Store every frame without loss.
+        audio: Audio to copy, from `Clip.audio`; it ends with the last frame. If the format cannot store it, it is left
+            out with a warning to the logger "wan_vae".
 
     Raises:
-        ClipError: `path` has an unknown ending or is a folder where a file is to stand, or the other way around; or
-            its kind cannot do what is asked for.
+        ClipError: The suffix is unknown, a folder is in the place of a file or the reverse, or the format does not
+            support what is asked for.
     """
+    path, fps = Path(path), exact_rate(fps)
     suffix = path.suffix.lower()
-    notices = Notices()
     if width < 1 or height < 1 or fps <= 0:
         raise ClipError(f"a clip of {width}x{height} at {fps} frames a second is not possible; all must be above 0.")
     if suffix and path.is_dir():
         raise ClipError(f"{path} is a folder; name a file, or a folder without an ending for PNG files.")
     if not suffix and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ClipError(f"{path} exists and is not an empty folder; name a new folder for the PNG files.")
-    if audio is not None and (suffix not in LOSSY or suffix in _SOUNDLESS):
-        notices.give(f"{path} cannot hold sound; that of {audio.path} is left out.")
+    if audio is not None and (suffix not in LOSSY or suffix in _WITHOUT_AUDIO):
+        LOGGER.warning(f"{path} cannot hold sound; that of {audio.path} is left out.")
         audio = None
-    make_sink: Callable[[Path], Sink]
+    make_sink: Callable[[Path], ClipSink]
     if not suffix:
         make_sink = FolderSink
-    elif suffix in PICTURE_SUFFIXES:
-        if lossless and suffix in _JPEG_SUFFIXES:
+    elif suffix in STILL_SUFFIXES:
+        if lossless and suffix in JPEG_SUFFIXES:
             raise ClipError(f"{path} cannot be lossless, as a JPEG; name a .png.")
         make_sink = PictureSink
     elif suffix in LOSSY:
@@ -184,7 +173,7 @@ def create_clip(
                 f"{path} cannot hold {float(fps):g} frames a second; give at most {form.fastest}, or name an .mp4."
             )
         if form.ticks is not None and form.ticks % fps != 0:
-            notices.give(f"{path} counts time in 1/{form.ticks} s, so its rate will only be near {float(fps):g}.")
+            LOGGER.warning(f"{path} counts time in 1/{form.ticks} s, so its rate will only be near {float(fps):g}.")
         make_sink = partial(
             AvSink,
             form=form,
@@ -194,9 +183,45 @@ def create_clip(
             color=color,
             pixel_aspect=pixel_aspect,
             audio=audio,
-            notices=notices,
         )
     else:
-        known = ", ".join((*LOSSY, *PICTURE_SUFFIXES))
+        known = ", ".join((*LOSSY, *STILL_SUFFIXES))
         raise ClipError(f"{path} has an unknown ending; known are {known}, and none for a folder of PNG files.")
     return ClipWriter(path, make_sink, width, height)
+
+
+def write_clip(
+    path: str | os.PathLike[str],
+    video: Tensor,
+    *,
+    fps: Fraction | float,
+    color: Color = RGB,
+    pixel_aspect: Fraction = Fraction(1),
+    lossless: bool = False,
+    audio: AudioSource | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a whole video to a clip, which appears under its name only when it is complete.
+
+    Args:
+        path: Output, whose suffix selects the format. It and the other arguments are those of `create_clip`.
+        video: (1, 3, T, H, W) or (3, T, H, W), floating point in [-1, 1], on any device.
+        overwrite: Replace an existing file.
+
+    Raises:
+        UserError: The video has another shape or holds NaN, `path` is taken, or see `create_clip`.
+    """
+    clip = single_clip(video)
+    check_output(path, overwrite=overwrite, inputs=(audio.path,) if audio else (), may_be_folder=not Path(path).suffix)
+    with create_clip(
+        path,
+        width=clip.shape[3],
+        height=clip.shape[2],
+        fps=fps,
+        color=color,
+        pixel_aspect=pixel_aspect,
+        lossless=lossless,
+        audio=audio,
+    ) as writer:
+        for start in range(0, clip.shape[1], _CHUNK_FRAMES):
+            writer.write(tensor_to_frames(clip[:, start : start + _CHUNK_FRAMES]))
