@@ -73,7 +73,7 @@ def measured(
     """Run one call in this process, after a small one that compiles and allocates what every call needs."""
     import torch
 
-    from wan_vae.benchmark.measure import peak_of
+    from wan_vae.benchmark.measure import peak_memory
     from wan_vae.cli.common import build_kernels_once
 
     build_kernels_once()
@@ -91,10 +91,10 @@ def measured(
         x, small = inputs(call, config, frames, height, width), inputs(call, config, 5, 64, 64)
         run(small, False)
         start = time.perf_counter()
-        result, peak = peak_of(lambda: run(x, True), torch.device("cpu"))
+        result, peak = peak_memory(lambda: run(x, True), torch.device("cpu"))
         seconds = time.perf_counter() - start
     return {
-        "peak": peak.held,
+        "peak": peak.used,
         "seconds": seconds,
         "plan": "" if plan is None else plan.cut,
         "predicted": "" if plan is None else f"{plan.peak / 2**20:.0f}",
@@ -158,7 +158,7 @@ def weights_of(preset: str, checkpoint: str | None) -> Any:
     import torch
 
     from wan_vae import WanVAE
-    from wan_vae.benchmark.job import random_weights
+    from wan_vae.benchmark.inputs import random_weights
     from wan_vae.config import load_config
 
     if checkpoint is not None:

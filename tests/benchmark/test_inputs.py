@@ -1,30 +1,49 @@
-from pathlib import Path
-
+import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.benchmark.records import make_job
-from wan_vae.benchmark.job import smooth_noise, write_inputs
-from wan_vae.config import load_config
+from tests.benchmark.records import make_config
+from tests.helpers import random_latents, random_video, small_config
+from wan_vae import WanVAE
+from wan_vae.benchmark.inputs import check_clip, random_weights
+from wan_vae.config import BLOCK_KINDS, load_config
+from wan_vae.errors import UserError
 
 
-def test_they_fit_the_model_and_are_the_same_each_time(tmp_path: Path) -> None:
-    config = load_config("tiny")
-    shapes = [write_inputs(make_job(width=64, height=48, frames=9), config, tmp_path / name) for name in ("a", "b")]
-    assert shapes[0] == {"video": (1, 3, 9, 48, 64), "latents": (1, 16, 3, 6, 8)}
-    first, second = (load_file(tmp_path / name) for name in ("a", "b"))
-    assert {name: tuple(tensor.shape) for name, tensor in first.items()} == shapes[0]
+def test_check_clip_that_fits_passes() -> None:
+    check_clip(make_config(), load_config("wan2.1"))
+    check_clip(make_config(frames=1), load_config("wan2.2"))
+    check_clip(make_config(frames=3, width=2), small_config())
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"frames": 16}, "--frames is 16, not 1 \\+ 4k; 13 or 17 would fit"),
+        ({"frames": 2}, "1 or 5 would fit"),
+        ({"width": 60}, "--size is 60x16; this model takes multiples of 8, such as 64x16"),
+        ({"height": 1}, "such as 16x8"),
+        ({"width": 0}, "such as 8x16"),
+    ],
+)
+def test_check_clip_that_does_not_fit_raises(asked: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_clip(make_config(**asked), load_config("wan2.1"))
+
+
+def test_random_weights_same_seed_gives_the_same_weights() -> None:
+    first, second, other = (random_weights(small_config(), seed) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert first["video"].abs().max() <= 1
-    assert first["video"].std() > 0.2
+    assert not torch.equal(first["quant_conv.weight"], other["quant_conv.weight"])
 
 
-def test_they_are_smooth() -> None:
-    noise = smooth_noise((2, 9, 64, 64), torch.Generator().manual_seed(0))
-    assert noise.mean().abs() < 1e-5
-    assert abs(noise.square().mean() - 1) < 1e-5
-    assert (noise[..., 1:] - noise[..., :-1]).std() < 0.5
-
-
-def test_a_single_value_is_possible() -> None:
-    assert smooth_noise((2, 1, 1, 1), torch.Generator()).shape == (1, 2, 1, 1, 1)
+def test_random_weights_hide_no_path_and_clamp_nothing() -> None:
+    for kind in BLOCK_KINDS:
+        config = small_config(block=kind)
+        weights = random_weights(config)
+        assert all(weight.any() for weight in weights.values() if weight.is_floating_point())
+        vae = WanVAE.from_weights(config, weights)
+        raw = vae.posterior(random_video(5, 16, 16, dtype=torch.float32)).mode()
+        video = vae.decode(random_latents(config, 3, 8, 8, dtype=torch.float32))
+        assert 0.05 < raw.std() < 20, kind
+        assert 0.001 < video.std() < 1, kind
+        assert (video.abs() < 1).float().mean() > 0.9, kind

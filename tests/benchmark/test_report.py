@@ -2,7 +2,7 @@ from tests.benchmark.records import make_record
 from wan_vae.benchmark.report import report
 
 
-def test_tables() -> None:
+def test_report_has_all_tables() -> None:
     text = report(make_record())
     assert "5 frames of 32x16, on A Machine, 1 of 8 cores" in text
     assert "8.0 GFLOP/s in fp32, 16.0 GFLOP/s in bf16" in text
@@ -15,11 +15,11 @@ def test_tables() -> None:
     assert "Where encode in fp32 spends its 4.250 s, by layers:" in text
 
 
-def test_on_cuda_there_is_reserved_memory() -> None:
+def test_report_on_cuda_shows_reserved_memory() -> None:
     assert "3 MiB   5 MiB" in report(make_record(device="cuda"))
 
 
-def test_alone() -> None:
+def test_report_without_diffusers_has_no_ratios() -> None:
     record = make_record(alone=True) | {"errors": None, "profiles": None}
     text = report(record)
     assert "diffusers" not in text

@@ -18,9 +18,9 @@ import psutil
 import pytest
 import torch
 
+from scripts.benchmark_table import markdown
 from tests.cli.running import run, start
 from tests.cli.test_errors import assert_one_sentence, listing
-from wan_vae.benchmark.report import markdown
 from wan_vae.cli import main
 from wan_vae.config import load_config
 
@@ -54,7 +54,7 @@ def of(entries: Sequence[dict[str, Any]], **wanted: str) -> list[dict[str, Any]]
     return [entry for entry in entries if wanted.items() <= entry.items()]
 
 
-def test_what_it_ran_on_is_written(finished: Finished) -> None:
+def test_record_describes_machine_model_and_clip(finished: Finished) -> None:
     record = finished.record()
     assert record["wan_vae"].startswith(version("wan_vae"))
     assert (record["torch"], record["diffusers"]) == (torch.__version__, version("diffusers"))
@@ -69,7 +69,7 @@ def test_what_it_ran_on_is_written(finished: Finished) -> None:
     assert record["ceilings"]["matmul_flops_per_second"].keys() == {"fp32", "bf16"}
 
 
-def test_every_call_has_its_figures(finished: Finished) -> None:
+def test_record_has_figures_of_every_call(finished: Finished) -> None:
     record = finished.record()
     assert record["profiles"] is None
     assert len(record["results"]) == 2 * 2 * 2
@@ -88,7 +88,7 @@ def test_every_call_has_its_figures(finished: Finished) -> None:
     assert ours["flops"] < theirs["flops"]  # for the convolution after an upsampling has fewer taps
 
 
-def test_ratios_are_of_neighbouring_runs(finished: Finished) -> None:
+def test_record_ratios_are_of_runs_of_one_round(finished: Finished) -> None:
     record = finished.record()
     assert [(each["dtype"], each["against"]) for each in of(record["ratios"], direction="encode")] == [
         ("fp32", "fp32"),
@@ -105,7 +105,7 @@ def test_ratios_are_of_neighbouring_runs(finished: Finished) -> None:
         assert ratio["median"] == pytest.approx(median(pairs))
 
 
-def test_errors_are_small_and_both_have_them(finished: Finished) -> None:
+def test_record_errors_of_both_are_small(finished: Finished) -> None:
     errors = finished.record()["errors"]
     assert errors["reference"] == "diffusers in float64"
     assert len(errors["outputs"]) == 2 * 2 * 2
@@ -116,14 +116,14 @@ def test_errors_are_small_and_both_have_them(finished: Finished) -> None:
         assert (1e-9 < relative < 1e-5) if output["dtype"] == "fp32" else (1e-5 < relative < 0.1)
 
 
-def test_what_it_prints(finished: Finished) -> None:
+def test_benchmark_prints_tables(finished: Finished) -> None:
     assert "tiny (weights: random, seed 0), 5 frames of 32x16, on " in finished.printed
     for heading in ("times as fast", "than its fp32", "of matmul", "against diffusers in float64:"):
         assert heading in finished.printed
     assert markdown([finished.path]).count("| tiny, 5 frames of 32x16 |") == 4
 
 
-def test_alone_with_a_checkpoint_and_a_profile(
+def test_benchmark_without_diffusers_profiles_a_checkpoint(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = ("--checkpoint", checkpoint, "--dtype", "fp32", "--directions", "decode", "--runs", 1, "--profile")
@@ -164,7 +164,7 @@ def test_alone_with_a_checkpoint_and_a_profile(
         (("--speed",), ("--speed",)),
     ],
 )
-def test_mistakes(
+def test_benchmark_with_wrong_options_prints_one_sentence(
     arguments: tuple[str, ...],
     words: tuple[str, ...],
     tmp_path: Path,
@@ -178,13 +178,13 @@ def test_mistakes(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_result_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_json_exists_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out.json").write_text("kept", encoding="utf-8")
     assert_one_sentence(run(capsys, "benchmark", "--json", tmp_path / "out.json"), "out.json exists", "--overwrite")
     assert (tmp_path / "out.json").read_text(encoding="utf-8") == "kept"
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmark_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     arguments = (*SMALL, "--preset", "tiny", "--runs", "100000", "--json", tmp_path / "out.json")
     process = start("benchmark", *arguments, start_new_session=True)
@@ -203,7 +203,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert not any(tmp_path.iterdir())
 
 
-def test_the_script_is_the_command() -> None:
+def test_script_is_the_command() -> None:
     script = Path(__file__).parents[2] / "scripts" / "benchmark.py"
     process = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
     assert "wan-vae benchmark" in process.stdout

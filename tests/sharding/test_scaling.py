@@ -3,7 +3,7 @@ import torch
 
 from tests.helpers import small_config
 from wan_vae import WanVAE
-from wan_vae.benchmark.measure import work_of
+from wan_vae.benchmark.measure import count_work
 from wan_vae.config import load_config
 from wan_vae.sharding.grid import best_grid
 from wan_vae.sharding.scaling import Look, bytes_sent, decoder_looks, encoder_looks, scaling
@@ -14,7 +14,7 @@ def test_one_device_computes_all_and_sends_nothing() -> None:
     (alone,) = scaling(config, encodes=False, frames=9, height=8, width=12, devices=[1], dtype=torch.float64)
     with torch.device("meta"):
         vae = WanVAE(config).eval().requires_grad_(False)
-        work = work_of(lambda: vae.decode(torch.empty(1, config.latent_channels, 5, 4, 6)))
+        work = count_work(lambda: vae.decode(torch.empty(1, config.latent_channels, 5, 4, 6)))
     assert (alone.flops, alone.sent, alone.result) == (work.flops, 0, 0)
 
 

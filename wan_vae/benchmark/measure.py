@@ -1,17 +1,4 @@
-"""What a benchmark ran on.
-
-How long a call takes, until its device has done all of it.
-
-What a call adds, at most, to the memory that was held when it began.
-
-What a machine can do at best: multiply matrices, and copy memory.
-
-Where the time of a call goes, layer by layer.
-
-Where the time of a call goes, by PyTorch's operations.
-
-How much there is to compute: what an implementation's convolutions and matrix products multiply, read and write.
-"""
+"""Measurements of one call: time, peak memory, arithmetic, time by layer and operation. Limits of the machine."""
 
 import ctypes
 import gc
@@ -23,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,9 +24,19 @@ from wan_vae.ops.workspace import empty_cache
 
 Result = TypeVar("Result")
 
+_PROCESS = Path("/proc/self")
+_RESET_PEAK = "5"
+_ENOUGH_CALLS = 4
+_ENOUGH_SECONDS = 2.0
+_SIDES = {"cpu": (512, 2048), "cuda": (4096, 8192)}
+_COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
+OUTSIDE = "(outside all layers)"
+# CPU features that decide which convolution kernels are used.
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16", "asimd", "bf16")
+
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished all work submitted to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -46,7 +44,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed(call: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """Return what a call returns, and the seconds it took."""
+    """Return a call's result and its duration in seconds, until the device has finished."""
     synchronize(device)
     start = time.perf_counter()
     result = call()
@@ -54,106 +52,80 @@ def timed(call: Callable[[], Result], device: torch.device) -> tuple[Result, flo
     return result, time.perf_counter() - start
 
 
-_PROCESS = Path("/proc/self")
-_RESET_PEAK = "5"
-
-
 @dataclass(frozen=True)
-class Peak:
-    """The most that a call added, in bytes; None where it cannot be measured.
+class PeakMemory:
+    """Largest memory that a call added, in bytes; None where it cannot be measured."""
 
-    Attributes:
-        held: On a CPU, memory of the process; on CUDA, of tensors.
-        reserved: On CUDA, what PyTorch took from the device for that, with the gaps between tensors.
-    """
-
-    held: int | None
-    reserved: int | None = None
+    used: int | None  # on a CPU, resident memory of the process; on CUDA, memory of tensors
+    reserved: int | None = None  # on CUDA, memory taken by PyTorch's allocator, with the gaps between tensors
 
 
-def peak_of(call: Callable[[], Result], device: torch.device) -> tuple[Result, Peak]:
-    """Return what a call returns, and what it added at most to the memory held before, its result included.
+def peak_memory(call: Callable[[], Result], device: torch.device) -> tuple[Result, PeakMemory]:
+    """Return a call's result and its peak memory above the memory in use before it; the result is included.
 
-    Freed memory that allocators keep is given back first, for a call that reuses it would seem to need none. On a CPU,
-    glibc's gaps between tensors count; they differ from call to call, at small sizes by a tenth or two of the whole.
+    Allocators release their caches first, because a call that reuses cached memory would appear to need none. On a CPU,
+    fragmentation in glibc is included; it varies between calls, for small sizes by 10 to 20 % of the peak.
     """
     gc.collect()
     if device.type == "cuda":
-        return _peak_on_cuda(call, device)
-    _give_back_freed_memory()
-    if device.type != "cpu" or not _reset_peak():
-        return call(), Peak(None)
-    start = _status("VmRSS")
-    result = call()
-    return result, Peak(max(0, _status("VmHWM") - start))
-
-
-def _peak_on_cuda(call: Callable[[], Result], device: torch.device) -> tuple[Result, Peak]:
-    synchronize(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    start = torch.cuda.memory_allocated(device)
-    result = call()
-    synchronize(device)
-    return result, Peak(torch.cuda.max_memory_allocated(device) - start, torch.cuda.max_memory_reserved(device) - start)
-
-
-def _give_back_freed_memory() -> None:
+        synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        start = torch.cuda.memory_allocated(device)
+        result = call()
+        synchronize(device)
+        used, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        return result, PeakMemory(used - start, reserved - start)
     empty_cache()
+    if device.type != "cpu":
+        return call(), PeakMemory(None)
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:  # other C libraries than glibc have none
+        if trim is not None:  # glibc only
             trim(0)
-
-
-def _reset_peak() -> bool:
     try:
         (_PROCESS / "clear_refs").write_text(_RESET_PEAK)
     except OSError:  # not Linux, or not permitted
-        return False
-    return True
+        return call(), PeakMemory(None)
+    start = _process_memory("VmRSS")
+    result = call()
+    return result, PeakMemory(max(0, _process_memory("VmHWM") - start))
 
 
-def _status(name: str) -> int:
+def _process_memory(field: str) -> int:
     for line in (_PROCESS / "status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
+        if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
-    raise AssertionError(f"/proc/self/status has no {name}")
-
-
-_ENOUGH_CALLS = 4
-_ENOUGH_SECONDS = 2.0
-_SIDES = {"cpu": (512, 2048), "cuda": (4096, 8192)}
-_COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
+    raise AssertionError(f"/proc/self/status has no {field}")
 
 
 def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the FLOP/s of the fastest product of two square matrices.
+    """Return the highest FLOP/s measured for products of two square matrices.
 
-    In float32 on CUDA, TF32 is used where convolutions may use it, which by default they may.
+    In float32 on CUDA, TF32 is used if convolutions may use it, which is PyTorch's default.
     """
-    convolutions_round = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if convolutions_round else "highest")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         best = 0.0
         for side in _SIDES.get(device.type, _SIDES["cpu"]):
             flops = 2 * side**3
             if best and flops / best > _ENOUGH_SECONDS:
-                break  # this dtype is so slow here that a larger product is no faster
+                break  # emulated dtypes are so slow that a larger product gains nothing
             a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-            best = max(best, flops / _least_seconds(lambda a=a, b=b: a @ b, device))  # type: ignore[misc]
+            best = max(best, flops / _least_seconds(partial(torch.matmul, a, b), device))
     finally:
         torch.set_float32_matmul_precision(precision)
     return best
 
 
 def copy_ceiling(device: torch.device) -> float:
-    """Return the bytes read and written a second, added up, by the fastest copy of a large tensor."""
+    """Return the bytes read plus the bytes written per second by the fastest copy of a large tensor."""
     count = _COPIED_BYTES.get(device.type, _COPIED_BYTES["cpu"])
     source = torch.ones(count, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    return 2 * count / _least_seconds(lambda: target.copy_(source), device)
+    return 2 * count / _least_seconds(partial(target.copy_, source), device)
 
 
 def _least_seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -167,156 +139,106 @@ def _least_seconds(call: Callable[[], object], device: torch.device) -> float:
     return least
 
 
-OUTSIDE = "(outside all layers)"
-
-
 @dataclass(frozen=True)
-class Spent:
-    """Time that went to one kind of thing.
-
-    Attributes:
-        name: What.
-        seconds: In that alone, not in what it called.
-        calls: How often it was called.
-    """
+class ProfileEntry:
+    """Time of one layer or operation."""
 
     name: str
-    seconds: float
+    seconds: float  # without the layers or operations that it calls
     calls: int
 
 
-def time_by_layer(network: nn.Module, call: Callable[[], object], device: torch.device) -> list[Spent]:
-    """Run a call and return the time spent in each layer of a network, most first.
+def time_by_layer(network: nn.Module, call: Callable[[], object], device: torch.device) -> list[ProfileEntry]:
+    """Return the time of a call in each layer of a network, longest first.
 
-    Layers are named by their path. Blocks in a row count as one, `*` for their number, and a module that calls others
-    counts for what it does itself. The device is waited for before and after each layer, so that the whole takes longer
-    than it does otherwise.
+    The blocks of a level share one entry, with `*` for their index. The device is synchronized before and after each
+    layer, which makes the whole call slower than usual.
     """
-    clock = _LayerClock(device)
-    handles = [
-        handle
-        for path, module in network.named_modules()
-        if path
-        for handle in (
-            module.register_forward_pre_hook(clock.entering(_shortened(path))),
-            module.register_forward_hook(clock.leaving),
-        )
-    ]
+    seconds: defaultdict[str, float] = defaultdict(float)
+    calls: defaultdict[str, int] = defaultdict(int)
+    starts: list[float] = []
+    in_children = [0.0]  # by nesting depth
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        synchronize(device)
+        starts.append(time.perf_counter())
+        in_children.append(0.0)
+
+    def leave(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        synchronize(device)
+        elapsed = time.perf_counter() - starts.pop()
+        seconds[name] += elapsed - in_children.pop()
+        calls[name] += 1
+        in_children[-1] += elapsed
+
+    handles = []
+    for path, module in network.named_modules():
+        if path:
+            name = re.sub(r"\b(blocks|norms|convs)\.\d+", r"\1.*", path)
+            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(partial(leave, name))]
     try:
         _, total = timed(call, device)
     finally:
         for handle in handles:
             handle.remove()
-    spent = [Spent(name, clock.seconds[name], clock.calls[name]) for name in clock.seconds]
-    outside = Spent(OUTSIDE, total - sum(each.seconds for each in spent), 1)
-    return sorted([*spent, outside], key=lambda each: -each.seconds)
+    entries = [ProfileEntry(name, seconds[name], calls[name]) for name in seconds]
+    entries.append(ProfileEntry(OUTSIDE, total - in_children[0], 1))
+    return sorted(entries, key=lambda entry: -entry.seconds)
 
 
-def _shortened(path: str) -> str:
-    return re.sub(r"\b(blocks|norms|convs)\.\d+", r"\1.*", path)
-
-
-@dataclass
-class _Visit:
-    name: str
-    start: float
-    in_others: float = 0.0
-
-
-class _LayerClock:
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._under_way: list[_Visit] = []
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.calls: defaultdict[str, int] = defaultdict(int)
-
-    def _now(self) -> float:
-        synchronize(self._device)
-        return time.perf_counter()
-
-    def entering(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._under_way.append(_Visit(name, self._now()))
-
-        return enter
-
-    def leaving(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        now = self._now()
-        visit = self._under_way.pop()
-        self.seconds[visit.name] += now - visit.start - visit.in_others
-        self.calls[visit.name] += 1
-        if self._under_way:
-            self._under_way[-1].in_others += now - visit.start
-
-
-def time_by_operation(call: Callable[[], object], device: torch.device) -> list[Spent]:
-    """Run a call and return the time spent in each operation (on CUDA, in each kernel), most first."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler talks to itself on standard error
+def time_by_operation(call: Callable[[], object], device: torch.device) -> list[ProfileEntry]:
+    """Return the time of a call in each PyTorch operation, or on CUDA in each kernel, longest first."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler logs to standard error otherwise
     on_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     with profile(activities=activities) as profiler:
         timed(call, device)
-    # On CUDA, an operation is charged with the time of its kernels, which are listed, too.
-    events = [event for event in profiler.key_averages() if not on_cuda or event.device_type.name == "CUDA"]
-    spent = [
-        Spent(event.key, (event.self_device_time_total if on_cuda else event.self_cpu_time_total) / 1e6, event.count)
-        for event in events
+    entries = [
+        ProfileEntry(event.key, microseconds / 1e6, event.count)
+        for event in profiler.key_averages()
+        for microseconds in (event.self_device_time_total if on_cuda else event.self_cpu_time_total,)
+        # On CUDA, operations are listed too, with the time of their kernels, which would count twice.
+        if microseconds > 0 and (not on_cuda or event.device_type.name == "CUDA")
     ]
-    return sorted((each for each in spent if each.seconds > 0), key=lambda each: -each.seconds)
+    return sorted(entries, key=lambda entry: -entry.seconds)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one call computes.
+    """Arithmetic of convolutions and matrix products in one call, zero padding included."""
 
-    Attributes:
-        flops: Multiplications and additions of convolutions and matrix products (a multiply-add is two), with the zeros
-            that are laid around their inputs. Norms, activations and copies are not counted.
-        values: Numbers that those read and write, each tensor once a call of theirs: weights, inputs, outputs. Even if
-            all else were fused into them, that much would pass through memory or caches.
+    flops: int  # multiplications plus additions
+    elements: int  # of their weights, inputs and outputs, each once per operation: a lower bound of the memory traffic
+
+
+def count_work(call: Callable[[], object]) -> Work:
+    """Count the arithmetic of a call.
+
+    On meta tensors, the call runs the same layers without computing. Fast paths of a device, some of which need fewer
+    operations, are not taken there: the plain path is counted.
     """
-
-    flops: int
-    values: int
-
-
-def work_of(call: Callable[[], object]) -> Work:
-    """Count what a call computes.
-
-    On tensors of the meta device, the call goes through the same layers as a real one and computes nothing. Where a
-    layer has a faster way on some device, by fewer operations even, what is counted is the plain way.
-    """
-    with _ValueCounter() as values, FlopCounterMode(display=False) as flops:
+    with _ElementCounter() as counter, FlopCounterMode(display=False) as flops:
         call()
-    return Work(flops.get_total_flops(), values.total)
+    return Work(flops.get_total_flops(), counter.elements)
 
 
-class _ValueCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _ElementCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.elements = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
-            self.total += sum(value.numel() for value in (*args, result) if isinstance(value, Tensor))
+            self.elements += sum(value.numel() for value in (*args, result) if isinstance(value, Tensor))
         return result
 
 
-# Those that decide which kernels convolutions get.
-_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16", "asimd", "bf16")
-
-
-def describe_machine(device: str, processor: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
-    """Return a device's name and what its processor can do, as JSON types.
-
-    Args:
-        device: Its type.
-        processor: Linux's description of the CPU.
-    """
-    text = processor.read_text(encoding="utf-8") if processor.is_file() else ""
+def describe_machine(device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """Return the names of a device, by its type, and of the CPU, its cores and instruction sets, as JSON types."""
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     present = set(flags[1].split()) if flags else set()

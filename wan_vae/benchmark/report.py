@@ -1,17 +1,10 @@
-"""What was measured, as tables for people.
+"""The record of a benchmark as tables in plain text."""
 
-Benchmarks that were kept, as the table in the README.
-"""
-
-import json
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from wan_vae.benchmark.implementations import OURS, THEIRS
-from wan_vae.benchmark.run import WIDEST, Record
-from wan_vae.errors import UserError
+from wan_vae.benchmark.implementations import WAN_VAE
+from wan_vae.benchmark.run import BASELINE_DTYPE, Record
 
 NOT_MEASURED = "not measured"
 _LARGEST_ENTRIES = 15
@@ -20,34 +13,24 @@ _LEGEND = "Memory is what a call adds. FLOP/s and shares count convolutions and 
 
 
 def report(record: Record) -> str:
-    """Return all tables of a benchmark, lines that each end in a newline."""
+    """Return all tables of a benchmark; each line ends in a newline."""
     parts = [_heading(record), _speed(record)]
     if record["errors"] is not None:
         parts.append(_errors(record["errors"]))
-    for profile in record["profiles"] or ():
-        for kind in ("layers", "operations"):
-            parts.append(_profile(profile, kind))
+    parts += [_profile(profile, kind) for profile in record["profiles"] or () for kind in ("layers", "operations")]
     return "\n".join(parts)
 
 
-def ratio_text(ratio: Record) -> str:
-    """Return a ratio with its range, such as "1.84 (1.80 to 1.90)"."""
-    return f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+def find_ratio(record: Record, direction: str, dtype: str, against: str) -> str:
+    """Return a ratio with its range, such as "1.84 (1.80 to 1.90)"; "" if it was not measured."""
+    for ratio in record["ratios"]:
+        if (ratio["direction"], ratio["dtype"], ratio["against"]) == (direction, dtype, against):
+            return f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+    return ""
 
 
-def ratio_of(record: Record, direction: str, dtype: str, against: str) -> Record | None:
-    """Find a ratio; None where it was not measured."""
-    wanted = {"direction": direction, "dtype": dtype, "against": against}
-    return next((ratio for ratio in record["ratios"] if wanted.items() <= ratio.items()), None)
-
-
-def bytes_text(count: int | None) -> str:
-    """Return a number of bytes in MiB."""
-    return NOT_MEASURED if count is None else f"{count / 2**20:.0f} MiB"
-
-
-def weights_text(record: Record) -> str:
-    """Return what a model's weights are, of a digest the start."""
+def describe_weights(record: Record) -> str:
+    """Return the seed of a model's weights, or the start of their digest."""
     weights: str = record["model"]["weights"]
     return weights[: len("SHA-256 ") + 12]
 
@@ -56,7 +39,7 @@ def _heading(record: Record) -> str:
     clip, machine, ceilings = record["clip"], record["machine"], record["ceilings"]
     products = ", ".join(f"{_rate(value)} in {name}" for name, value in ceilings["matmul_flops_per_second"].items())
     return (
-        f"{record['model']['name']} (weights: {weights_text(record)}), {clip['frames']} frames of"
+        f"{record['model']['name']} (weights: {describe_weights(record)}), {clip['frames']} frames of"
         f" {clip['width']}x{clip['height']}, on {machine['name']}, {machine['threads']} of {machine['cores']} cores,"
         f" torch {record['torch']}.\n"
         f"At best, matrix products reach {products}; copies, {ceilings['copy_bytes_per_second'] / 1e9:.1f} GB/s.\n"
@@ -64,28 +47,23 @@ def _heading(record: Record) -> str:
 
 
 def _speed(record: Record) -> str:
+    on_cuda = record["machine"]["device"] == "cuda"
+    memory = {"memory": "peak_bytes"} | ({"reserved": "peak_reserved_bytes"} if on_cuda else {})
     lines = []
     for result in record["results"]:
-        direction, dtype = result["direction"], result["dtype"]
-        ours = result["implementation"] == OURS
-        found = [ratio_of(record, direction, dtype, against) if ours else None for against in (dtype, WIDEST)]
+        direction, dtype, name = result["direction"], result["dtype"], result["implementation"]
+        ratios = [find_ratio(record, direction, dtype, against) for against in (dtype, BASELINE_DTYPE)]
         lines.append(
             [
-                direction,
-                dtype,
-                result["implementation"],
-                f"{result['median_seconds']:.3f} s",
-                *("" if ratio is None else ratio_text(ratio) for ratio in found),
-                bytes_text(result["peak_bytes"]),
-                *([] if record["machine"]["device"] != "cuda" else [bytes_text(result["peak_reserved_bytes"])]),
+                *(direction, dtype, name, f"{result['median_seconds']:.3f} s"),
+                *(ratios if name == WAN_VAE else ("", "")),
+                *(NOT_MEASURED if result[key] is None else f"{result[key] / 2**20:.0f} MiB" for key in memory.values()),
                 _rate(result["flops_per_second"]),
-                f"{result['share_of_matmul']:.0%}",
-                f"{result['share_of_copy']:.0%}",
+                *(f"{result[share]:.0%}" for share in ("share_of_matmul", "share_of_copy")),
             ]
         )
-    header = ["", "dtype", "of", "median", "times as fast", f"than its {WIDEST}", "memory"]
-    reserved = ["reserved"] if record["machine"]["device"] == "cuda" else []
-    return _table([*header, *reserved, "FLOP/s", "of matmul", "of copy"], lines) + _LEGEND
+    header = ["", "dtype", "of", "median", "times as fast", f"than its {BASELINE_DTYPE}", *memory]
+    return _table([*header, "FLOP/s", "of matmul", "of copy"], lines) + _LEGEND
 
 
 def _errors(errors: Record) -> str:
@@ -106,13 +84,9 @@ def _profile(profile: Record, kind: str) -> str:
         rest = {name: sum(entry[name] for entry in others) for name in ("seconds", "calls")}
         shown = [*shown, {"name": f"({len(others)} others)", **rest}]
     lines = [
-        [
-            f"{entry['seconds'] / total:.1%}",
-            f"{1e3 * entry['seconds']:.1f} ms",
-            str(entry["calls"]),
-            entry["name"][:_LONGEST_NAME],
-        ]
+        [f"{seconds / total:.1%}", f"{1e3 * seconds:.1f} ms", str(entry["calls"]), entry["name"][:_LONGEST_NAME]]
         for entry in shown
+        for seconds in (entry["seconds"],)
     ]
     heading = f"Where {profile['direction']} in {profile['dtype']} spends its {total:.3f} s, by {kind}:\n"
     return heading + _table(["share", "time", "calls", "name"], lines)
@@ -129,104 +103,4 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     return "".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
         for line in (header, *lines)
-    )
-
-
-_OPENING, _CLOSING = "<!-- speed -->", "<!-- /speed -->"
-_PLACE = re.compile(f"{re.escape(_OPENING)}.*?{re.escape(_CLOSING)}", re.DOTALL)
-_COLUMNS = {
-    "on": "---",
-    "model and clip": "---",
-    "": "---",
-    "dtype": "---",
-    "seconds": "---:",
-    "diffusers: seconds": "---:",
-    "times as fast": "---:",
-    f"than its {WIDEST}": "---:",
-    "MiB": "---:",
-    "diffusers: MiB": "---:",
-    "of matmul": "---:",
-}
-
-
-def markdown(files: Sequence[Path]) -> str:
-    """Return a table of what `wan-vae benchmark --json` wrote, and where each file's figures come from.
-
-    Returns:
-        Lines that each end in a newline; nothing without files.
-
-    Raises:
-        UserError: A file holds something else.
-    """
-    rows, sources = [], []
-    for path in files:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            rows += _rows(record)
-            sources.append(_source(path, record))
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise UserError(f"{path} is not what wan-vae benchmark --json wrote ({error!r}); measure again.") from error
-    if not rows:
-        return ""
-    header = [list(_COLUMNS), list(_COLUMNS.values())]
-    table = "".join(f"| {' | '.join(cells)} |\n" for cells in header + rows)
-    return f"{table}\n{''.join(sources)}"
-
-
-def filled(text: str, table: str) -> str:
-    """Return a document with what stands between its marks replaced.
-
-    Raises:
-        UserError: It has no marks.
-    """
-    if not _PLACE.search(text):
-        raise UserError(f"the document has no place for the table: it lacks {_OPENING} and {_CLOSING}.")
-    content = f"{_OPENING}\n\n{table}\n{_CLOSING}" if table else f"{_OPENING}\n{_CLOSING}"
-    return _PLACE.sub(lambda _: content, text)
-
-
-def _rows(record: Record) -> list[list[str]]:
-    found = {(each["direction"], each["dtype"], each["implementation"]): each for each in record["results"]}
-    machine, clip = record["machine"], record["clip"]
-    on = machine["name"]
-    if machine["device"] != "cuda":
-        on += f"{' with AMX' if 'amx_bf16' in machine['instructions'] else ''}, {_threads(machine['threads'])}"
-    shown = f"{record['model']['name']}, {clip['frames']} frames of {clip['width']}x{clip['height']}"
-    rows = []
-    for (direction, dtype, name), ours in found.items():
-        if name != OURS:
-            continue
-        theirs = found.get((direction, dtype, THEIRS))
-        ratios = (ratio_of(record, direction, dtype, against) for against in (dtype, WIDEST))
-        rows.append(
-            [
-                *(on, shown, direction, dtype),
-                *(_seconds(each) for each in (ours, theirs)),
-                *("" if ratio is None else ratio_text(ratio) for ratio in ratios),
-                *(_memory(each) for each in (ours, theirs)),
-                f"{ours['share_of_matmul']:.0%}",
-            ]
-        )
-    return rows
-
-
-def _seconds(result: Record | None) -> str:
-    return "" if result is None else f"{result['median_seconds']:.3g}"
-
-
-def _memory(result: Record | None) -> str:
-    if result is None:
-        return ""
-    return NOT_MEASURED if result["peak_bytes"] is None else f"{result['peak_bytes'] / 2**20:.0f}"
-
-
-def _threads(count: Any) -> str:
-    return f"{count} thread" if count == 1 else f"{count} threads"
-
-
-def _source(path: Path, record: Record) -> str:
-    packages = [f"{name} {record[name]}" for name in ("wan_vae", "torch", "diffusers") if record[name] is not None]
-    return (
-        f"- `{path.parent.name}/{path.name}`, {record['date'][:10]}: {', '.join(packages)}; medians of"
-        f" {record['runs']} runs; weights: {weights_text(record)}.\n"
     )

@@ -1,8 +1,7 @@
-"""A process of its own for each implementation, so that their memory and their allocators do not mix.
+"""A process for each implementation, so that their memory and allocators do not mix, and the functions it runs.
 
-The other side of the pipe is a `Measurer`. Nobody works while another does: every request waits for its answer.
-
-What one process does for a benchmark: load an implementation, and call it as it is told to.
+`Worker.call` runs any module-level function in the process and waits for its result, so only one process works at a
+time. The functions here share one loaded implementation; its calls run under `torch.inference_mode`.
 """
 
 import multiprocessing
@@ -10,242 +9,178 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wan_vae.benchmark.implementations import EXACT, TORCH_DTYPES, Implementation, load, unusable, without_weights
-from wan_vae.benchmark.job import DIRECTIONS
-from wan_vae.benchmark.measure import (
-    Peak,
-    Spent,
-    Work,
-    copy_ceiling,
-    matmul_ceiling,
-    peak_of,
-    time_by_layer,
-    time_by_operation,
-    timed,
-    work_of,
-)
+from wan_vae.benchmark import measure
+from wan_vae.benchmark.implementations import EXACT, TORCH_DTYPES, Implementation, load, load_on_meta
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 from wan_vae.ops.autotune import measuring
 
-Result = TypeVar("Result")
+P = ParamSpec("P")
+R = TypeVar("R")
 OUTPUT = "output"
-"""The name of the tensor in the files that `measure` and `reference` write."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a process is for.
-
-    Attributes:
-        implementation: `OURS` or `THEIRS`.
-        config: The architecture.
-        weights: Where the weights are.
-        inputs: A file that `write_inputs` wrote.
-        device: A device's type.
-        threads: On a CPU; None for torch's choice.
-    """
-
-    implementation: str
-    config: VAEConfig
-    weights: Path
-    inputs: Path
-    device: str
-    threads: int | None
-
-
-class Measurer:
-    """Measures one implementation. All calls run under `torch.inference_mode`, otherwise as the libraries are."""
-
-    def __init__(self, setup: Setup) -> None:
-        if setup.threads is not None:
-            torch.set_num_threads(setup.threads)
-        self._setup = setup
-        self._device = torch.device(setup.device)
-        inputs = load_file(setup.inputs)
-        self._inputs = {"encode": inputs["video"], "decode": inputs["latents"]}
-        self._loaded: dict[str, Implementation] = {}
-        self._prepared: dict[tuple[str, str], Tensor] = {}
-
-    def unusable(self) -> str | None:
-        """Say why the implementation cannot be used; None where it can."""
-        return unusable(self._setup.implementation)
-
-    def threads(self) -> int:
-        """Return how many threads an operation on a CPU takes."""
-        return torch.get_num_threads()
-
-    def version(self) -> str:
-        """Return the version of the package that is measured."""
-        return version(self._setup.implementation)
-
-    def load(self, dtype: str, device: str | None = None) -> None:
-        """Load the implementation in one more dtype, with its inputs; `device` if not on that of the setup."""
-        setup, on = self._setup, self._setup.device if device is None else device
-        precision = TORCH_DTYPES[dtype]
-        loaded = load(setup.implementation, setup.config, setup.weights, device=on, dtype=precision)
-        # Both networks get the same numbers: what is final to us is rounded before it becomes what is raw to them.
-        video, latents = (self._inputs[direction].to(on, precision) for direction in DIRECTIONS)
-        self._loaded[dtype] = loaded
-        self._prepared |= {("encode", dtype): video, ("decode", dtype): loaded.accepted(latents)}
-
-    def tune(self, direction: str, dtype: str) -> None:
-        """Call once, and remember from then on which of our kernels are the fastest in it."""
-        with measuring():
-            self._observed(lambda call: call(), direction, dtype)
-
-    def seconds(self, direction: str, dtype: str) -> float:
-        """Return how long one call takes."""
-        return self._observed(lambda call: timed(call, self._device)[1], direction, dtype)
-
-    def measure(self, direction: str, dtype: str, output: Path | None) -> Peak:
-        """Call once, for the memory that it takes; its output is written to a safetensors file if one is named."""
-        result, peak = self._observed(lambda call: peak_of(call, self._device), direction, dtype)
-        if output is not None:
-            _write(result, output)
-        return peak
-
-    def time_by_layer(self, direction: str, dtype: str) -> list[Spent]:
-        """Return where the time of a call goes, by layer."""
-        network = self._loaded[dtype].network
-        return self._observed(lambda call: time_by_layer(network, call, self._device), direction, dtype)
-
-    def time_by_operation(self, direction: str, dtype: str) -> list[Spent]:
-        """Return where the time of a call goes, by operation."""
-        return self._observed(lambda call: time_by_operation(call, self._device), direction, dtype)
-
-    def reference(self, direction: str, output: Path) -> None:
-        """Write the output in float64, for which what is loaded makes place."""
-        if EXACT not in self._loaded:
-            self._loaded.clear()
-            self._prepared.clear()
-            self.load(EXACT, device="cpu" if self._device.type == "mps" else None)  # mps has no float64
-        result: Tensor = self._observed(lambda call: call(), direction, EXACT)
-        _write(result, output)
-
-    def work(self, direction: str, dtype: str) -> Work:
-        """Count what a call computes."""
-        setup, precision = self._setup, TORCH_DTYPES[dtype]
-        blank = without_weights(setup.implementation, setup.config, device=self._device, dtype=precision)
-        given = self._inputs[direction].to("meta", precision)
-        with torch.inference_mode():
-            return work_of(partial(getattr(blank, direction), given))
-
-    def matmul_ceiling(self, dtype: str) -> float:
-        """Return the FLOP/s of matrix products at best."""
-        return matmul_ceiling(TORCH_DTYPES[dtype], self._device)
-
-    def copy_ceiling(self) -> float:
-        """Return the bytes read and written a second at best."""
-        return copy_ceiling(self._device)
-
-    def _observed(self, observe: Callable[[Callable[[], Tensor]], Result], direction: str, dtype: str) -> Result:
-        call = partial(getattr(self._loaded[dtype], direction), self._prepared[direction, dtype])
-        try:
-            with torch.inference_mode():
-                return observe(call)
-        except NotImplementedError as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
-            raise UserError(
-                f"{self._setup.implementation} cannot {direction} in {dtype} here ({reason}); leave it out of --dtype."
-            ) from error
-
-
-def _write(output: Tensor, path: Path) -> None:
-    save_file({OUTPUT: output.cpu().contiguous()}, path)
-
-
-_SECONDS_TO_END = 10
+"""Name of the tensor in files of outputs."""
+_SECONDS_TO_EXIT = 10
 
 
 class Worker:
-    """A process that measures one implementation until the `with` block ends, however it ends."""
+    """A process that runs functions, one at a time."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._name = setup.implementation
-        # A fork of a process that has run torch can hang in its threads.
+    def __init__(self, name: str) -> None:
+        self._name = name
+        # Forking a process that has run torch can deadlock in its thread pools.
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
-        with _interrupts_ignored():
+        self._connection, remote = context.Pipe()
+        self.process = context.Process(target=_serve, args=(remote,), daemon=True)
+        # The child inherits that the signal is ignored: Ctrl-C reaches both processes, and this one ends the other.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
             self.process.start()
-        # With only the worker holding its end, its death is the end of the pipe.
-        theirs.close()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        remote.close()  # so that the pipe breaks when the child, which has its other copy, exits
 
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
         self.process.kill()
         self.process.join()
         self._connection.close()
 
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Return what a method of the worker's `Measurer` returns.
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a module-level function in the process, and return its result.
 
         Raises:
-            UserError: The process is gone.
-            Exception: What the method raised.
+            UserError: The process has ended.
+            Exception: The function's error, as a RuntimeError unless it certainly survives pickling.
         """
         try:
-            self._connection.send((method, arguments))
+            self._connection.send((function, args, kwargs))
             result, error, trace = self._connection.recv()
-        except (EOFError, ConnectionError) as gone:
-            self.process.join(_SECONDS_TO_END)
+        except (EOFError, ConnectionError) as closed:
+            self.process.join(_SECONDS_TO_EXIT)
             raise UserError(
-                f"the process of {self._name} ended with code {self.process.exitcode} when it was to {method};"
+                f"the process of {self._name} ended with code {self.process.exitcode} in {function.__name__};"
                 " if memory ran out, take a smaller --size, fewer --frames or --no-errors."
-            ) from gone
+            ) from closed
         if error is not None:
             raise error from _RemoteTraceback(trace)
         return result
 
 
-class _RemoteTraceback(Exception):  # noqa: N818 (it is shown as a cause, not raised)
-    """Where in the worker an exception came from."""
+class _RemoteTraceback(Exception):  # noqa: N818 (shown as a cause, never raised)
+    """Traceback of an error in a worker process."""
 
 
-def _serve(connection: Connection, setup: Setup) -> None:
+def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    measurer: Measurer | None = None
     while True:
         try:
-            method, arguments = connection.recv()
+            function, args, kwargs = connection.recv()
         except EOFError:
-            return  # whom this was for is gone
+            return  # the parent process has ended
         answer: tuple[Any, Exception | None, str]
         try:
-            measurer = measurer or Measurer(setup)
-            answer = getattr(measurer, method)(*arguments), None, ""
+            answer = function(*args, **kwargs), None, ""
         except Exception as error:
-            answer = None, _sendable(error), traceback.format_exc()
+            keep = isinstance(error, (UserError, MemoryError, OSError))
+            answer = None, error if keep else RuntimeError(str(error)), traceback.format_exc()
         connection.send(answer)
 
 
-def _sendable(error: Exception) -> Exception:
-    # Of what torch raises, not everything survives a pipe as what it was.
-    return error if isinstance(error, (UserError, MemoryError, OSError)) else RuntimeError(str(error))
+@dataclass(frozen=True)
+class Target:
+    """The implementation that a process measures, and the files that the benchmark wrote for it."""
+
+    implementation: str  # WAN_VAE or DIFFUSERS
+    config: VAEConfig
+    weights: Path
+    inputs: Path
+    device: torch.device
+
+
+_loaded: dict[tuple[str, str], tuple[Implementation, Tensor]] = {}
+"""What this process has loaded, by direction and dtype: the implementation and its input."""
+
+
+def prepare(target: Target, dtype: str, device: torch.device | None = None) -> None:
+    """Load the implementation and its inputs in one more dtype; `device` defaults to the target's."""
+    where, precision = target.device if device is None else device, TORCH_DTYPES[dtype]
+    model = load(target.implementation, target.config, target.weights, device=where, dtype=precision)
+    inputs = {name: tensor.to(where, precision) for name, tensor in load_file(target.inputs).items()}
+    # Rounded before they are denormalized for diffusers, so that both implementations get the same numbers.
+    latents = model.to_decoder_input(inputs["latents"])
+    _loaded["encode", dtype], _loaded["decode", dtype] = (model, inputs["video"]), (model, latents)
+
+
+def autotune(direction: str, dtype: str) -> None:
+    """Call once, and autotune this library's kernels for that call."""
+    with measuring(), _inference(direction, dtype) as (call, _):
+        call()
+
+
+def call_seconds(direction: str, dtype: str) -> float:
+    """Return the duration of one call."""
+    with _inference(direction, dtype) as (call, device):
+        return measure.timed(call, device)[1]
+
+
+def call_memory(direction: str, dtype: str, output: Path | None) -> measure.PeakMemory:
+    """Return the peak memory of one call; write its output to a safetensors file if one is given."""
+    with _inference(direction, dtype) as (call, device):
+        result, peak = measure.peak_memory(call, device)
+    if output is not None:
+        _write(result, output)
+    return peak
+
+
+def call_profile(direction: str, dtype: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the time of a call by layer and by operation, longest first, as JSON types."""
+    with _inference(direction, dtype) as (call, device):
+        layers = measure.time_by_layer(_loaded[direction, dtype][0].network, call, device)
+        operations = measure.time_by_operation(call, device)
+    return {"layers": list(map(asdict, layers)), "operations": list(map(asdict, operations))}
+
+
+def write_exact_output(target: Target, direction: str, output: Path) -> None:
+    """Write the output in float64 to a safetensors file; other dtypes are unloaded first."""
+    if (direction, EXACT) not in _loaded:
+        _loaded.clear()
+        prepare(target, EXACT, torch.device("cpu") if target.device.type == "mps" else None)  # mps has no float64
+    with _inference(direction, EXACT) as (call, _):
+        result = call()
+    _write(result, output)
+
+
+def call_work(target: Target, direction: str, dtype: str) -> measure.Work:
+    """Count the arithmetic of a call on the meta device."""
+    precision = TORCH_DTYPES[dtype]
+    model = load_on_meta(target.implementation, target.config, device=target.device, dtype=precision)
+    call, name = (model.encode, "video") if direction == "encode" else (model.decode, "latents")
+    with torch.inference_mode():
+        return measure.count_work(partial(call, load_file(target.inputs)[name].to("meta", precision)))
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    # A process is born with what its parent ignores: Ctrl-C reaches all of them, and only one is to end the others.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _inference(direction: str, dtype: str) -> Iterator[tuple[Callable[[], Tensor], torch.device]]:
+    model, given = _loaded[direction, dtype]
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        with torch.inference_mode():
+            yield partial(getattr(model, direction), given), given.device
+    except NotImplementedError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"{model.name} cannot {direction} in {dtype} here ({reason}); leave it out of --dtype."
+        ) from error
+
+
+def _write(output: Tensor, path: Path) -> None:
+    save_file({OUTPUT: output.cpu().contiguous()}, path)

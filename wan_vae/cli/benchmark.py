@@ -1,4 +1,4 @@
-"""`wan-vae benchmark`: how fast this library is, beside diffusers."""
+"""`wan-vae benchmark`: speed, memory and accuracy compared with diffusers."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wan_vae.benchmark.job import DIRECTIONS, DTYPES, Job
+from wan_vae.benchmark import DIRECTIONS, DTYPES, BenchmarkConfig
 from wan_vae.cli import options
 from wan_vae.cli.common import build_kernels_once
 from wan_vae.errors import UserError
@@ -26,42 +26,48 @@ def benchmark(
             metavar="NAME|PATH",
         ),
     ] = None,
-    size: Annotated[str, typer.Option(help="Of the clip, which is made up.", metavar="WIDTHxHEIGHT")] = "256x256",
-    frames: Annotated[int, typer.Option(min=1, help="Of the clip: 1 + 4k.")] = 17,
+    size: Annotated[
+        str, typer.Option(help="Size of the clip, which is synthetic.", metavar="WIDTHxHEIGHT")
+    ] = "256x256",
+    frames: Annotated[int, typer.Option(min=1, help="Frames of the clip: 1 + 4k.")] = 17,
     device: options.DeviceOption = options.Device.auto,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(help=f"What to compute in: some of {','.join(DTYPES)}; default fp32,bf16.", metavar="DTYPES"),
+        typer.Option(help=f"Dtypes to compute in: some of {','.join(DTYPES)}; default fp32,bf16.", metavar="DTYPES"),
     ] = None,
-    directions: Annotated[str, typer.Option(help="What to time.", metavar="DIRECTIONS")] = ",".join(DIRECTIONS),
-    runs: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 3,
+    directions: Annotated[str, typer.Option(help="Directions to time.", metavar="DIRECTIONS")] = ",".join(DIRECTIONS),
+    runs: Annotated[int, typer.Option(min=1, help="Timed calls of each implementation, direction and dtype.")] = 3,
     warmup: Annotated[
-        int, typer.Option(min=0, help="Calls of each before that, and one more; they measure memory.")
+        int, typer.Option(min=0, help="Untimed calls of each after a first one; they measure memory.")
     ] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each on a CPU; default torch's choice.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each implementation; default torch's choice.")
+    ] = None,
     errors: Annotated[bool, typer.Option("--errors/--no-errors", help="Compare outputs with float64.")] = True,
-    profile: Annotated[bool, typer.Option("--profile", help="Print where our time goes.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print the time of each layer and operation of this library.")
+    ] = False,
     tune: Annotated[
         bool,
         typer.Option(
             "--tune",
-            help="First measure which kernels are the fastest for this size, and remember it on this machine: for"
+            help="First measure which kernels are the fastest for this size, and store the result on this machine. For"
             " NVIDIA GPUs; takes minutes.",
         ),
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here, for machines.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this JSON file.")] = None,
     overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Measure this library and diffusers on the same weights and the same clip, in turn.
+    """Measure this library and diffusers on the same weights and the same clip, in alternating runs.
 
-    Ratios are of runs beside each other, with their median, least and most: above 1, this library takes less time.
-    Memory is what a call adds to the loaded model and its input.
+    Ratios compare consecutive runs, with their median, least and most: above 1, this library takes less time. Memory is
+    what a call adds to the loaded model and its input.
     """
     if checkpoint is not None and preset is not None:
         raise UserError("--checkpoint and --preset exclude each other; pass one of them.")
     width, height = options.parse_size(size) or (0, 0)
-    dtypes = _chosen("--dtype", dtype or ["fp32,bf16"], DTYPES)
-    asked = _chosen("--directions", [directions], DIRECTIONS)
+    dtypes = _parse_list("--dtype", dtype or ["fp32,bf16"], DTYPES)
+    chosen_directions = _parse_list("--directions", [directions], DIRECTIONS)
     if json_file is not None:
         sources = tuple(Path(source) for source in (checkpoint, preset) if source is not None)
         check_output(json_file, overwrite=overwrite, inputs=sources)
@@ -71,7 +77,7 @@ def benchmark(
     from wan_vae.benchmark.report import report
     from wan_vae.benchmark.run import run_benchmark
 
-    job = Job(
+    config = BenchmarkConfig(
         checkpoint=checkpoint,
         preset=PRESET if preset is None else preset,
         width=width,
@@ -79,7 +85,7 @@ def benchmark(
         frames=frames,
         device=options.torch_device(device).type,
         dtypes=dtypes,
-        directions=asked,
+        directions=chosen_directions,
         runs=runs,
         warmup=warmup,
         threads=threads,
@@ -87,22 +93,22 @@ def benchmark(
         profile=profile,
         tune=tune,
     )
-    if job.device == "cpu":
+    if config.device == "cpu":
         build_kernels_once()
     with tqdm(unit="step", disable=None, leave=False) as bar:
 
-        def say(what: str) -> None:
-            bar.set_description_str(what, refresh=False)
+        def progress(activity: str) -> None:
+            bar.set_description_str(activity, refresh=False)
             bar.update()
 
-        record = run_benchmark(job, say)
+        record = run_benchmark(config, progress)
     if json_file is not None:
         with written_beside(json_file) as beside:
             beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     typer.echo(report(record), nl=False)
 
 
-def _chosen(option: str, texts: list[str], allowed: tuple[str, ...]) -> tuple[str, ...]:
+def _parse_list(option: str, texts: list[str], allowed: tuple[str, ...]) -> tuple[str, ...]:
     words = [word.strip() for text in texts for word in text.split(",")]
     for word in words:
         if word not in allowed:

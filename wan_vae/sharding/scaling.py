@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-from wan_vae.benchmark.measure import work_of
+from wan_vae.benchmark.measure import count_work
 from wan_vae.config import VAEConfig
 from wan_vae.inference.tiling import Tiling, receptive_margin
 from wan_vae.model.autoencoder import Decoder, Encoder
@@ -227,9 +227,9 @@ def _flops(config: VAEConfig, *, encodes: bool, latents: int, height: int, width
         side, frames = config.spatial_compression, 1 + config.temporal_compression * (count - 1)
         if encodes:
             video = torch.empty(1, 3, frames, height * side, width * side, dtype=dtype, device="meta")
-            return work_of(lambda: vae.encode(video)).flops
+            return count_work(lambda: vae.encode(video)).flops
         final = torch.empty(1, config.latent_channels, count, height, width, dtype=dtype, device="meta")
-        return work_of(lambda: vae.decode(final)).flops
+        return count_work(lambda: vae.decode(final)).flops
 
     if latents <= 4:
         return of(latents)

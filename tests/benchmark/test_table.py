@@ -1,11 +1,11 @@
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from scripts import benchmark_table
+from scripts.benchmark_table import fill_marks, markdown
 from tests.benchmark.records import make_record
-from wan_vae.benchmark.report import filled, markdown
 from wan_vae.cli import main
 from wan_vae.errors import UserError
 
@@ -14,11 +14,8 @@ EMPTY = "before\n<!-- speed -->\n<!-- /speed -->\nafter\n"
 
 
 def run_script(*arguments: object) -> int:
-    spec = importlib.util.spec_from_file_location("benchmark_table", ROOT / "scripts" / "benchmark_table.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments], program=script.app)
+        main([str(argument) for argument in arguments], program=benchmark_table.app)
     return exit_.value.code or 0
 
 
@@ -33,13 +30,13 @@ def kept(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_readme_shows_what_is_kept() -> None:
+def test_readme_shows_the_records_in_benchmarks() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = markdown(sorted((ROOT / "benchmarks").glob("speed_*.json")))
-    assert text == filled(text, table), "run python scripts/benchmark_table.py"
+    assert text == fill_marks(text, table), "run python scripts/benchmark_table.py"
 
 
-def test_the_table(kept: Path) -> None:
+def test_markdown_has_one_row_for_each_dtype(kept: Path) -> None:
     lines = markdown(sorted(kept.glob("speed_*.json"))).splitlines()
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert lines[2:6] == [
@@ -56,13 +53,13 @@ def test_the_table(kept: Path) -> None:
     assert "diffusers 0.35" in lines[-1]
 
 
-def test_without_files_there_is_no_table() -> None:
+def test_markdown_without_files_is_empty() -> None:
     assert markdown([]) == ""
-    assert filled(EMPTY, "") == EMPTY
-    assert filled(filled(EMPTY, "| \\1 |\n"), "") == EMPTY
+    assert fill_marks(EMPTY, "") == EMPTY
+    assert fill_marks(fill_marks(EMPTY, "| \\1 |\n"), "") == EMPTY
 
 
-def test_the_script(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_script_checks_and_fills_the_document(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = kept.parent / "document.md"
     options = ("--folder", kept, "--document", document)
     assert run_script(*options, "--check") == 2
@@ -77,7 +74,7 @@ def test_the_script(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"results": [{}]}'])
-def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
+def test_markdown_of_another_file_raises(text: str, tmp_path: Path) -> None:
     path = tmp_path / "speed_other.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"speed_other\.json is not what wan-vae benchmark --json wrote"):
