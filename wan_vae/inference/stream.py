@@ -111,7 +111,7 @@ class Stream:
         self._waiting = x[:, :, start:].clone()
         self._passed += start
         self._interrupted = False
-        self._halo.workspace.rest()
+        self._halo.workspace.trim()
         return result
 
     def flush(self) -> None:
@@ -194,7 +194,7 @@ class Stream:
                 raise UserError(f"A chunk's {kind} is {now}, but that of the chunks before it is {then}; convert it.")
 
     def _run(self, x: Tensor) -> Tensor:
-        if self._recorded is not None and self._recorded.serves(x):
+        if self._recorded is not None and self._recorded.supports(x):
             return self._recorded(x)
         assert self._pace is not None
         if (

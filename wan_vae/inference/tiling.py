@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wan_vae.model.halo import CachedHalo, Halo, Neighbors
 from wan_vae.model.stages import LocalStage, StageFunction, frames_per_latent, pixels_per_latent
 from wan_vae.ops.dispatch import needs_plain_ops
-from wan_vae.ops.memory_estimator import estimator_of, typical
+from wan_vae.ops.memory_estimator import estimator_of, representative_passes
 from wan_vae.ops.workspace import Workspace
 
 
@@ -184,7 +184,7 @@ class TiledHalo(CachedHalo):
             return x
         passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
         halo, result = self._part(name, passage, Workspace(recycle=False), self.neighbors), None
-        for before, after in typical(passage, x):
+        for before, after in representative_passes(passage, x):
             part = halo.run_local(steps, x[:, :, before])
             result = _room(part, passage.result, *part.shape[3:]) if result is None else result
             result[:, :, after] = part
@@ -213,13 +213,13 @@ class TiledHalo(CachedHalo):
             cropping = [_cropping(step, *pair) for step, pair in zip(steps, pairwise(windows), strict=True)]
             passage = _Passage(x.shape[2], self._at(name), length, becomes, self.tiling.latents_per_pass)
             halo = self._part(name, passage, workspace, None)
-            for before, after in typical(passage, x):
+            for before, after in representative_passes(passage, x):
                 part = halo.run_local(cropping, x[:, :, before, windows[0].rows.slice, windows[0].columns.slice])
                 result = _room(part, passage.result, height, width) if result is None else result
                 result[:, :, after, tile.rows.slice, tile.columns.slice] = part
                 del part
                 if estimator is not None and self._streaming and halo.at_start:
-                    estimator.hold((len(rows) * len(columns) - 1) * halo.cached_bytes)
+                    estimator.add((len(rows) * len(columns) - 1) * halo.cached_bytes)
                 _advance(halo)
             del halo
         assert result is not None

@@ -241,7 +241,7 @@ class CachedHalo(Halo):
     def _apart(self, x: Tensor, activation: Activation | None, *, kept: bool) -> Tensor:
         if activation is None and not kept:
             return x
-        piece = self.workspace.empty(x.shape, like=x, kept=kept)
+        piece = self.workspace.empty(x.shape, like=x, persistent=kept)
         write(piece, x, activation)
         return piece
 

@@ -71,7 +71,7 @@ class CausalConv3d(nn.Conv3d):
             x: The input, or what `pad_input` made of it.
         """
         pieces, zeros = self.pad_input(x, halo) if isinstance(x, Tensor) else x
-        return convolve(pieces, self.weight, self.bias, halo.workspace, zeros=zeros, residual=skip)
+        return convolve(pieces, self.weight, self.bias, halo.workspace, zero_padding=zeros, residual=skip)
 
 
 class PointwiseConv2d(nn.Conv2d):

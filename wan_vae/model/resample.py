@@ -72,7 +72,9 @@ class StridedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         pieces, zeros = halo.pad(self, x, Padding(bottom=1, right=1))
-        return convolve(pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros, stride=(1, 2, 2))
+        return convolve(
+            pieces, self.weight.unsqueeze(2), self.bias, halo.workspace, zero_padding=zeros, stride=(1, 2, 2)
+        )
 
 
 class TemporalStridedConv3d(nn.Conv3d):
@@ -130,9 +132,9 @@ class UpsampleConv2d(nn.Conv2d):
         reach = Padding(top=1, bottom=1, left=1, right=1)
         (x,), zeros = halo.pad(self, x, reach)
         if can_fuse_upsample(x, self.weight.unsqueeze(2)):
-            return convolve_upsampled(x, self.weight.unsqueeze(2), self.bias, halo.workspace, zeros=zeros)
+            return convolve_upsampled(x, self.weight.unsqueeze(2), self.bias, halo.workspace, zero_padding=zeros)
         bias = None if self.bias is None else self.bias.repeat(4)
-        places = convolve([x], subpixel_weights(self.weight).unsqueeze(2), bias, halo.workspace, zeros=zeros)
+        places = convolve([x], subpixel_weights(self.weight).unsqueeze(2), bias, halo.workspace, zero_padding=zeros)
         batch, _, frames, height, width = places.shape
         # At the upper and left place of a pair the taps look back, at the others ahead: one position further on.
         height, width = height - 1, width - 1
