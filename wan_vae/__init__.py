@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from wan_vae.config import VAEConfig
     from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
     from wan_vae.inference.stream import DecodeStream, EncodeStream
-    from wan_vae.ops.cpu.kernels import build_kernels
+    from wan_vae.ops.cpu.build import build_kernels, set_kernel_building
     from wan_vae.ops.workspace import empty_cache
     from wan_vae.posterior import Posterior
     from wan_vae.sharding import ShardedVAE
@@ -33,6 +33,7 @@ __all__ = [
     "__version__",
     "build_kernels",
     "empty_cache",
+    "set_kernel_building",
 ]
 
 _HOMES = {
@@ -46,8 +47,9 @@ _HOMES = {
     "UserError": "wan_vae.errors",
     "VAEConfig": "wan_vae.config",
     "WanVAE": "wan_vae.vae",
-    "build_kernels": "wan_vae.ops.cpu.kernels",
+    "build_kernels": "wan_vae.ops.cpu.build",
     "empty_cache": "wan_vae.ops.workspace",
+    "set_kernel_building": "wan_vae.ops.cpu.build",
 }
 
 

@@ -83,7 +83,7 @@ from safetensors.torch import load_file, save_file
 import torch
 from tests.helpers import random_vae, random_video, small_config
 from wan_vae import EncodeStream
-from wan_vae.ops.cpu.kernels import build_kernels
+from wan_vae.ops.cpu.build import build_kernels
 
 build_kernels()
 stream = EncodeStream(random_vae(small_config(), getattr(torch, sys.argv[2])))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_vae.ops.cpu import kernels as native
+from wan_vae.ops.cpu.build import build_kernels, library
 
 
 @pytest.fixture(scope="session")
@@ -12,8 +12,8 @@ def built_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        path = native.build_kernels()
-    native.library.cache_clear()
+        path = build_kernels()
+    library.cache_clear()
     return path
 
 
@@ -21,7 +21,7 @@ def built_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kernels(built_kernels: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(built_kernels.parents[1]))
-        native.library.cache_clear()
-        assert native.library() is not None
+        library.cache_clear()
+        assert library() is not None
         yield built_kernels
-    native.library.cache_clear()
+    library.cache_clear()

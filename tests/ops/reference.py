@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_vae.ops.norm_silu import SHORTEST
+from wan_vae.ops.norm_silu import MIN_NORM
 
 
 def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
     scale = gamma.to(wide.dtype).reshape(-1, 1, 1, 1) * x.shape[1] ** 0.5
     # The bound is inside the root, as in the network's own layer, which is what this must equal.
     squared_length = wide.square().sum(dim=1, keepdim=True)
-    return out.copy_(F.silu(wide * squared_length.clamp_min(SHORTEST**2).rsqrt() * scale))
+    return out.copy_(F.silu(wide * squared_length.clamp_min(MIN_NORM**2).rsqrt() * scale))
 
 
 def add_bias_and_residual(x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:

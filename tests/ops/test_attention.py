@@ -12,8 +12,8 @@ from wan_vae.ops.attention import attention
 def test_a_few_queries_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     query, key, value = torch.randn(3, 2, 1, 35, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = F.scaled_dot_product_attention(query, key, value)
-    monkeypatch.setattr(module, "_spells_out_pairs", lambda *_: True)
-    monkeypatch.setattr(module, "_BYTES_OF_SCORES", rows * 35 * 8)
+    monkeypatch.setattr(module, "_stores_all_scores", lambda *_: True)
+    monkeypatch.setattr(module, "_MAX_SCORE_BYTES", rows * 35 * 8)
     with torch.no_grad():
         torch.testing.assert_close(attention(query, key, value), expected, rtol=1e-12, atol=1e-12)
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wan_vae.ops import autotune as selection
-from wan_vae.ops.autotune import Selection, _may_measure, describe, fastest, is_open, measuring
+from wan_vae.ops import autotune
+from wan_vae.ops.autotune import TuningCache, _may_measure, cache_folder, describe, fastest, is_tunable, measuring
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -51,7 +52,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_fastest_is_named_and_measured_once(path: Path) -> None:
-    own, candidates = Selection(path), ways()
+    own, candidates = TuningCache(path), ways()
     assert own.fastest("key", candidates, CPU) == "fast"
     assert all(way.calls >= 2 for way in candidates.values())
     before = calls(candidates)
@@ -61,21 +62,21 @@ def test_the_fastest_is_named_and_measured_once(path: Path) -> None:
     assert calls(candidates) > before
 
 
-def test_another_process_knows(path: Path) -> None:
-    Selection(path).fastest("key", ways(), CPU)
+def test_fastest_reads_what_another_process_measured(path: Path) -> None:
+    TuningCache(path).fastest("key", ways(), CPU)
     candidates = ways()
-    assert Selection(path).fastest("key", candidates, CPU) == "fast"
+    assert TuningCache(path).fastest("key", candidates, CPU) == "fast"
     assert calls(candidates) == 0
 
 
 def test_other_candidates_are_measured(path: Path) -> None:
-    Selection(path).fastest("key", ways(), CPU)
+    TuningCache(path).fastest("key", ways(), CPU)
     candidates = {"fast": Way(0.002), "new": Way()}
-    assert Selection(path).fastest("key", candidates, CPU) == "new"
+    assert TuningCache(path).fastest("key", candidates, CPU) == "new"
 
 
-def test_what_other_processes_found_meanwhile_is_kept(path: Path) -> None:
-    one, other = Selection(path), Selection(path)
+def test_write_keeps_the_entries_of_other_processes(path: Path) -> None:
+    one, other = TuningCache(path), TuningCache(path)
     one.fastest("first", ways(), CPU)
     other.fastest("second", ways(), CPU)
     one.fastest("third", ways(), CPU)
@@ -85,7 +86,7 @@ def test_what_other_processes_found_meanwhile_is_kept(path: Path) -> None:
 
 def test_one_candidate_need_not_be_measured(path: Path) -> None:
     candidates = {"only": Way()}
-    assert Selection(path).fastest("key", candidates, CPU) == "only"
+    assert TuningCache(path).fastest("key", candidates, CPU) == "only"
     assert calls(candidates) == 0
     assert not path.exists()
 
@@ -97,7 +98,7 @@ def test_one_candidate_need_not_be_measured(path: Path) -> None:
 def test_a_damaged_file_is_replaced(content: bytes, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    own = Selection(path)
+    own = TuningCache(path)
     assert own.fastest("key", ways(), CPU) == "fast"
     assert own.fastest("another", ways(), CPU) == "fast"
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -105,14 +106,14 @@ def test_a_damaged_file_is_replaced(content: bytes, path: Path, caplog: pytest.L
     assert set(json.loads(path.read_text(encoding="utf-8")).values()) == {"fast"}
 
 
-def test_a_name_that_is_no_candidate_is_not_taken(path: Path) -> None:
+def test_an_unknown_name_in_the_file_is_measured_again(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text('{"key: slow or fast or slower": "unheard of"}', encoding="utf-8")
-    assert Selection(path).fastest("key", ways(), CPU) == "fast"
+    assert TuningCache(path).fastest("key", ways(), CPU) == "fast"
 
 
 @pytest.mark.parametrize("obstacle", ["file for folder", "folder for file"])
-def test_a_file_that_cannot_be_written_is_done_without(
+def test_fastest_with_an_unwritable_file_warns_once(
     obstacle: str, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     if obstacle == "file for folder":
@@ -120,7 +121,7 @@ def test_a_file_that_cannot_be_written_is_done_without(
         path.parent.touch()
     else:
         (path / "in the way").mkdir(parents=True)
-    own, candidates = Selection(path), ways()
+    own, candidates = TuningCache(path), ways()
     assert own.fastest("key", candidates, CPU) == "fast"
     before = calls(candidates)
     assert own.fastest("key", candidates, CPU) == "fast"
@@ -131,25 +132,25 @@ def test_a_file_that_cannot_be_written_is_done_without(
 
 def test_candidates_that_fail_are_left_out(path: Path) -> None:
     candidates = {"broken": Way(error=RuntimeError("no kernel image")), **ways()}
-    assert Selection(path).fastest("key", candidates, CPU) == "fast"
+    assert TuningCache(path).fastest("key", candidates, CPU) == "fast"
     assert candidates["broken"].calls == 1
 
 
 def test_one_that_works_is_enough(path: Path) -> None:
     candidates = {"broken": Way(error=RuntimeError("no kernel image")), "works": Way()}
-    assert Selection(path).fastest("key", candidates, CPU) == "works"
+    assert TuningCache(path).fastest("key", candidates, CPU) == "works"
 
 
 def test_the_first_error_is_raised_if_none_works(path: Path) -> None:
     candidates = {"one": Way(error=RuntimeError("no kernel image")), "other": Way(error=ValueError("other"))}
     with pytest.raises(RuntimeError, match="no kernel image"):
-        Selection(path).fastest("key", candidates, CPU)
+        TuningCache(path).fastest("key", candidates, CPU)
     assert not path.exists()
 
 
-def test_a_choice_that_lack_of_memory_made_is_not_kept_on_disk(path: Path) -> None:
+def test_a_choice_after_running_out_of_memory_is_not_written(path: Path) -> None:
     candidates = {"large": Way(error=torch.cuda.OutOfMemoryError("out of memory")), **ways()}
-    own = Selection(path)
+    own = TuningCache(path)
     assert own.fastest("key", candidates, CPU) == "fast"
     before = calls(candidates)
     assert own.fastest("key", candidates, CPU) == "fast"
@@ -158,7 +159,7 @@ def test_a_choice_that_lack_of_memory_made_is_not_kept_on_disk(path: Path) -> No
 
 
 def test_nothing_is_measured_while_a_graph_is_captured(path: Path) -> None:
-    own, candidates = Selection(path), ways()
+    own, candidates = TuningCache(path), ways()
     with mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True):
         assert own.fastest("key", candidates, GPU) == "slow"
     assert calls(candidates) == 0
@@ -168,7 +169,7 @@ def test_nothing_is_measured_while_a_graph_is_captured(path: Path) -> None:
 
 
 def test_a_candidate_may_choose_itself(path: Path) -> None:
-    own, inner = Selection(path), ways()
+    own, inner = TuningCache(path), ways()
 
     def choosing() -> Tensor:
         return inner[own.fastest("inner", inner, CPU)]()
@@ -177,40 +178,40 @@ def test_a_candidate_may_choose_itself(path: Path) -> None:
     assert own.fastest("outer", candidates, CPU) == "choosing"
 
 
-def test_the_users_cache_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fastest_writes_to_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    selection._selection.cache_clear()
+    autotune._tuning_cache.cache_clear()
     try:
         assert fastest("key", ways(), CPU) == "fast"
     finally:
-        selection._selection.cache_clear()
+        autotune._tuning_cache.cache_clear()
     assert "fast" in (tmp_path / "wan_vae" / "kernels.json").read_text(encoding="utf-8")
 
 
-def test_a_user_without_a_home_is_served(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_fastest_without_a_home_warns_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", no_home)
-    selection._selection.cache_clear()
+    autotune._tuning_cache.cache_clear()
     try:
         assert fastest("key", ways(), CPU) == "fast"
     finally:
-        selection._selection.cache_clear()
+        autotune._tuning_cache.cache_clear()
     assert len(caplog.records) == 1
 
 
-def test_a_key_tells_what_matters() -> None:
+def test_describe_names_operands_options_device_and_version() -> None:
     x = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
     assert describe("conv", CPU, x, None, padding=(1, 1)) == (
         f"conv, 1x2x3 bfloat16, none, padding (1, 1), cpu, torch {torch.__version__}"
     )
 
 
-def test_nothing_is_measured_unasked(path: Path) -> None:
-    own, candidates = Selection(path), ways()
+def test_fastest_outside_of_measuring_returns_the_first(path: Path) -> None:
+    own, candidates = TuningCache(path), ways()
     token = _may_measure.set(False)
     assert own.fastest("key", candidates, CPU) == "slow"
     assert calls(candidates) == 0
@@ -221,10 +222,10 @@ def test_nothing_is_measured_unasked(path: Path) -> None:
     assert not own.knows("ke")
 
 
-def test_a_key_is_open_where_it_would_be_measured() -> None:
-    assert is_open("never heard of")
+def test_is_tunable_is_true_only_while_measuring_or_known() -> None:
+    assert is_tunable("never heard of")
     token = _may_measure.set(False)
-    assert not is_open("never heard of")
+    assert not is_tunable("never heard of")
     _may_measure.reset(token)
 
 
@@ -236,4 +237,22 @@ def test_a_wrong_result_is_left_out_however_fast(path: Path) -> None:
         return right
 
     candidates = {"right": slow, "wrong": lambda: right + 0.1, "rounded": lambda: right.clone() * (1 + 1e-4)}
-    assert Selection(path).fastest("key", candidates, CPU) == "rounded"
+    assert TuningCache(path).fastest("key", candidates, CPU) == "rounded"
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "wan_vae"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "wan_vae"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no file modes")
+def test_cache_folder_made_here_is_trusted_with_kernels(path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        TuningCache(path).fastest("key", ways(), CPU)
+    finally:
+        os.umask(before)
+    assert path.parent.stat().st_mode & 0o022 == 0

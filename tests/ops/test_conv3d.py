@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wan_vae.ops.conv3d import convolve
-from wan_vae.ops.cpu import kernels as native
+from wan_vae.ops.cpu import kernels
 from wan_vae.ops.workspace import Workspace
 
 
@@ -62,9 +62,9 @@ def test_without_gradients_the_result_is_the_same(
     layout = torch.channels_last_3d if channels_last else torch.contiguous_format
     x = x.to(dtype, memory_format=layout)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    with torch.no_grad(), mock.patch.object(native, "library", native.library if compiled else lambda: None):
+    with torch.no_grad(), mock.patch.object(kernels, "library", kernels.library if compiled else lambda: None):
         parts = [x] if pieces == 1 else list(x.split([*[1] * (pieces - 1), x.shape[2] - pieces + 1], dim=2))
-        out = convolve(parts, weight, bias, Workspace(), zeros=zeros, stride=stride, residual=skip)
+        out = convolve(parts, weight, bias, Workspace(), zero_padding=zeros, stride=stride, residual=skip)
     assert out.dtype == dtype
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
     scale = expected.abs().max().item() if expected.numel() else 0
@@ -77,4 +77,4 @@ def test_with_gradients_the_result_is_the_same(frames: int, zeros: tuple[int, in
     x = torch.randn(1, 2, frames, 4, 5, dtype=torch.float64)
     weight = torch.randn(3, 2, before + 1, 3, 3, dtype=torch.float64)
     expected = F.conv3d(F.pad(x, (left, right, top, bottom, before, 0)), weight)
-    torch.testing.assert_close(convolve(x.split(1, dim=2), weight, None, Workspace(), zeros=zeros), expected)
+    torch.testing.assert_close(convolve(x.split(1, dim=2), weight, None, Workspace(), zero_padding=zeros), expected)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.ops.cpu_cases import around, channels_last, needs_compiler, relative_error, sizes
 from wan_vae.ops.conv3d import can_fuse_upsample, convolve, convolve_upsampled
-from wan_vae.ops.cpu import kernels as native_amx
+from wan_vae.ops.cpu import kernels as cpu_kernels
 from wan_vae.ops.cpu.kernels import amx_conv3d, amx_packed_size, supports_amx
 from wan_vae.ops.workspace import Workspace
 
@@ -20,7 +20,7 @@ channel_counts = st.sampled_from([2, 12, 16, 24, 32, 48, 64, 96])
 
 @pytest.fixture
 def amx(kernels: object) -> None:
-    if not native_amx.has_amx():
+    if not cpu_kernels.has_amx():
         pytest.skip("NO AMX: the convolution for it is not tested")
 
 
@@ -41,7 +41,8 @@ def by_amx(
 ) -> Tensor:
     packed = torch.full((amx_packed_size(weight) + 64,), torch.nan, dtype=torch.bfloat16)
     pieces = [x] if isinstance(x, Tensor) else x
-    result = amx_conv3d(pieces, weight, bias, residual, out, packed[:-64], zeros=(before, *padding), stride=stride)
+    zeros = (before, *padding)
+    result = amx_conv3d(pieces, weight, bias, residual, out, packed[:-64], zero_padding=zeros, stride=stride)
     assert packed[-64:].isnan().all()
     return result
 
@@ -102,7 +103,7 @@ class TestResult:
         st.integers(1, 3),
         st.integers(1, 40),
     )
-    def test_frames_may_lie_anywhere_and_zeros_nowhere(
+    def test_separate_frames_and_implicit_zeros_give_the_same_bits(
         self, batch: int, lengths: list[int], before: int, taps: int, width: int
     ) -> None:
         assume(before + sum(lengths) >= taps)
@@ -161,22 +162,22 @@ class TestResult:
         x, weight = channels_last(1, 96, 2, 20, 33, dtype=torch.bfloat16), random(48, 96, 1, 3, 3)
         with torch.inference_mode():
             assert can_fuse_upsample(x, weight)
-            ours = convolve_upsampled(x, weight, None, Workspace(), zeros=(0, 1, 1, 1, 1))
+            ours = convolve_upsampled(x, weight, None, Workspace(), zero_padding=(0, 1, 1, 1, 1))
         wide = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
         expected = F.conv3d(wide.double(), weight.double(), padding=(0, 1, 1))
         direct = F.conv3d(wide, weight, padding=(0, 1, 1))
         # The sums of two or four taps are rounded once more.
         assert relative_error(ours, expected) < 2 * relative_error(direct, expected)
 
-    def test_is_what_convolutions_take(self) -> None:
+    def test_convolve_uses_it(self) -> None:
         x, weight = channels_last(1, 32, 3, 12, 12, dtype=torch.bfloat16), random(32, 32, 3, 3, 3)
         apart = by_amx(x, weight, None, None, channels_last(1, 32, 1, 12, 12, dtype=torch.bfloat16), padding=(1, 1))
         with torch.inference_mode():
-            assert torch.equal(convolve([x], weight, None, Workspace(), zeros=(0, 1, 1, 1, 1)), apart)
+            assert torch.equal(convolve([x], weight, None, Workspace(), zero_padding=(0, 1, 1, 1, 1)), apart)
 
 
 @pytest.mark.usefixtures("amx")
-def test_serves_bfloat16_with_channels_in_even_parts() -> None:
+def test_supports_amx_needs_bfloat16_and_channels_in_even_parts() -> None:
     x, weight = channels_last(1, 64, 3, 8, 8, dtype=torch.bfloat16), random(32, 64, 3, 3, 3)
     assert supports_amx(x, weight)
     assert supports_amx(x[:, :48], weight[:, :48])
@@ -185,8 +186,8 @@ def test_serves_bfloat16_with_channels_in_even_parts() -> None:
     assert not supports_amx(x.float(), weight.float())
 
 
-def test_serves_nothing_where_there_is_no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_amx, "_permitted", lambda kernels: False)
+def test_supports_amx_without_permission_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "_permits_amx", lambda compiled: False)
     assert not supports_amx(channels_last(1, 64, 3, 8, 8, dtype=torch.bfloat16), random(32, 64, 3, 3, 3))
 
 

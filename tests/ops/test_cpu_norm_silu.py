@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.cpu_cases import around, channel_counts, channels_last, needs_compiler, relative_error, sizes
-from wan_vae.ops.cpu import kernels as native
+from wan_vae.ops.cpu import kernels
 
 
 def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class TestNormSiLU:
         x = channels_last(batch, channels, frames, height, width, dtype=dtype)
         gamma = torch.randn(channels, 1, 1, 1, generator=torch.Generator().manual_seed(1)) * size
         out = channels_last(*x.shape, dtype=dtype)
-        assert native.norm_silu(x, gamma, out) is out
+        assert kernels.norm_silu(x, gamma, out) is out
         expected = norm_silu(x, gamma)
         bound = 2**-8 if short else 2**-20
         # From 88 on, e to the power of it is no longer a float32.
@@ -41,7 +41,7 @@ class TestNormSiLU:
         x = channels_last(1, 96, 1, 60, 60, dtype=torch.bfloat16)
         gamma = torch.full((96,), size)
         expected = norm_silu(x, gamma)
-        out = native.norm_silu(x, gamma, torch.empty_like(x))
+        out = kernels.norm_silu(x, gamma, torch.empty_like(x))
         lost, least = ((result - expected).abs() for result in (out.double(), expected.bfloat16().double()))
         assert lost.mean() <= 1.0001 * least.mean()
         assert lost.max() <= 1.01 * least.max()
@@ -55,7 +55,7 @@ class TestNormSiLU:
         x[..., 3] = 0
         # Rounded without care, this NaN would become minus zero.
         x[0, 0, 0, 0, 4] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32).to(dtype)
-        out = native.norm_silu(x, torch.ones(20), torch.empty_like(x))
+        out = kernels.norm_silu(x, torch.ones(20), torch.empty_like(x))
         assert out[..., :2].isnan().all()
         assert out[..., 4].isnan().all()
         assert torch.equal(out[0, :, 0, 0, 2].isnan(), torch.arange(20) == 5)
@@ -63,7 +63,7 @@ class TestNormSiLU:
 
     def test_saturates(self) -> None:
         x = torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1, 1)
-        out = native.norm_silu(x, torch.full((2,), 1e6), torch.empty_like(x))
+        out = kernels.norm_silu(x, torch.full((2,), 1e6), torch.empty_like(x))
         assert out.flatten().tolist() == pytest.approx([0.0, 1e6])
 
     def test_is_no_further_off_than_pytorch(self) -> None:
@@ -71,5 +71,5 @@ class TestNormSiLU:
         expected = norm_silu(x, gamma)
         scale = 96**0.5 * gamma.view(-1, 1, 1, 1)
         theirs = F.silu(x * x.square().sum(dim=1, keepdim=True).rsqrt() * scale)
-        ours = native.norm_silu(x, gamma, torch.empty_like(x))
+        ours = kernels.norm_silu(x, gamma, torch.empty_like(x))
         assert relative_error(ours, expected) <= relative_error(theirs, expected)

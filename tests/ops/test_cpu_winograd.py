@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.cpu_cases import around, channel_counts, channels_last, dtypes, needs_compiler, relative_error, sizes
-from wan_vae.ops.cpu import kernels as native
+from wan_vae.ops.cpu import kernels
 
 # The unit roundoff of what is stored, and none where that is the arithmetic's own.
 STORED = {torch.float32: 0.0, torch.bfloat16: 2.0**-8}
@@ -26,10 +26,12 @@ def winograd(
     zeros: tuple[int, int, int] = (0, 1, 1),
     doubled: bool = False,
 ) -> Tensor:
-    size = native.packed_size(weight)
+    size = kernels.winograd_packed_size(weight)
     memory = torch.full((size + 64,), torch.nan)
     pieces = [x] if isinstance(x, Tensor) else x
-    result = native.winograd_conv3d(pieces, weight, bias, residual, out, memory[33:-31], zeros=zeros, doubled=doubled)
+    result = kernels.winograd_conv3d(
+        pieces, weight, bias, residual, out, memory[33:-31], zero_padding=zeros, upsample=doubled
+    )
     assert memory[:33].isnan().all()
     assert memory[-31:].isnan().all()
     return result
@@ -99,7 +101,7 @@ class TestResult:
         assert around(out) == out.numel()
 
     @pytest.mark.parametrize("doubled", [False, True])
-    def test_frames_may_lie_anywhere_and_zeros_nowhere(self, doubled: bool) -> None:
+    def test_separate_frames_and_implicit_zeros_give_the_same_bits(self, doubled: bool) -> None:
         pieces = [channels_last(2, 21, length, 9, 13, seed=length) for length in (2, 1, 3)]
         weight, scale = random(20, 21, 3, 3, 3), 2 if doubled else 1
         x = F.pad(torch.cat(pieces, dim=2), (0, 0, 0, 0, 2, 0)).contiguous(memory_format=torch.channels_last_3d)
@@ -192,25 +194,25 @@ def test_nan_in_a_weight_stays_in_its_channel() -> None:
     assert nan.sum() == nan[:, 7].sum()
 
 
-def test_serves_where_it_can_and_is_faster() -> None:
+def test_supports_winograd_is_true_where_it_is_faster_than_onednn() -> None:
     x, wide = channels_last(1, 32, 3, 16, 16), random(32, 32, 3, 3, 3)
-    assert native.supports_winograd(x, wide)
-    assert not native.supports_winograd(x, wide[:2])
-    assert not native.supports_winograd(x, wide[..., :1])
-    assert not native.supports_winograd(x.bfloat16(), wide)
-    assert not native.supports_winograd(x.half(), wide.half())
-    assert not native.supports_winograd(x[..., :3, :3], wide)
-    assert native.supports_winograd(x[..., :4, :4], wide)
+    assert kernels.supports_winograd(x, wide)
+    assert not kernels.supports_winograd(x, wide[:2])
+    assert not kernels.supports_winograd(x, wide[..., :1])
+    assert not kernels.supports_winograd(x.bfloat16(), wide)
+    assert not kernels.supports_winograd(x.half(), wide.half())
+    assert not kernels.supports_winograd(x[..., :3, :3], wide)
+    assert kernels.supports_winograd(x[..., :4, :4], wide)
 
 
 @pytest.mark.parametrize("amx", [True, False])
-def test_serves_bfloat16_unless_the_processor_does_better(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supports_winograd_in_bfloat16_is_false_with_amx(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
-    native.processor_has_amx.cache_clear()
+    kernels.processor_has_amx.cache_clear()
     x, weight = channels_last(1, 32, 4, 16, 16, dtype=torch.bfloat16), random(32, 32, 3, 3, 3, dtype=torch.bfloat16)
-    assert native.supports_winograd(x, weight) is not amx
-    assert native.supports_winograd(x[:, :, :3], weight, doubled=True) is not amx
-    assert not native.supports_winograd(x[..., :15], weight)
-    assert not native.supports_winograd(x[:, :8], weight[:, :8])
-    assert native.supports_winograd(x.float(), weight.float())
-    native.processor_has_amx.cache_clear()
+    assert kernels.supports_winograd(x, weight) is not amx
+    assert kernels.supports_winograd(x[:, :, :3], weight, upsample=True) is not amx
+    assert not kernels.supports_winograd(x[..., :15], weight)
+    assert not kernels.supports_winograd(x[:, :8], weight[:, :8])
+    assert kernels.supports_winograd(x.float(), weight.float())
+    kernels.processor_has_amx.cache_clear()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops import reference
-from wan_vae.ops import autotune as selection
-from wan_vae.ops.conv3d import convolve
+from wan_vae.ops import autotune
+from wan_vae.ops.conv3d import convolve_on_gpu
 from wan_vae.ops.triton import conv3d_descriptors as triton_conv3d_descriptors
 from wan_vae.ops.triton import conv3d_pointers as triton_conv3d_pointers
 from wan_vae.ops.triton.bias_residual import add_bias_and_residual
@@ -318,9 +318,9 @@ def test_the_networks_convolution_is_the_same_whichever_way_is_chosen(stride: tu
         return list(ways)[place]
 
     with (
-        mock.patch.object(selection, "fastest", chosen),
-        mock.patch.object(selection, "is_open", return_value=True),
+        mock.patch.object(autotune, "fastest", chosen),
+        mock.patch.object(autotune, "is_tunable", return_value=True),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
-        result = convolve(x, weight.to(DEVICE), bias.to(DEVICE), (1, 1), stride, Part(skip, NONE).tensor)
+        result = convolve_on_gpu(x, weight.to(DEVICE), bias.to(DEVICE), (1, 1), stride, Part(skip, NONE).tensor)
     torch.testing.assert_close(result.cpu().double(), exact + skip.double(), rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wan_vae.benchmark import BenchmarkConfig
-from wan_vae.checkpoints import read_checkpoint, resolve_checkpoint
+from wan_vae.checkpoints import load_checkpoint
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.vae import WanVAE
@@ -40,7 +40,7 @@ def load_weights(config: BenchmarkConfig) -> tuple[WanVAE, str]:
         architecture = load_config(config.preset)
         check_clip(config, architecture)
         return WanVAE.from_weights(architecture, random_weights(architecture)), f"random, seed {SEED}"
-    checkpoint = read_checkpoint(resolve_checkpoint(config.checkpoint))
+    checkpoint = load_checkpoint(config.checkpoint)
     check_clip(config, checkpoint.config)
     return WanVAE.from_weights(checkpoint.config, checkpoint.weights), f"SHA-256 {checkpoint.digest()}"
 

@@ -126,7 +126,7 @@ def keep_freed_memory() -> None:
 
 def build_kernels_once() -> None:
     """Compile the CPU kernels, unless that was done before; it takes some seconds. Without a compiler it goes on."""
-    from wan_vae.ops.cpu import kernels as native
+    from wan_vae.ops.cpu import build as native
 
     if native.library() is not None:
         return

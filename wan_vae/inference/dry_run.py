@@ -17,8 +17,8 @@ from wan_vae.inference.tiling import Tiling
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Halo
 from wan_vae.model.stages import LocalStage
-from wan_vae.ops.cpu import kernels
-from wan_vae.ops.cpu.build import ensure_kernels
+from wan_vae.ops.cpu.build import ensure_kernels, library
+from wan_vae.ops.cpu.kernels import processor_has_amx
 from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.memory_estimator import MemoryEstimator
 from wan_vae.validation import check_video
@@ -76,7 +76,7 @@ def make_plan(
     shape = (*x.shape[:2], _PASSES * latents * unit + 1 if streaming else x.shape[2], *x.shape[3:])
     key = (
         *(_fingerprint(model), direction, shape, x.dtype, latents, streaming, str(device), part.key),
-        *(kernels.library() is not None, kernels.processor_has_amx(), torch.get_num_threads()),
+        *(library() is not None, processor_has_amx(), torch.get_num_threads()),
     )
     if key not in _requests:
         _requests[key] = _request(model, direction, shape, x.dtype, latents, streaming, device, part)

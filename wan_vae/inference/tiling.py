@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wan_vae.model.halo import CachedHalo, Halo, Neighbors
 from wan_vae.model.stages import LocalStage, StageFunction, frames_per_latent, pixels_per_latent
 from wan_vae.ops.dispatch import needs_plain_ops
-from wan_vae.ops.memory_estimator import estimator_of, typical
+from wan_vae.ops.memory_estimator import estimator_of, representative_passes
 from wan_vae.ops.workspace import Workspace
 
 
@@ -186,7 +186,7 @@ class TiledHalo(CachedHalo):
             return x
         passes = _Passes(x.shape[2], self._at_start(name), in_frames, out_frames, self.tiling.latents_per_pass)
         halo, result = self._part(name, passes, Workspace(recycle=False), self.neighbors), None
-        for before, after in typical(passes, x):
+        for before, after in representative_passes(passes, x):
             part = halo.run_local(stages, x[:, :, before])
             result = _empty_result(part, passes.result, *part.shape[3:]) if result is None else result
             result[:, :, after] = part
@@ -217,13 +217,13 @@ class TiledHalo(CachedHalo):
             cropping = [_cropping(stage, *pair) for stage, pair in zip(stages, pairwise(boxes), strict=True)]
             passes = _Passes(x.shape[2], self._at_start(name), in_frames, out_frames, self.tiling.latents_per_pass)
             halo = self._part(name, passes, workspace, None)
-            for before, after in typical(passes, x):
+            for before, after in representative_passes(passes, x):
                 part = halo.run_local(cropping, x[:, :, before, boxes[0].rows.slice, boxes[0].columns.slice])
                 result = _empty_result(part, passes.result, height, width) if result is None else result
                 result[:, :, after, tile.rows.slice, tile.columns.slice] = part
                 del part
                 if estimator is not None and self._streaming and halo.at_start:
-                    estimator.hold((len(rows) * len(columns) - 1) * halo.cached_bytes)
+                    estimator.add((len(rows) * len(columns) - 1) * halo.cached_bytes)
                 _advance(halo)
             del halo
         assert result is not None

@@ -1,15 +1,14 @@
-"""Which of several ways to compute the same thing is the fastest here: measured once, then remembered on disk.
+"""Autotuning: the fastest of several implementations is measured once per shape and device, then read from a file.
 
-The choice is kept in `wan_vae/kernels.json` in the user's cache folder. Whatever becomes of that file, computations go
-on: what cannot be read is measured again.
-
-Where what was built or measured on this machine is kept.
+The choices are stored in `wan_vae/kernels.json` in the user's cache folder. The file is optional: what cannot be read
+is measured again, and what cannot be written is measured in every process.
 """
 
 import json
 import logging
 import os
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,29 +22,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wan_vae.io.atomic_output import written_beside
+_ROUNDS = 5
+# A shorter round would measure launching rather than computing.
+_SECONDS_PER_ROUND = 0.01
+_MAX_CALLS_PER_ROUND = 20
+_logger = logging.getLogger("wan_vae")
+_may_measure = ContextVar("may_measure", default=False)
 
 
 def cache_folder() -> Path:
-    """Return `$XDG_CACHE_HOME/wan_vae` or `~/.cache/wan_vae`; a folder that cannot be, where there is no home."""
+    """Return `$XDG_CACHE_HOME/wan_vae` or `~/.cache/wan_vae`; for users without a home, a path that cannot exist."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wan_vae"
-    except RuntimeError:  # a user without a home, as containers have them
+    except RuntimeError:  # no home, as in some containers
         return Path(os.devnull) / "wan_vae"
-
-
-_ROUNDS = 5
-# A round shorter than this says more about launching than about computing.
-_SECONDS_A_ROUND = 0.01
-_MOST_CALLS_A_ROUND = 20
-
-
-_may_measure = ContextVar("may measure", default=False)
 
 
 @contextmanager
 def measuring() -> Iterator[None]:
-    """Within this, `fastest` measures what it does not know yet. It takes seconds a shape, so somebody must ask."""
+    """Let `fastest` measure unknown keys inside this context. Measuring takes seconds per key, so it is opt-in."""
     token = _may_measure.set(True)
     try:
         yield
@@ -54,74 +49,77 @@ def measuring() -> Iterator[None]:
 
 
 def fastest(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> str:
-    """Return the name of the candidate that was found to take the least time, or of the first if that is not known.
+    """Return the name of the fastest candidate, or of the first one if they were never measured.
 
-    Within `measuring`, the first call with a key runs all of them several times, which takes seconds where kernels are
-    still to be compiled, and shows a progress bar in a terminal; except while a CUDA graph is captured.
+    Inside `measuring`, the first call with a key runs all candidates several times, which takes seconds where kernels
+    must be compiled, and shows a progress bar in a terminal. Nothing is measured while a CUDA graph is captured.
 
     Args:
-        key: What is computed and on what, as `describe` puts it. Other candidates count as another key.
-        candidates: The ways to compute it, by name. Those that raise an error are left out, and so are those whose
-            result is not the first one's up to rounding; each may be run often.
-        device: Where they compute.
+        key: The operation and its operands, as from `describe`. Other candidates count as another key.
+        candidates: Implementations by name, each without side effects. Those that raise an error, or whose result
+            differs from the first one's by more than rounding, are ignored.
+        device: The device they run on.
 
     Raises:
         Exception: All candidates failed; the error is that of the first.
     """
-    return _selection().fastest(key, candidates, device)
+    return _tuning_cache().fastest(key, candidates, device)
 
 
-def is_open(key: str) -> bool:
-    """Whether `fastest` could name another candidate than the first: it was measured once, or would be now."""
-    return _may_measure.get() or _selection().knows(key)
+def is_tunable(key: str) -> bool:
+    """Whether `fastest` could return another candidate than the first: the key is known, or would be measured now."""
+    return _may_measure.get() or _tuning_cache().knows(key)
 
 
 def describe(operation: str, device: torch.device, *tensors: Tensor | None, **options: object) -> str:
     """Return a key for `fastest`: the operation, its tensors' shapes and dtypes, its options, the device, PyTorch."""
-    operands = ["none" if x is None else f"{_times(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in tensors]
+    operands = [
+        "none" if x is None else f"{'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}" for x in tensors
+    ]
     named = [f"{name} {value}" for name, value in options.items()]
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return ", ".join([operation, *operands, *named, processor, f"torch {torch.__version__}"])
 
 
-class Selection:
-    """Choices, in memory and in a file.
+class TuningCache:
+    """The fastest candidate of every measured key, in memory and in a JSON file.
 
     Args:
-        path: The file; it need not exist, and nor need its folder.
+        path: The file. Neither it nor its folder need exist.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, str] | None = None
         self._warned = False
-        # Held while measuring too: two measurements at the same time would disturb each other.
+        # Held during measurements: two at the same time would disturb each other.
         self._lock = threading.RLock()
 
     def fastest(self, key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> str:
-        """As the function of this name."""
+        """See the function `fastest`."""
         names = list(candidates)
         if len(names) == 1:
             return names[0]
         entry = f"{key}: {' or '.join(names)}"
         with self._lock:
-            if self._known is None:
-                self._known = self._read()
-            if self._known.get(entry) not in candidates:
+            known = self._entries()
+            if known.get(entry) not in candidates:
                 if not _may_measure.get() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
                     return names[0]
-                name, is_lasting = _measure(key, candidates, device)
-                self._known[entry] = name
-                if is_lasting:
-                    self._write({entry: name})
-            return self._known[entry]
+                known[entry], is_repeatable = _measure(key, candidates, device)
+                if is_repeatable:
+                    self._write({entry: known[entry]})
+            return known[entry]
 
     def knows(self, key: str) -> bool:
         """Whether candidates were measured for a key."""
         with self._lock:
-            if self._known is None:
-                self._known = self._read()
-            return any(entry.startswith(f"{key}: ") for entry in self._known)
+            return any(entry.startswith(f"{key}: ") for entry in self._entries())
+
+    def _entries(self) -> dict[str, str]:
+        if self._known is None:
+            self._known = self._read()
+        return self._known
 
     def _read(self) -> dict[str, str]:
         try:
@@ -138,30 +136,32 @@ class Selection:
 
     def _write(self, new: dict[str, str]) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # What other processes have found since is kept.
-            known = self._read() | new
-            with written_beside(self._path) as beside:
-                beside.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+            # Compiled kernels are loaded from this folder only if no other user can write to it.
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Other processes may have added entries.
+            content = json.dumps(self._read() | new, indent=1, sort_keys=True)
+            with tempfile.TemporaryDirectory(dir=self._path.parent) as folder:
+                file = Path(folder, "kernels.json")
+                file.write_text(content, encoding="utf-8")
+                file.replace(self._path)
         except OSError as error:
             self._warn(f"{self._path} cannot be written ({error}); the fastest kernels are measured in every process.")
 
     def _warn(self, message: str) -> None:
         if not self._warned:
-            logging.getLogger("wan_vae").warning(message)
+            _logger.warning(message)
         self._warned = True
 
 
 @cache
-def _selection() -> Selection:
-    return Selection(cache_folder() / "kernels.json")
+def _tuning_cache() -> TuningCache:
+    return TuningCache(cache_folder() / "kernels.json")
 
 
 def _measure(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> tuple[str, bool]:
-    """Return the fastest candidate's name, and whether the next process would find the same one."""
-    logger = logging.getLogger("wan_vae")
-    logger.info(f"measuring {', '.join(candidates)} for {key}")
-    is_lasting = True
+    """Return the name of the fastest candidate, and whether another process would find the same one."""
+    _logger.info(f"measuring {', '.join(candidates)} for {key}")
+    is_repeatable = True
     errors: list[Exception] = []
     calls: dict[str, int] = {}
     expected: Tensor | None = None
@@ -173,28 +173,29 @@ def _measure(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: t
                 if not _agree(result, expected):
                     raise ArithmeticError(f"its result is not that of {next(iter(calls))}")
                 seconds = _seconds(compute, 1, device)
-                calls[name] = max(1, min(_MOST_CALLS_A_ROUND, int(_SECONDS_A_ROUND / max(seconds, 1e-9))))
-            # Compilers and libraries have errors of their own for what they cannot do on a device, and for bugs; the
-            # other candidates compute all the same.
+                calls[name] = max(1, min(_MAX_CALLS_PER_ROUND, int(_SECONDS_PER_ROUND / max(seconds, 1e-9))))
+            # Compilers and libraries raise errors of many classes, for unsupported devices and for bugs; the other
+            # candidates compute the same.
             except Exception as error:
-                logger.info(f"{name} cannot be used: {error}")
+                _logger.info(f"{name} cannot be used: {error}")
                 errors.append(error)
-                is_lasting = is_lasting and not isinstance(error, torch.cuda.OutOfMemoryError)
+                is_repeatable = is_repeatable and not isinstance(error, torch.cuda.OutOfMemoryError)
             bar.update()
         if not calls:
             raise errors[0]
         times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(_ROUNDS if len(calls) > 1 else 0):
-            # In turn, so that what else the device is doing slows all of them.
+            # Interleaved, so that other work on the device slows all of them.
             for name, count in calls.items():
                 times[name].append(_seconds(candidates[name], count, device) / count)
             bar.update()
     if len(calls) == 1:
-        return next(iter(calls)), is_lasting
-    medians = {name: statistics.median(own) for name, own in times.items()}
+        return next(iter(calls)), is_repeatable
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     best = min(medians, key=lambda name: medians[name])
-    logger.info(f"{best} is the fastest of {_milliseconds(medians)}")
-    return best, is_lasting
+    described = ", ".join(f"{name}: {1000 * seconds:.3f} ms" for name, seconds in medians.items())
+    _logger.info(f"{best} is the fastest of {described}")
+    return best, is_repeatable
 
 
 def _seconds(compute: Callable[[], Tensor], count: int, device: torch.device) -> float:
@@ -220,11 +221,3 @@ def _agree(result: Tensor, expected: Tensor) -> bool:
     wide = torch.promote_types(result.dtype, torch.float32)
     difference = (result.to(wide) - expected.to(wide)).square().mean().sqrt()
     return bool(difference <= tolerance * expected.to(wide).square().mean().sqrt().clamp_min(1e-30))
-
-
-def _milliseconds(medians: Mapping[str, float]) -> str:
-    return ", ".join(f"{name}: {1000 * seconds:.3f} ms" for name, seconds in medians.items())
-
-
-def _times(sizes: Any) -> str:
-    return "x".join(str(size) for size in sizes)

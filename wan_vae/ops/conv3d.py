@@ -1,8 +1,7 @@
-"""Convolution on an NVIDIA GPU: cuDNN's, or ours for shapes where it was measured to be faster.
+"""3-D convolution with bias and residual, by the fastest implementation for the tensor and its device.
 
-Measuring takes minutes and happens where somebody asked for it: see `wan_vae.ops.autotune`.
-
-Convolution with bias and a residual, by the fastest way that this machine has.
+On a CPU: the compiled kernels for AMX or by Winograd's algorithm, otherwise oneDNN. On an NVIDIA GPU: cuDNN, or the
+Triton kernels for shapes where `wan_vae.ops.autotune` measured them to be faster. Everywhere else: PyTorch.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,23 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_vae.ops import autotune as selection
-from wan_vae.ops.cpu import kernels as native
-from wan_vae.ops.cpu.kernels import amx_conv3d, amx_packed_size, supports_amx
+from wan_vae.ops import autotune
+from wan_vae.ops.cpu import kernels
 from wan_vae.ops.dispatch import needs_plain_ops, supports_triton
 from wan_vae.ops.memory_estimator import estimator_of
-from wan_vae.ops.triton import conv3d as triton_conv3d
-from wan_vae.ops.triton.bias_residual import add_bias_and_residual
 from wan_vae.ops.workspace import Workspace
 
-Zeros = tuple[int, int, int, int, int]
+ZeroPadding = tuple[int, int, int, int, int]
 """Frames before, rows above and below, columns left and right."""
 Stride = tuple[int, int, int]
 """In time, height and width."""
 
 _NO_STRIDE: Stride = (1, 1, 1)
-# Which of three taps meet the first and the second of two values, for the first and the second of a pair of pixels.
-_SEEN = (((0,), (1, 2)), ((0, 1), (2,)))
+# For the first and the second of two equal pixels, in one direction: which of three taps fall on one value, and which
+# on the next.
+_MERGED_TAPS = (((0,), (1, 2)), ((0, 1), (2,)))
 _FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
@@ -39,84 +36,125 @@ def convolve(
     bias: Tensor | None,
     workspace: Workspace,
     *,
-    zero_padding: Zeros = (0, 0, 0, 0, 0),
+    zero_padding: ZeroPadding = (0, 0, 0, 0, 0),
     stride: Stride = _NO_STRIDE,
     residual: Tensor | None = None,
 ) -> Tensor:
     """Convolve (B, C_in, T, H, W) with `weight` (C_out, C_in, t, h, w), and add `bias` (C_out) and `residual`.
 
     Args:
-        pieces: The input, (B, C_in, n, H, W) each, one after the other in time. More than one of them are taken as they
-            are if they `accepts_frame_list`, and otherwise copied.
-        workspace: Where the result's memory comes from, if no gradients are recorded.
-        zeros: What is to be thought around the input: frames before it, rows above and below, columns left and right.
-        stride: In time, height and width; the last two are the same.
+        pieces: The input, (B, C_in, n, H, W) each, consecutive in time. They are read in place if `accepts_frame_list`,
+            and otherwise joined.
+        weight: See above.
+        bias: See above.
+        workspace: Allocates the result while no gradients are recorded.
+        zero_padding: Frames of zeros before the input, rows above and below, columns left and right.
+        stride: In time, height and width; the last two are equal.
         residual: Of the result's shape (B, C_out, T', H', W').
     """
     x = pieces[0]
     before, top, bottom, left, right = zero_padding
     frames = sum(piece.shape[2] for piece in pieces)
     if frames == 1 and before == weight.shape[2] - 1:
-        # An exact saving: a frame with nothing before it meets one tap, the others would multiply zeros.
+        # Exact: a single frame meets the last tap only, and all others would multiply zeros.
         weight, before = weight[:, :, -1:], 0
     size = (before + frames, top + x.shape[3] + bottom, left + x.shape[4] + right)
-    steps = zip(size, weight.shape[2:], stride, strict=True)
-    shape = (x.shape[0], weight.shape[0], *((length - taps) // step + 1 for length, taps, step in steps))
+    dims = zip(size, weight.shape[2:], stride, strict=True)
+    shape = (x.shape[0], weight.shape[0], *((length - taps) // step + 1 for length, taps, step in dims))
     if not accepts_frame_list(x, weight, stride):
-        x, padding = _in_one_piece(pieces, (before, *zero_padding[1:]), workspace)
+        x, padding = _join(pieces, (before, *zero_padding[1:]), workspace)
         return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
     out = workspace.empty(shape, like=x)
-    if supports_amx(x, weight):
-        return _by_amx(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left), stride=stride)
-    return _by_winograd(pieces, weight, bias, residual, out, workspace, zeros=(before, top, left))
+    if kernels.supports_amx(x, weight):
+        return _convolve_amx(pieces, weight, bias, residual, out, workspace, (before, top, left), stride)
+    return _convolve_winograd(pieces, weight, bias, residual, out, workspace, (before, top, left))
 
 
 def accepts_frame_list(x: Tensor, weight: Tensor, stride: Stride = _NO_STRIDE) -> bool:
-    """Whether frames of tensors like `x` may lie anywhere in memory when `convolve` is given them with `weight`."""
+    """Whether `convolve` reads frames like those of `x` in place, wherever each of them is in memory."""
     if needs_plain_ops():
         return False
-    return supports_amx(x, weight) or (stride == _NO_STRIDE and native.supports_winograd(x, weight))
+    return kernels.supports_amx(x, weight) or (stride == _NO_STRIDE and kernels.supports_winograd(x, weight))
 
 
-def _convolve_tensor(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    workspace: Workspace,
-    padding: tuple[int, int],
-    stride: Stride,
-    residual: Tensor | None,
-    shape: tuple[int, ...],
+def can_fuse_upsample(x: Tensor, weight: Tensor) -> bool:
+    """Whether `convolve_upsampled` supports `x` (B, C_in, T, H, W) and `weight` (C_out, C_in, 1, 3, 3)."""
+    return not needs_plain_ops() and (
+        kernels.supports_amx(x, weight) or kernels.supports_winograd(x, weight, upsample=True)
+    )
+
+
+def convolve_upsampled(
+    x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace, *, zero_padding: ZeroPadding
 ) -> Tensor:
-    if stride != _NO_STRIDE and shape[4] == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
-        # With AMX, the oneDNN of torch 2.14 computes these wrongly; in float32 it does not. (A bug like it, with other
-        # strides: https://github.com/uxlfoundation/oneDNN/pull/5494.)
-        wide = (None if value is None else value.float() for value in (x, weight, bias, residual))
-        x, weight, bias, residual = wide  # type: ignore[assignment]
-        return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape).bfloat16()
-    if needs_plain_ops():
-        out = F.conv3d(x, weight, bias, stride, (0, *padding))
-        return out if residual is None else out + residual
+    """Convolve `x` upsampled twice in height and width by nearest neighbor, without storing the upsampled tensor.
+
+    Args:
+        x: (B, C_in, T, H, W), before upsampling.
+        weight: (C_out, C_in, 1, 3, 3).
+        bias: (C_out,).
+        workspace: Allocates the result.
+        zero_padding: Of `x`, before upsampling: at most one row and column on each side.
+
+    Returns:
+        (B, C_out, T, 2H', 2W'), with H' and W' two less than the height and width of the padded `x`.
+    """
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
-    estimator = estimator_of(x)
-    if estimator is not None:
-        estimator.reorder(weight)
-        return estimator.convolve(weight, workspace.empty(shape, like=x))
-    if x.device.type == "cpu" and _onednn_computes(x.dtype):
-        out = workspace.empty(shape, like=x)
-        return _by_onednn(x, weight, bias, padding, stride, residual, out)
-    if supports_triton(x):
-        return convolve_on_gpu(x, weight, bias, padding, stride, residual)
-    out = F.conv3d(x, weight, bias, stride, (0, *padding))
-    return out if residual is None else out.add_(residual)
+    batch, _, frames, height, width = x.shape
+    _, top, bottom, left, right = zero_padding
+    size = (2 * (top + height + bottom - 2), 2 * (left + width + right - 2))
+    out = workspace.empty((batch, weight.shape[0], frames, *size), like=x)
+    if not kernels.supports_amx(x, weight):
+        return _convolve_winograd([x], weight, bias, None, out, workspace, (0, top, left), upsample=True)
+    # Each of the four pixels that one pixel becomes is a convolution of `x` with 2x2 taps.
+    for row, column in product(range(2), range(2)):
+        taps, part = _subpixel_weight(weight, row, column, workspace), out[..., row::2, column::2]
+        window = x[..., max(0, row - top) :, max(0, column - left) :]
+        padding = (0, max(0, top - row), max(0, left - column))
+        _convolve_amx([window], taps, bias, None, part, workspace, padding)
+    return out
 
 
-def _in_one_piece(pieces: Sequence[Tensor], zeros: Zeros, workspace: Workspace) -> tuple[Tensor, tuple[int, int]]:
-    """Return the pieces as one tensor, with those zeros around it that a padding in height and width cannot stand for.
+def subpixel_weights(weight: Tensor) -> Tensor:
+    """(C_out, C_in, 3, 3) -> (4 C_out, C_in, 2, 2): nearest-neighbor upsampling and convolution as one convolution.
 
-    Such a padding is returned as well.
+    In each direction, two of three taps fall on the same value. The outputs are the upper left, upper right, lower left
+    and lower right of the four pixels that one pixel becomes.
+    """
+    parts = []
+    for rows, columns in product(_MERGED_TAPS, _MERGED_TAPS):
+        merged = [reduce(torch.add, (weight[:, :, tap] for tap in same)) for same in rows]
+        taps = [reduce(torch.add, (row[:, :, tap] for tap in same)) for row in merged for same in columns]
+        parts.append(torch.stack(taps, dim=2).reshape(*weight.shape[:2], 2, 2))
+    return torch.cat(parts)
+
+
+def _subpixel_weight(weight: Tensor, row: int, column: int, workspace: Workspace) -> Tensor:
+    """Return the part of `subpixel_weights` for one of the four pixels, (C_out, C_in, 1, 2, 2).
+
+    Unlike there, `weight` is (C_out, C_in, 1, 3, 3), and all memory comes from the workspace.
+    """
+    taps = workspace.empty((*weight.shape[:2], 1, 2, 2), like=weight)
+    merged = workspace.empty((*weight.shape[:2], 1, 1, 3), like=weight)[:, :, 0, 0]
+    for height, rows in enumerate(_MERGED_TAPS[row]):
+        _sum_into(merged, [weight[:, :, 0, tap] for tap in rows])
+        for width, columns in enumerate(_MERGED_TAPS[column]):
+            _sum_into(taps[:, :, 0, height, width], [merged[:, :, tap] for tap in columns])
+    return taps
+
+
+def _sum_into(out: Tensor, addends: Sequence[Tensor]) -> None:
+    out.copy_(addends[0])
+    for addend in addends[1:]:
+        out += addend
+
+
+def _join(pieces: Sequence[Tensor], zeros: ZeroPadding, workspace: Workspace) -> tuple[Tensor, tuple[int, int]]:
+    """Join pieces in time, with their zero padding where it is asymmetric.
+
+    Returns:
+        The tensor, and the symmetric padding in height and width that is left to the convolution.
     """
     before, top, bottom, left, right = zeros
     padding = (0, 0)
@@ -143,144 +181,52 @@ def _in_one_piece(pieces: Sequence[Tensor], zeros: Zeros, workspace: Workspace) 
     return joined, padding
 
 
-def can_fuse_upsample(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolve_upsampled` can convolve `x` (B, C_in, T, H, W) with `weight` (C_out, C_in, 1, 3, 3)."""
-    return not needs_plain_ops() and (supports_amx(x, weight) or native.supports_winograd(x, weight, doubled=True))
-
-
-def convolve_upsampled(
-    x: Tensor, weight: Tensor, bias: Tensor | None, workspace: Workspace, *, zero_padding: Zeros
-) -> Tensor:
-    """Convolve what `x` (B, C_in, T, H, W) is with every pixel twice in height and width.
-
-    Args:
-        x: The input.
-        weight: (C_out, C_in, 1, 3, 3).
-        bias: (C_out,).
-        workspace: Where the result's memory comes from.
-        zeros: What is to be thought around `x` before that: of rows and columns, one at most.
-
-    Returns:
-        (B, C_out, T, 2H, 2W), where H and W are those of `x` with its zeros, less two.
-    """
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    batch, _, frames, height, width = x.shape
-    _, top, bottom, left, right = zero_padding
-    size = (2 * (top + height + bottom - 2), 2 * (left + width + right - 2))
-    out = workspace.empty((batch, weight.shape[0], frames, *size), like=x)
-    if not supports_amx(x, weight):
-        return _by_winograd([x], weight, bias, None, out, workspace, zeros=(0, top, left), doubled=True)
-    # The pixels at one of the four places in a pair of pairs are a convolution of 2x2 taps. They look back or ahead.
-    for down, right in product(range(2), range(2)):
-        taps, part = _taps_at(weight, down, right, workspace), out[..., down::2, right::2]
-        seen = x[..., max(0, down - top) :, max(0, right - left) :]
-        _by_amx([seen], taps, bias, None, part, workspace, zeros=(0, max(0, top - down), max(0, left - right)))
-    return out
-
-
-def subpixel_weights(weight: Tensor) -> Tensor:
-    """(C_out, C_in, 3, 3) -> (4 C_out, C_in, 2, 2), for pixels that come in equal pairs.
-
-    In each direction two of three taps meet the same value. The outputs are those at the upper left, upper right, lower
-    left and lower right place of a pair of pairs.
-    """
-    places = []
-    for down, right in product(_SEEN, _SEEN):
-        rows = [reduce(torch.add, (weight[:, :, tap] for tap in same)) for same in down]
-        taps = [reduce(torch.add, (row[:, :, tap] for tap in same)) for row in rows for same in right]
-        places.append(torch.stack(taps, dim=2).reshape(*weight.shape[:2], 2, 2))
-    return torch.cat(places)
-
-
-def _taps_at(weight: Tensor, down: int, right: int, workspace: Workspace) -> Tensor:
-    """Return what `subpixel_weights` has for one place, (C_out, C_in, 1, 2, 2), in memory of the workspace alone.
-
-    Args:
-        weight: (C_out, C_in, 1, 3, 3).
-        down: Row of the place in a pair of pairs.
-        right: Its column.
-        workspace: Where the taps' memory comes from.
-    """
-    taps = workspace.empty((*weight.shape[:2], 1, 2, 2), like=weight)
-    row = workspace.empty((*weight.shape[:2], 1, 1, 3), like=weight)[:, :, 0, 0]
-    for height, rows in enumerate(_SEEN[down]):
-        _sum_into(row, [weight[:, :, 0, tap] for tap in rows])
-        for width, columns in enumerate(_SEEN[right]):
-            _sum_into(taps[:, :, 0, height, width], [row[:, :, tap] for tap in columns])
-    return taps
-
-
-def _sum_into(out: Tensor, addends: Sequence[Tensor]) -> None:
-    out.copy_(addends[0])
-    for addend in addends[1:]:
-        out += addend
-
-
-def _by_amx(
-    pieces: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-    workspace: Workspace,
-    *,
-    zeros: tuple[int, int, int],
-    stride: Stride = _NO_STRIDE,
-) -> Tensor:
-    packed = workspace.empty((1, amx_packed_size(weight), 1, 1, 1), like=out).flatten()
-    estimator = estimator_of(out)
-    if estimator is not None:
-        return estimator.convolve(weight, out)
-    # In a part of a tensor they may lie well without being dense.
-    if len(pieces) > 1 or pieces[0].stride(1) != 1:
-        pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
-    return amx_conv3d(pieces, weight, bias, residual, out, packed, zeros=zeros, stride=stride)
-
-
-def _by_winograd(
-    pieces: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-    workspace: Workspace,
-    *,
-    zeros: tuple[int, int, int],
-    doubled: bool = False,
-) -> Tensor:
-    # Four times as large as the weight, and so never kept.
-    packed = workspace.empty((1, native.packed_size(weight), 1, 1, 1), like=_FLOAT32.to(out.device)).flatten()
-    estimator = estimator_of(out)
-    if estimator is not None:
-        return estimator.convolve(weight, out)
-    pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
-    return native.winograd_conv3d(pieces, weight, bias, residual, out, packed, zeros=zeros, doubled=doubled)
-
-
-@cache
-def _onednn_computes(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _by_onednn(
+def _convolve_tensor(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    workspace: Workspace,
     padding: tuple[int, int],
     stride: Stride,
     residual: Tensor | None,
-    out: Tensor,
+    shape: tuple[int, ...],
 ) -> Tensor:
-    # PyTorch has no convolution into given memory, but one that adds to what is there.
-    if residual is None:
-        out.zero_()
-    else:
-        out.copy_(residual)
-    return torch.ops.mkldnn._convolution_pointwise_.binary(
-        out, x, weight, bias, [0, *padding], list(stride), [1, 1, 1], 1, "add", 1.0, None, [], None
-    )
+    if stride != _NO_STRIDE and shape[4] == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        # With AMX, oneDNN in torch 2.14 computes these wrongly in bfloat16. (A similar bug with other strides:
+        # https://github.com/uxlfoundation/oneDNN/pull/5494.)
+        wide = (None if value is None else value.float() for value in (x, weight, bias, residual))
+        x, weight, bias, residual = wide  # type: ignore[assignment]
+        return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape).bfloat16()
+    if needs_plain_ops():
+        out = F.conv3d(x, weight, bias, stride, (0, *padding))
+        return out if residual is None else out + residual
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
+    estimator = estimator_of(x)
+    if estimator is not None:
+        estimator.count_weight_copies(weight)
+        return estimator.count_convolution(weight, workspace.empty(shape, like=x))
+    if x.device.type == "cpu" and _onednn_supports(x.dtype):
+        # PyTorch has no convolution into given memory, except for one that adds to its content.
+        out = workspace.empty(shape, like=x)
+        if residual is None:
+            out.zero_()
+        else:
+            out.copy_(residual)
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            out, x, weight, bias, [0, *padding], list(stride), [1, 1, 1], 1, "add", 1.0, None, [], None
+        )
+    if supports_triton(x):
+        return convolve_on_gpu(x, weight, bias, padding, stride, residual)
+    out = F.conv3d(x, weight, bias, stride, (0, *padding))
+    return out if residual is None else out.add_(residual)
+
+
+@cache
+def _onednn_supports(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def convolve_on_gpu(
@@ -288,19 +234,74 @@ def convolve_on_gpu(
     weight: Tensor,
     bias: Tensor | None,
     padding: tuple[int, int],
-    stride: tuple[int, int, int],
+    stride: Stride,
     residual: Tensor | None,
 ) -> Tensor:
-    """As `wan_vae.ops.conv3d.convolve`; `x` (B, C_in, T, H, W) and `residual` are stored channels-last."""
+    """Convolve on an NVIDIA GPU: by cuDNN, or by a Triton kernel where it was measured to be faster.
+
+    Args:
+        x: (B, C_in, T, H, W), channels-last.
+        weight: (C_out, C_in, t, h, w).
+        bias: (C_out,), or None.
+        padding: Rows of zeros above and below, and columns of zeros left and right.
+        stride: In time, height and width.
+        residual: Of the result's shape, channels-last, or None.
+    """
+    # PyTorch for CPUs comes without Triton.
+    from wan_vae.ops.triton.bias_residual import add_bias_and_residual
+    from wan_vae.ops.triton.conv3d import candidates, pack_weight
 
     def by_cudnn() -> Tensor:
-        # cuDNN's own bias would be a pass over memory for itself.
+        # With its own bias, cuDNN would make another pass over memory.
         out = F.conv3d(x, weight, None, stride, (0, *padding))
         return add_bias_and_residual(out.contiguous(memory_format=torch.channels_last_3d), bias, residual)
 
-    key = selection.describe("convolve", x.device, x, weight, residual, padding=padding)
-    if stride != (1, 1, 1) or not selection.is_open(key):
+    key = autotune.describe("convolve", x.device, x, weight, residual, padding=padding)
+    if stride != _NO_STRIDE or not autotune.is_tunable(key):
         return by_cudnn()
-    ways: dict[str, Callable[[], Tensor]] = {"cudnn": by_cudnn}
-    ways |= triton_conv3d.candidates(x, triton_conv3d.pack_weight(weight), bias, residual, None, padding)
-    return ways[selection.fastest(key, ways, x.device)]()
+    implementations: dict[str, Callable[[], Tensor]] = {"cudnn": by_cudnn}
+    implementations |= candidates(x, pack_weight(weight), bias, residual, None, padding)
+    return implementations[autotune.fastest(key, implementations, x.device)]()
+
+
+def _convolve_amx(
+    pieces: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    workspace: Workspace,
+    zero_padding: tuple[int, int, int],
+    stride: Stride = _NO_STRIDE,
+) -> Tensor:
+    packed = workspace.empty((1, kernels.amx_packed_size(weight), 1, 1, 1), like=out).flatten()
+    estimator = estimator_of(out)
+    if estimator is not None:
+        return estimator.count_convolution(weight, out)
+    # A single view into a larger tensor is read in place if its channels are contiguous.
+    if len(pieces) > 1 or pieces[0].stride(1) != 1:
+        pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
+    return kernels.amx_conv3d(pieces, weight, bias, residual, out, packed, zero_padding=zero_padding, stride=stride)
+
+
+def _convolve_winograd(
+    pieces: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    workspace: Workspace,
+    zero_padding: tuple[int, int, int],
+    *,
+    upsample: bool = False,
+) -> Tensor:
+    # Packed in every call: kept, it would take four times the memory of the weight.
+    size = kernels.winograd_packed_size(weight)
+    packed = workspace.empty((1, size, 1, 1, 1), like=_FLOAT32.to(out.device)).flatten()
+    estimator = estimator_of(out)
+    if estimator is not None:
+        return estimator.count_convolution(weight, out)
+    pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
+    return kernels.winograd_conv3d(
+        pieces, weight, bias, residual, out, packed, zero_padding=zero_padding, upsample=upsample
+    )

@@ -1,4 +1,4 @@
-"""CUDA graphs: with small pictures, a GPU waits for the next kernel's launch more than it computes."""
+"""CUDA graphs: with small pictures, launching kernels takes longer than running them."""
 
 import threading
 from collections.abc import Callable
@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_one_at_a_time = threading.Lock()
+_capture_lock = threading.Lock()
 
 
 class CudaGraph:
-    """A function of one tensor on a GPU, recorded once and replayed for tensors of the same shape.
+    """A function of one GPU tensor, captured once and replayed for tensors of the same shape.
 
-    Whatever else the function reads and writes must stay at its place in memory, and it must have run before, so that
-    nothing is compiled or chosen while it is recorded.
+    All other memory that the function reads and writes must keep its address. The function must have run before, so
+    that no kernel is compiled or measured during the capture.
 
     Args:
-        function: What to record. It is not run: the first result comes from the first call.
-        x: The shape, dtype and device.
+        function: Captured, not run: the first result comes from the first call.
+        x: Gives shape, dtype and device.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -26,22 +26,23 @@ class CudaGraph:
             self._x = torch.empty_like(x)
         self._graph = torch.cuda.CUDAGraph()
         make_stream: Any = torch.cuda.Stream  # untyped in some releases
-        # A stream of this device: the one that PyTorch would take belongs to the device of its first use.
-        beside = make_stream(x.device)
+        # PyTorch's default capture stream belongs to the device of its first use, which may be another one.
+        stream = make_stream(x.device)
         with (
-            _one_at_a_time,
+            _capture_lock,
             torch.cuda.device(x.device),
-            torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"),
+            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
         ):
             self._result = function(self._x)
 
-    def serves(self, x: Tensor) -> bool:
-        """Whether `x` is of the recorded shape."""
+    def supports(self, x: Tensor) -> bool:
+        """Whether `x` has the captured shape."""
         return x.shape == self._x.shape
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the result for `x`, in new memory."""
         self._x.copy_(x)
         with torch.cuda.device(x.device):
             self._graph.replay()
-        # The next replay overwrites its own result.
+        # The next replay overwrites `_result`.
         return self._result.clone()

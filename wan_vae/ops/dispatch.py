@@ -1,7 +1,4 @@
-"""Whether our kernels in Triton can be had: PyTorch may lack Triton, and Triton a compiler or support for a GPU.
-
-Whether somebody looks at every step of the arithmetic.
-"""
+"""Which implementation of an operation may run: plain PyTorch, or a faster kernel for this tensor and device."""
 
 import logging
 from functools import cache
@@ -11,16 +8,13 @@ from torch import Tensor
 
 
 def needs_plain_ops() -> bool:
-    """Whether every step must be one of PyTorch's own, that overwrites nothing.
-
-    Gradients or a graph are recorded, or autocast is to choose the dtype of each step.
-    """
+    """Whether only PyTorch's out-of-place operations may run: under autograd, tracing, compilation or autocast."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return torch.is_grad_enabled() or traced or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def supports_triton(x: Tensor) -> bool:
-    """Whether our kernels can read and write `x` (B, C, T, H, W): on an NVIDIA GPU, channels side by side."""
+    """Whether the Triton kernels can read and write `x` (B, C, T, H, W): on an NVIDIA GPU, channels contiguous."""
     if not x.is_cuda or torch.version.hip is not None or x.dtype == torch.float64:
         return False
     return (x.stride(1) == 1 or x.shape[1] == 1) and _runs_on(x.device)
@@ -28,12 +22,13 @@ def supports_triton(x: Tensor) -> bool:
 
 @cache
 def _runs_on(device: torch.device) -> bool:
+    """Whether Triton is installed, finds a compiler and supports the GPU; logs a warning if not."""
     try:
         from wan_vae.ops.triton.norm_silu import norm_silu
 
         x = torch.ones(1, 16, 1, 1, 1, device=device)
         norm_silu(x, torch.ones(16, device=device), torch.empty_like(x)).sum().item()
-    # Compilers and drivers have errors of their own; PyTorch computes the same, if not as fast.
+    # Compilers and drivers raise errors of many classes; PyTorch's kernels compute the same, more slowly.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         logging.getLogger("wan_vae").warning(f"Triton's kernels cannot run on {device}, so PyTorch's do: {reason}")

@@ -1,12 +1,10 @@
-"""What a computation would take on a device, found on the meta device, where nothing is computed.
+"""Peak memory and operation counts of a computation, found by a dry run on the meta device.
 
-While a `MemoryEstimator` is active, tensors on the meta device stand for tensors on the device that it names.
-Operations that dispatch by device ask `estimator_of`, and then only account for the memory they would take there.
+While a `MemoryEstimator` is active, meta tensors stand for tensors on the device that it names. Operations that
+dispatch by device call `estimator_of` and, if there is an estimator, only report the memory that they would take.
 
-What operations return on the meta device, without PyTorch's compiler.
-
-PyTorch's own kernels for that device import its compiler when they are first called, which takes longer than many of a
-VAE's passes there. Here are the operations that Wan's networks are made of.
+PyTorch's kernels for the meta device import its compiler when they are first called, which takes longer than many
+passes of a VAE there. `on_meta` replaces them for the operations of Wan's networks.
 """
 
 import math
@@ -31,9 +29,9 @@ _aten = torch.ops.aten
 
 
 def on_meta(operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return what an operation of PyTorch's (an `OpOverload`) returns for tensors of the meta device."""
-    way = _WAYS.get(operation)
-    result = way(*args, **kwargs) if way is not None else None
+    """Return the result of an operation (an `OpOverload`) on meta tensors, without PyTorch's compiler if possible."""
+    function = _META_FUNCTIONS.get(operation)
+    result = function(*args, **kwargs) if function is not None else None
     return operation(*args, **kwargs) if result is None else result
 
 
@@ -48,9 +46,9 @@ def _pointwise(*args: Tensor | float, **options: Any) -> Tensor | None:
 
 
 def _order(x: Tensor) -> tuple[int, ...]:
-    """The dimensions of `x` from the longest stride to the shortest."""
+    """Return the dimensions of `x`, from the longest stride to the shortest."""
     strides = x.stride()
-    return tuple(sorted(range(x.dim()), key=lambda place: -strides[place]))
+    return tuple(sorted(range(x.dim()), key=lambda dim: -strides[dim]))
 
 
 def _in_place(x: Tensor, *others: Any, **options: Any) -> Tensor:
@@ -83,11 +81,9 @@ def _is_channels_last(x: Tensor) -> bool:
 def _sum(x: Tensor, dim: Sequence[int], keepdim: bool = False, **options: Any) -> Tensor | None:
     if options:
         return None
-    summed = {place % x.dim() for place in dim}
-    if keepdim:
-        shape = [1 if place in summed else size for place, size in enumerate(x.shape)]
-    else:
-        shape = [size for place, size in enumerate(x.shape) if place not in summed]
+    summed = {each % x.dim() for each in dim}
+    sizes = [1 if each in summed else size for each, size in enumerate(x.shape)]
+    shape = sizes if keepdim else [size for each, size in enumerate(sizes) if each not in summed]
     return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
@@ -103,12 +99,12 @@ def _convolution(
 ) -> Tensor | None:
     if transposed or set(dilation) != {1}:
         return None
-    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
-    size = [(length + 2 * zeros - taps) // step + 1 for length, taps, step, zeros in sizes]
+    dims = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    size = [(length + 2 * zeros - taps) // step + 1 for length, taps, step, zeros in dims]
     return torch.empty((x.shape[0], weight.shape[0], *size), dtype=x.dtype, device="meta")
 
 
-_WAYS: dict[Any, Callable[..., Tensor | None]] = {
+_META_FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     _aten.convolution.default: _convolution,
     _aten.cat.default: _cat,
     _aten.repeat.default: _repeat,
@@ -131,208 +127,204 @@ _WAYS: dict[Any, Callable[..., Tensor | None]] = {
 
 T = TypeVar("T")
 
-# The first one finds nothing remembered, the second remembers as much as there will be, the third has both.
-_DIFFERENT_PASSES = 3
-# Bytes.
-_SMALL = 2**25
-# What gaps between small things add to them, as measured with glibc, and up to how much of them.
-_GAPS = 0.6
-_LARGEST_GAPS = 3 * 2**23
+# The first pass finds an empty temporal cache, the second fills it, the third is like all later ones.
+_DISTINCT_PASSES = 3
+# Bytes: glibc keeps freed blocks of up to this size on its heap.
+_MAX_HEAP_BLOCK = 2**25
+# Fragmentation of that heap: bytes lost per byte, and the size up to which it grows. Measured with glibc.
+_FRAGMENTATION = 0.6
+_MAX_FRAGMENTED = 3 * 2**23
+# Bytes: the system maps large regions in huge pages.
 _PAGE = 2**21
-# oneDNN has weights in two other orders.
-_COPIES = 2
+# oneDNN stores a weight in two other orders.
+_WEIGHT_COPIES = 2
 
-_current: ContextVar["MemoryEstimator | None"] = ContextVar("rehearsal", default=None)
+_current: ContextVar["MemoryEstimator | None"] = ContextVar("memory_estimator", default=None)
 
 
 def estimator_of(x: Tensor) -> "MemoryEstimator | None":
-    """Return the rehearsal in which `x` stands for a tensor of some device, or None where it is what it is."""
+    """Return the active estimator if `x` is a meta tensor that stands for a tensor on its device, otherwise None."""
     return _current.get() if x.device.type == "meta" else None
 
 
 def device_of(x: Tensor) -> torch.device:
-    """Return the device of `x`, or the one that it stands for."""
+    """Return the device of `x`, or the device that it stands for."""
     estimator = estimator_of(x)
     return x.device if estimator is None else estimator.device
 
 
-def typical(passes: Iterable[T], x: Tensor) -> Iterator[T]:
-    """Yield of passes like one another, all that `x` goes through; in a rehearsal, as many as take all memory."""
-    return islice(passes, None if estimator_of(x) is None else _DIFFERENT_PASSES)
+def representative_passes(passes: Iterable[T], x: Tensor) -> Iterator[T]:
+    """Yield all passes over `x`; for an estimate, only the first few, which reach the peak of any number of passes."""
+    return islice(passes, None if estimator_of(x) is None else _DISTINCT_PASSES)
 
 
 class MemoryEstimator(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the memory that is held, and counts operations.
+    """Counts the memory and the operations of a computation on the meta device.
+
+    On a CPU it models the pages that workspaces have touched, and glibc's heap, which keep freed memory.
 
     Args:
-        device: What tensors of the meta device stand for.
-        present: Tensors that are there before, with their memory.
+        device: The device that meta tensors stand for.
+        present: Tensors that exist before the computation. Their memory is not counted.
 
     Attributes:
-        held: Bytes that are held now. On a CPU, with all that a workspace ever lent and a C library keeps: they give
-            nothing back.
-        peak: The most that were held at one time.
+        allocated: Bytes in use, with the freed memory that allocators keep.
+        peak: The largest value of `allocated` so far.
         operations: Multiplications and additions of convolutions and attention so far.
     """
 
     def __init__(self, device: torch.device, present: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
-        self.held = 0
+        self.allocated = 0
         self.peak = 0
         self.operations = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in present}
+        # Storages that need no tracking: they are counted already.
+        self._tracked = {tensor.untyped_storage()._cdata for tensor in present}
         self._touched: weakref.WeakKeyDictionary[Region, list[tuple[int, int]]] = weakref.WeakKeyDictionary()
-        self._entered = ExitStack()
-        self._lending = False
-        self._kept = 0
-        self._kept_in_use = 0
+        self._contexts = ExitStack()
+        self._paused = False
+        self._heap_size = 0
+        self._heap_in_use = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # That would import the compiler, which takes seconds, and nothing is compiled here.
+        # True would import the compiler, which takes seconds, and nothing is compiled here.
         return False
-
-    def hold(self, size: int) -> None:
-        """Hold so many bytes more from now on."""
-        self.held += size
-        self.peak = max(self.peak, self.held)
 
     def __enter__(self) -> "MemoryEstimator":
         token = _current.set(self)
-        self._entered.callback(_current.reset, token)
-        # In inference mode a convolution, among others, arrives under another name.
-        self._entered.enter_context(torch.inference_mode(False))
-        self._entered.enter_context(torch.no_grad())
+        self._contexts.callback(_current.reset, token)
+        # In inference mode, convolutions among others are dispatched under another name.
+        self._contexts.enter_context(torch.inference_mode(False))
+        self._contexts.enter_context(torch.no_grad())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._entered.close()
+        self._contexts.close()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = on_meta(func, args, kwargs or {})
         if func is torch.ops.aten.convolution.default:
-            self._convolved_by_pytorch(args[0], args[1], result)
-        if not self._lending:
+            self._count_pytorch_convolution(args[0], args[1], result)
+        if not self._paused:
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and tensor.device.type == "meta":
-                    self._follow(tensor)
+                    self._track(tensor)
         return result
 
-    def lend(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor, *, persistent: bool) -> Tensor:
-        """Take a tensor from a workspace, and bring it back when it is gone."""
+    def add(self, size: int) -> None:
+        """Count `size` bytes more from now on."""
+        self.allocated += size
+        self.peak = max(self.peak, self.allocated)
+
+    def allocate(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor, *, persistent: bool) -> Tensor:
+        """Allocate a tensor from a workspace. Its block is freed with the last view."""
         if self.device.type != "cpu" or math.prod(shape) == 0:
             return torch.empty(shape, dtype=like.dtype, device="meta")
-        tensor = self._unfollowed(shape, like)
-        storage = tensor.untyped_storage()
-        region, start, stop = workspace.place(storage.nbytes(), persistent=persistent)
-        self._known.add(storage._cdata)
-        weakref.finalize(storage, self._bring_back, storage._cdata, region, start, stop).atexit = False
-        self._touch(region, start, stop)
+        tensor = self._untracked(shape, like)
+        region, start, stop = workspace.allocate(tensor.untyped_storage().nbytes(), persistent=persistent)
+        self._on_free(tensor, region.free, start, stop)
+        self._touch_pages(region, start, stop)
         return tensor
 
-    def map(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Take a tensor whose memory goes straight back when it is gone."""
-        tensor = self._unfollowed(shape, like)
-        storage = tensor.untyped_storage()
-        self._known.add(storage._cdata)
-        weakref.finalize(storage, self._unmap, storage._cdata, storage.nbytes()).atexit = False
-        self.hold(storage.nbytes())
+    def allocate_pages(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Allocate a tensor in a mapping for it alone, which is unmapped with the last view."""
+        tensor = self._untracked(shape, like)
+        size = tensor.untyped_storage().nbytes()
+        self._on_free(tensor, self.add, -size)
+        self.add(size)
         return tensor
 
-    def convolve(self, weight: Tensor, out: Tensor) -> Tensor:
-        """Take what a convolution into `out` takes beside it and its workspace."""
+    def count_convolution(self, weight: Tensor, out: Tensor) -> Tensor:
+        """Count the operations of a convolution into `out` that needs no memory outside of its workspace."""
         self.operations += 2 * out.numel() * weight[0].numel()
         return out
 
-    def reorder(self, weight: Tensor) -> None:
-        """Take what oneDNN takes for a weight, for as long as it convolves."""
+    def count_weight_copies(self, weight: Tensor) -> None:
+        """Count the reordered copies of a weight that oneDNN holds during a convolution."""
         if self.device.type == "cpu":
-            self._take(_COPIES * weight.nbytes)
-            self._give(_COPIES * weight.nbytes)
+            self._malloc(_WEIGHT_COPIES * weight.nbytes)
+            self._free(_WEIGHT_COPIES * weight.nbytes)
 
-    def attend(self, query: Tensor, key: Tensor) -> Tensor:
-        """Take what attention takes that does not spell out all pairs."""
+    def count_attention(self, query: Tensor, key: Tensor) -> Tensor:
+        """Count attention whose matrix of scores is never stored, and return an uninitialized result."""
         self.operations += 4 * query.shape[0] * query.shape[2] * key.shape[2] * query.shape[3]
         return query.new_empty(query.shape)
 
-    def _convolved_by_pytorch(self, x: Tensor, weight: Tensor, result: Tensor) -> None:
+    def _count_pytorch_convolution(self, x: Tensor, weight: Tensor, result: Tensor) -> None:
         self.operations += 2 * result.numel() * weight[0].numel()
-        # In bfloat16 oneDNN does it in place. Otherwise PyTorch spells out what each output pixel sees.
+        # In bfloat16 oneDNN convolves directly. Otherwise PyTorch copies the input, then stores the im2col matrix.
         if self.device.type == "cpu" and x.dim() == 5 and x.dtype != torch.bfloat16:
-            taps = math.prod(weight.shape[1:])
-            for values in (x.numel(), result.shape[0] * math.prod(result.shape[2:]) * taps):
-                self._take(values * x.dtype.itemsize)
-            for values in (x.numel(), result.shape[0] * math.prod(result.shape[2:]) * taps):
-                self._give(values * x.dtype.itemsize)
+            matrix = result.shape[0] * math.prod(result.shape[2:]) * math.prod(weight.shape[1:])
+            sizes = [values * x.dtype.itemsize for values in (x.numel(), matrix)]
+            for size in sizes:
+                self._malloc(size)
+            for size in sizes:
+                self._free(size)
 
-    def _unfollowed(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        self._lending = True
+    def _untracked(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        self._paused = True
         try:
             return torch.empty(shape, dtype=like.dtype, device="meta", memory_format=torch.channels_last_3d)
         finally:
-            self._lending = False
+            self._paused = False
 
-    def _unmap(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.held -= size
-
-    def _follow(self, tensor: Tensor) -> None:
+    def _track(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._known:
-            return
-        size = storage.nbytes()
-        self._known.add(storage._cdata)
-        weakref.finalize(storage, self._forget, storage._cdata, size).atexit = False
-        self._take(size)
+        if storage._cdata not in self._tracked:
+            self._on_free(tensor, self._free, storage.nbytes())
+            self._malloc(storage.nbytes())
 
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._give(size)
+    def _on_free(self, tensor: Tensor, free: Callable[..., None], *args: int) -> None:
+        """Track the storage of `tensor`, and call `free` at its end."""
+        storage = tensor.untyped_storage()
+        self._tracked.add(storage._cdata)
+        weakref.finalize(storage, self._tracked.discard, storage._cdata).atexit = False
+        weakref.finalize(storage, free, *args).atexit = False
 
-    def _take(self, size: int) -> None:
-        if self._is_kept(size):
-            self._kept_in_use += size
-            size = max(0, self._kept_in_use - self._kept)
-            self._kept += size
-            size += int(_GAPS * max(0, min(self._kept, _LARGEST_GAPS) - (self._kept - size)))
-        self.hold(size)
+    def _malloc(self, size: int) -> None:
+        if self._uses_heap(size):
+            self._heap_in_use += size
+            size = max(0, self._heap_in_use - self._heap_size)
+            self._heap_size += size
+            fragmented = min(self._heap_size, _MAX_FRAGMENTED) - (self._heap_size - size)
+            size += int(_FRAGMENTATION * max(0, fragmented))
+        self.add(size)
 
-    def _give(self, size: int) -> None:
-        if self._is_kept(size):
-            self._kept_in_use -= size
+    def _free(self, size: int) -> None:
+        if self._uses_heap(size):
+            self._heap_in_use -= size
         else:
-            self.held -= size
+            self.allocated -= size
 
-    def _is_kept(self, size: int) -> bool:
-        # A C library keeps the memory of what is small for what comes next; glibc's bound grows to this.
-        return self.device.type == "cpu" and size <= _SMALL
+    def _uses_heap(self, size: int) -> bool:
+        return self.device.type == "cpu" and size <= _MAX_HEAP_BLOCK
 
-    def _bring_back(self, key: int, region: "Region", start: int, stop: int) -> None:
-        self._known.discard(key)
-        region.give_back(start, stop)
-
-    def _touch(self, region: "Region", start: int, stop: int) -> None:
+    def _touch_pages(self, region: "Region", start: int, stop: int) -> None:
         if region not in self._touched:
             self._touched[region] = []
-            # What is left to the list is what the region had when it was dropped.
-            weakref.finalize(region, self._drop, self._touched[region]).atexit = False
-        spans = self._touched[region]
-        # The system gives large memory in pages of this size.
+            # The list outlives the entry of the dictionary, and has all pages when the region is unmapped.
+            weakref.finalize(region, self._unmap, self._touched[region]).atexit = False
+        ranges = self._touched[region]
         start, stop = start // _PAGE * _PAGE, min(-(-stop // _PAGE) * _PAGE, region.size)
-        before = sum(end - begin for begin, end in spans)
+        before = _total(ranges)
         merged: list[tuple[int, int]] = []
-        for begin, end in sorted([*spans, (start, stop)]):
+        for begin, end in sorted([*ranges, (start, stop)]):
             if merged and begin <= merged[-1][1]:
                 merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
             else:
                 merged.append((begin, end))
-        spans[:] = merged
-        self.hold(sum(end - begin for begin, end in spans) - before)
+        ranges[:] = merged
+        self.add(_total(ranges) - before)
 
-    def _drop(self, spans: list[tuple[int, int]]) -> None:
-        self.held -= sum(end - begin for begin, end in spans)
+    def _unmap(self, ranges: list[tuple[int, int]]) -> None:
+        self.allocated -= _total(ranges)
+
+
+def _total(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in ranges)

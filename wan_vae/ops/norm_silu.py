@@ -1,17 +1,17 @@
-"""RMSNorm and SiLU, by the fastest way that this machine has.
-
-Wan's norm, in plain PyTorch.
-"""
+"""Wan's RMS norm and SiLU: in plain PyTorch, and by the fastest implementation for the device."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_vae.ops.cpu import kernels as native
+from wan_vae.ops.cpu import kernels
 from wan_vae.ops.dispatch import supports_triton
 from wan_vae.ops.memory_estimator import estimator_of
 
-SHORTEST = 1e-12
+# Lower bound of the Euclidean norm that a pixel's channels are divided by.
+MIN_NORM = 1e-12
+# Values that stay in the second-level cache of a CPU core.
+_VALUES_IN_CACHE = 2**18
 
 
 def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
@@ -19,41 +19,37 @@ def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     # The sum of squares overflows float16 and loses digits in bfloat16.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = gamma.to(wide.dtype) * gamma.shape[0] ** 0.5
-    # On a CPU, PyTorch's norm over a dimension that is not the last takes 12 times as long. The bound is inside the
-    # root, for at zero the root has no gradient.
-    squared_length = wide.square().sum(dim=1, keepdim=True)
-    return (wide * squared_length.clamp_min(SHORTEST**2).rsqrt() * scale).to(x.dtype)
-
-
-_VALUES_IN_CACHE = 2**18
+    # On a CPU, PyTorch's norm over a dimension other than the last takes 12 times as long. The bound is inside the
+    # root, because the root has no gradient at zero.
+    squared_norm = wide.square().sum(dim=1, keepdim=True)
+    return (wide * squared_norm.clamp_min(MIN_NORM**2).rsqrt() * scale).to(x.dtype)
 
 
 def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """RMSNorm and SiLU of `x` (B, C, T, H, W), with gradients; `gamma` is (C, 1, 1, 1)."""
+    """`silu(rms_norm(x, gamma))` of `x` (B, C, T, H, W), with gradients; `gamma` is (C, 1, 1, 1)."""
     return F.silu(rms_norm(x, gamma))
 
 
 def norm_silu_into(out: Tensor, x: Tensor, gamma: Tensor) -> None:
-    """Write what `norm_silu` returns to `out`, which may be a part of a larger tensor. No gradients."""
+    """Write `norm_silu(x, gamma)` to `out`, which may be a view into a larger tensor. No gradients."""
     if estimator_of(x) is not None:
         return
-    if native.library() is not None and native.supports_norm_silu(x) and native.supports_norm_silu(out):
-        native.norm_silu(x, gamma, out)
+    if kernels.supports_norm_silu(x) and kernels.supports_norm_silu(out):
+        kernels.norm_silu(x, gamma, out)
     elif supports_triton(x) and supports_triton(out):
-        from wan_vae.ops.triton.norm_silu import norm_silu as on_gpu
+        from wan_vae.ops.triton.norm_silu import norm_silu as triton_norm_silu
 
-        on_gpu(x, gamma, out)
+        triton_norm_silu(x, gamma, out)
     elif x.device.type == "cpu":
-        _row_by_row(out, x, gamma)
+        _norm_silu_by_rows(out, x, gamma)
     else:
         out.copy_(norm_silu(x, gamma))
 
 
-def _row_by_row(out: Tensor, x: Tensor, gamma: Tensor) -> None:
-    # Each step of the arithmetic would fetch from memory what the one before has put there: on a CPU twice to five
-    # times as slow as a few rows after the other, which stay in the cache.
+def _norm_silu_by_rows(out: Tensor, x: Tensor, gamma: Tensor) -> None:
+    # A few rows at a time stay in the cache between the steps of the arithmetic: 2 to 5 times as fast as whole tensors.
     rows = max(1, _VALUES_IN_CACHE // max(1, x.shape[0] * x.shape[1] * x.shape[4]))
-    for frame, target in zip(torch.split(x, 1, dim=2), torch.split(out, 1, dim=2), strict=True):
-        for part, place in zip(torch.split(frame, rows, dim=3), torch.split(target, rows, dim=3), strict=True):
+    for frame, out_frame in zip(torch.split(x, 1, dim=2), torch.split(out, 1, dim=2), strict=True):
+        for part, target in zip(torch.split(frame, rows, dim=3), torch.split(out_frame, rows, dim=3), strict=True):
             wide = part.to(torch.promote_types(x.dtype, torch.float32))
-            place.copy_(F.silu(rms_norm(wide, gamma), inplace=True))
+            target.copy_(F.silu(rms_norm(wide, gamma), inplace=True))

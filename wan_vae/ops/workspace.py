@@ -1,12 +1,15 @@
-"""Memory for the large tensors of a pass, used again for the next one.
+"""Caching host allocator for the large intermediate tensors of a pass through the network.
 
-Memory straight from the kernel, of which any parts are lent.
+Fresh CPU memory is slow: the kernel zeroes each page at its first touch, which takes up to a third of the time of a
+pass, and a C library returns large blocks to the kernel as soon as they are freed. Three layers avoid that:
 
-Memory that no workspace needs at present, for the next one that does.
+- `Region`: one memory mapping, from which blocks are allocated first-fit.
+- `Workspace`: the regions of one clip. Its tensors free their blocks when the last view of them is gone.
+- The cache: free regions of finished or idle workspaces, for the next workspace of this process. They are marked
+  `MADV_FREE`: the system may reclaim their pages at any time, so they count as available memory, though tools still
+  show them as memory of this process.
 
-To fill fresh pages takes up to a third of a call's time, and on a virtual machine that has been idle longer than the
-call. Here they wait for the next pass, of this clip or another. The system may take them whenever it wants: they count
-as available, though tools still show them as this process's.
+The memory of a GPU is cached by PyTorch, and this module leaves it alone.
 """
 
 import ctypes
@@ -14,8 +17,10 @@ import math
 import mmap
 import os
 import weakref
+from contextlib import suppress
 from functools import cached_property
 from threading import RLock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +28,16 @@ from torch import Tensor
 from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.memory_estimator import estimator_of
 
+# Bytes: blocks share no cache line, and start where vector loads are aligned.
+_ALIGNMENT = 64
+# Bytes of address space, of which only touched pages take memory. Fewer regions leave fewer unused gaps.
+_MIN_REGION_BYTES = 2**28
+# Bytes. A pass that needs more takes so long that fresh pages hardly matter.
+_MAX_CACHED_BYTES = 2**31
+
 
 class Region:
-    """Memory of which any parts are lent, side by side.
+    """A memory mapping from which blocks are allocated. It is mapped when its address is first read.
 
     Attributes:
         size: In bytes.
@@ -34,61 +46,68 @@ class Region:
     def __init__(self, size: int) -> None:
         self.size = size
         self._gaps = [(0, size)]
-        self._given_back: list[tuple[int, int]] = []
+        self._freed: list[tuple[int, int]] = []
 
     @cached_property
     def address(self) -> int:
-        """Where it begins. It takes no memory before it is asked for this."""
+        """Address of the first byte."""
         return torch.frombuffer(self._pages, dtype=torch.uint8).data_ptr()
 
     @cached_property
     def _pages(self) -> mmap.mmap:
-        return _mapped(self.size)
+        return _map_pages(self.size)
 
     @property
-    def takes_memory(self) -> bool:
-        """Whether it was asked for its address."""
+    def is_mapped(self) -> bool:
+        """Whether the region takes memory: an estimate of memory allocates blocks and never maps them."""
         return "_pages" in vars(self)
 
-    def release(self) -> bool:
-        """Let the system take the memory if it wants it, and say whether there is a way to tell it so.
+    @property
+    def allocated(self) -> int:
+        """Bytes of all allocated blocks."""
+        return self.size - sum(stop - start for start, stop in [*self._gaps, *self._freed])
 
-        What was in it is lost. Until the system takes a page, writing to it costs nothing.
+    @property
+    def is_free(self) -> bool:
+        """Whether no block is allocated."""
+        return self.allocated == 0
+
+    def make_reclaimable(self) -> bool:
+        """Let the system reclaim the pages when it needs them. Their content is lost.
+
+        Returns:
+            Whether the system supports that.
         """
         if not hasattr(mmap, "MADV_FREE"):
             return False
         try:
             self._pages.madvise(mmap.MADV_FREE)
-        except OSError:  # a process may keep all its memory from the system
+        except OSError:  # locked memory, as under mlockall
             return False
         return True
 
-    def give_back(self, start: int, stop: int) -> None:
-        """End a loan. This happens at any time, in any thread, even while another begins: the gaps stay as they are."""
-        self._given_back.append((start, stop))
+    def allocate(self, size: int) -> int | None:
+        """Return the offset of a new block of `size` bytes in the first gap that fits, or None if there is none."""
+        self._coalesce()
+        # Measured with clips: best-fit touched up to half as much memory again.
+        gap = next(((start, stop) for start, stop in self._gaps if stop - start >= size), None)
+        if gap is None:
+            return None
+        self._gaps.remove(gap)
+        if gap[1] - gap[0] > size:
+            self._gaps.append((gap[0] + size, gap[1]))
+        return gap[0]
 
-    @property
-    def is_unused(self) -> bool:
-        self._join_gaps()
-        return self._gaps == [(0, self.size)]
+    def free(self, start: int, stop: int) -> None:
+        """Free a block.
 
-    def has_room(self, size: int) -> bool:
-        """Whether there is a gap of at least `size` bytes."""
-        self._join_gaps()
-        return any(stop - start >= size for start, stop in self._gaps)
+        Garbage collection calls this at any time in any thread, even during `allocate`: it must not change the gaps.
+        """
+        self._freed.append((start, stop))
 
-    def take(self, size: int) -> int:
-        """Return where in the first gap that fits a new loan of `size` bytes begins."""
-        # Measured with clips, the shortest gap left up to half as much more memory touched.
-        start, stop = min(gap for gap in self._gaps if gap[1] - gap[0] >= size)
-        self._gaps.remove((start, stop))
-        if stop - start > size:
-            self._gaps.append((start + size, stop))
-        return start
-
-    def _join_gaps(self) -> None:
-        while self._given_back:
-            self._gaps.append(self._given_back.pop())
+    def _coalesce(self) -> None:
+        while self._freed:
+            self._gaps.append(self._freed.pop())
         joined: list[tuple[int, int]] = []
         for start, stop in sorted(self._gaps):
             if joined and joined[-1][1] == start:
@@ -98,28 +117,20 @@ class Region:
         self._gaps = joined
 
 
-def pages(size: int) -> Tensor:
-    """Return so many bytes of their own, which go back to the kernel when freed, whatever else was allocated."""
-    return torch.frombuffer(_mapped(size), dtype=torch.uint8)
-
-
-def _mapped(size: int) -> mmap.mmap:
+def _map_pages(size: int) -> mmap.mmap:
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return mmap.mmap(-1, size)
-    # Private, for Linux gives huge pages to no other: 512 times as few are filled at a first touch.
-    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    mapped.madvise(mmap.MADV_HUGEPAGE)
-    return mapped
+    # Linux gives huge pages, of which the first touch of a region fills 512 times fewer, to private mappings only.
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a hint: some kernels are built without huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
 
 
-# Bytes. What takes more takes so long that fresh pages hardly count.
-_MOST = 2**31
-
-# Reentrant, for a workspace may end wherever garbage is collected.
+# Reentrant, because garbage collection may finalize a workspace while the lock is held.
 _lock = RLock()
-# By whether they serve what is persistent beyond a pass: so each serves the same tensors again, and no others of its pages
-# are filled.
-_spare: dict[bool, list[Region]] = {False: [], True: []}
+# By whether they held persistent tensors: the next workspace then fills the same pages and touches no others.
+_cache: dict[bool, list[Region]] = {False: [], True: []}
 
 
 def _renew_lock() -> None:
@@ -127,142 +138,163 @@ def _renew_lock() -> None:
     _lock = RLock()
 
 
-# Whoever held it is not there in a forked process.
+# The thread that holds the lock does not exist in a forked process.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def leave(regions: list[Region], *, persistent: bool) -> None:
-    """Take over those of `regions` that nothing is lent of; they are removed from the list."""
+def cache_free_regions(regions: list[Region], *, persistent: bool) -> None:
+    """Move the free regions of a workspace from its list to the cache, up to `_MAX_CACHED_BYTES` in all."""
     with _lock:
-        for region in [region for region in regions if region.takes_memory and region.is_unused]:
-            held = sum(spare.size for spares in _spare.values() for spare in spares)
-            if held + region.size <= _MOST and region.release():
+        for region in [region for region in regions if region.is_mapped and region.is_free]:
+            if _cached_bytes() + region.size <= _MAX_CACHED_BYTES and region.make_reclaimable():
                 regions.remove(region)
-                _spare[persistent].append(region)
+                _cache[persistent].append(region)
 
 
-def take(size: int, *, persistent: bool) -> Region | None:
-    """Return a region of at least `size` bytes. Where there is none, what is smaller goes back to the system."""
+def take_cached_region(size: int, *, persistent: bool) -> Region | None:
+    """Remove a region of at least `size` bytes from the cache. If there is none, unmap the smaller ones."""
     with _lock:
-        spare = _spare[persistent]
-        region = next((region for region in spare if region.size >= size), None)
+        cached = _cache[persistent]
+        region = next((region for region in cached if region.size >= size), None)
         if region is None:
-            spare.clear()
+            cached.clear()
         else:
-            spare.remove(region)
+            cached.remove(region)
         return region
 
 
 def empty_cache() -> None:
-    """Give the CPU memory back to the system that is persistent for later calls, which would otherwise take it on demand."""
+    """Return the cached CPU memory to the system at once. Without this, the system reclaims it when it needs it."""
     with _lock:
-        for spare in _spare.values():
-            spare.clear()
+        for cached in _cache.values():
+            cached.clear()
 
 
-# Bytes: no two tensors share a line of the cache, and vectors are read in one go.
-_ALIGNMENT = 64
-# Bytes: address space, of which only the touched pages take memory; loans side by side in one leave fewer gaps unused.
-_LEAST_REGION = 2**28
+def _cached_bytes() -> int:
+    return sum(region.size for cached in _cache.values() for region in cached)
+
+
+class MemoryStats(NamedTuple):
+    """Bytes of CPU memory.
+
+    Attributes:
+        reserved: All regions of a workspace.
+        allocated: Blocks of a workspace in use.
+        cached: Free regions of this process that no workspace owns.
+    """
+
+    reserved: int
+    allocated: int
+    cached: int
 
 
 class Workspace:
-    """Gives out tensors whose memory comes back by itself when the last view of them is gone.
-
-    On a CPU, fresh memory is slow: the kernel fills each page with zeros at its first touch, which for the tensors of
-    one pass through the network takes up to a third of the time, and a C library gives large ones back to the kernel as
-    soon as they are freed. A GPU's memory is persistent by PyTorch itself.
-
-    Whoever runs a clip through the network owns one; when it is dropped, its memory waits for the next one.
+    """Allocates tensors whose memory is reused as soon as the last view of them is gone.
 
     Args:
-        hands_on: Whether it does wait. While more is yet to be taken in the same call, it had better go.
+        recycle: Whether free memory goes to the process's cache when the workspace is trimmed or dropped. False returns
+            it to the system, for a workspace inside a call that is about to allocate more elsewhere.
     """
 
     def __init__(self, *, recycle: bool = True) -> None:
-        # By whether they are for what is persistent: that would leave gaps between loans that come and go.
+        # By whether they hold persistent tensors, which would leave gaps between short-lived ones.
         self._regions: dict[bool, list[Region]] = {False: [], True: []}
         self._recycle = recycle
         self._has_finalizer = False
 
-    def trim(self) -> None:
-        """Hand on the memory of which nothing is lent, until this workspace lends again."""
-        if self._recycle:
-            _hand_on(self._regions)
-
     def empty(self, shape: tuple[int, ...], like: Tensor, *, persistent: bool = False) -> Tensor:
-        """Return a tensor (B, C, T, H, W) with undefined values, of the dtype and on the device of `like`.
+        """Return an uninitialized channels-last tensor (B, C, T, H, W), of the dtype and on the device of `like`.
 
-        It is stored channels-last; where gradients are recorded, it is any new tensor. Is it to be `persistent` beyond the
-        pass, its memory is taken apart from all other.
+        While gradients are recorded, it is an ordinary new tensor.
+
+        Args:
+            shape: (B, C, T, H, W).
+            like: Gives dtype and device.
+            persistent: Whether the tensor outlives the pass; its memory then comes from regions of its kind.
         """
         if needs_plain_ops():
             return like.new_empty(shape)
         estimator = estimator_of(like)
         if estimator is not None:
-            return estimator.lend(self, shape, like, persistent=persistent)
+            return estimator.allocate(self, shape, like, persistent=persistent)
         if like.device.type != "cpu":
             return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
-        batch, channels, frames, height, width = shape
-        values = self._values(math.prod(shape), like.dtype, persistent)
-        return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
+        return _channels_last(self._values(math.prod(shape), like.dtype, persistent), shape)
 
     @staticmethod
     def empty_persistent(shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return what `empty` does, in memory of its own, for what is persistent from pass to pass and overwritten."""
+        """Return a tensor as from `empty` in a mapping for it alone, for buffers that every pass overwrites."""
         estimator = estimator_of(like)
         if estimator is not None:
-            return estimator.map(shape, like)
+            return estimator.allocate_pages(shape, like)
         with torch.inference_mode(False):  # so that it can be overwritten in any mode
             if like.device.type != "cpu":
                 return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
-            batch, channels, frames, height, width = shape
-            values = pages(math.prod(shape) * like.dtype.itemsize).view(like.dtype)
-            return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
+            pages = _map_pages(math.prod(shape) * like.dtype.itemsize)
+            return _channels_last(torch.frombuffer(pages, dtype=like.dtype), shape)
+
+    def allocate(self, size: int, *, persistent: bool = False, mapped: bool = False) -> tuple[Region, int, int]:
+        """Allocate a block of `size` bytes.
+
+        Args:
+            size: In bytes.
+            persistent: Whether the block outlives the pass.
+            mapped: Whether it will be written to. An estimate of memory never does, and takes no cached region.
+
+        Returns:
+            The region, and the offsets of the block's start and end.
+        """
+        size, regions = -(-size // _ALIGNMENT) * _ALIGNMENT, self._regions[persistent]
+        for region in regions:
+            start = region.allocate(size)
+            if start is not None:
+                return region, start, start + size
+        new = take_cached_region(size, persistent=persistent) if mapped else None
+        if new is None:
+            # One region replaces the free ones that are too small: the total stays near what is in use at a time.
+            free = [region for region in regions if region.is_free]
+            regions[:] = [region for region in regions if region not in free]
+            total = sum(region.size for region in free)
+            del free
+            new = Region(max(size, total, _MIN_REGION_BYTES))
+        regions.append(new)
+        start = new.allocate(size)
+        assert start == 0
+        return new, 0, size
+
+    def trim(self) -> None:
+        """Move free regions to the cache, until this workspace allocates again."""
+        if self._recycle:
+            _cache_all(self._regions)
+
+    def stats(self) -> MemoryStats:
+        """Return the bytes that this workspace reserves and has allocated, and the bytes in the process's cache."""
+        regions = [region for some in self._regions.values() for region in some]
+        with _lock:
+            cached = _cached_bytes()
+        return MemoryStats(sum(x.size for x in regions), sum(x.allocated for x in regions), cached)
 
     def _values(self, count: int, dtype: torch.dtype, persistent: bool) -> Tensor:
         size = count * dtype.itemsize
         if size == 0:
             return torch.empty(0, dtype=dtype, device="cpu")
-        region, start, stop = self.place(size, persistent=persistent, written=True)
+        region, start, stop = self.allocate(size, persistent=persistent, mapped=True)
         if self._recycle and not self._has_finalizer:
-            # Not before, for torch.compile cannot follow it.
-            weakref.finalize(self, _hand_on, self._regions).atexit = False
+            # Not in the constructor, because torch.compile cannot trace it.
+            weakref.finalize(self, _cache_all, self._regions).atexit = False
             self._has_finalizer = True
-        # The tensor below holds on to this object, and with it ends the loan.
-        loan = (ctypes.c_char * size).from_address(region.address + start)
-        weakref.finalize(loan, region.give_back, start, stop).atexit = False
-        return torch.frombuffer(loan, dtype=dtype)
-
-    def place(self, size: int, *, persistent: bool = False, written: bool = False) -> tuple[Region, int, int]:
-        """Return a region, and where in it a new loan of `size` bytes begins and ends.
-
-        Args:
-            size: Of the loan.
-            persistent: Whether it is to outlast the pass.
-            written: Whether it will be written to; in a rehearsal it will not.
-        """
-        size, regions = _rounded(size), self._regions[persistent]
-        region = next((region for region in regions if region.has_room(size)), None)
-        if region is None:
-            region = take(size, persistent=persistent) if written else None
-            if region is None:
-                # What is free and too small becomes one: what is held stays near what is needed at one time.
-                unused = [region for region in regions if region.is_unused]
-                regions[:] = [region for region in regions if region not in unused]
-                together = sum(region.size for region in unused)
-                del unused
-                region = Region(max(size, together, _LEAST_REGION))
-            regions.append(region)
-        start = region.take(size)
-        return region, start, start + size
+        # The tensor keeps this buffer alive, and the end of the buffer frees the block.
+        block = (ctypes.c_char * size).from_address(region.address + start)
+        weakref.finalize(block, region.free, start, stop).atexit = False
+        return torch.frombuffer(block, dtype=dtype)
 
 
-def _hand_on(regions: dict[bool, list[Region]]) -> None:
+def _cache_all(regions: dict[bool, list[Region]]) -> None:
     for persistent, some in regions.items():
-        leave(some, persistent=persistent)
+        cache_free_regions(some, persistent=persistent)
 
 
-def _rounded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+def _channels_last(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    batch, channels, frames, height, width = shape
+    return values.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)

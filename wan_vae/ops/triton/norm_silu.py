@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wan_vae.ops.norm_silu import SHORTEST
+from wan_vae.ops.norm_silu import MIN_NORM
 from wan_vae.ops.triton.common import OPTIONS, channels_are_side_by_side, jit, on_device_of, outer_offset, walk
 
 # Up to 32 values a thread: enough loads under way to keep the memory busy.
@@ -50,7 +50,7 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
             *x_strides,
             *out_strides,
             channels**0.5,
-            SHORTEST**2,
+            MIN_NORM**2,
             channels=channels,
             block_channels=block_channels,
             more_channels=more_channels,
