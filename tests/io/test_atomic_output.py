@@ -7,7 +7,7 @@ from wan_vae import UserError
 from wan_vae.io.atomic_output import check_distinct, check_output, remove_partial, written_beside
 
 
-def test_the_output_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_written_beside_renames_on_success(tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     with written_beside(out) as beside:
         beside.write_text("new", encoding="utf-8")
@@ -18,7 +18,9 @@ def test_the_output_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_an_exception_leaves_what_was_there(error: type[BaseException], is_folder: bool, tmp_path: Path) -> None:
+def test_written_beside_after_an_exception_keeps_the_old_file(
+    error: type[BaseException], is_folder: bool, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.write_text("old", encoding="utf-8")
 
@@ -35,7 +37,7 @@ def test_an_exception_leaves_what_was_there(error: type[BaseException], is_folde
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"out": "old"}
 
 
-def test_an_empty_folder_is_replaced_by_a_folder(tmp_path: Path) -> None:
+def test_written_beside_replaces_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     check_output(tmp_path / "out", overwrite=False, may_be_folder=True)
     with written_beside(tmp_path / "out") as beside:
@@ -44,14 +46,14 @@ def test_an_empty_folder_is_replaced_by_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.png"]
 
 
-def test_a_folder_with_files_is_never_replaced(tmp_path: Path) -> None:
+def test_check_output_refuses_a_folder_with_files(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "cat.png").touch()
     with pytest.raises(UserError, match="already holds files"):
         check_output(tmp_path / "out", overwrite=True, may_be_folder=True)
 
 
-def test_a_file_never_replaces_a_folder_a_pipe_or_a_device(tmp_path: Path) -> None:
+def test_check_output_refuses_a_folder_a_pipe_and_a_device(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
@@ -60,7 +62,7 @@ def test_a_file_never_replaces_a_folder_a_pipe_or_a_device(tmp_path: Path) -> No
             check_output(tmp_path / name, overwrite=True)
 
 
-def test_a_link_is_written_through(tmp_path: Path) -> None:
+def test_written_beside_of_a_link_writes_its_target(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     link, target = tmp_path / "link.mp4", tmp_path / "elsewhere" / "target.mp4"
     link.symlink_to(target)
@@ -73,7 +75,7 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
         check_output(link, overwrite=False)
 
 
-def test_what_lies_in_an_input_folder_is_an_input(tmp_path: Path) -> None:
+def test_check_output_refuses_a_file_of_an_input_folder(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "0.png").touch()
     with pytest.raises(UserError, match="both input and output"):
@@ -81,7 +83,7 @@ def test_what_lies_in_an_input_folder_is_an_input(tmp_path: Path) -> None:
     check_output(tmp_path / "pictures" / "new.safetensors", overwrite=False, inputs=(tmp_path / "pictures",))
 
 
-def test_outputs_of_one_run_are_apart(tmp_path: Path) -> None:
+def test_check_distinct_refuses_equal_and_nested_outputs(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "a.mkv")
     check_distinct(tmp_path / "a.mkv", tmp_path / "b.mkv", tmp_path / "a")
     for other, words in (("a.mkv", "two outputs"), ("link", "two outputs"), ("a.mkv/b.png", "inside the other")):
@@ -90,7 +92,7 @@ def test_outputs_of_one_run_are_apart(tmp_path: Path) -> None:
                 check_distinct(*pair)
 
 
-def test_others_may_read_what_was_written_as_far_as_the_user_lets_them(tmp_path: Path) -> None:
+def test_written_beside_sets_the_permissions_of_the_umask_or_of_the_old_file(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         for existing in (None, 0o604):
@@ -104,7 +106,7 @@ def test_others_may_read_what_was_written_as_far_as_the_user_lets_them(tmp_path:
         os.umask(before)
 
 
-def test_files_in_a_written_folder_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
+def test_written_beside_sets_the_permissions_of_files_in_a_folder(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         with written_beside(tmp_path / "vae") as beside:
@@ -117,7 +119,7 @@ def test_files_in_a_written_folder_get_the_permissions_of_the_umask(tmp_path: Pa
         assert (tmp_path / "vae" / name).stat().st_mode & 0o777 == 0o640
 
 
-def test_missing_parent_folders_are_created_at_write_time_and_removed_after_an_error(tmp_path: Path) -> None:
+def test_written_beside_creates_parent_folders_and_removes_them_after_an_error(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder" / "out.mp4"
     check_output(str(out), overwrite=False)
     assert not any(tmp_path.iterdir())
@@ -137,7 +139,7 @@ def test_missing_parent_folders_are_created_at_write_time_and_removed_after_an_e
         check_output(out / "new" / "inner.mp4", overwrite=True)
 
 
-def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+def test_remove_partial_removes_the_files_of_killed_processes(tmp_path: Path) -> None:
     names = (".one.partial-12.pt", ".two.partial-7.npy", "one.pt", ".hidden")
     for name in names:
         (tmp_path / name).touch()

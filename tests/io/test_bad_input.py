@@ -30,7 +30,7 @@ def refused(path: Path, message: str, **options: Any) -> None:
     assert "\n" not in sentence
 
 
-def test_paths(tmp_path: Path) -> None:
+def test_open_clip_of_a_bad_path_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "missing.mp4", "does not exist")
     refused(tmp_path, "no images in it; images end in")
     (tmp_path / "empty.mp4").touch()
@@ -42,7 +42,7 @@ def test_paths(tmp_path: Path) -> None:
         refused(tmp_path / name, "cannot be read as|holds no video")
 
 
-def test_sound_alone(tmp_path: Path) -> None:
+def test_open_clip_without_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
@@ -84,7 +84,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.97])
-def test_cut_short(tmp_path: Path, clips: dict[str, bytes], name: str, share: float) -> None:
+def test_read_of_a_truncated_file_is_refused(tmp_path: Path, clips: dict[str, bytes], name: str, share: float) -> None:
     path = tmp_path / name
     path.write_bytes(clips[name])
     assert read(path) == (1 if name.startswith("still") else 20)
@@ -92,13 +92,13 @@ def test_cut_short(tmp_path: Path, clips: dict[str, bytes], name: str, share: fl
     refused(path, "cut short|damaged|cannot be read")
 
 
-def test_a_live_recording_has_no_end_to_miss(tmp_path: Path, clips: dict[str, bytes]) -> None:
+def test_read_of_a_live_recording_without_size_succeeds(tmp_path: Path, clips: dict[str, bytes]) -> None:
     (tmp_path / "a.mkv").write_bytes(clips["live.mkv"])
     assert read(tmp_path / "a.mkv") == 20
 
 
 @pytest.mark.parametrize("name", ["mpeg4.avi", "animated.png"])
-def test_damage_within(tmp_path: Path, clips: dict[str, bytes], name: str) -> None:
+def test_read_of_a_damaged_file_is_refused(tmp_path: Path, clips: dict[str, bytes], name: str) -> None:
     data = bytearray(clips[name])
     middle = len(data) // 2
     data[middle : middle + 800] = bytes(800)
@@ -106,7 +106,7 @@ def test_damage_within(tmp_path: Path, clips: dict[str, bytes], name: str) -> No
     refused(tmp_path / name, "is damaged: frame [0-9]+ of|cannot be read")
 
 
-def test_frames_before_the_damage_can_be_had(tmp_path: Path, clips: dict[str, bytes]) -> None:
+def test_frames_before_the_damage_can_be_read(tmp_path: Path, clips: dict[str, bytes]) -> None:
     data = bytearray(clips["mpeg4.avi"])
     last = len(data) * 3 // 4
     data[last : last + 800] = bytes(800)
@@ -125,7 +125,9 @@ def test_frames_before_the_damage_can_be_had(tmp_path: Path, clips: dict[str, by
         ({"frames": (5, 5)}, "frames 5:5 selects no frame"),
     ],
 )
-def test_options_out_of_range(tmp_path: Path, clips: dict[str, bytes], options: dict[str, Any], message: str) -> None:
+def test_open_clip_with_options_out_of_range_is_refused(
+    tmp_path: Path, clips: dict[str, bytes], options: dict[str, Any], message: str
+) -> None:
     (tmp_path / "a.mp4").write_bytes(clips["end.mp4"])
     refused(tmp_path / "a.mp4", message, **options)
 

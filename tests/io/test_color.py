@@ -58,7 +58,7 @@ def test_halved_chroma_is_close_on_smooth_content(tmp_path: Path, matrix: str, l
 
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize(("bits", "layout"), [(8, "gray"), (10, "gray10le")])
-def test_gray_has_a_range_too(tmp_path: Path, full_range: bool, bits: int, layout: str) -> None:
+def test_gray_is_read_by_its_range(tmp_path: Path, full_range: bool, bits: int, layout: str) -> None:
     unit = 1 << (bits - 8)
     black, white = (0, 256 * unit - 1) if full_range else (16 * unit, 235 * unit)
     luma = np.linspace(black, white, 64).round().astype(np.uint8 if bits == 8 else np.uint16)

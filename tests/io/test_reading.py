@@ -170,7 +170,7 @@ def test_animated_webp_goes_by_its_durations(tmp_path: Path) -> None:
     assert (pictures == PICTURES[[0, 1, 2, 3, 4, 5, *sorted([*range(6, 12)] * 2)]]).all()
 
 
-def test_folder_in_natural_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folder_is_read_in_natural_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number, picture in enumerate(PICTURES):
         Image.fromarray(picture).save(tmp_path / f"frame{number}.png")
     (tmp_path / "notes.txt").write_text("hello")
@@ -201,7 +201,7 @@ def test_exif_orientation(tmp_path: Path, tag: int, mode: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
-def test_deep_images_keep_their_depth(tmp_path: Path, suffix: str) -> None:
+def test_images_of_16_bits_keep_their_depth(tmp_path: Path, suffix: str) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
     frame = av.VideoFrame.from_ndarray(deep, "rgb48le")
     codec = {".png": "png", ".tiff": "tiff"}[suffix]
@@ -216,7 +216,7 @@ def test_deep_images_keep_their_depth(tmp_path: Path, suffix: str) -> None:
     assert (pictures[0] == deep).all()
 
 
-def test_mixed_depths_come_as_deep(tmp_path: Path) -> None:
+def test_folder_of_mixed_depths_is_read_as_uint16(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 5, 3), 255, np.uint8)).save(tmp_path / "1.png")
     Image.fromarray(np.full((4, 5), 65535, np.uint16)).save(tmp_path / "2.png")
     _, pictures = read_all(tmp_path)
@@ -235,7 +235,7 @@ def test_importing_io_loads_neither_torch_nor_pyav() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_frames_go_without_waiting_for_the_garbage_collector(tmp_path: Path) -> None:
+def test_reading_frees_frames_without_the_garbage_collector(tmp_path: Path) -> None:
     # Frames are few and large: the collector, which counts objects, would let hundreds of megabytes wait.
     path = encode(tmp_path / "a.mkv", rgb_frames(smooth_pictures(40, 48, 64), "yuv420p"))
     gc.collect()

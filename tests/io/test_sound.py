@@ -66,13 +66,13 @@ def test_packets_are_copied_and_stay_in_time(tmp_path: Path, source: Path, frame
         assert clip.info.has_audio
 
 
-def test_sound_ends_with_the_pictures_written(tmp_path: Path, source: Path) -> None:
+def test_audio_ends_with_the_last_frame(tmp_path: Path, source: Path) -> None:
     copy(source, tmp_path / "b.mkv", count=17)
     assert packets(tmp_path / "b.mkv")[-1][0] < 17 / RATE
 
 
 @pytest.mark.parametrize(("suffix", "reason"), [(".webm", "cannot hold aac sound"), (".gif", "cannot hold sound")])
-def test_sound_that_does_not_fit_is_told_of(
+def test_audio_that_the_format_cannot_store_is_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, reason: str
 ) -> None:
     path = encode(tmp_path / "a.mp4", rgb_frames(PICTURES, "yuv420p"), codec="libx264", sound="aac")
@@ -83,7 +83,9 @@ def test_sound_that_does_not_fit_is_told_of(
         assert clip.info.frames == 50
 
 
-def test_a_source_without_sound_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_audio_source_without_audio_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     silent = encode(tmp_path / "a.mkv", rgb_frames(PICTURES[:3]))
     with open_clip(silent) as clip:
         assert clip.audio is None

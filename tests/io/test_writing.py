@@ -124,7 +124,7 @@ def test_pixel_aspect_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "4/3 as wide as high" in caplog.text
 
 
-def test_odd_sizes_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_odd_sizes_in_h264_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "a.mp4", smooth_pictures(2, 32, 33))
     assert [r.message for r in caplog.records if "33x32 has an odd side" in r.message and "yuv444p" in r.message]
     caplog.clear()
@@ -144,7 +144,9 @@ def test_odd_sizes_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         ("full", {}, "not an empty folder"),
     ],
 )
-def test_impossible_outputs(tmp_path: Path, name: str, options: dict[str, Any], message: str) -> None:
+def test_create_clip_of_an_impossible_output_is_refused(
+    tmp_path: Path, name: str, options: dict[str, Any], message: str
+) -> None:
     (tmp_path / "there.mp4").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
@@ -198,7 +200,7 @@ def test_an_image_file_holds_one_picture(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_frames_are_refused(tmp_path: Path) -> None:
+def test_clip_writer_refuses_frames_of_another_size(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match=r"\(n, 8, 9, 3\) of uint8 do"),
         create_clip(tmp_path / "a.mp4", width=9, height=8, fps=Fraction(25), color=BT709) as writer,

@@ -81,24 +81,24 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     get the permissions the umask allows. On any exception, including Ctrl-C, all of it is removed.
     """
     path = Path(path).resolve()
-    beside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     created = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
+        yield temporary
         # safetensors gives its files mode 0600.
         permissions = path.stat().st_mode if path.is_file() else _permissions_of_new_files()
-        for file in (file for file in (beside, *beside.rglob("*")) if file.is_file()):
+        for file in (file for file in (temporary, *temporary.rglob("*")) if file.is_file()):
             file.chmod(permissions)
         if path.is_dir():
             path.rmdir()  # not every system renames over a folder; check_output made sure that it is empty
-        beside.replace(path)
+        temporary.replace(path)
         created = []
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         else:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         for folder in created:
             with suppress(OSError):  # another output may be in it by now
                 folder.rmdir()

@@ -40,10 +40,6 @@ def check_complete(source: Path | BinaryIO, name: str) -> None:
 
     Supports MP4 and MOV, Matroska and WebM, AVI, WebP and GIF; other files are only checked for emptiness.
 
-    Args:
-        source: A path, or a seekable file object.
-        name: Name of the source in messages.
-
     Raises:
         ClipError: The file is empty or cut short.
     """
@@ -123,10 +119,8 @@ class AvSource:
     def __init__(self, source: Path | BinaryIO, name: str, frames: tuple[int | None, int | None]) -> None:
         """Read all packets, and decode the first frame.
 
-        Args:
-            source: A path, or a seekable file object, which is read from its start.
-            name: Name of the source in messages.
-            frames: First frame and the one after the last, as in a slice.
+        A file object must be seekable, and is read from its start. `name` stands for the source in messages; `frames`
+        are the first frame and the one after the last.
 
         Raises:
             ClipError: The file has no video, is damaged, or has none of the selected frames.

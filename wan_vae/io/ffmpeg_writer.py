@@ -85,15 +85,14 @@ class AvSink(ClipSink):
 
     def __init__(
         self,
-        path: Path,
         form: Format,
-        *,
         width: int,
         height: int,
         fps: Fraction,
         color: Color,
         pixel_aspect: Fraction,
         audio: AudioSource | None,
+        path: Path,
     ) -> None:
         """Create the file as `form`, whatever the suffix of `path`; for the other arguments see `create_clip`."""
         self._fps = fps

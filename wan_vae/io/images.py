@@ -65,10 +65,7 @@ class ImageSource:
     def __init__(self, path: Path, frames: tuple[int | None, int | None], fps: Fraction | None) -> None:
         """Read the headers of all files and the durations of an animation, and decode the first picture.
 
-        Args:
-            path: An image file, or a folder of images.
-            frames: First picture and the one after the last, as in a slice.
-            fps: Frame rate of images that are no animation; None for 24.
+        `frames` are the first picture and the one after the last; `fps` is the rate of images that are no animation.
 
         Raises:
             ClipError: There is no image, one cannot be read, their sizes differ, or no picture is selected.

@@ -12,6 +12,7 @@ A safetensors file with one tensor, `latents`, (1, z, t, h, w), normalized; and 
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -124,10 +124,10 @@ class LatentsWriter:
 
     def __enter__(self) -> "LatentsWriter":
         with self._reported(), ExitStack() as stack:
-            self._beside = None
+            self._temporary = None
             if isinstance(self._target, Path):
-                self._beside = stack.enter_context(written_beside(self._target))
-            folder = self._beside.parent if self._beside else None
+                self._temporary = stack.enter_context(written_beside(self._target))
+            folder = self._temporary.parent if self._temporary else None
             self._spool = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             self._stack = stack.pop_all()
         return self
@@ -189,7 +189,7 @@ class LatentsWriter:
         }
         header = json.dumps({"__metadata__": info.to_metadata(), "latents": tensor}).encode()
         header += b" " * (-len(header) % 8)
-        opened: Any = nullcontext(self._target) if self._beside is None else self._beside.open("wb")
+        opened: Any = nullcontext(self._target) if self._temporary is None else self._temporary.open("wb")
         with self._reported(), opened as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for channel in range(channels):
@@ -212,37 +212,35 @@ class LatentsWriter:
 
 
 class LatentsFile:
-    """A latents file opened for reading.
-
-    The tensor stays on disk, unless the source is a file object, which is read at once from its current position.
+    """A latents file opened for reading. The tensor stays on disk.
 
     Attributes:
         info: Properties of the clip and of the model.
         shape: Shape of the tensor, (1, z, t, h, w).
         dtype: safetensors' name of its dtype, such as "F32".
 
+    Args:
+        path: The file.
+        name: Name of the file in messages, by default its path.
+
     Raises:
         LatentsError: The file is missing, damaged, or not a latents file.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | BinaryIO) -> None:
-        self._path = Path(source) if isinstance(source, str | os.PathLike) else None
-        self._name = str(self._path) if self._path else "the file object"
-        self._tensor: Tensor | None = None
-        if isinstance(source, str | os.PathLike):
-            metadata = latents_metadata(Path(source))
-        else:
-            metadata, self._tensor = _parse(source.read())
+    def __init__(self, path: str | os.PathLike[str], *, name: str | None = None) -> None:
+        self._path = Path(path)
+        self._name = name or str(path)
+        metadata = latents_metadata(self._path)
         if metadata is None:
             raise LatentsError(f"{self._name} is no latents file; `wan-vae encode` writes them.")
         try:
             self.info = LatentsInfo.from_metadata(metadata)
-            with self._opened() as tensor:
-                if tensor is None:
+            with safe_open(self._path, framework="pt") as file:
+                if "latents" not in file.keys():  # noqa: SIM118
                     raise LatentsError("it has no tensor 'latents'.")
-                in_memory = isinstance(tensor, Tensor)
-                self.shape = tuple(tensor.shape if in_memory else tensor.get_shape())
-                self.dtype = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) if in_memory else str(tensor.get_dtype())
+                tensor = file.get_slice("latents")
+                self.shape = tuple(tensor.get_shape())
+                self.dtype = str(tensor.get_dtype())
             self.info.check_shape(self.shape)
         except UserError as error:
             raise LatentsError(f"{self._name} cannot be used: {error}") from error
@@ -253,21 +251,13 @@ class LatentsFile:
         Raises:
             LatentsError: A value is NaN or infinite.
         """
-        with self._opened() as tensor:
+        with safe_open(self._path, framework="pt") as file:
+            tensor = file.get_slice("latents")
             for start in range(0, self.shape[2], count):
                 chunk = tensor[:, :, start : start + count]
                 if not torch.isfinite(chunk).all():
                     raise LatentsError(f"{self._name} holds NaN or infinite values from latent frame {start} on.")
                 yield chunk
-
-    @contextmanager
-    def _opened(self) -> Iterator[Any]:
-        """Yield the tensor, or an object that reads slices of it from disk; None if there is none."""
-        if self._path is None:
-            yield self._tensor
-            return
-        with safe_open(self._path, framework="pt") as file:
-            yield file.get_slice("latents") if "latents" in file.keys() else None  # noqa: SIM118
 
 
 def latents_metadata(path: Path) -> dict[str, str] | None:
@@ -286,19 +276,8 @@ def latents_metadata(path: Path) -> dict[str, str] | None:
     return metadata if metadata.get("format") == FORMAT else None
 
 
-def _parse(content: bytes) -> tuple[dict[str, str] | None, Tensor | None]:
-    """Return the metadata, None unless this is the content of a latents file; and the tensor."""
-    try:
-        tensors = safetensors.torch.load(content)
-    except SafetensorError:
-        return None, None
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata: dict[str, str] = header.get("__metadata__", {})
-    return (metadata if metadata.get("format") == FORMAT else None), tensors.get("latents")
-
-
 def load_latents(source: str | os.PathLike[str] | BinaryIO) -> tuple[Tensor, LatentsInfo]:
-    """Read a latents file from a path or a binary file object.
+    """Read a latents file from a path, or from a binary file object at its current position.
 
     Returns:
         The normalized latents, (1, z, t, h, w) in the dtype of the file, on the CPU; and their properties.
@@ -306,8 +285,15 @@ def load_latents(source: str | os.PathLike[str] | BinaryIO) -> tuple[Tensor, Lat
     Raises:
         LatentsError: The file is missing, damaged, not a latents file, or holds NaN or infinite values.
     """
-    file = LatentsFile(source)
-    (latents,) = file.chunks(file.shape[2])
+    with ExitStack() as stack:
+        name = None
+        if not isinstance(source, str | os.PathLike):
+            copy = stack.enter_context(tempfile.NamedTemporaryFile())
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+            source, name = copy.name, "the file object"
+        file = LatentsFile(source, name=name)
+        (latents,) = file.chunks(file.shape[2])
     return latents, file.info
 
 

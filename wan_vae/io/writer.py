@@ -45,8 +45,8 @@ class ClipWriter:
 
     def __enter__(self) -> "ClipWriter":
         with self._reported(), ExitStack() as stack:
-            beside = stack.enter_context(written_beside(self._path))
-            self._sink = self._make_sink(beside)
+            temporary = stack.enter_context(written_beside(self._path))
+            self._sink = self._make_sink(temporary)
             stack.push(self._conclude)
             self._stack = stack.pop_all()
         return self
@@ -174,16 +174,7 @@ def create_clip(
             )
         if form.ticks is not None and form.ticks % fps != 0:
             LOGGER.warning(f"{path} counts time in 1/{form.ticks} s, so its rate will only be near {float(fps):g}.")
-        make_sink = partial(
-            AvSink,
-            form=form,
-            width=width,
-            height=height,
-            fps=fps,
-            color=color,
-            pixel_aspect=pixel_aspect,
-            audio=audio,
-        )
+        make_sink = partial(AvSink, form, width, height, fps, color, pixel_aspect, audio)
     else:
         known = ", ".join((*LOSSY, *STILL_SUFFIXES))
         raise ClipError(f"{path} has an unknown ending; known are {known}, and none for a folder of PNG files.")
