@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -13,9 +14,20 @@ from PIL import Image
 from tests.cli.running import read_clip, run, write_clip
 from tests.helpers import random_vae, small_config
 from wan_vae import WanVAE
+from wan_vae.config import config_folder
 from wan_vae.errors import UserError
+from wan_vae.evaluation import evaluate as module_under_test
 from wan_vae.evaluation.contact_sheet import SheetLayout
-from wan_vae.evaluation.evaluate import Result, Shot, evaluate_shot, markdown_table, scaled_size, summary
+from wan_vae.evaluation.evaluate import (
+    Result,
+    Shot,
+    code_version,
+    evaluate_shot,
+    markdown_table,
+    read_evaluation_set,
+    scaled_size,
+    summary,
+)
 from wan_vae.evaluation.metrics import Score
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -39,7 +51,7 @@ class MeanDifference:
         return float(np.abs(a.astype(float) - b).mean())
 
 
-def test_a_shot_is_measured_as_reconstruct_does(
+def test_evaluate_shot_gives_the_scores_of_the_reconstruct_command(
     clip: Path, vae: WanVAE, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vae.save(tmp_path / "vae.safetensors")
@@ -65,17 +77,17 @@ def test_a_shot_is_measured_as_reconstruct_does(
         assert sheet.size == SheetLayout.of(24, 16).size(4)
 
 
-def test_a_clip_may_end_before_its_shot_and_is_scaled(clip: Path, vae: WanVAE) -> None:
+def test_evaluate_shot_of_a_clip_that_ends_early_scores_the_frames_it_has(clip: Path, vae: WanVAE) -> None:
     result = evaluate_shot(vae, Shot(clip, 5, 54), 12)
     assert (result.frames, result.size, result.score.lpips) == (2, (18, 12), None)
 
 
-def test_a_shot_that_is_not_there(clip: Path, vae: WanVAE) -> None:
+def test_evaluate_shot_after_the_end_of_the_clip_is_refused(clip: Path, vae: WanVAE) -> None:
     with pytest.raises(UserError, match="7"):
         evaluate_shot(vae, Shot(clip, 7, 9), 16)
 
 
-def test_an_upscaling_decoder_is_refused(clip: Path) -> None:
+def test_evaluate_shot_of_an_upscaling_decoder_is_refused(clip: Path) -> None:
     with pytest.raises(UserError, match="2 times the size"):
         evaluate_shot(random_vae(small_config(output_upscale=2), torch.float32), Shot(clip, 0, 3), 16)
 
@@ -90,11 +102,13 @@ def test_an_upscaling_decoder_is_refused(clip: Path) -> None:
         ((99, 99), (256, 256)),
     ],
 )
-def test_the_short_side_is_as_asked_and_the_long_one_even(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+def test_scaled_size_has_the_given_short_side_and_an_even_long_one(
+    size: tuple[int, int], scaled: tuple[int, int]
+) -> None:
     assert scaled_size(*size, 256) == scaled
 
 
-def test_reports() -> None:
+def test_reports_list_shots_and_their_mean() -> None:
     results = [
         Result(Shot(Path("in/a.mkv"), 0, 49), 49, (456, 256), Score(30.0, 0.9, 0.125)),
         Result(Shot(Path("in/a.mkv"), 49, 98), 8, (456, 256), Score(35.0, 0.8, 0.375)),
@@ -113,7 +127,7 @@ def test_reports() -> None:
     }  # fmt: skip
 
 
-def test_what_was_not_measured_is_left_out() -> None:
+def test_markdown_table_leaves_out_what_was_not_measured() -> None:
     results = [
         Result(Shot(Path("a.mkv"), 0, 1), 1, (8, 8), Score(float("inf"), None, None)),
         Result(Shot(Path("b.mkv"), 0, 1), 1, (16, 16), Score(20.0, 0.5, None)),
@@ -132,7 +146,7 @@ def evaluate(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
     )
 
 
-def test_the_script(clip: Path, vae: WanVAE) -> None:
+def test_script_writes_scores_and_sheets(clip: Path, vae: WanVAE) -> None:
     folder = clip.parent
     vae.save(folder / "vae.safetensors")
     outputs = ("--dtype", "fp32", "--json", "out.json", "--markdown", "out.md", "--sheets", "sheets")
@@ -149,7 +163,7 @@ def test_the_script(clip: Path, vae: WanVAE) -> None:
     assert sorted(path.name for path in (folder / "sheets").iterdir()) == ["clip-000.png", "clip-002.png"]
 
 
-def test_the_script_refuses_before_it_works(clip: Path, vae: WanVAE) -> None:
+def test_script_of_bad_arguments_writes_nothing(clip: Path, vae: WanVAE) -> None:
     folder = clip.parent
     vae.save(folder / "vae.safetensors")
     for arguments, word in (
@@ -161,3 +175,84 @@ def test_the_script_refuses_before_it_works(clip: Path, vae: WanVAE) -> None:
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1), refused
         assert word in refused.stderr
     assert {path.name for path in folder.iterdir()} == {"bench.yaml", "clip.mkv", "vae.safetensors"}
+
+
+GOOD = "frames: 4\nshort_side: 16\nshots:\n  a.mkv: [0, 3, 20]\n"
+
+
+def test_read_evaluation_set_ends_shots_at_the_next_or_at_the_frame_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.mkv").touch()
+    (tmp_path / "bench.yaml").write_text(GOOD, encoding="utf-8")
+    bench = read_evaluation_set(tmp_path / "bench.yaml", tmp_path)
+    clip = tmp_path / "a.mkv"
+    assert bench.short_side == 16
+    assert bench.shots == (Shot(clip, 0, 3), Shot(clip, 3, 7), Shot(clip, 20, 24))
+    assert bench.shots[1].name == "a-003"
+
+
+def test_read_evaluation_set_reads_the_shipped_one(tmp_path: Path) -> None:
+    for name in ("bikes", "bigbuckbunny", "carphone_pristine"):
+        (tmp_path / f"{name}.mp4").touch()
+    bench = read_evaluation_set(config_folder() / "evaluation" / "bench.yaml", tmp_path)
+    assert bench.short_side == 256
+    assert [shot.name for shot in bench.shots][:2] == ["bikes-000", "bikes-030"]
+    assert len(bench.shots) == 8
+    assert all(0 < shot.stop - shot.start <= 49 for shot in bench.shots)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("frames: [", "is not a YAML file"),
+        ("- 1", "must have frames, short_side, shots"),
+        (GOOD + "speed: 3\n", "and nothing else"),
+        (GOOD.replace("frames: 4", "frames: 0"), "frames: 0"),
+        (GOOD.replace("16", "true"), "short_side: True"),
+        ("frames: 4\nshort_side: 16\nshots: {}\n", "shots: {}"),
+        (GOOD.replace("[0, 3, 20]", "[]"), r"a\.mkv: \[\]"),
+        (GOOD.replace("[0, 3, 20]", "[3, 3]"), r"a\.mkv: \[3, 3\]"),
+        (GOOD.replace("[0, 3, 20]", "[-1]"), r"a\.mkv: \[-1\]"),
+        (GOOD.replace("[0, 3, 20]", "0"), r"a\.mkv: 0"),
+        (GOOD.replace("a.mkv", "b.mkv"), r"b\.mkv, which is not in"),
+    ],
+)
+def test_read_evaluation_set_of_a_bad_file_gets_a_sentence(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.mkv").touch()
+    path = tmp_path / "bench.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"bench\.yaml .*{words}"):
+        read_evaluation_set(path, tmp_path)
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        read_evaluation_set(tmp_path / "nowhere.yaml", tmp_path)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "wan_vae" / "evaluation").mkdir(parents=True)
+    module = tmp_path / "wan_vae" / "evaluation" / "evaluate.py"
+    module.touch()
+    monkeypatch.setattr(module_under_test, "__file__", str(module))
+    return tmp_path
+
+
+def test_code_version_outside_a_checkout_is_the_version(package: Path) -> None:
+    assert code_version() == version("wan_vae")
+
+
+def test_code_version_in_a_broken_checkout_is_the_version(package: Path) -> None:
+    (package / ".git").write_text("not a checkout")
+    assert code_version() == version("wan_vae")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_code_version_in_a_checkout_has_the_commit_and_tells_changes(package: Path) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(package), *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "first")
+    clean = code_version()
+    assert clean.startswith(f"{version('wan_vae')}, commit ")
+    (package / "wan_vae" / "evaluation" / "evaluate.py").write_text("changed")
+    assert code_version() == f"{clean}-dirty"

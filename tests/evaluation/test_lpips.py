@@ -39,7 +39,7 @@ def pictures() -> torch.Tensor:
     return 2 * torch.rand(2, 3, 48, 40, generator=torch.Generator().manual_seed(1)) - 1
 
 
-def test_distances_grow_with_noise(lpips: LPIPS, pictures: torch.Tensor) -> None:
+def test_lpips_grows_with_noise(lpips: LPIPS, pictures: torch.Tensor) -> None:
     assert lpips(pictures, pictures).tolist() == [0, 0]
     noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(2))
     distances = torch.stack([lpips(pictures, pictures + scale * noise) for scale in (0.02, 0.1, 0.5)])
@@ -48,7 +48,7 @@ def test_distances_grow_with_noise(lpips: LPIPS, pictures: torch.Tensor) -> None
     assert (distances > 0).all()
 
 
-def test_frames_are_compared_as_pictures(lpips: LPIPS, pictures: torch.Tensor) -> None:
+def test_lpips_distance_of_frames_is_that_of_pictures(lpips: LPIPS, pictures: torch.Tensor) -> None:
     frames = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     levels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
     expected = lpips(levels[:1], levels[1:]).item()
@@ -56,14 +56,14 @@ def test_frames_are_compared_as_pictures(lpips: LPIPS, pictures: torch.Tensor) -
     assert lpips.distance(frames[0].astype("uint16") * 257, frames[1]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_weight_comes_from_the_file(lpips: LPIPS, backbone: Path) -> None:
+def test_lpips_takes_every_weight_from_the_file(lpips: LPIPS, backbone: Path) -> None:
     stored = {name: tensor for name, tensor in load_file(backbone).items() if name.startswith("features")}
     filled = {name.split("net.slice")[1][2:]: value for name, value in lpips.named_parameters() if ".net." in name}
     assert {f"features.{name}" for name in filled} == stored.keys()
     assert all(torch.equal(value, stored[f"features.{name}"]) for name, value in filled.items())
 
 
-def test_it_stays_frozen_and_lets_gradients_through(lpips: LPIPS, pictures: torch.Tensor) -> None:
+def test_lpips_stays_frozen_and_is_differentiable(lpips: LPIPS, pictures: torch.Tensor) -> None:
     lpips.train()
     assert not any(module.training for module in lpips.modules())
     assert not any(parameter.requires_grad for parameter in lpips.parameters())
@@ -74,14 +74,14 @@ def test_it_stays_frozen_and_lets_gradients_through(lpips: LPIPS, pictures: torc
         assert picture.grad.abs().sum() > 0
 
 
-def test_pictures_that_are_too_small(lpips: LPIPS) -> None:
+def test_lpips_of_too_small_pictures_is_refused(lpips: LPIPS) -> None:
     smallest = torch.zeros(1, 3, 31, 31)
     assert lpips(smallest, smallest).tolist() == [0]
     with pytest.raises(UserError, match="30x64 is too small"):
         lpips(torch.zeros(1, 3, 64, 30), torch.zeros(1, 3, 64, 30))
 
 
-def test_bad_backbones(backbone: Path, tmp_path: Path) -> None:
+def test_lpips_of_a_bad_backbone_gets_a_sentence(backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.safetensors does not exist"):
         LPIPS("alex", tmp_path / "nowhere.safetensors")
     tensors = load_file(backbone)
@@ -97,7 +97,7 @@ def test_bad_backbones(backbone: Path, tmp_path: Path) -> None:
         LPIPS("alex", bad)
 
 
-def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_without_its_package_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
     (tmp_path / "some.safetensors").touch()
     with pytest.raises(UserError, match=r"pip install 'wan-vae\[train\]'"):
