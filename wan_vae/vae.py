@@ -26,6 +26,7 @@ from wan_vae.validation import check_latents, check_video
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+    from wan_vae.checkpoints import Checkpoint
     from wan_vae.sharding import ShardedVAE
 
 
@@ -72,7 +73,16 @@ class WanVAE(Autoencoder):
             CheckpointError: The checkpoint is missing, damaged, incomplete, of another model, or holds NaN.
         """
         checkpoint = read_checkpoint(resolve_checkpoint(source))
-        return cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
+        vae = cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
+        vae._checkpoint = checkpoint
+        return vae
+
+    def digest(self) -> str:
+        """Return the digest of the checkpoint that the weights were loaded from."""
+        assert self._checkpoint is not None
+        return self._checkpoint.digest()
+
+    _checkpoint: "Checkpoint | None" = None
 
     @classmethod
     def from_weights(
