@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from wan_vae.cli import main
+from wan_vae.cli import main, signals
 from wan_vae.io import Color, create_clip, open_clip
 
 
@@ -33,6 +33,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         main([str(argument) for argument in arguments])
+    signals._received.clear()  # or the tests would die of it in the end
     out, err = capsys.readouterr()
     return Outcome(exit_.value.code or 0, out, err)
 

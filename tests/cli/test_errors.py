@@ -288,10 +288,10 @@ def test_a_device_that_is_not_there(
     assert_one_sentence(run(capsys, *command), "--device cuda is not available", "cpu is")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", ["encode", "reconstruct"])
 def test_an_interrupted_run_leaves_nothing(
-    command: str, number: signal.Signals, code: int, long_clip: Path, checkpoint: Path, tmp_path: Path
+    command: str, number: signal.Signals, long_clip: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -308,11 +308,10 @@ def test_an_interrupted_run_leaves_nothing(
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == code
+    assert process.returncode == -number
     assert not any(folder.iterdir())
-    if number == signal.SIGINT:
-        assert err.splitlines()[-1] == "wan-vae: interrupted; no output was written."
-        assert "Traceback" not in err
+    assert err.splitlines()[-1] == "wan-vae: interrupted; no output was written."
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("command", ["encode", "reconstruct", "convert"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from wan_vae.cli.common import shortage
+from wan_vae.cli.common import memory_shortage
 
 
 @pytest.mark.parametrize(
@@ -20,10 +20,10 @@ from wan_vae.cli.common import shortage
     ],
 )
 def test_errors_about_memory(error: Exception, line: str | None) -> None:
-    assert shortage(error) == line
+    assert memory_shortage(error) == line
 
 
 def test_what_torch_says_on_a_cpu() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
-    assert shortage(error.value) is not None
+    assert memory_shortage(error.value) is not None

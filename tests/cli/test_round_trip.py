@@ -126,7 +126,7 @@ def test_a_cpu_decodes_in_bfloat16_where_it_multiplies_it(
     capabilities: dict[str, bool], decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    vae = load_model("nano", Device.cpu, Precision.auto).vae
+    vae = load_model("nano", device=Device.cpu, dtype=Precision.auto)
     latents = vae.encode(torch.zeros(1, 3, 1, 8, 8))
     assert (latents.dtype, vae.decode(latents).dtype) == (torch.float32, decoder)
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +27,6 @@ from wan_vae.inference import planner
 from wan_vae.inference.budget import parse_bytes
 from wan_vae.inference.planner import Plan
 from wan_vae.inference.tiling import Tiling
-from wan_vae.sharding.led import LeadVAE, follow
 from wan_vae.sharding.process_group import ProcessGroup, least_budget
 from wan_vae.sharding.sharded_vae import ShardedVAE
 
@@ -198,35 +196,21 @@ def test_processes_on_one_machine_share_what_is_free(workers: Workers) -> None:
     assert shared[0] <= 0.3 * parse_bytes("auto", CPU)
 
 
-def led(group: dist.ProcessGroup, config: VAEConfig, tiling: Tiling) -> dict[str, Any]:
-    vae, peers = random_vae(config), ProcessGroup(range(group.size()), group)
-    if group.rank() > 0:
-        follow(vae, peers)
-        return {}
-    lead, results = LeadVAE(vae, peers), {}
+def described(group: dist.ProcessGroup, memories: list[str]) -> tuple[str, int, int]:
+    vae = sharded(group, small_config())
     try:
-        lead.budget("much")
+        budget = str(vae.budget(memories[group.rank()]))
     except UserError as error:
-        results["much"] = str(error)
-    results["budget"] = lead.budget("1GiB")
-    results["plan"] = lead.plan("decode", frames=7, height=6, width=10, memory=2**30)
-    for call in ("encode", "decode"):
-        x = given_to(call, config, (4, 3, 5))
-        with make_plan(tiling):
-            results[call] = getattr(lead, call)(x, memory=2**30)
-            chunks = x.split(3, dim=2)
-            results[f"{call}_stream"] = torch.cat(list(getattr(lead, f"{call}_stream")(chunks, memory=2**30)), dim=2)
-    lead.dismiss()
-    return results
+        budget = str(error)
+    return budget, vae.rank, vae.default_chunk_size(5, 7)
 
 
-def test_one_process_leads_within_a_budget(workers: Workers) -> None:
-    config = small_config()
-    vae = random_vae(config)
-    results = workers.run(3, led, config, Tiling(2, 2, 0, 2))[0]
-    assert "such as 4GiB, or auto" in results["much"]
-    assert (results["budget"], results["plan"].budget, results["plan"].tiling) == (2**30, 2**30, None)
-    for call in ("encode", "decode"):
-        expected = getattr(vae, call)(given_to(call, config, (4, 3, 5)))
-        for name in (call, f"{call}_stream"):
-            assert relative_difference(results[name], expected) <= 1e-10
+def test_sharded_vae_budget_is_the_least_of_all_processes(workers: Workers) -> None:
+    outcomes = workers.run(2, described, ["2GiB", "1GiB"])
+    assert outcomes == [(str(2**30), 0, 1), (str(2**30), 1, 1)]
+    refused = workers.run(2, described, ["much", "1GiB"])
+    assert (
+        refused[0][0]
+        == refused[1][0]
+        == "The memory is 'much'; write bytes, a number with a unit such as 4GiB, or auto."
+    )

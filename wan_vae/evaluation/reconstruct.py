@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames
 
 if TYPE_CHECKING:
-    from wan_vae.sharding.led import LeadVAE
+    from wan_vae.sharding import ShardedVAE
     from wan_vae.vae import WanVAE
 
 # Even, so that two pictures of an odd width make one of an even width, which every player shows.
@@ -50,7 +50,7 @@ def side_by_side(source: Frames, reconstruction: NDArray[np.uint8]) -> NDArray[n
 
 
 def reconstruct_frames(
-    vae: "WanVAE | LeadVAE",
+    vae: "WanVAE | ShardedVAE",
     chunks: Iterable[Frames],
     width: int,
     height: int,

@@ -5,7 +5,7 @@ The processes that share a clip, and what they send each other.
 
 import socket
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,8 +17,6 @@ from wan_vae.inference.budget import Budget, parse_bytes
 T = TypeVar("T")
 Message = tuple[int, Tensor]
 """A peer, and what it is sent or sends."""
-
-_HOST = torch.device("cpu")
 
 
 class Transfers(NamedTuple):
@@ -109,16 +107,6 @@ class ProcessGroup:
         messages = [message] * len(self)
         dist.all_gather_object(messages, message, self._group)
         return messages
-
-    def tell(self, message: Any) -> None:
-        """Give all others a small Python object, which they `hear`."""
-        dist.broadcast_object_list([message], dist.get_rank(), self._group, _HOST)
-
-    def hear(self, teller: int) -> Any:
-        """Wait for what `teller` tells."""
-        messages = [None]
-        dist.broadcast_object_list(messages, self._ranks[teller], self._group, _HOST)
-        return messages[0]
 
 
 def channels_last(x: Tensor) -> Tensor:

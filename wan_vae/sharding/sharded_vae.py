@@ -110,35 +110,12 @@ class Share:
             )
         return self.grid.cut(whole, self.peers.index, scale)
 
-    def scatter(self, whole: Tensor, scale: int) -> Tensor:
-        """Send the others their parts of the picture, which this process alone has, and return its own."""
-        own = self.cut(whole, scale)
-        parts = [(peer, self.grid.cut(whole, peer, scale).contiguous()) for peer in self._others()]
-        self.peers.start(parts, []).wait()
-        return own
-
-    def receive(self, shape: torch.Size, like: Tensor, scale: int, *, sender: int) -> Tensor:
-        """Return this part of the picture of this shape that `sender` scatters, of the dtype and device of `like`."""
-        part = like.new_empty((*shape[:3], *self._size(self.peers.index, scale)))
-        self.peers.start([], [(sender, part)]).wait()
-        return part
-
     def gather(self, part: Tensor, scale: int) -> Tensor:
         """Take each process's part of the picture and return the whole to all of them."""
         leaving, arriving = channels_last(part), self._arriving(part, scale)
         filled = [(peer, channels_last(other)) for peer, other in arriving]
         self.peers.start([(peer, leaving) for peer in self._others()], filled).wait()
         return self._joined(part, arriving, scale)
-
-    def collect(self, part: Tensor, scale: int) -> Tensor:
-        """Take the others' parts of the picture, which they `hand_in`, and this process's own, and return the whole."""
-        arriving = self._arriving(part, scale)
-        self.peers.start([], [(peer, channels_last(other)) for peer, other in arriving]).wait()
-        return self._joined(part, arriving, scale)
-
-    def hand_in(self, part: Tensor, *, receiver: int) -> None:
-        """Send this part of the picture to `receiver`, who collects them."""
-        self.peers.start([(receiver, channels_last(part))], []).wait()
 
     def _others(self) -> list[int]:
         return [peer for peer in range(len(self.peers)) if peer != self.peers.index]
@@ -241,6 +218,34 @@ class ShardedVAE:
     def config(self) -> VAEConfig:
         """The architecture."""
         return self._vae.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self._vae.device
+
+    @property
+    def rank(self) -> int:
+        """The rank of this process among those that share the clip."""
+        return self._peers.index
+
+    def digest(self) -> str:
+        """Return the digest of the checkpoint, as `WanVAE.digest`."""
+        return self._vae.digest()
+
+    def default_chunk_size(self, height: int, width: int) -> int:
+        """Return how many latents of a video pass through the network together, as `WanVAE.default_chunk_size`."""
+        side = self.config.spatial_compression
+        grid = self.share(-(-height // side), -(-width // side)).grid
+        return self._vae.default_chunk_size(max(grid.heights) * side, max(grid.widths) * side)
+
+    def budget(self, memory: Budget) -> int:
+        """Return in bytes what each process may take: the least of all their budgets. All processes must call it.
+
+        Raises:
+            UserError: In all processes, if one has no valid budget.
+        """
+        return least_budget(memory, self.device, self._peers)
 
     def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> final latents (B, z, t, h, w), as `WanVAE.encode`.
