@@ -54,6 +54,7 @@ Loader: TypeAlias = "Callable[[str | Path], WanVAE] | Callable[[str | Path], Sha
 Progress: TypeAlias = Callable[[int, int], object]
 
 _SPLIT_FRAMES = 4
+_logger = logging.getLogger("wan_vae")
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class FileResult:
     Attributes:
         output: The file or folder.
         frames: Frames of the clip, without padding.
-        width: Of the clip that was encoded, or of the clip written, in pixels.
-        height: Of the same, in pixels.
-        fps: Frames per second.
+        width: Of the encoded or the written clip, in pixels.
+        height: Of the encoded or the written clip, in pixels.
+        fps: Of the clip.
         seconds: Time from the first frame read to the last one written.
     """
 
@@ -138,8 +139,8 @@ def encode_file(
     clip, latents, progress = Path(clip), Path(latents), progress or _no_progress
     check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae))
     with ExitStack() as stack:
-        source = stack.enter_context(_open(clip, size, frames, fps))
-        info, model = source.info, _load(vae, load)
+        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=_exact(fps)))
+        info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
         stack.enter_context(torch.inference_mode())
         writer = stack.enter_context(LatentsWriter(latents)) if _is_writer(model) else None
         tensors = FramesToTensors(_read(source, model), model.config, model.device)
@@ -189,10 +190,10 @@ def decode_file(
     latents, clip, progress = Path(latents), Path(clip), progress or _no_progress
     check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
     source = LatentsFile(latents)
-    info, model = source.info, _load(vae, load)
+    info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
     _check_same_latent_space(info.config, model.config, f"{latents} cannot be decoded by {_name(vae)}")
     if model.digest() != info.checkpoint:
-        _logger().warning(f"{latents} was encoded by other weights than those of {_name(vae)}.")
+        _logger.warning(f"{latents} was encoded by other weights than those of {_name(vae)}.")
     width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
@@ -260,11 +261,11 @@ def reconstruct_file(
         check_output(path, overwrite=overwrite, inputs=_inputs(clip, vae), may_be_folder=not path.suffix)
     check_distinct(*outputs)
     with ExitStack() as stack:
-        source = stack.enter_context(_open(clip, size, frames, fps))
+        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=_exact(fps)))
         info = source.info
         if info.bit_depth > 8:
-            _logger().warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
-        model = _load(vae, load)
+            _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
+        model = load(vae) if isinstance(vae, str | Path) else vae
         scale = model.config.output_upscale
         if sheet_path is not None and scale != 1:
             raise UserError(
@@ -314,21 +315,14 @@ def reconstruct_file(
     return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
 
 
-def _open(
-    clip: Path, size: tuple[int, int] | None, frames: tuple[int | None, int | None], fps: Fraction | float | None
-) -> Clip:
-    # By way of text, 23.976 is not the float nearest to it but 2997/125.
-    return open_clip(clip, size=size, frames=frames, fps=None if fps is None else Fraction(str(fps)))
+def _exact(fps: Fraction | float | None) -> Fraction | None:
+    return None if fps is None else Fraction(str(fps))  # 23.976 is 2997/125, not the float nearest to it
 
 
 def _read(source: Clip, model: Model) -> Iterable[Frames]:
     """Return a clip in chunks that the network takes in one pass."""
     latents = model.default_chunk_size(source.info.height, source.info.width)
     return source.chunks(latents * model.config.temporal_compression)
-
-
-def _load(vae: "Model | str | Path", load: Loader) -> Model:
-    return load(vae) if isinstance(vae, str | Path) else vae
 
 
 def _name(vae: "Model | str | Path") -> str:
@@ -345,10 +339,6 @@ def _is_writer(model: Model) -> bool:
 
 def _no_progress(done: int, total: int) -> None:
     """Report nothing."""
-
-
-def _logger() -> logging.Logger:
-    return logging.getLogger("wan_vae")
 
 
 def _check_same_latent_space(encoded: VAEConfig, decoding: VAEConfig, refusal: str) -> None:
@@ -392,13 +382,6 @@ def _decode(model: Model, latents: Iterable[Tensor], height: int, width: int, me
     return torch.split(video, _SPLIT_FRAMES, dim=2)
 
 
-def _bytes(model: Model, memory: Budget) -> int | None:
-    """Return a budget in bytes; None for "auto" on a device that does not tell how much is free."""
-    if memory == "auto" and not reports_free_memory(model.device):
-        return None
-    return parse_bytes(memory, model.device) if isinstance(model, WanVAE) else model.budget(memory)
-
-
 def _stream_budgets(model: Model, height: int, width: int, memory: Budget) -> tuple[int, int] | None:
     """Return the shares of encoding and decoding of a budget where both run as streams; None for no budget."""
     budget = _bytes(model, memory)
@@ -417,13 +400,20 @@ def _stream_budgets(model: Model, height: int, width: int, memory: Budget) -> tu
     return encoding, budget - encoding
 
 
+def _bytes(model: Model, memory: Budget) -> int | None:
+    """Return a budget in bytes; None for "auto" on a device that does not tell how much is free."""
+    if memory == "auto" and not reports_free_memory(model.device):
+        return None
+    return parse_bytes(memory, model.device) if isinstance(model, WanVAE) else model.budget(memory)
+
+
 def _stream_fits(model: Model, call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:
     try:
         plan = _plan(model, call, height, width, budget)
     except UserError:
         return False
     if plan.tiling is not None:
-        _logger().info(str(plan))
+        _logger.info(str(plan))
     return True
 
 
