@@ -1,4 +1,4 @@
-"""How the tests run a command line."""
+"""Helpers that run a command line."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Start a command in a process of its own."""
+    """Start a command in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "wan_vae", *map(str, arguments)],
         stdout=subprocess.PIPE,

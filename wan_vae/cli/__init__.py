@@ -30,26 +30,25 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
     # processes on two cores, 3.5 frames/s instead of 24. It reads this when torch is imported.
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    message = None
+    code: int | str | None = INTERRUPTED
+    message, interrupted = None, False
     with signals.handled():
         try:
-            from wan_vae.cli.app import app
+            from wan_vae.cli.app import app, explain
 
             words = list(sys.argv[1:] if arguments is None else arguments)
             if program is None:
                 program, words = app, words or ["--help"]
-            code = program(words, prog_name=program.info.name, standalone_mode=False) or 0
+            try:
+                code = program(words, prog_name=program.info.name, standalone_mode=False) or 0
+            except Exception as error:
+                code, message = explain(error)
             # typer returns this code for Ctrl-C; older versions raise an exception of their own.
             interrupted = code == INTERRUPTED
         except SystemExit as error:
-            code, interrupted = error.code, False
+            code = error.code
         except KeyboardInterrupt:
             interrupted = True
-        except Exception as error:
-            from wan_vae.cli.app import explain
-
-            code, message = explain(error)
-            interrupted = code == INTERRUPTED
         number = signals.received()
         if number is not None or interrupted:
             code = INTERRUPTED if number is None else 128 + number

@@ -9,14 +9,14 @@ from wan_vae.cli.benchmark import benchmark
 from wan_vae.cli.common import memory_shortage
 from wan_vae.cli.convert import convert
 from wan_vae.cli.decode import decode
-from wan_vae.cli.distributed import is_connection_loss, is_main, wait_until_all_are_ready
+from wan_vae.cli.distributed import LOST, agree, is_connection_loss, is_main
 from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
 from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.cli.train import train
 from wan_vae.errors import UserError
 
-# typer has click inside it or beside it, depending on its version; this is the class either way.
+# typer contains click or depends on it, according to its version; this is the class in both cases.
 UsageError: Any = typer.BadParameter.__base__
 
 INTERRUPTED = 130
@@ -64,13 +64,13 @@ def explain(error: Exception) -> tuple[int, str | None]:
         text = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     elif is_connection_loss(error):
         # The process that was lost has printed why.
-        return 2, _sentence("another of the processes that share the clip has ended") if is_main() else None
+        return 2, LOST if is_main() else None
     else:
         shortage = memory_shortage(error)
         if shortage is None:
             raise error
         return 2, _sentence(f"there is not enough memory ({shortage}); take a smaller --size")
-    shown = wait_until_all_are_ready(text)
+    shown = agree(text)
     return 2, None if shown is None else _sentence(shown)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from wan_vae.cli import signals
-from wan_vae.cli.distributed import is_main, wait_until_all_are_ready
+from wan_vae.cli.distributed import agree, is_main
 from wan_vae.cli.options import Device, Precision, torch_device
 from wan_vae.errors import UserError
 
@@ -90,7 +90,7 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
 
-            wait_until_all_are_ready()
+            agree()
             self._stack.enter_context(signals.deferred())
             bar = tqdm(total=total, unit="frame", disable=None if is_main() else True, leave=False)
             self._bar = self._stack.enter_context(bar)
@@ -98,22 +98,14 @@ class Progress:
         self._bar.update(done - self._bar.n)
 
 
-def print_file_result(result: "FileResult", *, as_json: bool, **outputs: Any) -> None:
-    """Print what was written, by rank 0.
-
-    Args:
-        result: What a function of `wan_vae.files` returned.
-        as_json: As JSON instead of a table.
-        outputs: Further values, shown after the output's path.
-    """
-    score = outputs.pop("score", {})
+def print_file_result(result: "FileResult", *, as_json: bool, **more: Any) -> None:
+    """Print the result of a function of `wan_vae.files`, and more values after the output's path, in rank 0."""
     values = {
         "output": result.output,
-        **outputs,
+        **more,
         "frames": result.frames,
         "size": f"{result.width}x{result.height}",
         "fps": result.fps,
-        **score,
         "frames_per_second": result.frames_per_second,
         "peak_memory": peak_memory(),
     }

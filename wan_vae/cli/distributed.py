@@ -17,16 +17,14 @@ from wan_vae.cli.options import Device, Precision, torch_device
 from wan_vae.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from wan_vae.sharding import ShardedVAE
     from wan_vae.vae import WanVAE
 
+LOST = "another of the processes that share the clip has ended."
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# Whether this process shares its command with others, and whether all know that all have opened their inputs: from then
-# on they fail together.
+# Whether this process shares its command, and whether all processes will fail together from now on.
 _shared = False
-_ready = False
+_together = True
 
 
 def is_main() -> bool:
@@ -41,7 +39,6 @@ def model_loader(
 
     Raises:
         UserError: The processes were not started, or there are no devices for them.
-        SystemExit: The same, in other processes than rank 0.
     """
     from wan_vae.cli.common import load_model
 
@@ -51,38 +48,36 @@ def model_loader(
     return lambda checkpoint: load_model(checkpoint, device=device, dtype=dtype).shard()
 
 
-def wait_until_all_are_ready(error: str | None = None) -> str | None:
-    """Exchange errors, once: a process that waits for one that has failed waits in vain.
+def agree(error: str | None = None) -> str | None:
+    """Exchange the errors of all processes, once: a process must not wait for one that has failed.
 
     Args:
-        error: What went wrong in this process; None for nothing.
+        error: What went wrong in this process; None once its inputs are open.
 
     Returns:
-        The error that this process prints: its own, if rank 0 does not print one.
+        The error, if this process is to print it: it is rank 0, or rank 0 has none.
 
     Raises:
-        UserError: In rank 0, if something went wrong in other processes only.
-        SystemExit: In other processes, if something went wrong, but not in this one.
+        UserError: In rank 0, if other processes failed and it did not.
+        SystemExit: In other processes, if others failed and they did not.
     """
-    global _ready
-    if not _shared:
-        return error
-    if _ready:
-        return error if is_main() else None
-    _ready = True
+    global _together
+    if _together:
+        return error if is_main() or not _shared else None
+    _together = True
 
     import torch.distributed as dist
 
-    errors: list[str | None] = [None] * dist.get_world_size()
+    errors = [error] * dist.get_world_size()
     try:
         dist.all_gather_object(errors, error)
-    except RuntimeError:
+    except RuntimeError:  # another process has ended
         if error is None:
             raise
         return error
     if error is None and any(errors):
         if is_main():
-            raise UserError("another of the processes that share the clip has ended.")
+            raise UserError(LOST)
         raise SystemExit(2)
     return error if is_main() or errors[0] is None else None
 
@@ -114,26 +109,8 @@ def leave(code: int | str | None) -> None:
 
 
 def _start(shards: int, device: Device) -> None:
-    global _shared
-    try:
-        on = _check(shards, device)
-    except UserError:
-        if is_main():
-            raise
-        raise SystemExit(2) from None
-
-    import torch
-    import torch.distributed as dist
-
-    if on.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on.type == "cuda" else "gloo")
+    global _shared, _together
     _shared = True
-    if not is_main():
-        logging.getLogger("wan_vae").setLevel(logging.ERROR)
-
-
-def _check(shards: int, device: Device) -> "torch.device":
     if not all(name in os.environ for name in _TORCHRUN):
         command = f"torchrun --nproc-per-node {shards} -m wan_vae {shlex.join(sys.argv[1:])}"
         raise UserError(f"--shards {shards} takes {shards} processes; start them with: {command}")
@@ -142,12 +119,17 @@ def _check(shards: int, device: Device) -> "torch.device":
         raise UserError(f"--shards is {shards}, but torchrun started {started}; give both the same number.")
 
     import torch
+    import torch.distributed as dist
 
-    on = torch_device(device)
+    on, place = torch_device(device), int(os.environ["LOCAL_RANK"])
     if on.type == "mps":
         raise UserError("--shards cannot share a clip among mps devices; --device cpu would do.")
-    if on.type == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-        raise UserError(
-            f"torchrun started more processes than this machine's {torch.cuda.device_count()} GPUs; start one for each."
-        )
-    return on
+    if on.type == "cuda":
+        count = torch.cuda.device_count()
+        if place >= count:
+            raise UserError(f"torchrun started more processes than this machine's {count} GPUs; start one for each.")
+        torch.cuda.set_device(place)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on.type == "cuda" else "gloo")
+    _together = False
+    if not is_main():
+        logging.getLogger("wan_vae").setLevel(logging.ERROR)

@@ -25,7 +25,7 @@ def encode(
     as_json: options.JsonOption = False,
 ) -> None:
     """Encode CLIP into LATENTS, a file that holds all that `decode` needs to restore the clip."""
-    selection = options.parse_selection(size, frames, fps)
+    pixels, span, rate = options.parse_size(size), options.parse_frames(frames), options.parse_fps(fps)
     load = model_loader(device, dtype, shards)
 
     from wan_vae.files import encode_file
@@ -35,7 +35,9 @@ def encode(
             clip,
             latents,
             checkpoint,
-            **selection,
+            size=pixels,
+            frames=span,
+            fps=rate,
             memory=memory,
             overwrite=overwrite,
             progress=progress,

@@ -3,7 +3,7 @@
 import re
 from enum import Enum
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Device(str, Enum):
-    """Where the network runs."""
+    """Where the model computes."""
 
     auto = "auto"
     cpu = "cpu"
@@ -23,7 +23,7 @@ class Device(str, Enum):
 
 
 class Precision(str, Enum):
-    """The dtype the network computes in."""
+    """The dtype that the model computes in."""
 
     auto = "auto"
     fp32 = "fp32"
@@ -32,7 +32,7 @@ class Precision(str, Enum):
 
 
 class Layout(str, Enum):
-    """How a checkpoint names its weights."""
+    """The naming of weights in a checkpoint."""
 
     wan = "wan"
     diffusers = "diffusers"
@@ -48,10 +48,10 @@ CheckpointOption = Annotated[
         metavar="NAME|PATH",
     ),
 ]
-DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto is a GPU if there is one.")]
 DtypeOption = Annotated[
     Precision,
-    typer.Option(help="What to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32."),
+    typer.Option(help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32."),
 ]
 SizeOption = Annotated[str | None, typer.Option(help="Scale the clip to this size.", metavar="WIDTHxHEIGHT")]
 FramesOption = Annotated[str | None, typer.Option(help="Frames A to B - 1 only, counted from 0.", metavar="A:B")]
@@ -78,19 +78,6 @@ ShardsOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-
-
-class Selection(TypedDict):
-    """What to read of a clip: arguments of `open_clip`."""
-
-    size: tuple[int, int] | None
-    frames: tuple[int | None, int | None]
-    fps: Fraction | None
-
-
-def parse_selection(size: str | None, frames: str | None, fps: str | None) -> Selection:
-    """Read `--size`, `--frames` and `--fps`."""
-    return {"size": parse_size(size), "frames": parse_frames(frames), "fps": parse_fps(fps)}
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

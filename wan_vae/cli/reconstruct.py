@@ -36,7 +36,7 @@ def reconstruct(
     PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Sound is carried over where
     OUT's format can hold it.
     """
-    selection = options.parse_selection(size, frames, fps)
+    pixels, span, rate = options.parse_size(size), options.parse_frames(frames), options.parse_fps(fps)
     load = model_loader(device, dtype, shards)
 
     from wan_vae.files import reconstruct_file
@@ -49,17 +49,14 @@ def reconstruct(
             side_by_side=side_by_side,
             contact_sheet=contact_sheet,
             lossless=lossless,
-            **selection,
+            size=pixels,
+            frames=span,
+            fps=rate,
             memory=memory,
             overwrite=overwrite,
             progress=progress,
             load=load,
         )
     score = {} if result.score is None else result.score.to_dict()
-    print_file_result(
-        result,
-        as_json=as_json,
-        side_by_side=side_by_side,
-        contact_sheet=contact_sheet,
-        score={name: score.get(name) for name in ("psnr", "ssim")},
-    )
+    more = {"side_by_side": side_by_side, "contact_sheet": contact_sheet}
+    print_file_result(result, as_json=as_json, **more, psnr=score.get("psnr"), ssim=score.get("ssim"))
