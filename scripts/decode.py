@@ -1,4 +1,4 @@
-"""`wan-vae decode` for people who cloned the repository and did not install it."""
+"""`wan-vae decode` from a clone of the repository, without installation."""
 
 import sys
 from pathlib import Path

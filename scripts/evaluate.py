@@ -46,17 +46,18 @@ def evaluate(
     from wan_vae.cli.common import load_model
     from wan_vae.evaluation.evaluate import code_version, evaluate_shot, markdown_table, summary
     from wan_vae.evaluation.lpips import LPIPS
+    from wan_vae.precision import Dtypes
 
     lpips = None if backbone is None else LPIPS("alex", backbone)
-    model = load_model(checkpoint, device, dtype)
-    on = model.vae.device
+    vae = load_model(checkpoint, device=device, dtype=dtype)
+    on = vae.device
     if lpips is not None:
         lpips.to(on)
     about = {
         "checkpoint": Path(checkpoint).name,
-        "digest": model.checkpoint.digest(),
+        "digest": vae.digest(),
         "device": torch.cuda.get_device_name(on) if on.type == "cuda" else on.type,
-        "dtype": str(model.dtypes),
+        "dtype": str(Dtypes(vae.dtype, vae.decoder_dtype)),
         "torch": torch.__version__,
         "wan_vae": code_version(),
     }
@@ -67,7 +68,7 @@ def evaluate(
             folder.mkdir()
         results = [
             evaluate_shot(
-                model.vae,
+                vae,
                 shot,
                 listed.short_side,
                 lpips=lpips,

@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wan_vae.config import VAEConfig
     from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
+    from wan_vae.evaluation.metrics import Score
+    from wan_vae.files import (
+        DecodeResult,
+        EncodeResult,
+        ReconstructResult,
+        decode_file,
+        encode_file,
+        reconstruct_file,
+    )
+    from wan_vae.inference.budget import Budget
+    from wan_vae.inference.planner import Plan
     from wan_vae.inference.stream import DecodeStream, EncodeStream
+    from wan_vae.inference.tiling import Tiling
+    from wan_vae.io.latents_file import LatentsInfo
+    from wan_vae.model.halo import Neighbors
     from wan_vae.ops.cpu.build import build_kernels, set_kernel_building
     from wan_vae.ops.workspace import empty_cache
     from wan_vae.posterior import Posterior
@@ -20,43 +34,69 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Budget",
     "CheckpointError",
     "ClipError",
+    "DecodeResult",
     "DecodeStream",
+    "EncodeResult",
     "EncodeStream",
     "LatentsError",
+    "LatentsInfo",
+    "Neighbors",
+    "Plan",
     "Posterior",
+    "ReconstructResult",
+    "Score",
     "ShardedVAE",
+    "Tiling",
     "UserError",
     "VAEConfig",
     "WanVAE",
     "__version__",
     "build_kernels",
+    "decode_file",
     "empty_cache",
+    "encode_file",
+    "reconstruct_file",
     "set_kernel_building",
 ]
 
-_HOMES = {
-    "CheckpointError": "wan_vae.errors",
-    "ClipError": "wan_vae.errors",
-    "DecodeStream": "wan_vae.inference.stream",
-    "EncodeStream": "wan_vae.inference.stream",
-    "LatentsError": "wan_vae.errors",
-    "Posterior": "wan_vae.posterior",
-    "ShardedVAE": "wan_vae.sharding",
-    "UserError": "wan_vae.errors",
-    "VAEConfig": "wan_vae.config",
-    "WanVAE": "wan_vae.vae",
-    "build_kernels": "wan_vae.ops.cpu.build",
-    "empty_cache": "wan_vae.ops.workspace",
-    "set_kernel_building": "wan_vae.ops.cpu.build",
+_NAMES = {
+    "config": ("VAEConfig",),
+    "errors": ("CheckpointError", "ClipError", "LatentsError", "UserError"),
+    "evaluation.metrics": ("Score",),
+    "files": (
+        "DecodeResult",
+        "EncodeResult",
+        "ReconstructResult",
+        "decode_file",
+        "encode_file",
+        "reconstruct_file",
+    ),
+    "inference.budget": ("Budget",),
+    "inference.planner": ("Plan",),
+    "inference.stream": ("DecodeStream", "EncodeStream"),
+    "inference.tiling": ("Tiling",),
+    "io.latents_file": ("LatentsInfo",),
+    "model.halo": ("Neighbors",),
+    "ops.cpu.build": ("build_kernels", "set_kernel_building"),
+    "ops.workspace": ("empty_cache",),
+    "posterior": ("Posterior",),
+    "sharding": ("ShardedVAE",),
+    "vae": ("WanVAE",),
 }
+_MODULES = {name: f"wan_vae.{module}" for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     # Importing torch takes seconds, and `wan-vae --help` does not need it.
-    if name in _HOMES:
+    if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

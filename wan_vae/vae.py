@@ -286,7 +286,7 @@ class WanVAE(Autoencoder):
         # Not every build of torch has torch.distributed.
         from wan_vae.sharding import ShardedVAE
 
-        return ShardedVAE(self, mesh, gather=gather)
+        return ShardedVAE(self, mesh, gather=gather, digest=self.digest)
 
     def default_chunk_size(self, height: int, width: int) -> int:
         """Return the latents per pass for a video of height x width pixels.

@@ -10,7 +10,7 @@ from tests.helpers import random_vae, small_config
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that compresses 2x2 in space and 2 in time."""
+    """A random model that compresses 2x2 in space and by 2 in time."""
     path = tmp_path_factory.mktemp("checkpoint") / "vae.safetensors"
     random_vae(small_config(), torch.float32).save(path)
     return path
@@ -24,5 +24,5 @@ def clip(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def long_clip(tmp_path: Path) -> Path:
-    """Sixteen seconds, which at 1000 frames a second take any machine a while."""
+    """Sixteen seconds; at 1000 frames per second they keep any machine busy for a while."""
     return write_clip(tmp_path / "long.mkv", frames=400, width=128, height=96, fps=Fraction(25))

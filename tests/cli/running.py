@@ -1,4 +1,4 @@
-"""How the tests run a command line."""
+"""Helpers that run a command line."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from wan_vae.cli import main
+from wan_vae.cli import main, signals
 from wan_vae.io import Color, create_clip, open_clip
 
 
@@ -33,12 +33,13 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         main([str(argument) for argument in arguments])
+    signals._received.clear()  # or the tests would die of it in the end
     out, err = capsys.readouterr()
     return Outcome(exit_.value.code or 0, out, err)
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Start a command in a process of its own."""
+    """Start a command in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "wan_vae", *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""`--memory`: what does not fit as a stream goes tile by tile, and says so where it does not go at all."""
+"""`--memory`: tiles where whole pictures do not fit, and an error where tiles do not fit either."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from tests.cli.running import read_clip, run, write_clip
 
 
-def test_budgets_change_no_pixel(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_budget_changes_no_pixel(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = write_clip(tmp_path / "clip.mkv", frames=5, width=96, height=64, fps=Fraction(25))
     options = ("--checkpoint", checkpoint, "--dtype", "fp32", "--lossless")
     latents, whole = tmp_path / "whole.safetensors", tmp_path / "whole.mkv"
@@ -27,7 +27,7 @@ def test_budgets_change_no_pixel(checkpoint: Path, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("memory", ["much", "0"])
-def test_what_is_no_size(
+def test_memory_option_that_is_no_size_is_refused(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], memory: str
 ) -> None:
     outcome = run(capsys, "encode", clip, tmp_path / "l.safetensors", "--checkpoint", checkpoint, "--memory", memory)
@@ -35,7 +35,7 @@ def test_what_is_no_size(
     assert "such as 4GiB, or auto" in outcome.err
 
 
-def test_info_plans(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_plan_keeps_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--memory", "400MiB", "--dtype", "fp32", "--device", "cpu", "--json")
     result = run(capsys, "info", "--plan", "720x1280x80", *options).result()
     assert (result["frames"], result["height"], result["width"]) == (81, 720, 1280)
@@ -45,6 +45,6 @@ def test_info_plans(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "info", "--plan", "720x1280").code == 2
 
 
-def test_a_preset_is_planned_without_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_plan_of_a_preset_needs_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
     result = run(capsys, "info", "wan2.1", "--plan", "480x832x5", "--memory", "2GiB", "--json").result()
     assert result["decode_clip_peak"] <= 2 * 2**30

@@ -1,4 +1,4 @@
-"""What `reconstruct` writes beside the clip: pairs to play, and a sheet to look at."""
+"""The further outputs of `reconstruct`: a side-by-side clip and a contact sheet."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from wan_vae.evaluation.reconstruct import GAP
 from wan_vae.io import open_clip, writer
 
 
-def test_pairs_hold_source_and_reconstruction(
+def test_side_by_side_holds_source_and_reconstruction(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, pairs = tmp_path / "out.mkv", tmp_path / "pairs.mkv"
@@ -30,7 +30,7 @@ def test_pairs_hold_source_and_reconstruction(
         assert (one.info.fps, one.info.frames) == (other.info.fps, other.info.frames)
 
 
-def test_pairs_carry_the_sound(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_side_by_side_carries_the_sound(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = encode(tmp_path / "loud.mkv", rgb_frames(smooth_pictures(6, 16, 24)), sound="pcm_s16le")
     pairs = tmp_path / "pairs.mkv"
     options = ("--checkpoint", checkpoint, "--side-by-side", pairs)
@@ -40,7 +40,7 @@ def test_pairs_carry_the_sound(checkpoint: Path, tmp_path: Path, capsys: pytest.
     assert np.abs(read_clip(pairs)[:, :, :24].astype(int) - read_clip(clip)).mean() < 4
 
 
-def test_the_sheet_shows_what_was_written(
+def test_contact_sheet_shows_the_written_frames(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, picture = tmp_path / "out.mkv", tmp_path / "sheet.png"
@@ -55,7 +55,7 @@ def test_the_sheet_shows_what_was_written(
         assert np.array_equal(np.asarray(sheet), np.asarray(by_hand.draw()))
 
 
-def test_the_table_names_every_output(
+def test_table_names_every_output(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     extras = ("--side-by-side", tmp_path / "pairs.gif", "--contact-sheet", tmp_path / "sheet.png")
@@ -66,7 +66,9 @@ def test_the_table_names_every_output(
         assert (tmp_path / name).exists()
 
 
-def test_an_upscaling_decoder(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_upscaling_decoder_allows_side_by_side_but_no_contact_sheet(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint, pairs, out = tmp_path / "upscale.safetensors", tmp_path / "pairs.mkv", tmp_path / "out.mkv"
     random_vae(small_config(output_upscale=2), torch.float32).save(checkpoint)
     before = listing(tmp_path)
@@ -80,7 +82,7 @@ def test_an_upscaling_decoder(clip: Path, tmp_path: Path, capsys: pytest.Capture
     assert np.array_equal(frames[:, :, 38 + GAP :], read_clip(out))
 
 
-def test_outputs_that_are_in_each_others_way(
+def test_conflicting_outputs_are_refused(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "old.png").write_text("precious", encoding="utf-8")
@@ -102,7 +104,7 @@ def test_outputs_that_are_in_each_others_way(
         assert listing(tmp_path) == before
 
 
-def test_a_failure_leaves_none_of_the_outputs(
+def test_failure_leaves_none_of_the_outputs(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = listing(tmp_path)

@@ -1,4 +1,4 @@
-"""Clips through the commands and back: same number of frames, same size, same rate, same pixels on every way."""
+"""Clips encoded and decoded by the commands keep their number of frames, size, rate and pixels."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_any_size_and_any_number_of_frames_come_back(
     assert read_clip(out).shape == (frames, height, width, 3)
 
 
-def test_every_way_gives_the_same_pixels(
+def test_encode_then_decode_equals_reconstruct(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     latents, decoded, direct = tmp_path / "l.safetensors", tmp_path / "decoded.mkv", tmp_path / "direct.mkv"
@@ -66,7 +66,7 @@ def test_every_way_gives_the_same_pixels(
     assert np.abs(read_clip(direct).astype(int) - by_hand).max() <= 1
 
 
-def test_the_latents_file_tells_all(
+def test_latents_file_describes_the_clip(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     latents = tmp_path / "l.safetensors"
@@ -77,7 +77,9 @@ def test_the_latents_file_tells_all(
     assert info.config == WanVAE.from_pretrained(checkpoint).config
 
 
-def test_size_frames_and_fps(clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_size_frames_and_fps_select_the_clip(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.mkv"
     options = ("--size", "24x16", "--frames", "1:5", "--fps", "60000/1001")
     run(capsys, "reconstruct", clip, out, "--checkpoint", checkpoint, *options)
@@ -111,7 +113,9 @@ def test_an_upscaling_decoder_writes_a_larger_clip(
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_dtypes(dtype: str, clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dtype_option_sets_the_latents_dtype(
+    dtype: str, clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     latents = tmp_path / "l.safetensors"
     run(capsys, "encode", clip, latents, "--checkpoint", checkpoint, "--dtype", dtype)
     assert LatentsFile(latents).dtype == {"fp32": "F32", "bf16": "BF16"}[dtype]
@@ -122,16 +126,18 @@ def test_dtypes(dtype: str, clip: Path, checkpoint: Path, tmp_path: Path, capsys
     ("capabilities", "decoder"),
     [({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16), ({"avx512_bf16": False}, torch.float32)],
 )
-def test_a_cpu_decodes_in_bfloat16_where_it_multiplies_it(
+def test_auto_dtype_on_a_cpu_decodes_in_bfloat16_where_that_is_fast(
     capabilities: dict[str, bool], decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    vae = load_model("nano", Device.cpu, Precision.auto).vae
+    vae = load_model("nano", device=Device.cpu, dtype=Precision.auto)
     latents = vae.encode(torch.zeros(1, 3, 1, 8, 8))
     assert (latents.dtype, vae.decode(latents).dtype) == (torch.float32, decoder)
 
 
-def test_info_of_each_kind(clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_recognizes_each_kind_of_file(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     latents, folder = tmp_path / "l.safetensors", tmp_path / "vae"
     run(capsys, "encode", clip, latents, "--checkpoint", checkpoint)
     run(capsys, "convert", checkpoint, folder, "--layout", "diffusers")
@@ -147,7 +153,9 @@ def test_info_of_each_kind(clip: Path, checkpoint: Path, tmp_path: Path, capsys:
     assert "parameters" in table.out
 
 
-def test_convert_to_and_fro(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_to_diffusers_and_back_keeps_every_weight(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     there, back = tmp_path / "vae", tmp_path / "back.safetensors"
     run(capsys, "convert", checkpoint, there, "--layout", "diffusers")
     result = run(capsys, "convert", there, back, "--layout", "wan", "--json").result()
@@ -157,7 +165,7 @@ def test_convert_to_and_fro(checkpoint: Path, tmp_path: Path, capsys: pytest.Cap
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_other_weights_are_noticed(
+def test_decode_with_other_weights_warns(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     latents, other = tmp_path / "l.safetensors", tmp_path / "other.safetensors"

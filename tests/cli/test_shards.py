@@ -1,4 +1,4 @@
-"""Commands whose clip several processes share."""
+"""Commands with --shards, run by several processes."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def said(outcome: Outcome) -> list[str]:
     return [line for line in outcome.err.splitlines() if line.startswith("wan-vae: ") or "Traceback" in line]
 
 
-def test_there_and_back_as_with_one_process(
+def test_encode_and_decode_with_shards_equal_one_process(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, three = tmp_path / "one.safetensors", tmp_path / "three.safetensors"
@@ -78,7 +78,7 @@ def test_there_and_back_as_with_one_process(
     assert np.abs(difference).max() <= 1
 
 
-def test_reconstruct_as_with_one_process(
+def test_reconstruct_with_shards_equals_one_process(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--checkpoint", checkpoint, "--dtype", "fp32", "--device", "cpu", "--lossless"]
@@ -90,7 +90,7 @@ def test_reconstruct_as_with_one_process(
     assert np.abs(difference).max() <= 1
 
 
-def test_a_budget_changes_no_pixel_and_may_be_too_little(
+def test_memory_budget_with_shards_changes_no_pixel(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--checkpoint", checkpoint, "--dtype", "fp32", "--device", "cpu"]
@@ -113,7 +113,7 @@ def test_a_budget_changes_no_pixel_and_may_be_too_little(
     assert np.abs(read_clip(one).astype(int) - read_clip(two)).max() <= 1
 
 
-def test_an_error_of_the_first_process_ends_all(tmp_path: Path) -> None:
+def test_error_of_all_processes_is_printed_by_the_first(tmp_path: Path) -> None:
     command = ["decode", tmp_path / "none.safetensors", tmp_path / "out.mkv", "--device", "cpu", "--shards", 2]
     first, second = start_all(command, command)
     assert (first.code, second.code) == (2, 2)
@@ -121,7 +121,7 @@ def test_an_error_of_the_first_process_ends_all(tmp_path: Path) -> None:
     assert said(second) == []
 
 
-def test_an_error_of_another_process_ends_all(clip: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_error_of_one_process_ends_all(clip: Path, checkpoint: Path, tmp_path: Path) -> None:
     common = ["encode", clip, tmp_path / "out.safetensors", "--device", "cpu", "--shards", 2, "--checkpoint"]
     first, second = start_all([*common, checkpoint], [*common, tmp_path / "none.pt"])
     assert (first.code, second.code) == (2, 2)
@@ -131,21 +131,21 @@ def test_an_error_of_another_process_ends_all(clip: Path, checkpoint: Path, tmp_
     assert list(tmp_path.iterdir()) == [clip]
 
 
-def test_a_picture_too_small_is_refused(clip: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_picture_too_small_for_the_shards_is_refused(clip: Path, checkpoint: Path, tmp_path: Path) -> None:
     command = ["encode", clip, tmp_path / "out.safetensors", "--device", "cpu", "--shards", 3, "--size", "2x2"]
     first, *others = start_all(*[[*command, "--checkpoint", checkpoint]] * 3)
     assert said(first) == ["wan-vae: 3 devices cannot share a picture of 1x1 latents; 1 could."]
     assert [(other.code, said(other)) for other in others] == [(2, [])] * 2
 
 
-def test_another_number_of_processes_is_refused_once(clip: Path, tmp_path: Path) -> None:
+def test_wrong_number_of_processes_is_refused_once(clip: Path, tmp_path: Path) -> None:
     command = ["encode", clip, tmp_path / "out.safetensors", "--shards", 3]
     first, second = start_all(command, command)
     assert said(first) == ["wan-vae: --shards is 3, but torchrun started 2; give both the same number."]
     assert (second.code, said(second)) == (2, [])
 
 
-def test_without_torchrun_its_command_is_shown(
+def test_shards_without_torchrun_prints_its_command(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["wan-vae", "encode", "my clip.mkv", "out.safetensors", "--shards", "4"])

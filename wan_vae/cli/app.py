@@ -1,30 +1,25 @@
-"""The commands gathered, and what becomes of their errors."""
+"""The commands, and the messages for their errors."""
 
-import atexit
-import gc
-import signal
-import sys
-from collections.abc import Sequence
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 import wan_vae
 from wan_vae.cli.benchmark import benchmark
-from wan_vae.cli.common import shortage
+from wan_vae.cli.common import memory_shortage
 from wan_vae.cli.convert import convert
 from wan_vae.cli.decode import decode
-from wan_vae.cli.distributed import end, follows, is_loss
+from wan_vae.cli.distributed import LOST, agree, is_connection_loss, is_main
 from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
 from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.cli.train import train
 from wan_vae.errors import UserError
 
-INTERRUPTED = 130
-# typer has click inside or beside it, depending on its version; this is the class either way.
+# typer contains click or depends on it, according to its version; this is the class in both cases.
 UsageError: Any = typer.BadParameter.__base__
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="wan-vae",
@@ -52,59 +47,32 @@ def options(
     """Take the options that come before a command."""
 
 
-def main(arguments: Sequence[str] | None = None, program: typer.Typer = app) -> NoReturn:
-    """Run a command line and exit: 0 if it worked, 2 for what the user can mend, 130 after Ctrl-C.
+def explain(error: Exception) -> tuple[int, str | None]:
+    """Return the exit code for an error and one sentence for the user; None where another process prints it.
 
-    Args:
-        arguments: Without the program's name; default those the program was started with.
-        program: The commands, for scripts that have their own.
+    Raises:
+        Exception: The error itself, if it is a fault of the program.
     """
-    # At exit Python would look for garbage among all objects of PyTorch's, for a quarter of a second, to no end.
-    atexit.register(gc.freeze)
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _terminate)
-    try:
-        code = (
-            program(
-                list(sys.argv[1:] if arguments is None else arguments) or (["--help"] if program is app else []),
-                prog_name=program.info.name,
-                standalone_mode=False,
-            )
-            or 0
-        )
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except SystemExit as leaving:
-        end(leaving.code)
-    except UsageError as error:
-        if follows():
-            end(2)
-        _fail(error.format_message(), code=2)
-    except UserError as error:
-        _fail(str(error), code=2)
-    except OSError as error:
-        # A full disk, a file without permission: the system's sentence, and the path it is about.
-        _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), code=2)
-    except (MemoryError, RuntimeError) as error:
-        if is_loss(error):
-            _fail("another of the processes that share the clip has ended", code=2)
-        missing = shortage(error)
-        if missing is None:
-            raise
-        _fail(f"there is not enough memory ({missing}); take a smaller --size", code=2)
-    # typer turns Ctrl-C into an exception of its own or, in later versions, into this code.
-    if code == INTERRUPTED:
-        _fail("interrupted; no output was written.", code=code)
-    end(code)
+    if isinstance(error, typer.Abort):
+        return INTERRUPTED, None
+    if isinstance(error, UsageError):
+        return 2, _sentence(error.format_message()) if is_main() else None
+    if isinstance(error, UserError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        # A full disk or a missing permission: the system's sentence, and the path that it is about.
+        text = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    elif is_connection_loss(error):
+        # The process that was lost has printed why.
+        return 2, LOST if is_main() else None
+    else:
+        shortage = memory_shortage(error)
+        if shortage is None:
+            raise error
+        return 2, _sentence(f"there is not enough memory ({shortage}); take a smaller --size")
+    shown = agree(text)
+    return 2, None if shown is None else _sentence(shown)
 
 
-def _fail(message: str, *, code: int) -> NoReturn:
-    typer.echo(f"wan-vae: {message.rstrip('.')}.", err=True)
-    end(code)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    # An exception, so that half-written outputs are removed on the way out.
-    raise SystemExit(128 + number)
+def _sentence(text: str) -> str:
+    return f"{text.rstrip('.')}."

@@ -1,67 +1,111 @@
-"""The model that a command line asks for.
-
-What commands print: progress while they run, and their result as a table or as JSON.
-
-Errors that are about memory, told from others.
-
-How the command line's process gets the memory of its tensors. A library must leave that to its user.
-
-The compiled CPU kernels, which the command line builds for itself; a library must leave that to its user.
-"""
+"""What commands share: the model, progress, the report, and the process's memory."""
 
 import ctypes
 import json
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from wan_vae.cli.options import Device, Dtypes, Precision, torch_device, torch_dtypes
-from wan_vae.errors import UserError
+from wan_vae.cli import signals
+from wan_vae.cli.distributed import agree, is_main
+from wan_vae.cli.options import Device, Precision, torch_device
 
 if TYPE_CHECKING:
-    import torch
+    from tqdm import tqdm
 
-    from wan_vae.checkpoints import Checkpoint
-    from wan_vae.io.frames import Frames
+    from wan_vae.files import FileResult
     from wan_vae.vae import WanVAE
 
-FramesType = TypeVar("FramesType", bound="Frames")
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+_LARGEST_INT = 2**31 - 1
+
+
+def load_model(checkpoint: str | Path, *, device: Device, dtype: Precision) -> "WanVAE":
+    """Load a checkpoint as `--checkpoint`, `--device` and `--dtype` ask."""
+    from wan_vae.precision import choose_dtypes
+    from wan_vae.vae import WanVAE
+
+    keep_freed_memory()
+    on = torch_device(device)
+    return WanVAE.from_pretrained(checkpoint, device=on).set_dtypes(**choose_dtypes(dtype.value, on)._asdict())
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep the memory of freed tensors for later tensors, instead of returning it to the system.
+
+    The same sizes come again with every pass through the network, and the page faults of fresh memory cost a third of
+    the time. A library must not change its process like this; other C libraries are left as they are.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
 
 
 class Progress:
-    """A progress bar over the frames of a clip, on standard error if that is a terminal, and the time they took."""
+    """A progress bar on standard error if that is a terminal; to be called with the frames done and in total.
 
-    def __init__(self, total: int | None) -> None:
-        from tqdm import tqdm
+    A context manager. From its first call on, signals wait for the next call, which raises KeyboardInterrupt.
+    """
 
-        self._bar = tqdm(total=total, unit="frame", disable=None, leave=False)
-        self._start = time.perf_counter()
-        self._frames = 0
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._bar: tqdm[Any] | None = None
 
-    def over(self, chunks: Iterable[FramesType]) -> Iterator[FramesType]:
-        """Count frames (n, height, width, 3) as they pass."""
-        with self._bar:
-            for chunk in chunks:
-                yield chunk
-                self._frames += len(chunk)
-                self._bar.update(len(chunk))
+    def __enter__(self) -> "Progress":
+        return self
 
-    def frames_per_second(self) -> float:
-        """Return the mean rate from the start until now."""
-        return self._frames / (time.perf_counter() - self._start)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            agree()
+            self._stack.enter_context(signals.deferred())
+            bar = tqdm(total=total, unit="frame", disable=None if is_main() else True, leave=False)
+            self._bar = self._stack.enter_context(bar)
+        signals.check_interrupted()
+        self._bar.update(done - self._bar.n)
 
 
-def peak_memory(device: "torch.device") -> int | None:
-    """Return the most bytes held so far: allocated on a CUDA device, otherwise resident; None where it is not told."""
+def print_file_result(result: "FileResult", *, as_json: bool, **more: Any) -> None:
+    """Print the result of a function of `wan_vae.files`, and more values after the output's path, in rank 0."""
+    values = {
+        "output": result.output,
+        **more,
+        "frames": result.frames,
+        "size": f"{result.width}x{result.height}",
+        "fps": result.fps,
+        "frames_per_second": result.frames_per_second,
+        "peak_memory": peak_memory(),
+    }
+    if is_main():
+        print_result(values, as_json=as_json)
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes held so far: allocated on the CUDA device if one is used, otherwise resident.
+
+    None where the system does not tell.
+    """
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if torch.cuda.is_available() and (allocated := torch.cuda.max_memory_allocated()):
+        return allocated
     if sys.platform == "win32":
         return None
     import resource
@@ -71,17 +115,17 @@ def peak_memory(device: "torch.device") -> int | None:
 
 
 def print_result(values: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print named values, as a table for people or as one JSON object; values of None are left out of the table."""
+    """Print named values as a table, which leaves out those that are None, or as one JSON object."""
     if as_json:
         typer.echo(json.dumps(values, default=str))
         return
     width = max(len(name) for name in values)
     for name, value in values.items():
         if value is not None:
-            typer.echo(f"{name.replace('_', ' '):<{width}}  {_readable(name, value)}")
+            typer.echo(f"{name.replace('_', ' '):<{width}}  {_format(name, value)}")
 
 
-def _readable(name: str, value: Any) -> str:
+def _format(name: str, value: Any) -> str:
     if name == "peak_memory":
         return f"{value / 2**30:.2f} GiB"
     if isinstance(value, Fraction) and value.denominator != 1:
@@ -95,70 +139,10 @@ def _readable(name: str, value: Any) -> str:
     return str(value)
 
 
-def shortage(error: Exception) -> str | None:
-    """Return what an error says of memory that was not there, in one line; None where it is about something else."""
+def memory_shortage(error: Exception) -> str | None:
+    """Return one line about the memory that an error says is missing; None for any other error."""
     text = str(error)
-    # Of all that torch raises, only what CUDA lacks has a class of its own.
-    if not isinstance(error, MemoryError) and "memory" not in text:
+    # torch has a class for CUDA's shortages only.
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and "memory" in text):
         return None
     return text.partition("\n")[0] or type(error).__name__
-
-
-# From glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
-_LARGEST_INT = 2**31 - 1
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed tensors for the next ones, instead of giving each back and mapping it afresh.
-
-    The same sizes come again with every pass through the network, and the page faults of fresh memory cost a third of
-    the time. Elsewhere than under glibc nothing is done.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # other C libraries have none
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
-
-
-def build_kernels_once() -> None:
-    """Compile the CPU kernels, unless that was done before; it takes some seconds. Without a compiler it goes on."""
-    from wan_vae.ops.cpu import build as native
-
-    if native.library() is not None:
-        return
-    try:
-        native.build_kernels()
-    except UserError as error:
-        reason = str(error).splitlines()[0]
-        typer.echo(f"wan-vae: without the compiled CPU kernels, which are faster: {reason}", err=True)
-
-
-class Model(NamedTuple):
-    """A VAE on its device, and the checkpoint that it comes from."""
-
-    vae: "WanVAE"
-    checkpoint: "Checkpoint"
-
-    @property
-    def dtypes(self) -> Dtypes:
-        """What the VAE's halves compute in."""
-        return Dtypes(self.vae.dtype, self.vae.decoder_dtype)
-
-
-def load_model(checkpoint: str | Path, device: Device, dtype: Precision) -> Model:
-    """Load a checkpoint as `--checkpoint`, `--device` and `--dtype` ask."""
-    from wan_vae.checkpoints import load_checkpoint
-    from wan_vae.vae import WanVAE
-
-    keep_freed_memory()
-    on = torch_device(device)
-    if on.type == "cpu":
-        build_kernels_once()
-    found = load_checkpoint(checkpoint)
-    dtypes = torch_dtypes(dtype, on)
-    vae = WanVAE.from_weights(found.config, found.weights, device=on)
-    return Model(vae.set_dtypes(encoder=dtypes.encoder, decoder=dtypes.decoder), found)

@@ -1,4 +1,4 @@
-"""`wan-vae convert`: a checkpoint from one layout to another."""
+"""`wan-vae convert`: a checkpoint in another layout."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +13,11 @@ from wan_vae.io.atomic_output import check_output
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint in any layout, or the name of a published one.")],
     out: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder for the layout diffusers.")],
-    layout: Annotated[options.Layout, typer.Option(help="How OUT names its weights.")],
+    layout: Annotated[options.Layout, typer.Option(help="The naming of the weights in OUT.")],
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Write CHECKPOINT to OUT in another layout; every weight stays as it is, bit for bit."""
+    """Write CHECKPOINT to OUT in another layout; the weights are the same bit for bit."""
     check_output(
         out,
         overwrite=overwrite,

@@ -1,113 +1,117 @@
-"""The processes that torchrun started for one command: the first reads and writes, the others compute with it."""
+"""Commands with --shards: torchrun starts one process per device, and each computes a part of every frame.
 
+Every process opens the input and loads the model; rank 0 writes the output, prints the result and shows progress.
+"""
+
+import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from wan_vae.cli import signals
 from wan_vae.cli.options import Device, Precision, torch_device
 from wan_vae.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
+    from wan_vae.sharding import ShardedVAE
     from wan_vae.vae import WanVAE
-    from wan_vae.vae import WanVAE as LeadVAE
 
-_MEETING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-def follows() -> bool:
-    """Whether this is one of several processes and not the first: it prints nothing that the first says as well."""
-    return os.environ.get("RANK", "0") != "0"
+LOST = "another of the processes that share the clip has ended."
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Whether this process shares its command, and whether all processes will fail together from now on.
+_shared = False
+_together = True
 
 
-class Crew:
-    """All processes of a command with `--shards`.
+def is_main() -> bool:
+    """Whether this process is the only one or rank 0."""
+    return os.environ.get("RANK", "0") == "0"
 
-    Args:
-        shards: How many there must be.
-        device: Where each is to compute.
+
+def model_loader(
+    device: Device, dtype: Precision, shards: int
+) -> "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]":
+    """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes first.
 
     Raises:
-        UserError: They were not started, or there are no devices for them; the first process alone says so.
+        UserError: The processes were not started, or there are no devices for them.
     """
+    from wan_vae.cli.common import load_model
 
-    def __init__(self, shards: int, device: Device) -> None:
-        try:
-            on = _checked(shards, device)
-        except UserError:
-            if follows():
-                raise SystemExit(2) from None
+    if shards == 1:
+        return partial(load_model, device=device, dtype=dtype)
+    _start(shards, device)
+    return lambda checkpoint: load_model(checkpoint, device=device, dtype=dtype).shard()
+
+
+def agree(error: str | None = None) -> str | None:
+    """Exchange the errors of all processes, once: a process must not wait for one that has failed.
+
+    Args:
+        error: What went wrong in this process; None once its inputs are open.
+
+    Returns:
+        The error, if this process is to print it: it is rank 0, or rank 0 has none.
+
+    Raises:
+        UserError: In rank 0, if other processes failed and it did not.
+        SystemExit: In other processes, if others failed and they did not.
+    """
+    global _together
+    if _together:
+        return error if is_main() or not _shared else None
+    _together = True
+
+    import torch.distributed as dist
+
+    errors = [error] * dist.get_world_size()
+    try:
+        dist.all_gather_object(errors, error)
+    except RuntimeError:  # another process has ended
+        if error is None:
             raise
-
-        import torch
-        import torch.distributed as dist
-
-        from wan_vae.sharding.process_group import ProcessGroup
-
-        if on.type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on.type == "cuda" else "gloo")
-        self._peers = ProcessGroup(range(shards))
-        self._led: LeadVAE | None = None
-
-    def follow(self, checkpoint: str | Path, device: Device, dtype: Precision) -> None:
-        """Compute with the first process until it is done; end this process if that failed, which it has told of."""
-        from wan_vae.cli.common import load_model
-        from wan_vae.sharding.led import follow
-
-        try:
-            # The first process loads alone: what it cannot load, it alone complains of.
-            self._peers.hear(0)
-            follow(load_model(checkpoint, device, dtype).vae, self._peers)
-        except RuntimeError as error:
-            if is_loss(error):
-                raise SystemExit(2) from None
-            raise
-        self.leave()
-
-    def lead(self, vae: "WanVAE") -> "LeadVAE":
-        """Return `vae` for the first process, which the others follow."""
-        from wan_vae.vae import WanVAE as LeadVAE
-
-        self._peers.tell("load the model")
-        self._led = LeadVAE(vae, self._peers)
-        return self._led
-
-    def leave(self) -> None:
-        """Part with the others, after all went well."""
-        import torch.distributed as dist
-
-        if self._led is not None:
-            self._led.dismiss()
-        dist.destroy_process_group()
+        return error
+    if error is None and any(errors):
+        if is_main():
+            raise UserError(LOST)
+        raise SystemExit(2)
+    return error if is_main() or errors[0] is None else None
 
 
-def is_loss(error: Exception) -> bool:
+def is_connection_loss(error: Exception) -> bool:
     """Whether an error tells that another process has ended."""
     return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo" in str(error)
 
 
-def end(code: int | str | None) -> NoReturn:
-    """Exit; after a failure in one of several processes of a group, at once.
+def leave(code: int | str | None) -> None:
+    """Leave the process group, if there is one; after a failure, by ending this process at once.
 
-    Threads of torch.distributed that lost the others may abort a process while Python takes itself down, and the abort
-    would take the place of the exit code.
+    Threads of torch.distributed that lost their connections may abort a process while Python exits, and the abort would
+    replace the exit code.
     """
-    if isinstance(code, int) and code != 0 and "torch" in sys.modules:  # some commands end without it
-        import torch.distributed as dist
+    import torch.distributed as dist
 
-        if dist.is_available() and dist.is_initialized():
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    sys.exit(code)
+    if not dist.is_available() or not dist.is_initialized():
+        return
+    if code == 0:
+        dist.destroy_process_group()
+        return
+    number = signals.received()
+    if number is not None:
+        signals.die(number)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
-def _checked(shards: int, device: Device) -> "torch.device":
-    if not all(name in os.environ for name in _MEETING):
+def _start(shards: int, device: Device) -> None:
+    global _shared, _together
+    _shared = True
+    if not all(name in os.environ for name in _TORCHRUN):
         command = f"torchrun --nproc-per-node {shards} -m wan_vae {shlex.join(sys.argv[1:])}"
         raise UserError(f"--shards {shards} takes {shards} processes; start them with: {command}")
     started = int(os.environ["WORLD_SIZE"])
@@ -115,12 +119,17 @@ def _checked(shards: int, device: Device) -> "torch.device":
         raise UserError(f"--shards is {shards}, but torchrun started {started}; give both the same number.")
 
     import torch
+    import torch.distributed as dist
 
-    on = torch_device(device)
+    on, place = torch_device(device), int(os.environ["LOCAL_RANK"])
     if on.type == "mps":
         raise UserError("--shards cannot share a clip among mps devices; --device cpu would do.")
-    if on.type == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-        raise UserError(
-            f"torchrun started more processes than this machine's {torch.cuda.device_count()} GPUs; start one for each."
-        )
-    return on
+    if on.type == "cuda":
+        count = torch.cuda.device_count()
+        if place >= count:
+            raise UserError(f"torchrun started more processes than this machine's {count} GPUs; start one for each.")
+        torch.cuda.set_device(place)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on.type == "cuda" else "gloo")
+    _together = False
+    if not is_main():
+        logging.getLogger("wan_vae").setLevel(logging.ERROR)

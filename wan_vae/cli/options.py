@@ -1,10 +1,9 @@
-"""The options that commands share, and the words they are written in."""
+"""Options that commands share, and how their values are read."""
 
 import re
 from enum import Enum
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +12,9 @@ from wan_vae.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from wan_vae.io import Clip
-
 
 class Device(str, Enum):
-    """Where the network runs."""
+    """Where the model computes."""
 
     auto = "auto"
     cpu = "cpu"
@@ -26,7 +23,7 @@ class Device(str, Enum):
 
 
 class Precision(str, Enum):
-    """The dtype the network computes in."""
+    """The dtype that the model computes in."""
 
     auto = "auto"
     fp32 = "fp32"
@@ -35,13 +32,14 @@ class Precision(str, Enum):
 
 
 class Layout(str, Enum):
-    """How a checkpoint names its weights."""
+    """The naming of weights in a checkpoint."""
 
     wan = "wan"
     diffusers = "diffusers"
 
 
 DEFAULT_CHECKPOINT = "nano"
+AUTO = "auto"
 CheckpointOption = Annotated[
     str,
     typer.Option(
@@ -50,25 +48,23 @@ CheckpointOption = Annotated[
         metavar="NAME|PATH",
     ),
 ]
-DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto is a GPU if there is one.")]
 DtypeOption = Annotated[
     Precision,
-    typer.Option(help="What to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32."),
+    typer.Option(help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32."),
 ]
-SizeOption = Annotated[str | None, typer.Option(help="Scale the clip to this size first.", metavar="WIDTHxHEIGHT")]
-FramesOption = Annotated[
-    str | None, typer.Option(help="Take these frames only, counted from 0; B is not included.", metavar="A:B")
-]
+SizeOption = Annotated[str | None, typer.Option(help="Scale the clip to this size.", metavar="WIDTHxHEIGHT")]
+FramesOption = Annotated[str | None, typer.Option(help="Frames A to B - 1 only, counted from 0.", metavar="A:B")]
 FpsOption = Annotated[
-    str | None, typer.Option(help="Resample to this rate first, such as 24 or 30000/1001.", metavar="RATE")
+    str | None, typer.Option(help="Resample the selected frames to this rate, such as 30000/1001.", metavar="RATE")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MemoryOption = Annotated[
     str,
     typer.Option(
-        help="What the network may take beside the loaded model and what it is given, its result included: such as"
-        " 4GiB, or auto for four fifths of what is free. Where whole pictures would take more they go tile by tile,"
-        " which changes nothing but the time. With --shards it is what each process may take.",
+        help="Memory for the network in addition to the model and its input, result included: such as 4GiB, or auto for"
+        " four fifths of the free memory. Where whole pictures need more, they pass tile by tile, which takes longer"
+        " and changes nothing else. With --shards it is the memory of each process.",
         metavar="SIZE",
     ),
 ]
@@ -76,8 +72,7 @@ LosslessOption = Annotated[bool, typer.Option("--lossless", help="Write the clip
 ShardsOption = Annotated[
     int,
     typer.Option(
-        help="Share the clip among this many processes, one a device, started with: torchrun --nproc-per-node N -m"
-        " wan_vae ...",
+        help="Share the clip among this many processes, one per device: torchrun --nproc-per-node N -m wan_vae ...",
         metavar="N",
         min=1,
     ),
@@ -115,21 +110,8 @@ def parse_fps(text: str | None) -> Fraction | None:
     return Fraction(text)
 
 
-def open_selected(path: Path, size: str | None, frames: str | None, fps: str | None) -> "Clip":
-    """Open a clip as `--size`, `--frames` and `--fps` ask."""
-    selection = parse_size(size), parse_frames(frames), parse_fps(fps)
-
-    from wan_vae.io import open_clip
-
-    return open_clip(path, size=selection[0], frames=selection[1], fps=selection[2])
-
-
 def torch_device(device: Device) -> "torch.device":
-    """Return the device asked for.
-
-    Raises:
-        UserError: This machine, or this build of torch, has none.
-    """
+    """Return the device asked for; a UserError if this machine, or this build of torch, has none."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -139,38 +121,3 @@ def torch_device(device: Device) -> "torch.device":
         present = " and ".join(name for name, has in available.items() if has)
         raise UserError(f"--device {device.value} is not available to torch {torch.__version__} here; {present} is.")
     return torch.device(device.value)
-
-
-class Dtypes(NamedTuple):
-    """What the two halves of the network compute in."""
-
-    encoder: "torch.dtype"
-    decoder: "torch.dtype"
-
-    def __str__(self) -> str:
-        encoder, decoder = (str(dtype).removeprefix("torch.") for dtype in self)
-        return encoder if encoder == decoder else f"{encoder} (encoder) and {decoder} (decoder)"
-
-
-def torch_dtypes(dtype: Precision, device: "torch.device") -> Dtypes:
-    """Return the dtypes asked for; auto is bfloat16 where it is fast and near lossless, float32 elsewhere.
-
-    Latents, which are kept and trained on, are near lossless in float32 only; a GPU encodes in bfloat16 all the same.
-    """
-    import torch
-
-    if dtype is not Precision.auto:
-        both = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype.value]
-        return Dtypes(both, both)
-    if device.type == "cuda":
-        return Dtypes(torch.bfloat16, torch.bfloat16)
-    return Dtypes(torch.float32, torch.bfloat16 if device.type == "cpu" and _multiplies_bfloat16() else torch.float32)
-
-
-def _multiplies_bfloat16() -> bool:
-    import torch
-
-    # Without these instructions bfloat16 is computed by way of float32, which is slower than float32 itself. Old
-    # versions of torch cannot tell.
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -88,9 +88,17 @@ class ShardedVAE:
         model: The model, with the same weights on every rank, in eval mode.
         mesh: See `WanVAE.shard`.
         gather: See `WanVAE.shard`.
+        digest: Returns the digest of the weights, as `WanVAE.digest` does.
     """
 
-    def __init__(self, model: Autoencoder, mesh: "DeviceMesh | None" = None, *, gather: bool = True) -> None:
+    def __init__(
+        self,
+        model: Autoencoder,
+        mesh: "DeviceMesh | None" = None,
+        *,
+        gather: bool = True,
+        digest: Callable[[], str] | None = None,
+    ) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise UserError(
                 "There is no process group to share clips with; start the program with torchrun, and call"
@@ -100,7 +108,13 @@ class ShardedVAE:
             raise UserError("A model in training mode cannot share clips among processes; call its eval() first.")
         self._model = model
         self._gather = gather
+        self._digest = digest
         self._group, self._shape = _members(mesh)
+
+    @property
+    def rank(self) -> int:
+        """This process's place among the ranks that share clips."""
+        return self._group.rank
 
     @property
     def config(self) -> VAEConfig:
@@ -117,6 +131,19 @@ class ShardedVAE:
         side = self.config.spatial_compression
         grid = self.share(-(-height // side), -(-width // side)).grid
         return choose_chunk_size(self._model, max(grid.latent_pixels), None).frames
+
+    def budget(self, memory: Budget) -> int:
+        """Return the least budget of all ranks in bytes; all ranks must call it.
+
+        Raises:
+            UserError: On all ranks, if the budget of any is not possible.
+        """
+        return min_budget(memory, self.device, self._group)
+
+    def digest(self) -> str:
+        """Return the digest of the weights, as `WanVAE.digest`."""
+        assert self._digest is not None, "the model gave no digest"
+        return self._digest()
 
     def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> normalized latents (B, z, t, h, w), as `WanVAE.encode`.

@@ -1,7 +1,9 @@
+"""Helpers of the commands."""
+
 import pytest
 import torch
 
-from wan_vae.cli.common import shortage
+from wan_vae.cli.common import memory_shortage
 
 
 @pytest.mark.parametrize(
@@ -19,11 +21,11 @@ from wan_vae.cli.common import shortage
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ],
 )
-def test_errors_about_memory(error: Exception, line: str | None) -> None:
-    assert shortage(error) == line
+def test_memory_shortage_returns_the_first_line(error: Exception, line: str | None) -> None:
+    assert memory_shortage(error) == line
 
 
-def test_what_torch_says_on_a_cpu() -> None:
+def test_memory_shortage_recognizes_torch_on_a_cpu() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
-    assert shortage(error.value) is not None
+    assert memory_shortage(error.value) is not None

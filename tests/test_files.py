@@ -1,0 +1,155 @@
+"""Files encoded, decoded and reconstructed by one call of the library."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.running import read_clip, write_clip
+from tests.helpers import random_vae, small_config
+from wan_vae import LatentsError, UserError, WanVAE, decode_file, encode_file, reconstruct_file
+from wan_vae.io.latents_file import LatentsFile
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "vae.safetensors"
+    random_vae(small_config(), torch.float32).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mkv", frames=6, width=19, height=13, fps=Fraction(25))
+
+
+@pytest.fixture(scope="module")
+def latents(checkpoint: Path, clip: Path) -> Path:
+    path = clip.with_name("latents.safetensors")
+    encode_file(clip, path, checkpoint)
+    return path
+
+
+def test_encode_file_result_describes_the_latents(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
+    vae = WanVAE.from_pretrained(checkpoint)
+    out = tmp_path / "out.safetensors"
+    result = encode_file(str(clip), str(out), vae, size=(16, 12), frames=(1, 5), fps=12.5)
+    info = LatentsFile(out).info
+    assert (result.output, result.shape, result.frames) == (out, (1, 3, 2, 6, 8), 2)
+    assert (result.width, result.height, result.fps) == (info.width, info.height, info.fps) == (16, 12, Fraction(25, 2))
+    assert info.checkpoint == vae.digest()
+    assert result.frames_per_second == result.frames / result.seconds > 0
+
+
+def test_decode_file_of_a_model_or_its_path_gives_the_same_pixels(
+    checkpoint: Path, latents: Path, tmp_path: Path
+) -> None:
+    by_path, by_model = tmp_path / "path.mkv", tmp_path / "model.mkv"
+    decode_file(latents, by_path, str(checkpoint), lossless=True)
+    result = decode_file(latents, by_model, WanVAE.from_pretrained(checkpoint), lossless=True)
+    assert (result.output, result.frames, result.width, result.height, result.fps) == (by_model, 6, 19, 13, 25)
+    assert np.array_equal(read_clip(by_path), read_clip(by_model))
+
+
+def test_reconstruct_file_score_is_of_the_written_frames(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
+    out, sheet = tmp_path / "out.mkv", tmp_path / "sheet.png"
+    result = reconstruct_file(clip, out, checkpoint, contact_sheet=sheet, lossless=True)
+    error = (read_clip(clip).astype(float) - read_clip(out)) ** 2
+    assert result.score is not None
+    assert result.score.psnr == pytest.approx(np.mean(10 * np.log10(255**2 / error.mean(axis=(1, 2, 3)))), abs=1e-4)
+    assert (result.contact_sheet, result.side_by_side, sheet.exists()) == (sheet, None, True)
+
+
+def test_load_is_called_after_the_input_was_opened(tmp_path: Path) -> None:
+    def load(checkpoint: str | Path) -> WanVAE:
+        pytest.fail("the clip does not exist")
+
+    with pytest.raises(UserError, match="does not exist"):
+        encode_file(tmp_path / "none.mp4", tmp_path / "out.safetensors", "nano", load=load)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "encode": lambda clip, latents, folder, vae, **options: encode_file(
+        clip, folder / "out.safetensors", vae, **options
+    ),
+    "decode": lambda clip, latents, folder, vae, **options: decode_file(latents, folder / "out.mkv", vae, **options),
+    "reconstruct": lambda clip, latents, folder, vae, **options: reconstruct_file(
+        clip,
+        folder / "out.mkv",
+        vae,
+        side_by_side=folder / "pairs.mkv",
+        contact_sheet=folder / "sheet.png",
+        **options,
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_progress_counts_from_nothing_to_all_frames(
+    call: str, clip: Path, latents: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    CALLS[call](clip, latents, tmp_path, checkpoint, progress=lambda done, total: seen.append((done, total)))
+    done = [count for count, _ in seen]
+    assert (done[0], done[-1], {total for _, total in seen}) == (0, 6, {6})
+    assert done == sorted(done)
+    assert len(done) > 2
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("first", [0, 1, 6])
+def test_exception_of_progress_cancels_and_leaves_nothing(
+    first: int, call: str, clip: Path, latents: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    class CancelledError(Exception): ...
+
+    def cancel(done: int, total: int) -> None:
+        if done >= first:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        CALLS[call](clip, latents, tmp_path, checkpoint, progress=cancel)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_existing_output_is_refused_without_overwrite(
+    call: str, clip: Path, latents: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    CALLS[call](clip, latents, tmp_path, checkpoint)
+    with pytest.raises(UserError, match="exists"):
+        CALLS[call](clip, latents, tmp_path, checkpoint)
+    CALLS[call](clip, latents, tmp_path, checkpoint, overwrite=True)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_budget_that_is_too_small_is_refused(
+    call: str, clip: Path, latents: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"too little|does not fit"):
+        CALLS[call](clip, latents, tmp_path, checkpoint, memory=10)
+    assert not any(tmp_path.iterdir())
+
+
+def test_encode_file_without_room_for_a_stream_encodes_the_whole_clip(
+    checkpoint: Path, clip: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_vae.files._stream_fits", lambda *arguments: False)
+    encode_file(clip, tmp_path / "whole.safetensors", checkpoint)
+    decode_file(latents, tmp_path / "whole.mkv", checkpoint, lossless=True)
+    monkeypatch.undo()
+    decode_file(latents, tmp_path / "stream.mkv", checkpoint, lossless=True)
+    torch.testing.assert_close(load_file(tmp_path / "whole.safetensors"), load_file(latents), rtol=1e-4, atol=1e-5)
+    difference = read_clip(tmp_path / "whole.mkv").astype(int) - read_clip(tmp_path / "stream.mkv")
+    assert np.abs(difference).max() <= 1
+
+
+def test_decode_file_of_another_latent_space_is_refused(latents: Path, tmp_path: Path) -> None:
+    vae = random_vae(small_config(latent_channels=2), torch.float32)
+    with pytest.raises(LatentsError, match=r"cannot be decoded by the model, whose latent channels is 2 and not 3"):
+        decode_file(latents, tmp_path / "out.mkv", vae)

@@ -1,0 +1,424 @@
+"""Clips to latents files and back: the commands `encode`, `decode` and `reconstruct` as functions.
+
+>>> from wan_vae import decode_file, encode_file
+>>> encode_file("clip.mp4", "clip.safetensors", "nano")
+>>> decode_file("clip.safetensors", "copy.mp4", "nano", memory="4GiB")
+
+Memory does not grow with the clip's length, except where a budget is too small for a stream but not for the whole clip.
+Outputs appear under their names only when they are complete; after an exception nothing is left of them. All functions
+take these arguments:
+
+- `vae`: A model, or a checkpoint's name or path, which `load` turns into a model once the input is known to be usable.
+  With a `ShardedVAE` every process makes the same call and gets a result, and rank 0 alone writes.
+- `memory`: A budget for the network in addition to the model and its input, result included: bytes, text such as
+  "4GiB", or "auto" for four fifths of the free memory. With a `ShardedVAE` it is the budget of each process.
+- `overwrite`: Replace outputs that exist.
+- `progress`: Called with the number of frames done and in total: with 0 once all inputs are open, then after every
+  chunk. It may raise an exception to cancel the call.
+- `load`: Loads `vae` if it is a name or path; default `WanVAE.from_pretrained`.
+
+They raise a UserError if a file, the model or an option cannot be used, or if the budget is too small.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from wan_vae.config import VAEConfig
+from wan_vae.errors import LatentsError, UserError
+from wan_vae.evaluation import reconstruct as comparison
+from wan_vae.evaluation.contact_sheet import ContactSheet
+from wan_vae.evaluation.metrics import Metrics, Score
+from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_free_memory
+from wan_vae.inference.planner import Plan
+from wan_vae.io import Clip, create_clip, open_clip
+from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
+from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_device, to_host
+from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
+from wan_vae.vae import WanVAE
+
+if TYPE_CHECKING:
+    from wan_vae.sharding import ShardedVAE
+
+Model: TypeAlias = "WanVAE | ShardedVAE"
+Loader: TypeAlias = "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]"
+Progress: TypeAlias = Callable[[int, int], object]
+
+_SPLIT_FRAMES = 4
+_logger = logging.getLogger("wan_vae")
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What was written.
+
+    Attributes:
+        output: The file or folder.
+        frames: Frames of the clip, without padding.
+        width: Of the encoded or the written clip, in pixels.
+        height: Of the encoded or the written clip, in pixels.
+        fps: Of the clip.
+        seconds: Time from the first frame read to the last one written.
+    """
+
+    output: Path
+    frames: int
+    width: int
+    height: int
+    fps: Fraction
+    seconds: float
+
+    @property
+    def frames_per_second(self) -> float:
+        """Mean speed of the call, not of the clip."""
+        return self.frames / self.seconds
+
+
+@dataclass(frozen=True)
+class EncodeResult(FileResult):
+    """A latents file that was written.
+
+    Attributes:
+        shape: Of the latents, (1, z, t, h, w).
+    """
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DecodeResult(FileResult):
+    """A clip that was decoded."""
+
+
+@dataclass(frozen=True)
+class ReconstructResult(FileResult):
+    """A clip that was encoded and decoded.
+
+    Attributes:
+        side_by_side: The clip of source and reconstruction, if it was written.
+        contact_sheet: The PNG file of a few frames, if it was written.
+        score: How close the decoded frames are to the source's; None where the model decodes to another size.
+    """
+
+    side_by_side: Path | None
+    contact_sheet: Path | None
+    score: Score | None
+
+
+def encode_file(
+    clip: str | Path,
+    latents: str | Path,
+    vae: "WanVAE | ShardedVAE | str | Path",
+    *,
+    size: tuple[int, int] | None = None,
+    frames: tuple[int | None, int | None] = (None, None),
+    fps: Fraction | float | None = None,
+    memory: Budget = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    load: Loader = WanVAE.from_pretrained,
+) -> EncodeResult:
+    """Encode a clip into a latents file, which holds all that `decode_file` needs to restore the clip.
+
+    Args:
+        clip: A video, an animation, an image, or a folder of images.
+        latents: The safetensors file to write.
+        size: Width and height to scale the clip to; None keeps them.
+        frames: First frame and the frame after the last, counted from 0; None for the clip's ends.
+        fps: Rate to resample the selected frames to; None keeps theirs.
+    """
+    clip, latents, progress = Path(clip), Path(latents), progress or _no_progress
+    check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae))
+    with ExitStack() as stack:
+        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=_exact(fps)))
+        info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
+        stack.enter_context(torch.inference_mode())
+        writer = stack.enter_context(LatentsWriter(latents)) if _is_writer(model) else None
+        tensors = FramesToTensors(_read(source, model), model.config, model.device)
+        progress(0, info.frames)
+        begun = time.perf_counter()
+        shape: tuple[int, ...] = ()
+        for (chunk,) in to_host(zip(_encode(model, tensors, info.height, info.width, memory)), model.device):
+            shape = (*chunk.shape[:2], chunk.shape[2] + (shape[2] if shape else 0), *chunk.shape[3:])
+            if writer is not None:
+                writer.write(chunk)
+            progress(tensors.frames, info.frames)
+        if writer is not None:
+            writer.finish(
+                LatentsInfo(
+                    frames=tensors.frames,
+                    width=info.width,
+                    height=info.height,
+                    fps=info.fps,
+                    pixel_aspect=info.pixel_aspect,
+                    color=info.color,
+                    config=model.config,
+                    checkpoint=model.digest(),
+                )
+            )
+    seconds = time.perf_counter() - begun
+    return EncodeResult(latents, tensors.frames, info.width, info.height, info.fps, seconds, shape)
+
+
+def decode_file(
+    latents: str | Path,
+    clip: str | Path,
+    vae: "WanVAE | ShardedVAE | str | Path",
+    *,
+    memory: Budget = "auto",
+    lossless: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    load: Loader = WanVAE.from_pretrained,
+) -> DecodeResult:
+    """Decode a latents file into a clip of the size, length and rate that the encoded clip had.
+
+    Args:
+        latents: A file that `encode_file` wrote.
+        clip: The clip to write; its ending decides the format, and none is a folder of PNG files.
+        lossless: Write the pixels exactly.
+    """
+    latents, clip, progress = Path(latents), Path(clip), progress or _no_progress
+    check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
+    source = LatentsFile(latents)
+    info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
+    _check_same_latent_space(info.config, model.config, f"{latents} cannot be decoded by {_name(vae)}")
+    if model.digest() != info.checkpoint:
+        _logger.warning(f"{latents} was encoded by other weights than those of {_name(vae)}.")
+    width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        output = create_clip(
+            clip,
+            width=width,
+            height=height,
+            fps=info.fps,
+            color=info.color,
+            pixel_aspect=info.pixel_aspect,
+            lossless=lossless,
+        )
+        writer = stack.enter_context(output) if _is_writer(model) else None
+        chunks = to_device(source.chunks(model.default_chunk_size(info.height, info.width)), model.device)
+        progress(0, info.frames)
+        begun, done = time.perf_counter(), 0
+        videos = _decode(model, chunks, info.height, info.width, memory)
+        for frames in tensors_to_frames(videos, width, height, model.device):
+            true = frames[: info.frames - done]  # the last ones are padding
+            if writer is not None:
+                writer.write(true)
+            done += len(true)
+            progress(done, info.frames)
+    seconds = time.perf_counter() - begun
+    return DecodeResult(clip, done, width, height, info.fps, seconds)
+
+
+def reconstruct_file(
+    clip: str | Path,
+    out: str | Path,
+    vae: "WanVAE | ShardedVAE | str | Path",
+    *,
+    side_by_side: str | Path | None = None,
+    contact_sheet: str | Path | None = None,
+    lossless: bool = False,
+    size: tuple[int, int] | None = None,
+    frames: tuple[int | None, int | None] = (None, None),
+    fps: Fraction | float | None = None,
+    memory: Budget = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    load: Loader = WanVAE.from_pretrained,
+) -> ReconstructResult:
+    """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
+
+    PSNR and SSIM are of the frames before `out` is compressed. Sound is carried over where the format of `out` can hold
+    it.
+
+    Args:
+        clip: A video, an animation, an image, or a folder of images.
+        out: The clip to write; its ending decides the format, and none is a folder of PNG files.
+        side_by_side: Also write this clip: the source on the left, the reconstruction on the right.
+        contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
+        lossless: Write the clips' pixels exactly.
+        size: Width and height to scale the clip to; None keeps them.
+        frames: First frame and the frame after the last, counted from 0; None for the clip's ends.
+        fps: Rate to resample the selected frames to; None keeps theirs.
+    """
+    clip, out, progress = Path(clip), Path(out), progress or _no_progress
+    pairs_path, sheet_path = (None if path is None else Path(path) for path in (side_by_side, contact_sheet))
+    if sheet_path is not None and sheet_path.suffix.lower() != ".png":
+        raise UserError(f"The contact sheet is {sheet_path}, but it is a PNG file; name one that ends in .png.")
+    outputs = [path for path in (out, pairs_path, sheet_path) if path is not None]
+    for path in outputs:
+        check_output(path, overwrite=overwrite, inputs=_inputs(clip, vae), may_be_folder=not path.suffix)
+    check_distinct(*outputs)
+    with ExitStack() as stack:
+        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=_exact(fps)))
+        info = source.info
+        if info.bit_depth > 8:
+            _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
+        model = load(vae) if isinstance(vae, str | Path) else vae
+        scale = model.config.output_upscale
+        if sheet_path is not None and scale != 1:
+            raise UserError(
+                f"{_name(vae)} decodes to {scale} times the size, so the source has no pixels for a contact sheet to"
+                " show errors against; take --side-by-side (in Python, side_by_side) instead."
+            )
+        width, height = info.width * scale, info.height * scale
+        create = partial(
+            create_clip,
+            height=height,
+            fps=info.fps,
+            color=info.color,
+            pixel_aspect=info.pixel_aspect,
+            lossless=lossless,
+            audio=source.audio,
+        )
+        stack.enter_context(torch.inference_mode())
+        writes = _is_writer(model)
+        writer = stack.enter_context(create(out, width=width)) if writes else None
+        pairs = None
+        if pairs_path is not None and writes:
+            pairs = stack.enter_context(create(pairs_path, width=comparison.side_by_side_width(width)))
+        sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
+        metrics = Metrics() if scale == 1 and writes else None
+        progress(0, info.frames)
+        begun, done = time.perf_counter(), 0
+        budgets = _stream_budgets(model, info.height, info.width, memory)
+        for original, decoded in comparison.reconstruct_frames(model, _read(source, model), width, height, budgets):
+            if writer is not None:
+                writer.write(decoded[None])
+            if pairs is not None:
+                pairs.write(comparison.side_by_side(original, decoded)[None])
+            if sheet is not None:
+                sheet.add(original, decoded)
+            if metrics is not None:
+                metrics.add(original, decoded)
+            done += 1
+            progress(done, info.frames)
+        # All are completed before the first gets its name, so that they appear together or not at all.
+        for clip_writer in (writer, pairs):
+            if clip_writer is not None:
+                clip_writer.finish()
+        if sheet is not None and sheet_path is not None:
+            sheet.save(stack.enter_context(written_beside(sheet_path)))
+    seconds = time.perf_counter() - begun
+    score = None if metrics is None else metrics.score()
+    return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
+
+
+def _exact(fps: Fraction | float | None) -> Fraction | None:
+    return None if fps is None else Fraction(str(fps))  # 23.976 is 2997/125, not the float nearest to it
+
+
+def _read(source: Clip, model: Model) -> Iterable[Frames]:
+    """Return a clip in chunks that the network takes in one pass."""
+    latents = model.default_chunk_size(source.info.height, source.info.width)
+    return source.chunks(latents * model.config.temporal_compression)
+
+
+def _name(vae: "Model | str | Path") -> str:
+    return str(vae) if isinstance(vae, str | Path) else "the model"
+
+
+def _inputs(file: Path, vae: "Model | str | Path") -> tuple[Path, ...]:
+    return (file, Path(vae)) if isinstance(vae, str | Path) else (file,)
+
+
+def _is_writer(model: Model) -> bool:
+    return isinstance(model, WanVAE) or model.rank == 0
+
+
+def _no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def _check_same_latent_space(encoded: VAEConfig, decoding: VAEConfig, refusal: str) -> None:
+    for name in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
+        if getattr(encoded, name) != getattr(decoding, name):
+            raise LatentsError(
+                f"{refusal}, whose {name.replace('_', ' ')} is {getattr(decoding, name)} and not"
+                f" {getattr(encoded, name)}; use the checkpoint that encoded it."
+            )
+
+
+def _encode(model: Model, video: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
+    """Encode frames (1, 3, n, H, W) within a budget: as a stream, or the whole clip where its caches do not fit.
+
+    Of a whole clip, the frames count too.
+    """
+    budget = _bytes(model, memory)
+    if budget is None or _stream_fits(model, "encode", height, width, budget):
+        return model.encode_stream(video, memory=budget)
+    chunks, size = [], 0
+    for chunk in video:
+        chunks.append(chunk)
+        size += chunk.nbytes
+        if 2 * size > budget:
+            raise UserError(
+                f"{format_bytes(budget)} of memory is too little to encode {width}x{height} pixels as a stream, and to"
+                f" hold more than {sum(part.shape[2] for part in chunks)} frames of it; encode fewer with --frames (in"
+                " Python, frames)."
+            )
+    whole = torch.cat(chunks, dim=2)
+    chunks.clear()
+    return [model.encode(whole, memory=budget - size)]
+
+
+def _decode(model: Model, latents: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
+    """Decode latents (1, z, n, h, w) within a budget: as a stream, or the whole clip where its caches do not fit."""
+    budget = _bytes(model, memory)
+    if budget is None or _stream_fits(model, "decode", height, width, budget):
+        return model.decode_stream(latents, memory=budget)
+    video = model.decode(torch.cat(list(latents), dim=2), memory=budget)
+    return torch.split(video, _SPLIT_FRAMES, dim=2)
+
+
+def _stream_budgets(model: Model, height: int, width: int, memory: Budget) -> tuple[int, int] | None:
+    """Return the shares of encoding and decoding of a budget where both run as streams; None for no budget."""
+    budget = _bytes(model, memory)
+    if budget is None:
+        return None
+    try:
+        encoding = _plan(model, "encode", height, width, budget).peak
+        decoding = _plan(model, "decode", height, width, max(1, budget - encoding)).peak
+    except UserError as error:
+        raise UserError(
+            f"To encode and decode {width}x{height} pixels together does not fit: {error} `encode` and then `decode`"
+            " take less."
+        ) from error
+    # Both get half of the rest: chunks may be larger than planned.
+    encoding += (budget - encoding - decoding) // 2
+    return encoding, budget - encoding
+
+
+def _bytes(model: Model, memory: Budget) -> int | None:
+    """Return a budget in bytes; None for "auto" on a device that does not tell how much is free."""
+    if memory == "auto" and not reports_free_memory(model.device):
+        return None
+    return parse_bytes(memory, model.device) if isinstance(model, WanVAE) else model.budget(memory)
+
+
+def _stream_fits(model: Model, call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:
+    try:
+        plan = _plan(model, call, height, width, budget)
+    except UserError:
+        return False
+    if plan.tiling is not None:
+        _logger.info(str(plan))
+    return True
+
+
+def _plan(model: Model, call: Literal["encode", "decode"], height: int, width: int, budget: int) -> Plan:
+    multiple = model.config.spatial_compression
+    height, width = (-(-side // multiple) * multiple for side in (height, width))
+    frames = 1 + model.config.temporal_compression
+    return model.plan(call, frames=frames, height=height, width=width, memory=budget, streaming=True)
