@@ -78,9 +78,9 @@ def passed(
     from safetensors.torch import load_file, save_file
 
     from wan_vae import DecodeStream, EncodeStream, WanVAE
-    from wan_vae.cli.common import build_kernels_once
+    from wan_vae.ops.cpu.build import ensure_kernels
 
-    build_kernels_once()
+    ensure_kernels()
     peaks: dict[int, int] = {}
     latents_digest, frames_digest, counts = hashlib.sha256(), hashlib.sha256(), [0, 0]
     vae = WanVAE.from_pretrained(checkpoint)

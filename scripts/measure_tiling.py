@@ -74,9 +74,9 @@ def measured(
     import torch
 
     from wan_vae.benchmark.measure import peak_memory
-    from wan_vae.cli.common import build_kernels_once
+    from wan_vae.ops.cpu.build import ensure_kernels
 
-    build_kernels_once()
+    ensure_kernels()
     who, call = job["who"], job["call"]
     ours = who in (OURS, OURS_TILED)
     with torch.inference_mode():

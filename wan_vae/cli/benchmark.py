@@ -8,7 +8,6 @@ import typer
 
 from wan_vae.benchmark import DIRECTIONS, DTYPES, BenchmarkConfig
 from wan_vae.cli import options
-from wan_vae.cli.common import build_kernels_once
 from wan_vae.errors import UserError
 from wan_vae.io.atomic_output import check_output, written_beside
 
@@ -94,7 +93,9 @@ def benchmark(
         tune=tune,
     )
     if config.device == "cpu":
-        build_kernels_once()
+        from wan_vae.ops.cpu.build import ensure_kernels
+
+        ensure_kernels()
     with tqdm(unit="step", disable=None, leave=False) as bar:
 
         def progress(activity: str) -> None:
