@@ -9,7 +9,7 @@ from wan_vae.config import load_config, preset_names
 
 
 @given(small_configs())
-def test_a_config_survives_its_dictionary(config: VAEConfig) -> None:
+def test_config_from_its_dictionary_is_equal(config: VAEConfig) -> None:
     assert VAEConfig.from_dict(config.to_dict(), origin="test") == config
 
 
@@ -17,7 +17,7 @@ def test_qwen_image_shares_the_latent_space_of_wan21() -> None:
     assert load_config("qwen-image") == load_config("wan2.1")
 
 
-def test_compression() -> None:
+def test_config_of_wan22_has_its_compression() -> None:
     config = load_config("wan2.2")
     assert (config.spatial_compression, config.temporal_compression) == (16, 4)
     assert (config.input_channels, config.output_channels) == (12, 12)
@@ -47,7 +47,7 @@ def test_compression() -> None:
         ({"level_shortcuts": True}, r"width_multipliers is \[1, 2\]; a level's shortcut"),
     ],
 )
-def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:
+def test_config_with_bad_values_gets_a_sentence(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         small_config(**changes)
 
@@ -61,19 +61,19 @@ def test_contradictions_are_refused(changes: dict[str, object], message: str) ->
         ("architecture: {depth: 3}", "unexpected keyword argument 'depth'"),
     ],
 )
-def test_a_bad_file_gets_a_sentence(text: str, message: str, tmp_path: Path) -> None:
+def test_load_config_of_a_bad_file_gets_a_sentence(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
         load_config(tmp_path / "bad.yaml")
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_preset_lists_the_known() -> None:
+def test_load_config_of_an_unknown_preset_lists_the_known() -> None:
     with pytest.raises(UserError, match=r"neither a preset .*wan2.1.* nor a YAML file"):
         load_config("wan9")
 
 
-def test_a_users_file_is_read_like_a_preset(tmp_path: Path) -> None:
+def test_load_config_of_a_users_file_reads_it_like_a_preset(tmp_path: Path) -> None:
     from wan_vae.config import config_folder
 
     (tmp_path / "mine.yaml").write_bytes((config_folder() / "tiny.yaml").read_bytes())

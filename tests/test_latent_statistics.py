@@ -1,4 +1,4 @@
-"""Between raw latents and final ones."""
+"""Statistics between raw and normalized latents."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ CONFIG = small_config()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_statistics_are_not_rounded_to_half_precision(dtype: torch.dtype) -> None:
+def test_normalize_in_half_precision_keeps_precise_statistics(dtype: torch.dtype) -> None:
     vae = random_vae(CONFIG)
     raw = random_latents(CONFIG, 2, 3, 3).to(dtype)
     exact = vae.normalize(raw.to(torch.float64))
@@ -18,7 +18,7 @@ def test_statistics_are_not_rounded_to_half_precision(dtype: torch.dtype) -> Non
     assert ((vae.normalize(raw) - exact).abs() <= torch.finfo(dtype).eps * exact.abs() / 2 * 1.001).all()
 
 
-def test_there_and_back() -> None:
+def test_denormalized_inverts_normalized() -> None:
     raw = random_latents(CONFIG, 2, 3, 3).to(torch.float64)
     statistics = LatentStatistics.of(CONFIG, raw.dtype, raw.device)
     torch.testing.assert_close(statistics.denormalized(statistics.normalized(raw)), raw)

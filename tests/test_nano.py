@@ -1,4 +1,4 @@
-"""The model in the package, on the clip in the package."""
+"""The packaged model, on the packaged clip."""
 
 from pathlib import Path
 
@@ -14,31 +14,29 @@ PACKAGE = Path(wan_vae.__file__).parent
 LARGEST = 10 * 2**20
 
 
-def test_it_is_small_and_compresses_as_wan21_does() -> None:
-    assert (PACKAGE / "models" / "nano.safetensors").stat().st_size <= LARGEST
+def test_nano_is_small_and_compresses_like_wan21() -> None:
+    assert (PACKAGE / "weights" / "nano.safetensors").stat().st_size <= LARGEST
     config = WanVAE.from_pretrained("nano").config
     assert (config.spatial_compression, config.temporal_compression, config.latent_channels) == (8, 4, 16)
 
 
-def test_the_demo_clip_comes_back() -> None:
+def test_nano_reconstructs_the_demo_clip() -> None:
     vae = WanVAE.from_pretrained("nano")
-    fidelity, by_frame = Metrics(), []
+    metrics = Metrics()
     with open_clip(PACKAGE / "demo" / "bunny.mp4", frames=(0, 13)) as clip, torch.inference_mode():
         for source, decoded in reconstruct_frames(vae, clip.chunks(4), clip.info.width, clip.info.height):
-            fidelity.add(source, decoded)
-            alone = Metrics()
-            alone.add(source, decoded)
-            by_frame.append(alone.score().psnr)
-    assert fidelity.score().psnr > 25
+            metrics.add(source, decoded)
+    mean = metrics.score().psnr
+    assert mean > 25
     # No flash at the start, and no trails towards the end.
-    assert min(by_frame) > fidelity.score().psnr - 3
+    assert min(frame.psnr for frame in metrics.frames) > mean - 3
 
 
-def test_final_latents_are_near_normal() -> None:
+def test_nano_normalized_latents_are_near_normal() -> None:
     vae = WanVAE.from_pretrained("nano")
     with open_clip(PACKAGE / "demo" / "bunny.mp4", size=(160, 88), frames=(0, 9)) as clip:
         frames = torch.from_numpy(next(clip.chunks(9)).astype("float32"))
-    final = vae.encode(frames.permute(3, 0, 1, 2)[None] / 127.5 - 1)
-    assert final.std() > 0.3
-    assert final.std() < 3
-    assert final.mean().abs() < 1
+    latents = vae.encode(frames.permute(3, 0, 1, 2)[None] / 127.5 - 1)
+    assert latents.std() > 0.3
+    assert latents.std() < 3
+    assert latents.mean().abs() < 1

@@ -21,7 +21,7 @@ def test_kl_does_not_overflow_in_half_precision() -> None:
     assert torch.isfinite(loud.kl()).all()
 
 
-def test_samples_have_the_mean_and_the_variance() -> None:
+def test_sample_has_the_mean_and_the_variance() -> None:
     ours = posterior()
     generator = torch.Generator().manual_seed(1)
     samples = torch.stack([ours.sample(generator) for _ in range(4000)])
@@ -30,7 +30,7 @@ def test_samples_have_the_mean_and_the_variance() -> None:
     assert ((samples.std(dim=0) / deviation) - 1).abs().max() < 0.1
 
 
-def test_samples_repeat_with_their_generator() -> None:
+def test_sample_repeats_with_its_generator() -> None:
     first, second = (posterior().sample(torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(posterior().mode(), posterior().mean)
@@ -43,7 +43,7 @@ def test_std_and_var_are_those_of_the_log_variance() -> None:
     assert ours.std.shape == ours.var.shape == ours.mean.shape
 
 
-def test_the_log_variance_is_clamped() -> None:
+def test_from_moments_clamps_the_log_variance() -> None:
     extreme = Posterior.from_moments(torch.tensor([0.0, 1e9]).view(1, 2, 1, 1, 1))
     assert extreme.logvar.item() == 20
     assert torch.isfinite(extreme.kl()).all()

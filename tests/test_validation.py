@@ -1,4 +1,4 @@
-"""What is refused, and what is said then."""
+"""Refused videos, latents and dtypes, and the messages."""
 
 import logging
 import re
@@ -33,24 +33,24 @@ def vae() -> WanVAE:
         ((1, 9, 3, 8, 8), r"\(B, 3, T, H, W\), but this one is \(1, 9, 3, 8, 8\)"),
     ],
 )
-def test_videos_that_do_not_fit(vae: WanVAE, shape: tuple[int, ...], message: str) -> None:
+def test_encode_of_a_video_that_does_not_fit_gets_a_sentence(vae: WanVAE, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         vae.encode(torch.zeros(shape))
 
 
-def test_integers_are_no_video(vae: WanVAE) -> None:
+def test_encode_of_integers_gets_a_sentence(vae: WanVAE) -> None:
     with pytest.raises(UserError, match=r"\[-1, 1\], but this one is torch.uint8; divide by 127.5"):
         vae.encode(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 2, 3, 3), (3, 2, 3, 3), (1, 3, 0, 3, 3)])
-def test_latents_that_do_not_fit(vae: WanVAE, shape: tuple[int, ...]) -> None:
+def test_decode_of_latents_that_do_not_fit_gets_a_sentence(vae: WanVAE, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"are \(B, 3, t, h, w\), but these are"):
         vae.decode(torch.zeros(shape))
 
 
 @given(st.sampled_from(["frames", "height", "width"]), st.integers(0, 40))
-def test_what_is_said_to_fit_fits(name: str, size: int) -> None:
+def test_check_video_advises_sizes_that_fit(name: str, size: int) -> None:
     fitting = {"frames": 5, "height": 4, "width": 8}
 
     def check(size: int) -> None:
@@ -97,7 +97,7 @@ def test_check_of_an_empty_batch_gets_a_sentence(whole: bool) -> None:
 
 @pytest.fixture
 def warned(caplog: pytest.LogCaptureFixture) -> Callable[[torch.Tensor], bool]:
-    """Check a video in a process that has not warned yet, and return whether it warns once."""
+    """Check a video in a process that has not warned yet, and return true if it warns."""
 
     def check(video: torch.Tensor) -> bool:
         validation._warn_of_levels.cache_clear()
@@ -124,6 +124,7 @@ def test_check_video_of_levels_up_to_255_warns_once(warned: Callable[[torch.Tens
     assert not warned((noise * 255).to("meta"))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace. is deprecated")
 def test_check_video_of_levels_does_not_read_values_where_they_are_traced(
     warned: Callable[[torch.Tensor], bool],
 ) -> None:
@@ -156,6 +157,6 @@ def test_parse_dtype_of_another_dtype_gets_a_sentence(bad: str | torch.dtype) ->
         parse_dtype(bad)
 
 
-def test_chunks_have_any_number_of_frames() -> None:
+def test_check_video_of_a_chunk_takes_any_number_of_frames() -> None:
     for frames in range(6):
         check_video(torch.empty(1, 3, frames, 4, 8), CONFIG, whole=False)

@@ -1,7 +1,4 @@
-"""Everything the architecture depends on, in one frozen dataclass, and the presets shipped as YAML.
-
-YAML files that a user names.
-"""
+"""The architecture as one frozen dataclass, the presets shipped as YAML files, and the YAML reader."""
 
 import dataclasses
 import math
@@ -27,22 +24,21 @@ class VAEConfig:
         decoder_width: Channels before the decoder's last convolution.
         width_multipliers: Channels of each level, highest resolution first, as multiples of the width.
         blocks_per_level: Residual blocks in each level of the encoder; the decoder has one more.
-        temporal_downsample: For each step between two levels, whether time is halved along with space.
-        level_shortcuts: Wan2.2's levels: a parameter-free shortcut around each, and upsampling that keeps the width
-            (Wan2.1 halves it).
-        patch_size: Pixels enter and leave as patches of this side, moved to the channels (2 in Wan2.2).
-        output_upscale: The decoder's output is this many times larger than the encoder's input (2 in the
-            2x-upscaling decoder).
+        temporal_downsample: For each step between two levels, true if it halves time in addition to space.
+        level_shortcuts: Wan2.2's levels: each has a parameter-free shortcut, and upsampling keeps the width (in Wan2.1
+            it halves the width).
+        patch_size: Side of the square patches of pixels that are moved to the channels (2 in Wan2.2).
+        output_upscale: Side of the decoder's output per side of the encoder's input (2 in the 2x-upscaling decoder).
         dropout: Probability of dropping a value inside a residual block while training.
-        block: Kind of residual block, one of `BLOCK_KINDS`.
+        block: Kind of the residual blocks, one of `BLOCK_KINDS`.
         latent_mean: Mean of each raw latent channel over the training data.
         latent_std: Standard deviation of each raw latent channel over the training data.
-        bottleneck_ratio: `bottleneck` blocks work at the output width divided by this.
+        bottleneck_ratio: Output width of a `bottleneck` block per width of its 3x3x3 convolution.
         dense_growth: Channels that each layer of a `dense` block adds.
         dense_layers: Layers of a `dense` block.
 
     Raises:
-        UserError: A value is out of range, or two of them contradict each other.
+        UserError: A value is out of range, or two values contradict each other.
     """
 
     latent_channels: int
@@ -96,7 +92,7 @@ class VAEConfig:
             if odd:
                 raise UserError(f"a decoder level is {odd[0]} channels wide; upsampling halves it, so it must be even.")
             return
-        # Each shortcut groups (encoder) or repeats (decoder) whole channels.
+        # The encoder's shortcuts average groups of whole channels, the decoder's repeat whole channels.
         folds = [8 if temporal else 4 for temporal in self.temporal_downsample]
         encoder = zip((1, *multipliers), multipliers, (*folds, 1), strict=False)
         decoder = zip((multipliers[-1], *multipliers[:0:-1]), multipliers[:0:-1], folds[::-1], strict=False)
@@ -109,12 +105,12 @@ class VAEConfig:
 
     @property
     def spatial_compression(self) -> int:
-        """Pixels of a side of the input per latent pixel."""
+        """Side of the input, in pixels, per side of the latents."""
         return int(self.patch_size * 2 ** (len(self.width_multipliers) - 1))
 
     @property
     def temporal_compression(self) -> int:
-        """Frames per latent frame, the first of which always holds one frame alone."""
+        """Frames per latent, except for the first latent, which holds one frame."""
         return int(2 ** sum(self.temporal_downsample))
 
     @property
@@ -133,7 +129,15 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, values: Any, *, origin: str) -> "VAEConfig":
-        """Build a config from untrusted values; `origin` names where they come from in the error."""
+        """Build a config from untrusted values.
+
+        Args:
+            values: Names and values of the fields.
+            origin: Their source, as error messages name it.
+
+        Raises:
+            UserError: `values` is no mapping, has missing or unknown fields, or values that `VAEConfig` refuses.
+        """
         if not isinstance(values, Mapping):
             raise UserError(f"{origin} does not describe an architecture: it is {values!r}, not names with values.")
         try:
@@ -166,7 +170,7 @@ def _is_of_type(value: object, kind: object) -> bool:
 
 
 def config_folder() -> Path:
-    """Return the folder of YAML files: inside the package once installed, beside it in a clone."""
+    """Return the folder of YAML files: inside the package if installed, next to it in a clone."""
     inside = Path(__file__).parent / "configs"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
@@ -179,7 +183,7 @@ def preset_names() -> list[str]:
 def read_preset(name_or_path: str | Path) -> dict[str, Any]:
     """Return a preset's YAML as a dictionary with the key `architecture`.
 
-    If there are trained weights, it also has `file`, a file in this package, or `hub`, a repository and a file in it.
+    A trained preset also has `file`, the name of a file in `wan_vae/weights`, or `hub`, a repository and a file in it.
 
     Args:
         name_or_path: A shipped preset's name, such as "wan2.1", or the path of a YAML file.
@@ -203,11 +207,11 @@ def load_config(name_or_path: str | Path) -> VAEConfig:
 
 
 def read_yaml(path: Path, *, missing: str) -> Any:
-    """Return what a YAML file holds.
+    """Return the content of a YAML file.
 
     Args:
         path: The file.
-        missing: What to say where there is none.
+        missing: The error message if there is no such file.
 
     Raises:
         UserError: There is no such file, it cannot be read, or it is not YAML.

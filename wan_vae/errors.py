@@ -1,17 +1,17 @@
-"""Errors a user can mend.
+"""Errors that a user can fix.
 
-Each carries one sentence with the value at fault and what would work; the command line prints that sentence alone and
-exits with code 2. They are `ValueError`s, so that library callers need not import this module to catch them. A broken
-invariant of our own is an `AssertionError` and keeps its traceback.
+Each message is one sentence with the invalid value and what would work. The command line prints that sentence and exits
+with code 2. They are `ValueError`s, so that library users can catch them without importing this module. A violated
+invariant of the package is an `AssertionError` and keeps its traceback.
 """
 
 
 class UserError(ValueError):
-    """Something the caller asked for cannot be done; the message says what would work."""
+    """A request cannot be fulfilled; the message says what would work."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, or not one of ours."""
+    """A checkpoint is missing, damaged, or not of a Wan VAE."""
 
 
 class ClipError(UserError):
@@ -19,4 +19,4 @@ class ClipError(UserError):
 
 
 class LatentsError(UserError):
-    """A latents file is missing, damaged, or does not belong to the model at hand."""
+    """A latents file is missing, damaged, or of another model."""

@@ -86,7 +86,7 @@ def _check_batch(values: Tensor, what: str) -> None:
 
 
 def _looks_like_levels(video: Tensor) -> bool:
-    """Return whether a sample of the values lies in [0, 255] rather than [-1, 1].
+    """Return true if a sample of the values seems to lie in [0, 255] instead of [-1, 1].
 
     False where values cannot be read or reading waits for a device: in traced code, under `vmap`, outside the CPU.
     """

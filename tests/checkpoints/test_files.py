@@ -1,4 +1,4 @@
-"""Every layout in and out, bit for bit, and a sentence for every file that is not one of them."""
+"""Checkpoints in every layout, read and written bit for bit, and the messages for files in none of them."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ STANDARD = {"width_multipliers": (1, 2, 4, 4), "temporal_downsample": (False, Tr
 
 
 def standard_vae(**changes: object) -> WanVAE:
-    """A narrow VAE of Wan2.1's structure, which a file without metadata can be told to be."""
+    """A narrow VAE of Wan2.1's structure, which is recognized without metadata."""
     return random_vae(small_config(**STANDARD, encoder_width=2, decoder_width=2, **changes), torch.float32)
 
 
 def native(vae: WanVAE, layout: str = "wan") -> dict[str, torch.Tensor]:
-    """The weights under a layout's names, as somebody else's file has them: without our metadata."""
+    """The weights under a layout's names, as in a file of other software: without our metadata."""
     names = stored_names(list(vae.state_dict()), vae.config, layout)
     return {names[name]: weight.clone() for name, weight in vae.state_dict().items()}
 
@@ -39,7 +39,7 @@ def assert_same_weights(ours: WanVAE, theirs: WanVAE) -> None:
 
 
 @pytest.mark.parametrize("level_shortcuts", [False, True])
-def test_from_diffusers_to_wan_and_back(level_shortcuts: bool, tmp_path: Path) -> None:
+def test_save_of_a_diffusers_folder_as_wan_and_back_is_exact(level_shortcuts: bool, tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     config = small_config(**STANDARD, level_shortcuts=level_shortcuts, patch_size=1 + level_shortcuts)
     diffusers_vae(config).save_pretrained(tmp_path / "theirs")
@@ -53,7 +53,7 @@ def test_from_diffusers_to_wan_and_back(level_shortcuts: bool, tmp_path: Path) -
     assert marked[level_shortcuts] in load_file(tmp_path / "wan.safetensors")
 
 
-def test_diffusers_builds_the_same_model_from_our_folder(tmp_path: Path) -> None:
+def test_save_as_diffusers_builds_the_same_model_there(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     vae = random_vae(small_config(**STANDARD, level_shortcuts=True, patch_size=2))
     vae.save(tmp_path / "vae", layout="diffusers")
@@ -65,7 +65,7 @@ def test_diffusers_builds_the_same_model_from_our_folder(tmp_path: Path) -> None
 
 @settings(max_examples=20)
 @given(config=small_configs())
-def test_our_own_files_carry_their_config(config: VAEConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_save_keeps_the_config(config: VAEConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("saved") / "vae.safetensors"
     vae = random_vae(config, torch.float32)
     vae.save(path)
@@ -76,7 +76,9 @@ def test_our_own_files_carry_their_config(config: VAEConfig, tmp_path_factory: p
 
 @pytest.mark.parametrize("layout", ["wan", "diffusers"])
 @pytest.mark.parametrize("changes", [{}, {"level_shortcuts": True, "patch_size": 2}, {"output_upscale": 2}])
-def test_a_strangers_file_is_known_by_its_tensors(changes: dict[str, object], layout: str, tmp_path: Path) -> None:
+def test_load_checkpoint_without_metadata_recognizes_the_tensors(
+    changes: dict[str, object], layout: str, tmp_path: Path
+) -> None:
     vae = standard_vae(**changes)
     path = tmp_path / "misleading name.bin"
     save_file(native(vae, layout), path)
@@ -94,14 +96,16 @@ def test_a_strangers_file_is_known_by_its_tensors(changes: dict[str, object], la
 
 
 @pytest.mark.parametrize(("channels", "mean", "std"), [(16, -0.7571, 2.8184), (48, -0.2289, 0.4765)])
-def test_the_latent_statistics_of_the_published_models(channels: int, mean: float, std: float, tmp_path: Path) -> None:
+def test_load_checkpoint_of_a_published_structure_has_its_statistics(
+    channels: int, mean: float, std: float, tmp_path: Path
+) -> None:
     vae = standard_vae(latent_channels=channels, level_shortcuts=channels == 48, patch_size=1 + (channels == 48))
     save_file(native(vae), tmp_path / "vae.safetensors")
     config = load_checkpoint(tmp_path / "vae.safetensors").config
     assert (config.latent_mean[0], config.latent_std[0]) == (mean, std)
 
 
-def test_an_unknown_latent_space_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_load_checkpoint_of_an_unknown_latent_space_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_file(native(standard_vae(latent_channels=5)), tmp_path / "vae.safetensors")
     assert load_checkpoint(tmp_path / "vae.safetensors").config.latent_std == (1.0,) * 5
     assert "normalized latents will be the raw ones" in caplog.text
@@ -109,7 +113,7 @@ def test_an_unknown_latent_space_is_noticed(tmp_path: Path, caplog: pytest.LogCa
 
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"model_state": w, "step": 7}])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_torch_files_wrapped_or_not(wrap: object, zipped: bool, tmp_path: Path) -> None:
+def test_load_checkpoint_of_torch_files_unwraps_them(wrap: object, zipped: bool, tmp_path: Path) -> None:
     vae, path = standard_vae(), tmp_path / "Wan2.1_VAE.pth"
     torch.save(wrap(native(vae)), path, _use_new_zipfile_serialization=zipped)
     assert_same_weights(WanVAE.from_pretrained(path), vae)
@@ -178,27 +182,27 @@ def test_load_checkpoint_of_a_state_dict_of_other_blocks_gets_a_sentence(block: 
         load_checkpoint(tmp_path / "vae.pth")
 
 
-def test_a_prefix_is_seen_through(tmp_path: Path) -> None:
+def test_load_checkpoint_ignores_a_prefix(tmp_path: Path) -> None:
     vae = standard_vae()
     weights = {f"model.{name}": weight for name, weight in native(vae).items()}
     save_file(weights | {"optimizer.lr": torch.ones(1)}, tmp_path / "vae.safetensors")
     assert_same_weights(WanVAE.from_pretrained(tmp_path / "vae.safetensors"), vae)
 
 
-def test_a_pipelines_folder_holds_its_vae_in_vae(tmp_path: Path) -> None:
+def test_load_checkpoint_of_a_pipeline_folder_finds_its_vae(tmp_path: Path) -> None:
     vae = standard_vae()
     vae.save(tmp_path / "vae", layout="diffusers")
     assert_same_weights(WanVAE.from_pretrained(tmp_path), vae)
 
 
-def test_dtype_is_converted_and_otherwise_kept(tmp_path: Path) -> None:
+def test_from_pretrained_keeps_the_dtype_unless_told_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     standard_vae().to(torch.bfloat16).save(path)
     assert WanVAE.from_pretrained(path).dtype == torch.bfloat16
     assert WanVAE.from_pretrained(path, dtype=torch.float32).dtype == torch.float32
 
 
-def test_the_digest_is_of_the_weights_alone(tmp_path: Path) -> None:
+def test_digest_depends_on_the_weights_only(tmp_path: Path) -> None:
     vae = standard_vae()
     vae.save(tmp_path / "wan.safetensors")
     vae.save(tmp_path / "folder", layout="diffusers")
@@ -210,7 +214,7 @@ def test_the_digest_is_of_the_weights_alone(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "changed.safetensors").digest() not in digests
 
 
-def test_a_load_maps_the_file_instead_of_copying_it(tmp_path: Path) -> None:
+def test_from_weights_does_not_copy(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     standard_vae().save(path)
     weights = load_checkpoint(path).weights
@@ -220,7 +224,7 @@ def test_a_load_maps_the_file_instead_of_copying_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
 @pytest.mark.parametrize("name", ["vae.safetensors", "vae.pth"])
-def test_what_is_mapped(name: str, tmp_path: Path) -> None:
+def test_from_pretrained_maps_the_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     save = save_file if path.suffix == ".safetensors" else torch.save
     save(native(standard_vae()), path)
@@ -230,7 +234,7 @@ def test_what_is_mapped(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_large_weights_are_not_infinite(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_load_checkpoint_refuses_infinite_but_not_large_weights(dtype: torch.dtype, tmp_path: Path) -> None:
     weights = native(standard_vae().to(dtype))
     weights["decoder.conv1.weight"].fill_(torch.finfo(dtype).max)
     save_file(weights, tmp_path / "vae.safetensors")
@@ -243,7 +247,7 @@ def test_large_weights_are_not_infinite(dtype: torch.dtype, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("block", [kind for kind in BLOCK_KINDS if kind != "wan"])
-def test_diffusers_has_wans_block_only(block: str, tmp_path: Path) -> None:
+def test_save_as_diffusers_of_other_blocks_is_refused(block: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no residual block of kind '{block}'"):
         random_vae(small_config(block=block)).save(tmp_path / "vae", layout="diffusers")
     assert not any(tmp_path.iterdir())
@@ -340,7 +344,7 @@ def save_cut_zip(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["vae.safetensors", "vae.pth"])
-def test_what_is_no_checkpoint_gets_a_sentence(make: object, message: str, name: str, tmp_path: Path) -> None:
+def test_from_pretrained_of_a_bad_file_gets_a_sentence(make: object, message: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     make(path)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -348,7 +352,7 @@ def test_what_is_no_checkpoint_gets_a_sentence(make: object, message: str, name:
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_config_gets_a_sentence(tmp_path: Path) -> None:
+def test_from_pretrained_of_a_damaged_config_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     vae = standard_vae()
     save_file(native(vae, "diffusers"), tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
@@ -367,7 +371,7 @@ def test_a_damaged_config_gets_a_sentence(tmp_path: Path) -> None:
             WanVAE.from_pretrained(tmp_path / "vae")
 
 
-def test_an_edited_config_counts(tmp_path: Path) -> None:
+def test_load_checkpoint_prefers_an_edited_config(tmp_path: Path) -> None:
     standard_vae().save(tmp_path / "vae", layout="diffusers")
     values = stored_config(tmp_path / "vae") | {"latents_mean": [1.0, 2.0, 3.0]}
     (tmp_path / "vae" / "config.json").write_text(json.dumps(values), encoding="utf-8")
@@ -375,7 +379,7 @@ def test_an_edited_config_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first_byte", [0x80, ord("P")])
-def test_a_safetensors_header_may_start_like_another_format(first_byte: int, tmp_path: Path) -> None:
+def test_from_pretrained_of_a_header_that_starts_like_another_format(first_byte: int, tmp_path: Path) -> None:
     vae, path = standard_vae(), tmp_path / "vae"
     for padding in range(256):
         save_file(native(vae), path, metadata={"padding": "x" * padding})
@@ -385,24 +389,24 @@ def test_a_safetensors_header_may_start_like_another_format(first_byte: int, tmp
 
 
 @pytest.mark.parametrize("name", ["vae.pth", "vae", "vae.safetensors/"])
-def test_a_name_that_is_no_safetensors_file_is_refused(name: str, tmp_path: Path) -> None:
+def test_save_to_no_safetensors_file_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"safetensors|not a file name"):
         standard_vae().save(tmp_path / name.rstrip("/") if name != "vae.safetensors/" else tmp_path, layout="wan")
 
 
-def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
+def test_save_in_an_unknown_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no layout 'comfy'; the layouts are wan and diffusers"):
         standard_vae().save(tmp_path / "vae.safetensors", layout="comfy")
 
 
-def test_a_name_on_the_hub_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pretrained_of_a_preset_offline_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"wan2.1 could not be fetched from huggingface.co/Wan-AI") as caught:
         WanVAE.from_pretrained("wan2.1")
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_is_fetched_from_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pretrained_of_a_preset_fetches_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = standard_vae(latent_channels=16)
     save_file(native(vae, "diffusers"), tmp_path / "fetched.safetensors")
     asked = []
@@ -466,7 +470,7 @@ def test_resolve_checkpoint_of_a_path_does_not_ask_the_hub(
     assert resolve_checkpoint("some/vae") == Path("some/vae")
 
 
-def test_a_hub_id_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pretrained_of_a_hub_id_offline_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"some/vae could not be fetched from huggingface.co/some/vae") as caught:
         WanVAE.from_pretrained("some/vae")
@@ -481,7 +485,7 @@ def test_weights_digest_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     assert weights_digest({"a": torch.tensor([1.0])}) == by_hand
 
 
-def test_saving_to_a_folder_that_holds_files_is_refused(tmp_path: Path) -> None:
+def test_save_to_a_folder_that_holds_files_or_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "precious.txt").touch()
     with pytest.raises(UserError, match="already holds files"):
@@ -497,6 +501,6 @@ def test_write_checkpoint_creates_missing_folders(name: str, layout: str, tmp_pa
     assert_same_weights(WanVAE.from_pretrained(tmp_path / "runs" / "first" / name), vae)
 
 
-def test_an_unknown_name_lists_the_known() -> None:
+def test_from_pretrained_of_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(CheckpointError, match=r"lightvae, nano, qwen-image, wan2.1, wan2.2"):
         WanVAE.from_pretrained("wan3")

@@ -102,9 +102,7 @@ def test_evaluate_shot_of_an_upscaling_decoder_is_refused(clip: Path) -> None:
         ((99, 99), (256, 256)),
     ],
 )
-def test_scaled_size_has_the_given_short_side_and_an_even_long_one(
-    size: tuple[int, int], scaled: tuple[int, int]
-) -> None:
+def test_scaled_size_has_the_short_side_and_an_even_long_one(size: tuple[int, int], scaled: tuple[int, int]) -> None:
     assert scaled_size(*size, 256) == scaled
 
 

@@ -111,7 +111,7 @@ def _config_from_shapes(shapes: Shapes, prefix: str, layout: str) -> VAEConfig:
         "patch_size": patch_size,
         "output_upscale": _root(decoder_out[0] // (3 * patch_size**2)),
     }  # fmt: skip
-    # Models pruned from a published one keep its latents; any other structure was trained to latents of its own.
+    # Models pruned from a published one keep its latents; any other structure has its own.
     if any(values[name] != base[name] for name in ("latent_channels", *structure)):
         logging.getLogger("wan_vae").warning(
             f"Nothing says what the mean and standard deviation of these {latent_channels} latent channels are:"

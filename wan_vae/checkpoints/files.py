@@ -174,7 +174,7 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
 
 
 def holds_tensors(path: Path) -> bool:
-    """Return whether a file starts like one of torch or of safetensors."""
+    """Return true if a file starts like one of torch or of safetensors."""
     return _is_torch(path) or _first_bytes(path).endswith(b"{")
 
 
