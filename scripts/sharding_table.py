@@ -2,19 +2,30 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from wan_vae.cli import main
-from wan_vae.config import load_config
+from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.io.atomic_output import written_beside
-from wan_vae.sharding.scaling import Scaling, scaling
+from wan_vae.model.halo import CachedHalo
+from wan_vae.ops.memory_estimator import MemoryEstimator
+from wan_vae.sharding.grid import Grid, best_grid
+from wan_vae.sharding.halo_exchange import HaloExchange
+from wan_vae.sharding.sharded_vae import DryTransport
+from wan_vae.vae import WanVAE
+
+if TYPE_CHECKING:
+    from wan_vae.sharding.process_group import Message, Transfers
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "sharding.md"
 SIZES = {"720p": (720, 1280), "4K": (2160, 3840)}
@@ -25,8 +36,8 @@ app = typer.Typer(name="sharding_table", add_completion=False, rich_markup_mode=
 @app.command()
 def sharding_table(
     checkpoint: Annotated[str, typer.Option(help="A preset, or a config's YAML file.")] = "wan2.1",
-    frames: Annotated[int, typer.Option(help="Of the clip.")] = 81,
-    tera: Annotated[float, typer.Option(help="Operations that each device computes in a picosecond.")] = 400,
+    frames: Annotated[int, typer.Option(help="Frames of the clip: 1 + 4k.")] = 81,
+    tera: Annotated[float, typer.Option(help="TFLOP/s of each device.")] = 400,
     document: Annotated[Path, typer.Option(help="The Markdown file with the marks.")] = DOCUMENT,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if something would change.")] = False,
 ) -> None:
@@ -64,10 +75,94 @@ def rows(checkpoint: str, frames: int, flops_per_second: float) -> Iterator[list
                 ]
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Largest share of any device, for one grid."""
+
+    grid: Grid
+    flops: int
+    sent: int  # bytes sent to other devices during the pass
+    result: int  # bytes sent at the end if all devices get the whole result
+
+    def seconds(self, flops_per_second: float) -> float:
+        """Return the time to compute."""
+        return self.flops / flops_per_second
+
+    def balance(self, flops_per_second: float) -> float:
+        """Return the bytes per second at which sending takes as long as computing."""
+        return self.sent / self.seconds(flops_per_second)
+
+
 def no_gain(fewer: Scaling, more: Scaling, flops_per_second: float) -> float:
-    """Return the bytes a second below which more devices take longer, though nothing is sent beside the computation."""
+    """Return the bytes per second below which more devices take longer, if transfers and computation do not overlap."""
     saved = fewer.seconds(flops_per_second) - more.seconds(flops_per_second)
     return max(0.0, (more.sent - fewer.sent) / saved)
+
+
+def scaling(
+    config: VAEConfig,
+    *,
+    encodes: bool,
+    frames: int,
+    height: int,
+    width: int,
+    devices: Sequence[int],
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Scaling]:
+    """Return the largest share for each number of devices that encode, or decode, frames x height x width pixels.
+
+    Raises:
+        UserError: The size does not fit, or is too small for so many devices.
+    """
+    with torch.device("meta"):
+        vae = WanVAE(config).to(dtype).eval().requires_grad_(False)
+    side, latents = config.spatial_compression, 1 + (frames - 1) // config.temporal_compression
+    values = config.latent_channels * latents if encodes else 3 * frames * (side * config.output_upscale) ** 2
+    found = []
+    for count in devices:
+        grid = best_grid(count, height // side, width // side)
+        parts = [dry_run(vae, grid, part, encodes=encodes, frames=frames) for part in range(count)]
+        result = max(grid.latent_pixels) * values * (count - 1) * dtype.itemsize
+        found.append(Scaling(grid, max(flops for flops, _ in parts), max(sent for _, sent in parts), result))
+    return found
+
+
+def dry_run(vae: WanVAE, grid: Grid, part: int, *, encodes: bool, frames: int) -> tuple[int, int]:
+    """Return the FLOPs of one part of a clip and the bytes it sends, from a pass on the meta device.
+
+    Args:
+        vae: The model, on the meta device, in the dtype of the pass.
+        grid: The grid of parts of the picture.
+        part: Index of the part.
+        encodes: Encode instead of decode.
+        frames: Frames of the clip: 1 + 4k.
+    """
+    transport = CountingTransport(grid.rows * grid.columns, part)
+    halo = CachedHalo(HaloExchange(grid, transport))
+    unit, side = (vae.config.temporal_compression, vae.config.spatial_compression) if encodes else (1, 1)
+    channels = 3 if encodes else vae.config.latent_channels
+    length = frames if encodes else 1 + (frames - 1) // vae.config.temporal_compression
+    rows, columns = (span.stop - span.start for span in grid.area(part, side))
+    clip = torch.empty(1, channels, length, rows, columns, dtype=vae.dtype, device="meta")
+    # A GPU has no fast path with fewer operations. The chunks are of a stream: its first two latents cost less.
+    with MemoryEstimator(torch.device("cuda"), [*vae.parameters(), clip]) as estimator:
+        for chunk in clip.tensor_split([at for at in (1, 1 + unit) if at < length], dim=2):
+            vae.moments(chunk, halo) if encodes else vae.pixels(chunk, halo)
+            halo.advance()
+    return estimator.operations, transport.bytes_sent
+
+
+class CountingTransport(DryTransport):
+    """Sends nothing, and counts the bytes that it would send."""
+
+    def __init__(self, count: int, index: int) -> None:
+        super().__init__(count, index)
+        self.bytes_sent = 0
+
+    def start(self, sent: "Iterable[Message]", filled: "Iterable[Message]") -> "Transfers":
+        sent = list(sent)
+        self.bytes_sent += sum(tensor.nbytes for _, tensor in sent)
+        return super().start(sent, filled)
 
 
 if __name__ == "__main__":

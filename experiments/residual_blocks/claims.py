@@ -45,7 +45,7 @@ class Verdict:
     others: str = ""
 
 
-def judge(study: Study) -> list[Verdict]:
+def verdicts_of(study: Study) -> list[Verdict]:
     """Judge all claims."""
     depths = range(len(study.by_depth["plain"]))
     return [

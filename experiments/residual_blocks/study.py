@@ -59,7 +59,7 @@ class Study:
     constant_psnr: float
 
 
-def conduct(settings: Ablation, folder: Path, workers: int, say: Callable[[str], None]) -> Study:
+def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str], None]) -> Study:
     """Carry out an ablation, or what is left of it.
 
     Args:

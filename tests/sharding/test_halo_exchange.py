@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_configs
+from tests.sharding.comm_volume import bytes_sent, decoder_looks, encoder_looks
 from tests.sharding.grids import grids
 from tests.sharding.workers import Workers
 from wan_vae import VAEConfig
@@ -17,7 +18,6 @@ from wan_vae.model.halo import CachedHalo, Halo, Padding
 from wan_vae.sharding.grid import Grid
 from wan_vae.sharding.halo_exchange import HaloExchange
 from wan_vae.sharding.process_group import ProcessGroup
-from wan_vae.sharding.scaling import bytes_sent, decoder_looks, encoder_looks
 
 Plan = tuple[int, ...]
 Pass = Callable[[torch.Tensor, Halo], torch.Tensor]

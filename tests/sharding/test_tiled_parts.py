@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_configs
 from tests.inference.test_tiling import tilings
+from tests.sharding.comm_volume import bytes_sent, decoder_looks, encoder_looks
 from tests.sharding.grids import grids
 from tests.sharding.test_halo_exchange import joined
 from tests.sharding.workers import Workers
@@ -17,7 +18,6 @@ from wan_vae.model.halo import Halo
 from wan_vae.sharding.grid import Grid
 from wan_vae.sharding.halo_exchange import HaloExchange
 from wan_vae.sharding.process_group import ProcessGroup
-from wan_vae.sharding.scaling import bytes_sent, decoder_looks, encoder_looks
 
 
 def video_of(config: VAEConfig, grid: Grid, latents: int) -> torch.Tensor:

@@ -1,13 +1,13 @@
-"""One run of the script at its quick setting, which the tests of this folder look at."""
+"""One run of the command at its quick settings, whose results the tests check."""
 
-import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from experiments.residual_blocks.__main__ import app
 from experiments.residual_blocks.settings import Ablation, load_ablation
-from experiments.residual_blocks.study import Study, conduct
+from experiments.residual_blocks.study import Study, run_study
 from wan_vae.cli import main
 
 ROOT = Path(__file__).parents[3]
@@ -18,12 +18,9 @@ DOCUMENT = (
 
 
 def run_script(*arguments: object) -> int:
-    """Run scripts/residual_blocks.py in this process; returns its exit code."""
-    spec = importlib.util.spec_from_file_location("ablate", ROOT / "scripts" / "residual_blocks.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    """Run the experiment's command in this process; returns its exit code."""
     with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments], program=script.app)
+        main([str(argument) for argument in arguments], program=app)
     return exit_.value.code or 0
 
 
@@ -51,6 +48,6 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
 @pytest.fixture(scope="session")
 def study(quick: Ablation, quick_run: QuickRun) -> Study:
     said = []
-    found = conduct(quick, quick_run.cache, 1, said.append)
+    found = run_study(quick, quick_run.cache, 1, said.append)
     assert said == ["0 networks are left to train: about 0 minutes with 1 processes."]
     return found

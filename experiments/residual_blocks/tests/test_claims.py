@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from experiments.residual_blocks.claims import Verdict, judge
+from experiments.residual_blocks.claims import Verdict, verdicts_of
 from experiments.residual_blocks.cost import BUDGETS, Cost
 from experiments.residual_blocks.identity import IdentityResult
 from experiments.residual_blocks.networks import Network
@@ -53,7 +53,7 @@ def made_up(
 
 
 def verdict(study: Study, words: str) -> Verdict:
-    [found] = [one for one in judge(study) if words in one.claim]
+    [found] = [one for one in verdicts_of(study) if words in one.claim]
     return found
 
 
@@ -103,7 +103,7 @@ def test_depth(skips: Sequence[float], plain: Sequence[float], expected: str) ->
 )
 def test_convergence(sooner: float, psnr: Sequence[float], expected: str) -> None:
     study = made_up(skips=[entry("wan", psnr=psnr, sooner=sooner)] * 3)
-    found = [one.outcome for one in judge(study) if "convergence" in one.claim]
+    found = [one.outcome for one in verdicts_of(study) if "convergence" in one.claim]
     assert found == [expected] * 3
 
 
@@ -140,5 +140,7 @@ def test_advice(preact: Sequence[float], expected: str) -> None:
 
 
 def test_seeds_that_never_get_there_are_counted() -> None:
-    never = [one for one in judge(made_up(skips=[entry("wan", psnr=(18.0, 20.5))] * 3)) if "convergence" in one.claim]
+    never = [
+        one for one in verdicts_of(made_up(skips=[entry("wan", psnr=(18.0, 20.5))] * 3)) if "convergence" in one.claim
+    ]
     assert "after 100 (100 to 100) steps (1 of 2 seeds never)" in never[0].figures

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from experiments.residual_blocks.claims import judge
+from experiments.residual_blocks.claims import verdicts_of
 from experiments.residual_blocks.report import check_marks, filled, rows
 from experiments.residual_blocks.study import Study
 from experiments.residual_blocks.tests.conftest import DOCUMENT, QUICK, QuickRun, run_script
@@ -27,7 +27,7 @@ def test_the_table_has_every_network(study: Study, quick_run: QuickRun) -> None:
 
 def test_every_claim_has_a_verdict(study: Study, quick_run: QuickRun) -> None:
     text = (quick_run.out / "verdicts.md").read_text()
-    verdicts = judge(study)
+    verdicts = verdicts_of(study)
     assert len(verdicts) == 13
     for verdict in verdicts:
         assert f"| {verdict.claim} | **{verdict.outcome}** | {verdict.figures} |" in text

@@ -1,40 +1,40 @@
-"""Compare the kinds of residual block: train each at three depths, and write a table, plots and verdicts."""
+"""Compare the kinds of residual block: train each at three depths, and write a table, plots and verdicts.
+
+From a clone: `python -m experiments.residual_blocks SETTINGS --out FOLDER`.
+"""
 
 import os
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from wan_vae.cli import main, options
 from wan_vae.errors import UserError
 from wan_vae.io.atomic_output import check_output, written_beside
 
-app = typer.Typer(name="ablate", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(name="residual_blocks", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 PICTURES = ("psnr", "gradient", "identity_distance", "efficiency", "identity")
 OUTPUTS = ("results.csv", "table.md", "verdicts.md", *(f"{name}.png" for name in PICTURES))
 
 
 @app.command()
-def ablate(
+def residual_blocks(
     settings: Annotated[Path, typer.Argument(help="A YAML file; experiments/residual_blocks/configs holds two.")],
     out: Annotated[Path, typer.Option(help="The folder for the table, the verdicts and the plots.")],
     document: Annotated[
         Path | None, typer.Option(help="A Markdown file whose marked parts are replaced by the table and the verdicts.")
     ] = None,
     cache: Annotated[
-        Path, typer.Option(help="The folder of finished runs, from which an interrupted ablation goes on.")
+        Path, typer.Option(help="Folder of finished runs; an interrupted ablation resumes from it.")
     ] = Path("runs/ablation"),
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = os.cpu_count() or 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train at the same time.")] = os.cpu_count() or 1,
     overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Train what SETTINGS lists, as far as it has not been, and write what came of it."""
+    """Train the networks of SETTINGS that are not in the cache, and write the results."""
     try:
-        from experiments.residual_blocks.claims import judge
+        from experiments.residual_blocks.claims import verdicts_of
         from experiments.residual_blocks.plots import draw_all, save
         from experiments.residual_blocks.report import (
             check_marks,
@@ -44,7 +44,7 @@ def ablate(
             write_csv,
         )
         from experiments.residual_blocks.settings import load_ablation
-        from experiments.residual_blocks.study import conduct
+        from experiments.residual_blocks.study import run_study
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing; install it: pip install 'wan-vae[lab]'.") from error
 
@@ -55,8 +55,8 @@ def ablate(
     if document is not None:
         check_marks(document, ["table", "verdicts"])
 
-    study = conduct(ablation, cache, workers, say=lambda message: typer.echo(message, err=True))
-    parts = {"table": markdown_table(study), "verdicts": markdown_verdicts(judge(study))}
+    study = run_study(ablation, cache, workers, say=lambda message: typer.echo(message, err=True))
+    parts = {"table": markdown_table(study), "verdicts": markdown_verdicts(verdicts_of(study))}
     with ExitStack() as written:
         write_csv(study, written.enter_context(written_beside(out / "results.csv")))
         for name, figure in draw_all(study).items():
