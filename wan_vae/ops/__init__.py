@@ -1,1 +1,27 @@
-"""The hot operations of the network, each with a plain way and faster ones for the machines that have them."""
+"""The network's hot operations: plain PyTorch for training and tracing, faster implementations for inference.
+
+The optimizations, when each applies, and where it is:
+
+1. Compiled convolutions (`cpu/`): C++ kernels with 3x3 taps by Winograd's algorithm, or in bfloat16 by AMX. On a CPU,
+   for sizes where they are faster than oneDNN, if there is a C++ compiler: `ensure_kernels` builds them at the first
+   inference.
+2. Frames read in place (`conv3d.accepts_frame_list`): a causal convolution takes cached and new frames without joining
+   them, and implicit zero padding. With the compiled kernels.
+3. Fused upsampling (`conv3d.convolve_upsampled`): nearest-neighbor upsampling and the convolution after it as one, with
+   25 products per tile instead of 36, or 4 taps instead of 9. With the compiled kernels.
+4. Fused norm and SiLU (`norm_silu.norm_silu_into`): one pass over memory, to where the next convolution reads. With the
+   compiled kernels or Triton; elsewhere on a CPU, a few rows at a time, which stay in the cache.
+5. Bias and residual with one rounding (`triton/bias_residual.py`): one pass over memory after a cuDNN convolution. On
+   NVIDIA GPUs with Triton.
+6. Triton convolutions (`triton/conv3d*.py`), with bias and residual fused. On NVIDIA GPUs, for the shapes where
+   `autotune.measuring` found them faster than cuDNN.
+7. Attention in linear memory (`attention.py`): a few queries at a time where PyTorch has no fused kernel.
+8. Caching host allocator (`workspace.py`): the memory of intermediate tensors is reused within a pass, between passes
+   and between clips. On a CPU; `empty_cache` returns it to the system.
+9. CUDA graphs (`cuda_graph.py`): a pass is captured once and replayed. On NVIDIA GPUs, where launching kernels takes
+   longer than running them.
+10. Memory estimates (`memory_estimator.py`): a dry run on the meta device, for choosing tiles and chunk sizes.
+
+All of them apply while no gradients, graphs or autocast are recorded (`dispatch.needs_plain_ops`); otherwise every
+operation is PyTorch's.
+"""

@@ -66,9 +66,7 @@ def convolve(
         return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
     out = workspace.empty(shape, like=x)
-    if kernels.supports_amx(x, weight):
-        return _convolve_amx(pieces, weight, bias, residual, out, workspace, (before, top, left), stride)
-    return _convolve_winograd(pieces, weight, bias, residual, out, workspace, (before, top, left))
+    return _convolve_compiled(pieces, weight, bias, residual, out, workspace, (before, top, left), stride=stride)
 
 
 def accepts_frame_list(x: Tensor, weight: Tensor, stride: Stride = _NO_STRIDE) -> bool:
@@ -80,9 +78,9 @@ def accepts_frame_list(x: Tensor, weight: Tensor, stride: Stride = _NO_STRIDE) -
 
 def can_fuse_upsample(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolve_upsampled` supports `x` (B, C_in, T, H, W) and `weight` (C_out, C_in, 1, 3, 3)."""
-    return not needs_plain_ops() and (
-        kernels.supports_amx(x, weight) or kernels.supports_winograd(x, weight, upsample=True)
-    )
+    if needs_plain_ops():
+        return False
+    return kernels.supports_amx(x, weight) or kernels.supports_winograd(x, weight, upsample=True)
 
 
 def convolve_upsampled(
@@ -106,13 +104,13 @@ def convolve_upsampled(
     size = (2 * (top + height + bottom - 2), 2 * (left + width + right - 2))
     out = workspace.empty((batch, weight.shape[0], frames, *size), like=x)
     if not kernels.supports_amx(x, weight):
-        return _convolve_winograd([x], weight, bias, None, out, workspace, (0, top, left), upsample=True)
+        return _convolve_compiled([x], weight, bias, None, out, workspace, (0, top, left), upsample=True)
     # Each of the four pixels that one pixel becomes is a convolution of `x` with 2x2 taps.
     for row, column in product(range(2), range(2)):
         taps, part = _subpixel_weight(weight, row, column, workspace), out[..., row::2, column::2]
         window = x[..., max(0, row - top) :, max(0, column - left) :]
         padding = (0, max(0, top - row), max(0, left - column))
-        _convolve_amx([window], taps, bias, None, part, workspace, padding)
+        _convolve_compiled([window], taps, bias, None, part, workspace, padding)
     return out
 
 
@@ -168,11 +166,9 @@ def _join(pieces: Sequence[Tensor], zeros: ZeroPadding, workspace: Workspace) ->
     batch, channels, _, height, width = pieces[0].shape
     frames = before + sum(piece.shape[2] for piece in pieces)
     joined = workspace.empty((batch, channels, frames, top + height + bottom, left + width + right), like=pieces[0])
-    joined[:, :, :before].zero_()
-    joined[..., :top, :].zero_()
-    joined[..., top + height :, :].zero_()
-    joined[..., :left].zero_()
-    joined[..., left + width :].zero_()
+    rows = (joined[..., :top, :], joined[..., top + height :, :])
+    for margin in (joined[:, :, :before], *rows, joined[..., :left], joined[..., left + width :]):
+        margin.zero_()
     start = before
     for piece in pieces:
         stop = start + piece.shape[2]
@@ -264,27 +260,7 @@ def convolve_on_gpu(
     return implementations[autotune.fastest(key, implementations, x.device)]()
 
 
-def _convolve_amx(
-    pieces: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-    workspace: Workspace,
-    zero_padding: tuple[int, int, int],
-    stride: Stride = _NO_STRIDE,
-) -> Tensor:
-    packed = workspace.empty((1, kernels.amx_packed_size(weight), 1, 1, 1), like=out).flatten()
-    estimator = estimator_of(out)
-    if estimator is not None:
-        return estimator.count_convolution(weight, out)
-    # A single view into a larger tensor is read in place if its channels are contiguous.
-    if len(pieces) > 1 or pieces[0].stride(1) != 1:
-        pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
-    return kernels.amx_conv3d(pieces, weight, bias, residual, out, packed, zero_padding=zero_padding, stride=stride)
-
-
-def _convolve_winograd(
+def _convolve_compiled(
     pieces: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
@@ -293,15 +269,21 @@ def _convolve_winograd(
     workspace: Workspace,
     zero_padding: tuple[int, int, int],
     *,
+    stride: Stride = _NO_STRIDE,
     upsample: bool = False,
 ) -> Tensor:
-    # Packed in every call: kept, it would take four times the memory of the weight.
-    size = kernels.winograd_packed_size(weight)
-    packed = workspace.empty((1, size, 1, 1, 1), like=_FLOAT32.to(out.device)).flatten()
+    by_amx = kernels.supports_amx(pieces[0], weight)
+    # The weight is packed in every call: kept, it would take up to four times its own memory.
+    size = kernels.amx_packed_size(weight) if by_amx else kernels.winograd_packed_size(weight)
+    like = out if by_amx else _FLOAT32.to(out.device)
+    packed = workspace.empty((1, size, 1, 1, 1), like=like).flatten()
     estimator = estimator_of(out)
     if estimator is not None:
         return estimator.count_convolution(weight, out)
-    pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
-    return kernels.winograd_conv3d(
-        pieces, weight, bias, residual, out, packed, zero_padding=zero_padding, upsample=upsample
-    )
+    # By AMX, a single view into a larger tensor is read in place if its channels are contiguous.
+    if not by_amx or len(pieces) > 1 or pieces[0].stride(1) != 1:
+        pieces = [piece.contiguous(memory_format=torch.channels_last_3d) for piece in pieces]
+    operands = (pieces, weight, bias, residual, out, packed)
+    if by_amx:
+        return kernels.amx_conv3d(*operands, zero_padding=zero_padding, stride=stride)
+    return kernels.winograd_conv3d(*operands, zero_padding=zero_padding, upsample=upsample)

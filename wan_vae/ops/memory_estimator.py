@@ -87,16 +87,8 @@ def _sum(x: Tensor, dim: Sequence[int], keepdim: bool = False, **options: Any) -
     return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    *rest: Any,
-) -> Tensor | None:
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor | None:
+    stride, padding, dilation, transposed = options[:4]
     if transposed or set(dilation) != {1}:
         return None
     dims = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
@@ -111,17 +103,8 @@ _META_FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     _aten.stack.default: _stack,
     _aten.sum.dim_IntList: _sum,
     **dict.fromkeys((_aten.add_.Tensor, _aten.div_.Tensor, _aten.mul_.Tensor, _aten.clamp_.default), _in_place),
-    **dict.fromkeys(
-        (
-            _aten.add.Tensor,
-            _aten.mul.Tensor,
-            _aten.pow.Tensor_Scalar,
-            _aten.clamp_min.default,
-            _aten.clamp.default,
-            _aten.rsqrt.default,
-        ),
-        _pointwise,
-    ),
+    **dict.fromkeys((_aten.add.Tensor, _aten.mul.Tensor, _aten.pow.Tensor_Scalar), _pointwise),
+    **dict.fromkeys((_aten.clamp_min.default, _aten.clamp.default, _aten.rsqrt.default), _pointwise),
 }
 
 

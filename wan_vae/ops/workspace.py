@@ -67,11 +67,6 @@ class Region:
         """Bytes of all allocated blocks."""
         return self.size - sum(stop - start for start, stop in [*self._gaps, *self._freed])
 
-    @property
-    def is_free(self) -> bool:
-        """Whether no block is allocated."""
-        return self.allocated == 0
-
     def make_reclaimable(self) -> bool:
         """Let the system reclaim the pages when it needs them. Their content is lost.
 
@@ -146,7 +141,7 @@ if hasattr(os, "register_at_fork"):
 def cache_free_regions(regions: list[Region], *, persistent: bool) -> None:
     """Move the free regions of a workspace from its list to the cache, up to `_MAX_CACHED_BYTES` in all."""
     with _lock:
-        for region in [region for region in regions if region.is_mapped and region.is_free]:
+        for region in [region for region in regions if region.is_mapped and region.allocated == 0]:
             if _cached_bytes() + region.size <= _MAX_CACHED_BYTES and region.make_reclaimable():
                 regions.remove(region)
                 _cache[persistent].append(region)
@@ -176,13 +171,7 @@ def _cached_bytes() -> int:
 
 
 class MemoryStats(NamedTuple):
-    """Bytes of CPU memory.
-
-    Attributes:
-        reserved: All regions of a workspace.
-        allocated: Blocks of a workspace in use.
-        cached: Free regions of this process that no workspace owns.
-    """
+    """Bytes of a workspace's regions, of its blocks in use, and of the free regions in this process's cache."""
 
     reserved: int
     allocated: int
@@ -253,7 +242,7 @@ class Workspace:
         new = take_cached_region(size, persistent=persistent) if mapped else None
         if new is None:
             # One region replaces the free ones that are too small: the total stays near what is in use at a time.
-            free = [region for region in regions if region.is_free]
+            free = [region for region in regions if region.allocated == 0]
             regions[:] = [region for region in regions if region not in free]
             total = sum(region.size for region in free)
             del free

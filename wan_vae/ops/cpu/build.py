@@ -34,7 +34,6 @@ except ImportError:  # Windows
 _SOURCES = Path(__file__).parent / "src"
 _COMPILE = ("-c", "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp")
 _COMPILERS = ("g++", "c++", "clang++")
-_VARIABLE = "WAN_VAE_BUILD_KERNELS"
 # Seconds for one run of the compiler, and for another process's build.
 _TIMEOUT = 300
 _logger = logging.getLogger("wan_vae")
@@ -65,7 +64,9 @@ def ensure_kernels() -> None:
     if _ensured:
         return
     with _lock:
-        if not _ensured and library() is None and _building_enabled():
+        enabled = os.environ.get("WAN_VAE_BUILD_KERNELS", "").strip().lower() not in ("0", "false", "no", "off")
+        enabled = enabled if _may_build is None else _may_build
+        if not _ensured and enabled and library() is None:
             try:
                 build_kernels()
             except UserError as error:
@@ -131,12 +132,6 @@ def library() -> ctypes.CDLL | None:
     except OSError:
         return None
     return next(filter(None, map(_load, found)), None)
-
-
-def _building_enabled() -> bool:
-    if _may_build is not None:
-        return _may_build
-    return os.environ.get(_VARIABLE, "").strip().lower() not in ("0", "false", "no", "off")
 
 
 @functools.cache

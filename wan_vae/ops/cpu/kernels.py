@@ -46,9 +46,8 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
     assert gamma.numel() == x.shape[1], gamma.shape
     scale = (gamma.detach().to(torch.float32) * x.shape[1] ** 0.5).flatten().contiguous()
     function = compiled.wan_vae_norm_silu_float32 if x.dtype == torch.float32 else compiled.wan_vae_norm_silu_bfloat16
-    function(
-        _data(x), _data(scale), _data(out), _int64s(x.shape), _int64s(x.stride()), _int64s(out.stride()), _threads()
-    )
+    strides = (_int64s(x.stride()), _int64s(out.stride()))
+    function(_data(x), _data(scale), _data(out), _int64s(x.shape), *strides, ctypes.c_int(torch.get_num_threads()))
     return out
 
 
@@ -143,24 +142,10 @@ def amx_conv3d(
 ) -> Tensor:
     """Convolution of bfloat16 with float32 sums, rounded once.
 
-    Not differentiable. The result depends neither on the number of threads nor on the rest of the batch. Arguments are
-    those of `winograd_conv3d`, except:
-
-    Args:
-        pieces: In bfloat16.
-        weight: (C_out, C_in, taps, rows, columns), bfloat16, with any strides.
-        bias: See there.
-        residual: See there.
-        out: (B, C_out, T', H', W').
-        packed: Memory for the weight: bfloat16, contiguous, at least `amx_packed_size(weight)` values.
-        zero_padding: See there.
-        stride: In time, height and width; the last two are equal.
-
-    Returns:
-        `out`.
-
-    Raises:
-        MemoryError: There is no memory for the intermediate values.
+    Not differentiable. The result depends neither on the number of threads nor on the rest of the batch. Arguments,
+    result and errors are those of `winograd_conv3d`, except that `weight` is (C_out, C_in, taps, rows, columns),
+    `packed` has at least `amx_packed_size(weight)` bfloat16 values, and `stride` is in time, height and width, the
+    last two equal.
     """
     compiled, x = _compiled(), pieces[0]
     before, top, left = zero_padding
@@ -244,7 +229,8 @@ def _convolve(
         _int64s(sizes), _frames(pieces, before), _int64s(x.stride()[3:]),
         _data(weight), _int64s(weight.stride()), _data(bias),
         _data(residual), _int64s((out if residual is None else residual).stride()),
-        _data(out), _int64s(out.stride()), _data(packed), *options, _threads(),
+        _data(out), _int64s(out.stride()), _data(packed), *options,
+        ctypes.c_int(torch.get_num_threads()),
     )  # fmt: skip
     if failed:
         raise MemoryError("There is no memory for the intermediate values of a convolution.")
@@ -288,7 +274,3 @@ def _data(x: Tensor | None) -> ctypes.c_void_p | None:
 
 def _int64s(numbers: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
     return (ctypes.c_int64 * len(numbers))(*numbers)
-
-
-def _threads() -> ctypes.c_int:
-    return ctypes.c_int(torch.get_num_threads())

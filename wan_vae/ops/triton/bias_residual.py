@@ -1,30 +1,30 @@
-"""What follows a convolution that adds nothing itself: bias and residual, in one pass and with one rounding."""
+"""Bias and residual after a convolution, in one pass over memory and with one rounding."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from wan_vae.ops.triton.common import OPTIONS, channels_are_side_by_side, jit, on_device_of, outer_offset, walk
+from wan_vae.ops.triton.common import OPTIONS, has_contiguous_channels, jit, on_device_of, outer_offset, walk
 
 _VALUES_IN_TILE = 4096
 _WARPS = 4
 
 
 def add_bias_and_residual(x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """Add to `x`, in place, a bias (C,) and a residual of the shape of `x`; round once.
+    """Add a bias and a residual to `x` in place, and round once.
 
     Args:
-        x: (B, C, T, H, W), float32, float16 or bfloat16, channels side by side; C is at most 4096.
-        bias: Of any floating dtype, or None.
-        residual: Of any floating dtype, channels side by side, or None.
+        x: (B, C, T, H, W), float32, float16 or bfloat16, with contiguous channels; C is at most 4096.
+        bias: (C,), of any floating dtype, or None.
+        residual: Of the shape of `x` and any floating dtype, with contiguous channels, or None.
 
     Returns:
         `x`.
     """
     channels = x.shape[1]
     other = x if residual is None else residual
-    assert channels_are_side_by_side(x)
-    assert channels_are_side_by_side(other)
+    assert has_contiguous_channels(x)
+    assert has_contiguous_channels(other)
     assert channels <= _VALUES_IN_TILE
     if x.numel() == 0 or (bias is None and residual is None):
         return x
@@ -34,15 +34,9 @@ def add_bias_and_residual(x: Tensor, bias: Tensor | None, residual: Tensor | Non
     tiles = triton.cdiv(pixels, block_pixels)
     with on_device_of(x):
         _add[(size0 * size1 * size2 * tiles,)](
-            x,
-            bias,
-            residual,
-            tiles,
-            size1,
-            size2,
-            pixels,
-            *x_strides,
-            *residual_strides,
+            *(x, bias, residual),
+            *(tiles, size1, size2, pixels),
+            *(*x_strides, *residual_strides),
             channels=channels,
             block_channels=block_channels,
             block_pixels=block_pixels,
@@ -54,25 +48,13 @@ def add_bias_and_residual(x: Tensor, bias: Tensor | None, residual: Tensor | Non
 
 @jit(any_size=["tiles", "pixels"])
 def _add(
-    x: tl.tensor,
-    bias: tl.tensor,
-    residual: tl.tensor,
-    tiles: tl.tensor,
-    size1: tl.tensor,
-    size2: tl.tensor,
-    pixels: tl.tensor,
-    x_stride0: tl.tensor,
-    x_stride1: tl.tensor,
-    x_stride2: tl.tensor,
-    x_stride3: tl.tensor,
-    residual_stride0: tl.tensor,
-    residual_stride1: tl.tensor,
-    residual_stride2: tl.tensor,
+    x: tl.tensor, bias: tl.tensor, residual: tl.tensor,
+    tiles: tl.tensor, size1: tl.tensor, size2: tl.tensor, pixels: tl.tensor,
+    x_stride0: tl.tensor, x_stride1: tl.tensor, x_stride2: tl.tensor, x_stride3: tl.tensor,
+    residual_stride0: tl.tensor, residual_stride1: tl.tensor, residual_stride2: tl.tensor,
     residual_stride3: tl.tensor,
-    channels: tl.constexpr,
-    block_channels: tl.constexpr,
-    block_pixels: tl.constexpr,
-) -> None:
+    channels: tl.constexpr, block_channels: tl.constexpr, block_pixels: tl.constexpr,
+) -> None:  # fmt: skip
     program = tl.program_id(0)
     turn = program // tiles
     pixel = (program % tiles) * block_pixels + tl.arange(0, block_pixels)

@@ -1,15 +1,15 @@
-"""A convolution as a matrix product whose left factor is never stored: every program gathers its pixels by pointer.
+"""Convolution as an implicit matrix product, whose pixels are loaded by pointer.
 
-The sum runs over the taps of the kernel and the input channels. For each tap the pixels of a tile, shifted by it, make
-a matrix (pixels, input channels) that multiplies the tap's (input channels, output channels) on the tensor cores. Works
-for all strides, paddings and channel counts.
+The sum runs over the taps of the kernel and the input channels. For each tap, the shifted pixels of a tile make a
+matrix (pixels, input channels), which the tensor cores multiply by the tap's (input channels, output channels). It
+supports all memory layouts of pixels, paddings and channel counts.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from wan_vae.ops.triton.common import OPTIONS, Tile, finish, jit, pixel_strides
+from wan_vae.ops.triton.common import Tile, finish, jit, pixel_strides, weight_sizes
 
 _LARGEST_OFFSET = 2**31
 
@@ -23,95 +23,46 @@ def convolve(
     spatial_padding: tuple[int, int],
     tile: Tile,
 ) -> None:
-    """Write a convolution to `out`; everything as for `wan_vae.ops.triton.conv3d.candidates`."""
-    out_channels, in_channels, kernel_frames, kernel_height, kernel_width = weight.shape
+    """Write a convolution to `out`; see `wan_vae.ops.triton.conv3d.candidates` for the arguments."""
+    out_channels, _, _, kernel_height, kernel_width = weight.shape
     batch, _, frames, height, width = out.shape
     strides = [(0, 0, 0, 0) if each is None else pixel_strides(each) for each in (x, residual, out)]
-    # Inside a tile and the kernel's reach, and in the weights, offsets of 32 bits do, and cost half the registers.
-    assert all((tile.height + kernel_height) * own[2] + tile.width * own[3] < _LARGEST_OFFSET for own in strides)
+    # Within a tile and its taps, and in the weight, offsets have 32 bits, which take half the registers.
+    assert all((tile.height + kernel_height) * each[2] + tile.width * each[3] < _LARGEST_OFFSET for each in strides)
     assert weight.numel() < _LARGEST_OFFSET
     assert kernel_height * kernel_width < 32
     channel_tiles = triton.cdiv(out_channels, tile.channels + tile.more_channels)
     pixel_tiles = triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width)
     _convolve[(channel_tiles * pixel_tiles * frames * batch,)](
-        x,
-        weight,
-        bias,
-        residual,
-        out,
-        frames,
-        height,
-        width,
-        x.shape[3],
-        x.shape[4],
-        *strides[0],
-        *strides[1],
-        *strides[2],
-        *weight.stride(),
-        in_channels=in_channels,
-        out_channels=out_channels,
-        kernel_frames=kernel_frames,
-        kernel_height=kernel_height,
-        kernel_width=kernel_width,
-        rows_of_zeros=spatial_padding[0],
-        columns_of_zeros=spatial_padding[1],
+        *(x, weight, bias, residual, out),
+        *(frames, height, width, *x.shape[3:]),
+        *(*strides[0], *strides[1], *strides[2], *weight.stride()),
+        **weight_sizes(weight, spatial_padding),
         tile_height=tile.height,
         tile_width=tile.width,
-        block_channels=tile.channels,
-        more_channels=tile.more_channels,
-        block_depth=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        **OPTIONS,
+        **tile.options,
     )
 
 
 @jit(any_size=["frames", "height", "width", "x_height", "x_width"])
 def _convolve(
-    x: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    residual: tl.tensor,
-    out: tl.tensor,
-    frames: tl.tensor,
-    height: tl.tensor,
-    width: tl.tensor,
-    x_height: tl.tensor,
-    x_width: tl.tensor,
-    x_stride_batch: tl.tensor,
-    x_stride_frame: tl.tensor,
-    x_stride_row: tl.tensor,
-    x_stride_column: tl.tensor,
-    residual_stride_batch: tl.tensor,
-    residual_stride_frame: tl.tensor,
-    residual_stride_row: tl.tensor,
+    x: tl.tensor, weight: tl.tensor, bias: tl.tensor, residual: tl.tensor, out: tl.tensor,
+    frames: tl.tensor, height: tl.tensor, width: tl.tensor, x_height: tl.tensor, x_width: tl.tensor,
+    x_stride_batch: tl.tensor, x_stride_frame: tl.tensor, x_stride_row: tl.tensor, x_stride_column: tl.tensor,
+    residual_stride_batch: tl.tensor, residual_stride_frame: tl.tensor, residual_stride_row: tl.tensor,
     residual_stride_column: tl.tensor,
-    out_stride_batch: tl.tensor,
-    out_stride_frame: tl.tensor,
-    out_stride_row: tl.tensor,
-    out_stride_column: tl.tensor,
-    weight_stride_out: tl.tensor,
-    weight_stride_in: tl.tensor,
-    weight_stride_frame: tl.tensor,
-    weight_stride_row: tl.tensor,
-    weight_stride_column: tl.tensor,
-    in_channels: tl.constexpr,
-    out_channels: tl.constexpr,
-    kernel_frames: tl.constexpr,
-    kernel_height: tl.constexpr,
+    out_stride_batch: tl.tensor, out_stride_frame: tl.tensor, out_stride_row: tl.tensor, out_stride_column: tl.tensor,
+    weight_stride_out: tl.tensor, weight_stride_in: tl.tensor, weight_stride_frame: tl.tensor,
+    weight_stride_row: tl.tensor, weight_stride_column: tl.tensor,
+    in_channels: tl.constexpr, out_channels: tl.constexpr, kernel_frames: tl.constexpr, kernel_height: tl.constexpr,
     kernel_width: tl.constexpr,
-    rows_of_zeros: tl.constexpr,
-    columns_of_zeros: tl.constexpr,
-    tile_height: tl.constexpr,
-    tile_width: tl.constexpr,
-    block_channels: tl.constexpr,
-    more_channels: tl.constexpr,
-    block_depth: tl.constexpr,
-) -> None:
+    rows_of_zeros: tl.constexpr, columns_of_zeros: tl.constexpr, tile_height: tl.constexpr, tile_width: tl.constexpr,
+    block_channels: tl.constexpr, more_channels: tl.constexpr, block_depth: tl.constexpr,
+) -> None:  # fmt: skip
     all_channels: tl.constexpr = block_channels + more_channels
     channel_tiles: tl.constexpr = (out_channels + all_channels - 1) // all_channels
-    # Programs that run at the same time read the same pixels: the parts of the channels are neighbours, then the
-    # frames, whose taps overlap, then the tiles of a frame.
+    # Concurrent programs should read the same pixels: parts of the channels are consecutive, then frames, whose taps
+    # overlap, then tiles of a frame.
     rest = tl.program_id(0)
     first_channel = (rest % channel_tiles) * all_channels
     rest = rest // channel_tiles
@@ -130,7 +81,7 @@ def _convolve(
     row = first_row + row_in_tile
     column = first_column + column_in_tile
     inside = (row < height) & (column < width)
-    # One bit a tap: whether it meets a pixel of the frame. In the loop a shift then takes the place of comparisons.
+    # One bit per tap: whether it meets a pixel of the frame. In the loop, a shift replaces the comparisons.
     meets = tl.zeros((tile_height * tile_width,), tl.int32)
     for down_tap in tl.static_range(kernel_height):
         for right_tap in tl.static_range(kernel_width):
@@ -151,9 +102,10 @@ def _convolve(
         other_channel = first_channel + block_channels + tl.arange(0, more_channels)
         other_places = depth[:, None] * weight_stride_in + other_channel[None, :] * weight_stride_out
         other_total = tl.zeros((tile_height * tile_width, more_channels), tl.float32)
+    else:
+        other_total = total
 
-    # The taps inside a frame are innermost: they read nearly the same pixels, which the first of them leaves in the
-    # cache next to the processor.
+    # The taps of a frame are innermost: they read nearly the same pixels, which stay in the first-level cache.
     taps_in_frame: tl.constexpr = kernel_height * kernel_width
     parts: tl.constexpr = (in_channels + block_depth - 1) // block_depth
     for step in range(kernel_frames * parts * taps_in_frame):
@@ -193,18 +145,7 @@ def _convolve(
     if residual is not None:
         residual += batch * residual_stride_batch + frame * residual_stride_frame
         residual += first_row.to(tl.int64) * residual_stride_row + first_column.to(tl.int64) * residual_stride_column
-    finish(total, bias, residual, out, residual_offset, out_offset, inside, first_channel, out_channels, block_channels)
-    if more_channels > 0:
-        first_other = first_channel + block_channels
-        finish(
-            other_total,
-            bias,
-            residual,
-            out,
-            residual_offset,
-            out_offset,
-            inside,
-            first_other,
-            out_channels,
-            more_channels,
-        )
+    finish(
+        total, other_total, bias, residual, out, residual_offset, out_offset, inside, first_channel, out_channels,
+        block_channels, more_channels,
+    )  # fmt: skip

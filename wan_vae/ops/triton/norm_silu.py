@@ -1,32 +1,32 @@
-"""Norm and SiLU in one pass over memory, straight to where the next convolution reads."""
+"""RMS norm and SiLU in one pass over memory, written to where the next convolution reads."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from wan_vae.ops.norm_silu import MIN_NORM
-from wan_vae.ops.triton.common import OPTIONS, channels_are_side_by_side, jit, on_device_of, outer_offset, walk
+from wan_vae.ops.triton.common import OPTIONS, has_contiguous_channels, jit, on_device_of, outer_offset, walk
 
-# Up to 32 values a thread: enough loads under way to keep the memory busy.
+# Up to 32 values per thread: enough loads in flight to saturate the memory.
 _VALUES_IN_TILE = 4096
 _WARPS = 4
 _WORTH_HALVING = 64
 
 
 def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
-    """Write `silu(x / ||x||_2 * sqrt(C) * gamma)` to `out`; the length is over the channels of every pixel.
+    """Write `silu(x / ||x||_2 * sqrt(C) * gamma)` to `out`, with the norm over the channels of each pixel.
 
     Args:
-        x: (B, C, T, H, W), float32, float16 or bfloat16, channels side by side; C is at most 8192.
+        x: (B, C, T, H, W), float32, float16 or bfloat16, with contiguous channels; C is at most 8192.
         gamma: C values, of any shape and dtype.
-        out: Like `x`; may be a part of a larger tensor, or `x` itself. Rounded to once.
+        out: Like `x`, rounded once; may be a view into a larger tensor, or `x`.
 
     Returns:
         `out`.
     """
     channels = x.shape[1]
-    assert channels_are_side_by_side(x)
-    assert channels_are_side_by_side(out)
+    assert has_contiguous_channels(x)
+    assert has_contiguous_channels(out)
     assert channels <= 8192
     if x.numel() == 0:
         return out
@@ -40,17 +40,10 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
     tiles = triton.cdiv(pixels, block_pixels)
     with on_device_of(x):
         _norm_silu[(size0 * size1 * size2 * tiles,)](
-            x,
-            gamma.reshape(-1),
-            out,
-            tiles,
-            size1,
-            size2,
-            pixels,
-            *x_strides,
-            *out_strides,
-            channels**0.5,
-            MIN_NORM**2,
+            *(x, gamma.reshape(-1), out),
+            *(tiles, size1, size2, pixels),
+            *(*x_strides, *out_strides),
+            *(channels**0.5, MIN_NORM**2),
             channels=channels,
             block_channels=block_channels,
             more_channels=more_channels,
@@ -63,28 +56,13 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
 
 @jit(any_size=["tiles", "pixels"])
 def _norm_silu(
-    x: tl.tensor,
-    gamma: tl.tensor,
-    out: tl.tensor,
-    tiles: tl.tensor,
-    size1: tl.tensor,
-    size2: tl.tensor,
-    pixels: tl.tensor,
-    x_stride0: tl.tensor,
-    x_stride1: tl.tensor,
-    x_stride2: tl.tensor,
-    x_stride3: tl.tensor,
-    out_stride0: tl.tensor,
-    out_stride1: tl.tensor,
-    out_stride2: tl.tensor,
-    out_stride3: tl.tensor,
-    root: tl.tensor,
-    shortest_squared: tl.tensor,
-    channels: tl.constexpr,
-    block_channels: tl.constexpr,
-    more_channels: tl.constexpr,
-    block_pixels: tl.constexpr,
-) -> None:
+    x: tl.tensor, gamma: tl.tensor, out: tl.tensor,
+    tiles: tl.tensor, size1: tl.tensor, size2: tl.tensor, pixels: tl.tensor,
+    x_stride0: tl.tensor, x_stride1: tl.tensor, x_stride2: tl.tensor, x_stride3: tl.tensor,
+    out_stride0: tl.tensor, out_stride1: tl.tensor, out_stride2: tl.tensor, out_stride3: tl.tensor,
+    root: tl.tensor, shortest_squared: tl.tensor,
+    channels: tl.constexpr, block_channels: tl.constexpr, more_channels: tl.constexpr, block_pixels: tl.constexpr,
+) -> None:  # fmt: skip
     program = tl.program_id(0)
     turn = program // tiles
     pixel = (program % tiles) * block_pixels + tl.arange(0, block_pixels)
@@ -110,13 +88,9 @@ def _norm_silu(
 
 @jit()
 def _scale_and_store(
-    values: tl.tensor,
-    gamma: tl.tensor,
-    channel: tl.tensor,
-    channels: tl.constexpr,
-    out_places: tl.tensor,
+    values: tl.tensor, gamma: tl.tensor, channel: tl.tensor, channels: tl.constexpr, out_places: tl.tensor,
     there: tl.tensor,
-) -> None:
+) -> None:  # fmt: skip
     scaled = values * tl.load(gamma + channel, mask=channel < channels, other=0.0).to(tl.float32)
     result = scaled / (1.0 + tl.exp(-scaled))
     tl.store(out_places + channel, result.to(out_places.dtype.element_ty), mask=there)

@@ -1,14 +1,15 @@
-// Convolution in bfloat16 by AMX: an instruction adds to 16x16 sums, which stay in a register, the products of 16 pixels
-// and 16 outputs over 32 channels.
+// Convolution in bfloat16 by AMX: an instruction adds to 16x16 sums, which stay in a register, the products of 16
+// pixels and 16 outputs over 32 channels.
 //
-// Channels-last pixels already are the rows of such a register: 16 neighbors under one tap are one load, and no copy of
-// the image is made. Two by two registers of sums take four loads for four products, which the second-level cache can
-// just feed. All that is fetched from further away is asked for in time, and sums are put in their place while the next
-// ones are computed.
+// Channels-last pixels already are the rows of such a register: 16 adjacent pixels under one tap are one load, without
+// a copy of the image. Two by two registers of sums take four loads for four products, which is just what the
+// second-level cache delivers. Data from further away is prefetched, and finished sums are stored while the next ones
+// are computed.
 #include <algorithm>
 #include <cstring>
 
 #include "scratch.h"
+#include "tensors.h"
 #include "vectors.h"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
@@ -19,28 +20,28 @@
 
 namespace {
 
-// What a register holds at most: this many pixels by outputs of sums, pixels by channels, or channels by outputs.
+// Capacity of a register: pixels by outputs of sums, pixels by channels, or channels by outputs.
 constexpr int64_t PIXELS = 16, OUTPUTS = 16, CHANNELS = 32;
 constexpr int64_t SUMS = PIXELS * OUTPUTS, WEIGHTS = CHANNELS * OUTPUTS;
-// Registers of outputs, and of pixels, that are multiplied with each other.
+// Registers of outputs, and of pixels, that are multiplied by each other.
 constexpr int64_t PANEL = 2, PAIR = 2;
-// Taps of a kernel at most, and how many of its rows.
+// Most taps of a weight, and therefore most rows of taps.
 constexpr int64_t TAPS = 32;
-// Bytes of the image that a thread works on at a time, which share the second-level cache with a panel of weights.
+// Bytes of the image that a thread processes at a time; they share the second-level cache with a panel of weights.
 // Measured with 96 to 384 channels.
 constexpr int64_t REGION = 5 << 17;
 constexpr int64_t LINE = 64;
 
 struct Sizes {
     int64_t batch, in_channels, out_channels;
-    // Of the output, then of the input.
+    // Sizes of the output, then of the input.
     int64_t frames, height, width, in_frames, in_height, in_width;
     int64_t taps, tap_rows, tap_columns;
-    // Of the frames and of the pixels, and the zeros above and on the left; those below and on the right follow.
+    // Strides in time and space; zero padding above and on the left, from which that below and on the right follows.
     int64_t time_stride, stride, top, left;
 
     int64_t tap_groups() const { return taps * tap_rows; }
-    // The channels in equal parts, each of which fits in a register.
+    // Equal parts of the channels, each of which fits in a register.
     int64_t parts() const { return rounded_up(in_channels, CHANNELS) / CHANNELS; }
     int64_t part_channels() const { return in_channels / parts(); }
     int64_t output_registers() const { return rounded_up(out_channels, OUTPUTS) / OUTPUTS; }
@@ -57,30 +58,18 @@ Sizes read_sizes(const int64_t* s) {
 
 #if defined(HAS_AMX)
 
-template <class Value>
-struct Image {
-    Value* data;
-    int64_t batch_stride, frame_stride, row_stride, pixel_stride;
-};
-
-// The frames of all clips one after the other, wherever each of them is; null for one of zeros. Such come first.
-struct Frames {
-    const BFloat16* const* data;
-    int64_t row_stride, pixel_stride;
-};
-
 struct Convolution : Sizes {
-    Frames x;
+    Frames<BFloat16> x;
     Image<const BFloat16> residual;
     Image<BFloat16> out;
     const BFloat16* weight;
-    int64_t weight_strides[5];
+    WeightStrides weight_strides;
     const float* bias;
     BFloat16* packed;
 };
 
-// 16 rows of 16 values of 4 bytes become columns: pairs of rows are interleaved, then pairs of pairs, then quarters of
-// a register change places.
+// Transposes 16 rows of 16 values of 4 bytes: interleaves pairs of rows, then pairs of pairs, then swaps quarters of
+// the registers.
 inline void transpose(__m512i* rows) {
     __m512i pairs[16], fours[16];
     for (int i = 0; i < 16; i += 2) {
@@ -106,35 +95,35 @@ inline void transpose(__m512i* rows) {
     }
 }
 
-// The weights in the order of their use: panels, rows of taps, parts of the channels, taps of a row, registers. In a
-// register, pairs of channels stand together.
+// Stores the weights in the order of their use: panels, rows of taps, parts of the channels, taps of a row, registers.
+// In a register, pairs of channels are adjacent.
 void pack(const Convolution& task, int64_t panel, int64_t part) {
     const int64_t registers = task.panel_registers(panel), channels = task.part_channels();
     const int64_t taps = task.tap_groups() * task.tap_columns;
-    const int64_t* s = task.weight_strides;
+    const WeightStrides& s = task.weight_strides;
     BFloat16* start = task.packed + panel * PANEL * task.steps() * WEIGHTS;
     int64_t from_tap[TAPS], to_tap[TAPS];
     for (int64_t tap = 0; tap < taps; ++tap) {
         const int64_t group = tap / task.tap_columns, column = tap % task.tap_columns;
-        from_tap[tap] = group / task.tap_rows * s[2] + group % task.tap_rows * s[3] + column * s[4];
+        from_tap[tap] = group / task.tap_rows * s.tap + group % task.tap_rows * s.row + column * s.column;
         to_tap[tap] = ((group * task.parts() + part) * task.tap_columns + column) * registers * WEIGHTS;
     }
-    const bool side_by_side = from_tap[taps - 1] == taps - 1;
+    const bool contiguous = from_tap[taps - 1] == taps - 1;
     for (int64_t r = 0; r < registers; ++r) {
         const int64_t output = (panel * PANEL + r) * OUTPUTS;
         const int64_t outputs = std::min(OUTPUTS, task.out_channels - output);
         for (int64_t c = 0; c < channels; c += 2) {
-            const BFloat16* even = task.weight + output * s[0] + (part * channels + c) * s[1];
-            const BFloat16* odd = even + s[1];
+            const BFloat16* even = task.weight + output * s.output + (part * channels + c) * s.input;
+            const BFloat16* odd = even + s.input;
             BFloat16* to = start + r * WEIGHTS + c * OUTPUTS;
-            if (side_by_side) {
+            if (contiguous) {
                 for (int64_t first = 0; first < taps; first += 16) {
                     const auto mask = static_cast<__mmask16>((1u << std::min<int64_t>(taps - first, 16)) - 1);
                     __m512i lines[16];
                     for (int64_t lane = 0; lane < OUTPUTS; ++lane) {
                         lines[lane] = _mm512_setzero_si512();
                         if (lane >= outputs) continue;
-                        const int64_t from = lane * s[0] + first;
+                        const int64_t from = lane * s.output + first;
                         const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + from));
                         const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd + from));
                         lines[lane] = low | _mm512_slli_epi32(high, 16);
@@ -149,7 +138,7 @@ void pack(const Convolution& task, int64_t panel, int64_t part) {
             for (int64_t tap = 0; tap < taps; ++tap) {
                 alignas(LINE) uint32_t line[OUTPUTS] = {};
                 for (int64_t lane = 0; lane < outputs; ++lane) {
-                    const int64_t from = lane * s[0] + from_tap[tap];
+                    const int64_t from = lane * s.output + from_tap[tap];
                     line[lane] = even[from].bits | uint32_t{odd[from].bits} << 16;
                 }
                 std::memcpy(to + to_tap[tap], line, sizeof line);
@@ -158,10 +147,10 @@ void pack(const Convolution& task, int64_t panel, int64_t part) {
     }
 }
 
-// The rows of the image that are wanted next, of which a piece at a time is fetched: some rows of each of `frames`.
-class Foreseen {
+// The rows of the image that are needed next, some rows of each of several frames, for prefetching piece by piece.
+class Prefetcher {
    public:
-    void begin(const Frames& image, const BFloat16* const* first, int64_t frames, int64_t top, int64_t rows,
+    void begin(const Frames<BFloat16>& image, const BFloat16* const* first, int64_t frames, int64_t top, int64_t rows,
                int64_t width) {
         frame_ = first;
         end_ = rows > 0 ? first + frames : first;
@@ -208,27 +197,27 @@ class Worker {
 
     int64_t blocks() const { return rounded_up(task.height, rows) / rows; }
 
-    // In values of 2 bytes: the sums of two pairs, a pixel of zeros, and what surrounds either end of the rows.
+    // In values of 2 bytes: the sums of two pairs, a pixel of zeros, and a strip for either end of the rows.
     int64_t scratch_size() const { return 2 * ZEROS + rounded_up(task.in_channels, CHANNELS) + 2 * strip_size; }
 
-    void use(BFloat16* scratch) {
+    void set_scratch(BFloat16* scratch) {
         sums = current = reinterpret_cast<float*>(scratch);
         zeros = scratch + 2 * ZEROS;
         std::memset(zeros, 0, task.in_channels * 2);
         strips = zeros + rounded_up(task.in_channels, CHANNELS);
     }
 
-    // A few rows of a frame.
+    // Computes a few rows of a frame.
     void run(int64_t batch, int64_t frame, int64_t block) {
         first_row = block * rows;
         last_row = std::min(first_row + rows, task.height);
         clip = task.x.data + batch * task.in_frames + frame * task.time_stride;
-        // A tap that meets zeros changes nothing.
+        // Taps over frames of zeros are skipped.
         first_tap = 0;
         while (first_tap < task.taps && clip[first_tap] == nullptr) ++first_tap;
         fill_strip(0);
         if (across > 1) fill_strip(across - 1);
-        foresee(frame);
+        plan_prefetch(frame);
         const int64_t places = (last_row - first_row) * across;
         for (int64_t panel = 0; panel < task.panels(); ++panel) {
             choose_panel(panel);
@@ -240,7 +229,7 @@ class Worker {
                 } else {
                     count == PAIR ? multiply<PAIR, 1>(panel) : multiply<1, 1>(panel);
                 }
-                for (int64_t i = 0; i < count; ++i) leave(place + i, i, panel, batch, frame);
+                for (int64_t i = 0; i < count; ++i) queue(place + i, i, panel, batch, frame);
                 current = current == sums ? sums + PAIR * PANEL * SUMS : sums;
             }
             finish_all();
@@ -250,13 +239,14 @@ class Worker {
    private:
     static constexpr int64_t ZEROS = 2 * PAIR * PANEL * SUMS;
 
-    // Where the 16 pixels under a row of taps are, the next tap's pixels, and the next pixel; distances in bytes.
+    // The first of 16 pixels under a row of taps; the distances in bytes to the next tap's pixels and to the next
+    // pixel.
     struct Source {
         const char* data;
         int64_t tap, pixel;
     };
 
-    // Sums of 16 pixels on their way to the output.
+    // Sums of 16 pixels that are not stored yet.
     struct Sums {
         const float* from;
         BFloat16* to;
@@ -272,19 +262,19 @@ class Worker {
     float *sums = nullptr, *current = nullptr;
     BFloat16 *zeros = nullptr, *strips = nullptr;
     Source sources[PAIR][TAPS];
-    Sums waiting[PAIR] = {};
-    Foreseen foreseen;
+    Sums pending[PAIR] = {};
+    Prefetcher prefetcher;
     __mmask32 outputs = 0;
     __m512 bias_low = _mm512_setzero_ps(), bias_high = _mm512_setzero_ps();
 
-    bool looks_beyond(int64_t column) const {
+    bool crosses_edge(int64_t column) const {
         const int64_t left = column * PIXELS * task.stride - task.left;
         return left < 0 || left + strip_width > task.in_width;
     }
 
-    // A copy of all that 16 pixels at an end of each row look at, with the zeros beyond.
+    // Copies the input of the 16 pixels at an end of each row, with the zero padding beyond it.
     void fill_strip(int64_t column) const {
-        if (!looks_beyond(column)) return;
+        if (!crosses_edge(column)) return;
         const int64_t left = column * PIXELS * task.stride - task.left, top = first_row * task.stride - task.top;
         BFloat16* to = strip(column) + first_tap * strip_rows * strip_width * task.in_channels;
         for (int64_t t = first_tap; t < task.taps; ++t) {
@@ -306,22 +296,21 @@ class Worker {
         return clip[t] + h * task.x.row_stride + w * task.x.pixel_stride;
     }
 
-    // Items follow each other frame by frame, then row by row: new are the next frames of the same rows, or what lies
-    // below.
-    void foresee(int64_t frame) {
+    // Items are ordered by row, then by frame: the next item needs the next frames of the same rows, or the rows below.
+    void plan_prefetch(int64_t frame) {
         const bool same_rows = frame + 1 < task.frames;
         const int64_t first = same_rows ? first_row : last_row, seen = same_rows ? 0 : task.tap_rows - task.stride;
         const int64_t top = std::clamp<int64_t>(first * task.stride - task.top + seen, 0, task.in_height);
         const int64_t end = std::min(top + strip_rows - seen, task.in_height);
-        // Below, every frame is new, but for a clip that starts over with its first.
+        // For the rows below, the clip starts over with its first frame.
         const auto* of = clip + (same_rows ? std::max(task.taps, task.time_stride) : -frame * task.time_stride);
-        foreseen.begin(task.x, of, same_rows ? std::min(task.taps, task.time_stride) : task.taps, top, end - top,
+        prefetcher.begin(task.x, of, same_rows ? std::min(task.taps, task.time_stride) : task.taps, top, end - top,
                        task.in_width);
     }
 
     void find_rows(int64_t place, Source* to) const {
         const int64_t column = place % across, row = (first_row + place / across) * task.stride - task.top;
-        const bool in_strip = looks_beyond(column);
+        const bool in_strip = crosses_edge(column);
         for (int64_t group = first_tap * task.tap_rows; group < task.tap_groups(); ++group) {
             const int64_t t = group / task.tap_rows, h = row + group % task.tap_rows;
             const BFloat16* data;
@@ -349,7 +338,7 @@ class Worker {
         weight += first_group * parts * taps * Outputs * WEIGHTS;
         const int64_t part_bytes = task.part_channels() * 2;
         const int64_t soon = (PIXELS + taps - 1) / taps;
-        const char* later = foreseen.next(task.steps());
+        const char* later = prefetcher.next(task.steps());
         _tile_zero(0);
         if (Outputs > 1) _tile_zero(1);
         if (Pixels > 1) _tile_zero(2);
@@ -359,7 +348,7 @@ class Worker {
             for (int64_t part = 0; part < parts; ++part) {
                 const char* pixels = first.data + part * part_bytes;
                 const char* more_pixels = second.data + part * part_bytes;
-                // The next ones stand too far from each other for the processor to foresee them.
+                // The next pixels are too far apart for the hardware prefetcher.
                 const bool here = part + 1 < parts;
                 const int64_t next_group = here ? group : std::min(group + 1, groups - 1);
                 const Source &then = sources[0][next_group], &more_then = sources[Pixels - 1][next_group];
@@ -402,23 +391,23 @@ class Worker {
         bias_high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(outputs >> OUTPUTS), task.bias + c + OUTPUTS);
     }
 
-    void leave(int64_t place, int64_t which, int64_t panel, int64_t batch, int64_t frame) {
+    void queue(int64_t place, int64_t which, int64_t panel, int64_t batch, int64_t frame) {
         const int64_t h = first_row + place / across, w = place % across * PIXELS, c = panel * PANEL * OUTPUTS;
         const auto find = [&](const auto& image) {
             return image.data + batch * image.batch_stride + frame * image.frame_stride + h * image.row_stride +
                    w * image.pixel_stride + c;
         };
         const BFloat16* residual = task.residual.data == nullptr ? nullptr : find(task.residual);
-        waiting[which] = {current + which * PANEL * SUMS, find(task.out), residual, std::min(PIXELS, task.width - w)};
+        pending[which] = {current + which * PANEL * SUMS, find(task.out), residual, std::min(PIXELS, task.width - w)};
     }
 
     void finish_one() {
-        Sums& of = waiting[waiting[0].count == 0];
+        Sums& of = pending[pending[0].count == 0];
         if (of.count == 0) return;
         --of.count;
         __m512 low = _mm512_load_ps(of.from) + bias_low, high = _mm512_load_ps(of.from + SUMS) + bias_high;
         of.from += OUTPUTS;
-        // The same place in the next pair's output.
+        // The same pixel of the next pair's output.
         __builtin_prefetch(of.to + PAIR * PIXELS * task.out.pixel_stride, 1);
         if (of.residual != nullptr) {
             __builtin_prefetch(of.residual + PAIR * PIXELS * task.residual.pixel_stride);
@@ -432,7 +421,7 @@ class Worker {
     }
 
     void finish_all() {
-        while (waiting[0].count + waiting[1].count > 0) finish_one();
+        while (pending[0].count + pending[1].count > 0) finish_one();
     }
 
     static __m512 widened(__m256i bits) {
@@ -440,7 +429,7 @@ class Worker {
     }
 };
 
-// What the instruction that configures the registers reads.
+// The operand of the instruction that configures the registers.
 struct alignas(LINE) Registers {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
@@ -466,7 +455,7 @@ int convolve(const Convolution& task, int threads) {
 #pragma omp atomic write
             failed = 1;
         } else {
-            worker.use(memory);
+            worker.set_scratch(memory);
         }
 #pragma omp for schedule(static)
         for (int64_t piece = 0; piece < task.panels() * task.parts(); ++piece) {
@@ -474,9 +463,9 @@ int convolve(const Convolution& task, int threads) {
         }
         _tile_loadconfig(&registers);
         const int64_t items = task.batch * worker.blocks() * task.frames;
-        // Several in a row, for neighbors share most of what they read.
-        const int64_t in_a_row = std::max<int64_t>(1, items / (8 * threads));
-#pragma omp for schedule(dynamic, in_a_row)
+        // Consecutive items for a thread, because they share most of their input.
+        const int64_t consecutive = std::max<int64_t>(1, items / (8 * threads));
+#pragma omp for schedule(dynamic, consecutive)
         for (int64_t item = 0; item < items; ++item) {
             if (memory == nullptr) continue;
             const int64_t frame = item % task.frames, block = item / task.frames;
@@ -501,26 +490,22 @@ extern "C" int wan_vae_has_amx() {
 #endif
 }
 
-// sizes: as in `Sizes`. size: becomes the number of values that the weight takes, packed.
+// sizes: as in `Sizes`. size: receives the number of values of the packed weight.
 extern "C" void wan_vae_amx_packed_size(const int64_t* sizes, int64_t* size) {
     *size = read_sizes(sizes).packed_size();
 }
 
-// sizes: as in `Sizes`; channels an even number in each part. bias and residual may be null. packed: memory for as many
-// values as `wan_vae_amx_packed_size` says, at a multiple of 64 bytes. x: as in `Frames`, its strides those of a row and
-// of a pixel. Other strides: as in norm_silu.cpp; the weight's for (C_out, C_in, taps, rows, columns). Returns 0, or 1
-// where there was no memory.
+// sizes: as in `Sizes`, with an even number of channels in each part. x: as in `Frames`, with the strides of a row and
+// of a pixel. bias and residual may be null. Other strides: five each, of (B, C, T, H, W), and of the weight's
+// (C_out, C_in, taps, rows, columns). packed: memory for `wan_vae_amx_packed_size` values, aligned to 64 bytes. Returns
+// 0, or 1 if memory ran out.
 extern "C" int wan_vae_amx_convolve(const int64_t* sizes, const BFloat16* const* x, const int64_t* x_strides,
                                     const BFloat16* weight, const int64_t* weight_strides, const float* bias,
                                     const BFloat16* residual, const int64_t* residual_strides, BFloat16* out,
                                     const int64_t* out_strides, BFloat16* packed, int threads) {
 #if defined(HAS_AMX)
-    const auto image = [](auto* data, const int64_t* s) {
-        return Image<std::remove_pointer_t<decltype(data)>>{data, s[0], s[2], s[3], s[4]};
-    };
-    const int64_t* w = weight_strides;
-    return convolve({read_sizes(sizes), {x, x_strides[0], x_strides[1]}, image(residual, residual_strides),
-                     image(out, out_strides), weight, {w[0], w[1], w[2], w[3], w[4]}, bias, packed},
+    return convolve({read_sizes(sizes), {x, x_strides[0], x_strides[1]}, make_image(residual, residual_strides),
+                     make_image(out, out_strides), weight, make_weight_strides(weight_strides), bias, packed},
                     threads);
 #else
     return 1;

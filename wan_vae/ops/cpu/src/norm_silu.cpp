@@ -5,7 +5,7 @@
 
 namespace {
 
-// The square of `SHORTEST` in wan_vae/model/layers.py.
+// The square of `MIN_NORM` in wan_vae/ops/norm_silu.py.
 constexpr float SMALLEST = 1e-24f;
 
 template <class Value>
@@ -14,11 +14,11 @@ Vector silu(Vector x) {
 }
 
 #if defined(__AVX512DQ__)
-// Within 2^-18, a five-hundredth of what is lost when the result is rounded: a division alone takes the processor as
-// long as all of this.
+// Within 2^-18, a five-hundredth of the error of rounding the result to bfloat16. A division alone would take as long
+// as all of this.
 template <>
 Vector silu<BFloat16>(Vector x) {
-    // With a NaN among them, it returns its second argument. Up to here, e and its inverse are normal numbers.
+    // If one is NaN, min returns its second argument. Up to this bound, the power and its inverse are normal numbers.
     const Vector t = _mm512_min_ps(broadcast(125.0f), x * -1.44269504f);
     const Vector part = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     Vector power = part * 0.01353417057543993f + 0.05201146379113197f;
@@ -50,7 +50,7 @@ void norm_silu_pixel(const Value* x, const float* scale, Value* out, int64_t cha
         odd += last * last;
     }
     float squares = sum_of_lanes(even + odd);
-    // Compared in this order, a NaN stays what it is.
+    // In this order of the comparison, a NaN stays NaN.
     squares = squares < SMALLEST ? SMALLEST : squares;
     const float inverse = 1.0f / std::sqrt(squares);
     for (c = 0; c < whole; c += LANES) {
@@ -80,7 +80,7 @@ void norm_silu(const Value* x, const float* scale, Value* out, const int64_t* si
 
 }  // namespace
 
-// sizes and strides: five each, for (B, C, T, H, W), in values; the stride of C is 1 whatever is said there.
+// sizes and strides: five each, for (B, C, T, H, W), in values; the stride of C is taken to be 1.
 extern "C" void wan_vae_norm_silu_float32(const float* x, const float* scale, float* out, const int64_t* sizes,
                                           const int64_t* x_strides, const int64_t* out_strides, int threads) {
     norm_silu(x, scale, out, sizes, x_strides, out_strides, threads);

@@ -4,19 +4,15 @@
 #include <algorithm>
 
 #include "product.h"
+#include "tensors.h"
 #include "vectors.h"
 
-// Of (C_out, C_in, taps, 3, 3), in values.
-struct WeightStrides {
-    int64_t output, input, tap, row, column;
-};
-
-// points: SIDE^2 times the panels of PANEL vectors of outputs (the last may be one vector), each with a row for every
-// tap and channel. All is done in float64 and rounded once.
+// points: for each of SIDE^2 points, panels of PANEL vectors of outputs (the last may be one vector), each with a row
+// for every tap and channel. The arithmetic is in float64, rounded once.
 template <class Scheme, class Value>
 struct Packing {
     static constexpr int64_t SIDE = Scheme::SIDE;
-    // So many channels at a time: what they make of one tap stays in the first-level cache.
+    // Channels packed at a time: their transformed taps stay in the first-level cache.
     static constexpr int64_t CHANNELS = 16;
 
     const Value* weight;

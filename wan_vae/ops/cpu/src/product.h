@@ -8,9 +8,9 @@
 // Rows x PANEL sums, PANEL vectors of weights and one value of the input have to fit in the registers.
 constexpr int PANEL = 2;
 constexpr int ROWS = VECTOR_REGISTERS == 32 ? 12 : 6;
-// The number of channels is rounded up to a multiple of this, with zeros.
+// The number of channels is rounded up to a multiple of this, and filled up with zeros.
 constexpr int64_t UNROLLED = 4;
-// As many terms are added one after the other, then their sums: the error grows with the root of either number.
+// Terms that are added one after the other; their sums are added then. The error grows with the root of either number.
 constexpr int64_t TERMS = 192;
 
 // Rows x Width vectors of products, summed over the taps and channels.

@@ -1,4 +1,4 @@
-// Memory that a thread keeps from call to call: fresh pages cost more than a small convolution.
+// Scratch memory that a thread keeps between calls: fresh pages cost more than a small convolution.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct Scratch {
     }
 };
 
-// Aligned to a line of the cache, with undefined values; null where there is no memory.
+// Returns uninitialized memory, aligned to a cache line, or null if memory ran out.
 template <class Value>
 Value* scratch_of_thread(int64_t values) {
     static thread_local Scratch scratch;

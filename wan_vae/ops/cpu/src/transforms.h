@@ -6,7 +6,7 @@
 
 #include "vectors.h"
 
-// As many outputs has a tile in height and width.
+// Outputs of a tile, in height and in width.
 constexpr int64_t OUT = 4;
 
 struct Plain {

@@ -1,5 +1,4 @@
-// Vectors of the width that the target has, by GCC's and Clang's vector extensions: one source for AVX-512, AVX2 and
-// NEON.
+// Vectors of the target's width, by the vector extensions of GCC and Clang: one source for AVX-512, AVX2 and NEON.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +29,8 @@ using Half = float __attribute__((vector_size(VECTOR_BYTES / 2)));
 using Wide = double __attribute__((vector_size(VECTOR_BYTES)));
 
 constexpr int64_t LANES = VECTOR_BYTES / 4;
-// Between what belongs to neighboring points; were they a whole number of pages apart, all 36 would contend for the
-// same places in the cache.
+// Values between the data of consecutive points. A whole number of pages between all 36 would map them to the same
+// cache sets.
 constexpr int64_t GAP = 16;
 
 struct BFloat16 {
@@ -59,8 +58,8 @@ inline Vector load(const float* from) {
 
 inline void store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
 
-// To memory that is not read soon, past the caches; `to` a multiple of the vector's size. `flush_streams` comes before
-// another thread reads it.
+// Stores past the caches, to memory that is not read soon; `to` is aligned to the vector's size. Call `flush_streams`
+// before another thread reads it.
 inline void stream(float* to, Vector value) {
 #if defined(__AVX512F__)
     _mm512_stream_ps(to, value);
@@ -79,7 +78,7 @@ inline void flush_streams() {
 
 inline Vector from_bfloat16(HalfBits half) {
 #if defined(__AVX512F__)
-    // GCC would convert either half by itself.
+    // GCC would convert the two halves one by one.
     return (Vector)((Bits)_mm512_cvtepu16_epi32((__m256i)half) << 16);
 #else
     return (Vector)(__builtin_convertvector(half, Bits) << 16);
@@ -95,7 +94,7 @@ inline Vector load(const BFloat16* from) {
 // Rounds to the nearest, ties to even; NaN stays NaN.
 inline void store(BFloat16* to, Vector value) {
 #if defined(__AVX512BF16__)
-    // What is below the smallest normal number, 2^-126, becomes zero here.
+    // This flushes values below the smallest normal number, 2^-126, to zero.
     const auto half = _mm512_cvtneps_pbh(value);
 #else
     Bits bits = (Bits)value;
@@ -162,14 +161,15 @@ inline float sum_of_lanes(Vector value) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// e to the power of every lane, within 1 unit in the last place; 0 and infinity where float32 ends, NaN for NaN.
+// e to the power of every lane, within 1 unit in the last place; 0 and infinity outside of float32's range, NaN for
+// NaN.
 inline Vector exponential(Vector x) {
 #if defined(__AVX512F__)
-    // With a NaN among them, these return their second argument.
+    // If one is NaN, these return their second argument.
     x = _mm512_min_ps(broadcast(89.0f), _mm512_max_ps(broadcast(-104.0f), x));
     const Vector whole = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-    // Compared in this order, a NaN stays what it is. From 128 on, the power of two below is infinity.
+    // In this order of the comparison, a NaN stays NaN. From 128 on, the power of two below is infinity.
     x = x < -87.0f ? broadcast(-87.0f) : x;
     x = x > 89.0f ? broadcast(89.0f) : x;
     // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.

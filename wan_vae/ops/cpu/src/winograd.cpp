@@ -1,43 +1,30 @@
-// Causal 3-D convolution with arithmetic in float32, its 3x3 pixels by Winograd's minimal filtering F(4x4, 3x3).
+// Causal 3-D convolution with float32 arithmetic, whose 3x3 taps are computed by Winograd's minimal filtering
+// F(4x4, 3x3).
 //
-// 16 outputs of a tile take 36 products instead of 144, or 25 among pixels that come in equal pairs. The weights are
-// transformed first, all threads together. Then a thread transforms the input of a few tiles, multiplies each of the 36
-// points by the weights, two vectors of output channels at a time, and transforms these back.
+// The 16 outputs of a tile take 36 products instead of 144, or 25 where the pixels come in equal pairs. First, all
+// threads transform the weights. Then each thread transforms the input of a few tiles, multiplies each of the 36 points
+// by the weights, two vectors of output channels at a time, and transforms the products back.
 #include <algorithm>
-#include <type_traits>
 
 #include "doubled.h"
 #include "packing.h"
 #include "product.h"
 #include "scratch.h"
+#include "tensors.h"
 #include "transforms.h"
 #include "vectors.h"
 
 namespace {
 
-// How many frames and how many products a block has at most, a product being a tile of one frame. The weights pass by
-// once a block, hence not too few; what a block works on should stay in the second-level cache, hence not too many.
-// Measured with 16 to 384 channels.
+// Most frames and most products of a block; a product is a tile of one frame. Each block reads all weights once, so few
+// products are slow; its data should stay in the second-level cache, so many are too. Measured with 16 to 384 channels.
 constexpr int64_t FRAMES = 4, PRODUCTS = 32;
-
-template <class Value>
-struct Image {
-    Value* data;
-    int64_t batch_stride, frame_stride, row_stride, pixel_stride;
-};
-
-// The frames of all clips one after the other, wherever each of them is; null for one of zeros.
-template <class Value>
-struct Frames {
-    const Value* const* data;
-    int64_t row_stride, pixel_stride;
-};
 
 struct Sizes {
     int64_t batch, in_channels, out_channels;
-    // Of the output, then of the input.
+    // Sizes of the output, then of the input.
     int64_t frames, height, width, in_height, in_width, taps;
-    // The zeros above and on the left; those below and on the right follow.
+    // Zero padding above and on the left; that below and on the right follows from the sizes.
     int64_t top, left;
 };
 
@@ -47,12 +34,12 @@ struct Convolution : Sizes {
     Image<Value> out;
     Image<const Value> residual;
     const float* bias;
-    // As Packing leaves them.
+    // As from Packing.
     const float* weight;
     int64_t weight_stride;
 };
 
-// How much of it one thread takes at a time. What an output value is made of, and in which order, is the same for all.
+// The part of a convolution that a thread computes at a time. Its size does not change the arithmetic of any output.
 struct Block {
     int64_t tiles, frames;
 };
@@ -72,7 +59,7 @@ struct Worker {
     const Convolution<Value>& task;
     const Block& block;
     int64_t tiles_across, tiles, in_vectors, out_vectors, channels, row_stride;
-    // From one of the transformed inputs, or of the products, to the next.
+    // From one point's transformed inputs, or products, to the next point's.
     int64_t input_stride, product_stride;
     float* transformed;
     float* products;
@@ -84,7 +71,7 @@ struct Worker {
         in_vectors = rounded_up(task.in_channels, LANES) / LANES;
         out_vectors = rounded_up(task.out_channels, LANES) / LANES;
         channels = rounded_up(task.in_channels, UNROLLED);
-        // The rows that are read at the same time contend just as well.
+        // Rows that are read together must not be a multiple of 16 vectors apart: they would share cache sets.
         row_stride = in_vectors * LANES + (in_vectors % 16 == 0 ? LANES : 0);
         input_stride = (block.frames + task.taps - 1) * block.tiles * row_stride + GAP;
         product_stride = block.frames * block.tiles * PANEL * LANES + GAP;
@@ -92,12 +79,12 @@ struct Worker {
 
     int64_t scratch_size() const { return PIXELS * input_stride + POINTS * product_stride + in_vectors * LANES; }
 
-    void use(float* scratch) {
+    void set_scratch(float* scratch) {
         transformed = scratch;
         products = transformed + PIXELS * input_stride;
-        Value* nothing = reinterpret_cast<Value*>(products + POINTS * product_stride);
-        std::fill_n(nothing, in_vectors * LANES, Value{});
-        zeros = nothing;
+        Value* zero_pixel = reinterpret_cast<Value*>(products + POINTS * product_stride);
+        std::fill_n(zero_pixel, in_vectors * LANES, Value{});
+        zeros = zero_pixel;
     }
 
     void find_pixels(const Value* frame, int64_t tile, const Value** pixels) const {
@@ -115,7 +102,7 @@ struct Worker {
 
     void transform_tile(const Value** pixels, const Value** next_pixels, float* to) const {
         for (int64_t c = 0; c < in_vectors * LANES; c += LANES) {
-            // The processor foresees no more than a row of pixels, and would wait for memory at each.
+            // The hardware prefetcher follows a row of pixels at most, and would wait for memory at each.
             for (int64_t p = 0; p < PIXELS; ++p) __builtin_prefetch(next_pixels[p] + c);
             Vector d[PIXELS];
             if (c + LANES <= task.in_channels) {
@@ -131,7 +118,7 @@ struct Worker {
         }
     }
 
-    // from: one row of each point's product; c: the first of its channels.
+    // from: one row of each point's products; c: its first channel.
     void store_tile(const float* from, int64_t batch, int64_t frame, int64_t tile, int64_t c, int64_t vectors) const {
         const int64_t top = tile / tiles_across * OUT, left = tile % tiles_across * OUT;
         const int64_t height = std::min(OUT, task.height - top), width = std::min(OUT, task.width - left);
@@ -219,7 +206,7 @@ int convolve(Convolution<Value> task, const Value* weight, const WeightStrides& 
 #pragma omp atomic write
             failed = 1;
         } else {
-            worker.use(memory);
+            worker.set_scratch(memory);
         }
 #pragma omp for schedule(static)
         for (int64_t piece = 0; piece < packing.pieces(); ++piece) {
@@ -239,46 +226,43 @@ int convolve(Convolution<Value> task, const Value* weight, const WeightStrides& 
 template <class Value>
 int convolve(const int64_t* s, const Value* const* x, const int64_t* x_strides, const Value* weight,
              const int64_t* weight_strides, const float* bias, const Value* residual, const int64_t* residual_strides,
-             Value* out, const int64_t* out_strides, float* packed, int doubled, int threads) {
-    const auto image = [](auto* data, const int64_t* s) {
-        return Image<std::remove_pointer_t<decltype(data)>>{data, s[0], s[2], s[3], s[4]};
-    };
+             Value* out, const int64_t* out_strides, float* packed, int upsample, int threads) {
     const Convolution<Value> task{{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10]},
                                   {x, x_strides[0], x_strides[1]},
-                                  image(out, out_strides),
-                                  image(residual, residual_strides),
+                                  make_image(out, out_strides),
+                                  make_image(residual, residual_strides),
                                   bias,
                                   nullptr,
                                   0};
-    const int64_t* w = weight_strides;
-    const WeightStrides strides{w[0], w[1], w[2], w[3], w[4]};
-    return doubled ? convolve<Doubled>(task, weight, strides, packed, threads)
-                   : convolve<Plain>(task, weight, strides, packed, threads);
+    const WeightStrides strides = make_weight_strides(weight_strides);
+    return upsample ? convolve<Doubled>(task, weight, strides, packed, threads)
+                    : convolve<Plain>(task, weight, strides, packed, threads);
 }
 
 }  // namespace
 
-// shape: output channels, input channels, taps. size: becomes the number of values that such a weight takes, packed.
+// shape: output channels, input channels, taps. size: receives the number of values of such a weight, packed.
 extern "C" void wan_vae_packed_size(const int64_t* shape, int64_t* size) {
-    // The first vectors may have to wait for an aligned address.
+    // LANES more, to start at an aligned address.
     *size = Packing<Plain, float>{nullptr, {}, shape[1], shape[0], shape[2], nullptr}.size() + LANES;
 }
 
-// sizes: as in `Sizes`. bias and residual may be null. packed: memory for as many values as `wan_vae_packed_size` says.
-// x: as in `Frames`, its strides those of a row and of a pixel. Other strides: as in norm_silu.cpp; the weight's for
-// (C_out, C_in, taps, 3, 3). doubled: every pixel of x stands for 2x2. Returns 0, or 1 where there was no memory.
+// sizes: as in `Sizes`. x: as in `Frames`, with the strides of a row and of a pixel. bias and residual may be null.
+// Other strides: five each, of (B, C, T, H, W), and of the weight's (C_out, C_in, taps, 3, 3). packed: memory for
+// `wan_vae_packed_size` values. upsample: x is upsampled twice in height and width, by nearest neighbor. Returns 0, or
+// 1 if memory ran out.
 extern "C" int wan_vae_winograd_float32(const int64_t* sizes, const float* const* x, const int64_t* x_strides,
                                         const float* weight, const int64_t* weight_strides, const float* bias,
                                         const float* residual, const int64_t* residual_strides, float* out,
-                                        const int64_t* out_strides, float* packed, int doubled, int threads) {
+                                        const int64_t* out_strides, float* packed, int upsample, int threads) {
     return convolve(sizes, x, x_strides, weight, weight_strides, bias, residual, residual_strides, out, out_strides,
-                    packed, doubled, threads);
+                    packed, upsample, threads);
 }
 
 extern "C" int wan_vae_winograd_bfloat16(const int64_t* sizes, const BFloat16* const* x, const int64_t* x_strides,
                                          const BFloat16* weight, const int64_t* weight_strides, const float* bias,
                                          const BFloat16* residual, const int64_t* residual_strides, BFloat16* out,
-                                         const int64_t* out_strides, float* packed, int doubled, int threads) {
+                                         const int64_t* out_strides, float* packed, int upsample, int threads) {
     return convolve(sizes, x, x_strides, weight, weight_strides, bias, residual, residual_strides, out, out_strides,
-                    packed, doubled, threads);
+                    packed, upsample, threads);
 }
