@@ -1,17 +1,14 @@
 """Evaluate a checkpoint on a set of shots: PSNR, SSIM and LPIPS of each shot, and their means."""
 
 import json
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from experiments.evaluation.evaluate import read_evaluation_set
 from wan_vae.cli import main, options
-from wan_vae.evaluation.evaluate import read_evaluation_set
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 
 app = typer.Typer(name="evaluate", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -43,8 +40,9 @@ def evaluate(
     import torch
     from tqdm import tqdm
 
+    from experiments.evaluation.evaluate import evaluate_shot, markdown_table, summary
+    from wan_vae.benchmark.run import code_version
     from wan_vae.cli.common import load_model
-    from wan_vae.evaluation.evaluate import code_version, evaluate_shot, markdown_table, summary
     from wan_vae.evaluation.lpips import LPIPS
     from wan_vae.precision import Dtypes
 

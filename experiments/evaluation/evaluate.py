@@ -2,10 +2,8 @@
 
 import itertools
 import math
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +21,6 @@ from wan_vae.vae import WanVAE
 _KEYS = ("frames", "short_side", "shots")
 # Title, field of `Score`, digits.
 _MEASURES = (("PSNR (dB)", "psnr", 2), ("SSIM", "ssim", 4), ("LPIPS", "lpips", 4))
-
-
-def code_version() -> str:
-    """Return the package's version and, in a git checkout, its commit, with "-dirty" if files were changed since."""
-    root = Path(__file__).resolve().parents[2]
-    described = None
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        try:
-            described = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            described = None  # git is not installed, or does not trust this folder
-    return version("wan_vae") if described is None else f"{version('wan_vae')}, commit {described}"
 
 
 @dataclass(frozen=True)
@@ -75,13 +60,13 @@ def read_evaluation_set(path: Path, clips: Path) -> EvaluationSet:
     """Read an evaluation set.
 
     Args:
-        path: A YAML file such as `configs/evaluation/bench.yaml`.
+        path: A YAML file such as `experiments/evaluation/configs/bench.yaml`.
         clips: The folder of the clips.
 
     Raises:
         UserError: The file is missing, not YAML, or not an evaluation set, or a clip is missing.
     """
-    content = read_yaml(path, missing=f"{path} does not exist; name a YAML file such as configs/evaluation/bench.yaml.")
+    content = read_yaml(path, missing=f"{path} does not exist; experiments/evaluation/configs has one.")
     if not isinstance(content, dict) or sorted(map(str, content)) != sorted(_KEYS):
         raise UserError(f"{path} does not list shots: it must have {', '.join(_KEYS)} and nothing else.")
     for key in ("frames", "short_side"):

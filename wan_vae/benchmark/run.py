@@ -1,6 +1,7 @@
 """A benchmark from start to end: measure both implementations in turn, and return the result as JSON types."""
 
 import logging
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -21,7 +22,6 @@ from wan_vae.benchmark.implementations import DIFFUSERS, TORCH_DTYPES, WAN_VAE, 
 from wan_vae.benchmark.inputs import load_weights, write_inputs
 from wan_vae.benchmark.measure import PeakMemory, Work, copy_ceiling, describe_machine, matmul_ceiling
 from wan_vae.benchmark.worker import OUTPUT, Target, Worker
-from wan_vae.evaluation.evaluate import code_version
 
 Record = dict[str, Any]
 BASELINE_DTYPE = "fp32"
@@ -219,3 +219,16 @@ def speedup(seconds: Sequence[float], baseline: Sequence[float]) -> Record:
     """
     pairs = tuple(slow / fast for fast, slow in zip(seconds, baseline, strict=True))
     return {"pairs": pairs, "median": median(pairs), "least": min(pairs), "most": max(pairs)}
+
+
+def code_version() -> str:
+    """Return the package's version and, in a git checkout, its commit, with "-dirty" if files were changed since."""
+    root = Path(__file__).resolve().parents[2]
+    described = None
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        try:
+            described = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            described = None  # git is not installed, or does not trust this folder
+    return version("wan_vae") if described is None else f"{version('wan_vae')}, commit {described}"

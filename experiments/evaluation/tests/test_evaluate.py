@@ -1,9 +1,8 @@
 import json
-import shutil
+import os
 import subprocess
 import sys
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.cli.running import read_clip, run, write_clip
-from tests.helpers import random_vae, small_config
-from wan_vae import WanVAE
-from wan_vae.config import config_folder
-from wan_vae.errors import UserError
-from wan_vae.evaluation import evaluate as module_under_test
-from wan_vae.evaluation.contact_sheet import SheetLayout
-from wan_vae.evaluation.evaluate import (
+from experiments.evaluation.evaluate import (
     Result,
     Shot,
-    code_version,
     evaluate_shot,
     markdown_table,
     read_evaluation_set,
     scaled_size,
     summary,
 )
+from tests.cli.running import read_clip, run, write_clip
+from tests.helpers import random_vae, small_config
+from wan_vae import WanVAE
+from wan_vae.errors import UserError
+from wan_vae.evaluation.contact_sheet import SheetLayout
 from wan_vae.evaluation.metrics import Score
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -140,7 +136,12 @@ def evaluate(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
     (folder / "bench.yaml").write_text("frames: 3\nshort_side: 16\nshots: {clip.mkv: [0, 2]}\n", encoding="utf-8")
     command = ("bench.yaml", "--clips", ".", "--checkpoint", "vae.safetensors", "--device", "cpu", *arguments)
     return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, command)], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "experiments.evaluation", *map(str, command)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -191,7 +192,7 @@ def test_read_evaluation_set_ends_shots_at_the_next_or_at_the_frame_limit(tmp_pa
 def test_read_evaluation_set_reads_the_shipped_one(tmp_path: Path) -> None:
     for name in ("bikes", "bigbuckbunny", "carphone_pristine"):
         (tmp_path / f"{name}.mp4").touch()
-    bench = read_evaluation_set(config_folder() / "evaluation" / "bench.yaml", tmp_path)
+    bench = read_evaluation_set(ROOT / "experiments" / "evaluation" / "configs" / "bench.yaml", tmp_path)
     assert bench.short_side == 256
     assert [shot.name for shot in bench.shots][:2] == ["bikes-000", "bikes-030"]
     assert len(bench.shots) == 8
@@ -222,35 +223,3 @@ def test_read_evaluation_set_of_a_bad_file_gets_a_sentence(content: str, words: 
         read_evaluation_set(path, tmp_path)
     with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
         read_evaluation_set(tmp_path / "nowhere.yaml", tmp_path)
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "wan_vae" / "evaluation").mkdir(parents=True)
-    module = tmp_path / "wan_vae" / "evaluation" / "evaluate.py"
-    module.touch()
-    monkeypatch.setattr(module_under_test, "__file__", str(module))
-    return tmp_path
-
-
-def test_code_version_outside_a_checkout_is_the_version(package: Path) -> None:
-    assert code_version() == version("wan_vae")
-
-
-def test_code_version_in_a_broken_checkout_is_the_version(package: Path) -> None:
-    (package / ".git").write_text("not a checkout")
-    assert code_version() == version("wan_vae")
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_code_version_in_a_checkout_has_the_commit_and_tells_changes(package: Path) -> None:
-    def git(*arguments: str) -> None:
-        subprocess.run(["git", "-C", str(package), *arguments], check=True, capture_output=True)
-
-    git("init")
-    git("add", ".")
-    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "first")
-    clean = code_version()
-    assert clean.startswith(f"{version('wan_vae')}, commit ")
-    (package / "wan_vae" / "evaluation" / "evaluate.py").write_text("changed")
-    assert code_version() == f"{clean}-dirty"
