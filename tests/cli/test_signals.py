@@ -75,6 +75,23 @@ main(["--help"])
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", INTERRUPTED)
 
 
+def test_signal_while_importing_torch_leaves_no_traceback() -> None:
+    command = """
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "torch.func" and not hasattr(self, "raised"):
+            self.raised = True
+            signal.raise_signal(signal.SIGINT)
+@app.command()
+def command() -> None:
+    sys.meta_path.insert(0, Finder())
+    import torch
+main([], app)
+"""
+    ended = run_python(APP + command)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", INTERRUPTED)
+
+
 def test_signal_while_exiting_kills_the_process() -> None:
     command = """
 @app.command()

@@ -1,7 +1,10 @@
 """The imports of a command, which take seconds before the first frame."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 
 def test_commands_import_no_heavy_packages() -> None:
@@ -10,3 +13,22 @@ def test_commands_import_no_heavy_packages() -> None:
     code = f"import sys; {'; '.join(f'import wan_vae.{name}' for name in used)}; print(*({heavy} & sys.modules.keys()))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "policy"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "1000"}, "None")],
+)
+def test_openmp_threads_wait_passively_unless_the_user_decides(chosen: dict[str, str], policy: str) -> None:
+    code = """
+import os, sys, typer
+from wan_vae.cli import main
+app = typer.Typer(name="x")
+app.command()(lambda: print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules))
+main([], app)
+"""
+    env = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    finished = subprocess.run(
+        [sys.executable, "-c", code], env=env | chosen, capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.split() == [policy, "False"]

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
         number = signals.received()
         if number is not None or interrupted:
             code = INTERRUPTED if number is None else 128 + number
-        if interrupted:
+        if interrupted and os.environ.get("RANK", "0") == "0":  # of several processes, one prints it
             message = "interrupted; no output was written."
         if message is not None:
             print(f"wan-vae: {message}", file=sys.stderr)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 import wan_vae
+from wan_vae.cli import signals
 from wan_vae.cli.benchmark import benchmark
 from wan_vae.cli.common import memory_shortage
 from wan_vae.cli.convert import convert
@@ -68,6 +69,7 @@ def explain(error: Exception) -> tuple[int, str | None]:
     else:
         shortage = memory_shortage(error)
         if shortage is None:
+            signals.check_interrupted()  # it may stem from a lost KeyboardInterrupt, such as half an import
             raise error
         return 2, _sentence(f"there is not enough memory ({shortage}); take a smaller --size")
     shown = agree(text)

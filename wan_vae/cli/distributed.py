@@ -93,9 +93,9 @@ def leave(code: int | str | None) -> None:
     Threads of torch.distributed that lost their connections may abort a process while Python exits, and the abort would
     replace the exit code.
     """
-    import torch.distributed as dist
-
-    if not dist.is_available() or not dist.is_initialized():
+    # Not imported here: that fails after an interrupted import of torch.
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not getattr(dist, "is_initialized", bool)():
         return
     if code == 0:
         dist.destroy_process_group()
