@@ -8,9 +8,10 @@ import wan_vae
 ROOT = Path(wan_vae.__file__).parent
 # A package may import from itself and from what stands on lines above its own.
 LAYERS = (
-    ("errors", "config"),
+    ("errors",),
+    ("config",),
     ("io",),
-    ("posterior", "validation"),
+    ("posterior", "validation", "precision"),
     ("ops",),
     ("model",),
     ("inference", "checkpoints"),
@@ -19,7 +20,8 @@ LAYERS = (
     ("evaluation",),
     ("training", "files"),
     ("benchmark",),
-    ("cli", "__init__", "__main__"),
+    ("cli",),
+    ("__init__", "__main__"),
 )
 # The base needs no reading or writing of clips, and the operations stand for themselves.
 FORBIDDEN = {"ops": {"io", "config"}, "model": {"io"}, "inference": {"io"}, "io": {"posterior", "validation"}}

@@ -73,7 +73,7 @@ def test_trainer_resumed_equals_an_uninterrupted_run_to_the_bit(
     parted = train(recipe, tmp_path / "parted", *breaks)
     assert straight["step"] == 6
     assert straight.keys() == {
-        "recipe", "sources", "step", "at_start", "config", "weights", "average", "optimizer", "principal", "adversary"
+        "recipe", "sources", "step", "at_start", "config", "weights", "average", "optimizer", "pca", "adversary"
     }  # fmt: skip
     assert_same(parted, straight)
     assert weights_of(tmp_path / "parted")[1] == weights_of(tmp_path / "straight")[1]
@@ -87,7 +87,7 @@ def test_trainer_changes_all_trained_parts_and_depends_on_the_seed(material: Mat
     for part in ("weights", "average", "adversary"):
         with pytest.raises(AssertionError):
             assert_same(ended[part], begun[part])
-    assert_same(ended["principal"], begun["principal"])
+    assert_same(ended["pca"], begun["pca"])
     other = train(small_recipe(material, *stages, seed=1), tmp_path / "b", 1)
     with pytest.raises(AssertionError):
         assert_same(other["weights"], begun["weights"])
@@ -161,7 +161,7 @@ def test_trainer_two_processes_equal_two_accumulated_batches(material: Material,
     assert [process.returncode for process in processes] == [0, 0], printed
     assert [out.count("steps") for out, _ in printed] == [1, 0]
     pair = read_state(tmp_path / "pair")
-    for part in ("weights", "average", "principal", "optimizer", "adversary"):
+    for part in ("weights", "average", "pca", "optimizer", "adversary"):
         assert_same(pair[part], alone[part], relative=1e-3, absolute=2e-5)
     assert_same(weights_of(tmp_path / "pair")[0], weights_of(tmp_path / "alone")[0], relative=1e-3, absolute=2e-5)
     # The tolerances are smaller than the effect of a step.

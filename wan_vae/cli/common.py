@@ -3,9 +3,10 @@
 import ctypes
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from wan_vae.cli import signals
-from wan_vae.cli.distributed import agree, is_main
+from wan_vae.cli.distributed import agree, is_main, join
 from wan_vae.cli.options import Device, Precision, torch_device
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from wan_vae.files import FileResult
+    from wan_vae.sharding import ShardedVAE
     from wan_vae.vae import WanVAE
 
 # From glibc's malloc.h.
@@ -36,6 +38,20 @@ def load_model(checkpoint: str | Path, *, device: Device, dtype: Precision) -> "
     keep_freed_memory()
     on = torch_device(device)
     return WanVAE.from_pretrained(checkpoint, device=on).set_dtypes(**choose_dtypes(dtype.value, on)._asdict())
+
+
+def model_loader(
+    device: Device, dtype: Precision, shards: int
+) -> "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]":
+    """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes first.
+
+    Raises:
+        UserError: The processes were not started, or there are no devices for them.
+    """
+    if shards == 1:
+        return partial(load_model, device=device, dtype=dtype)
+    join(shards, device)
+    return lambda checkpoint: load_model(checkpoint, device=device, dtype=dtype).shard()
 
 
 def keep_freed_memory() -> None:

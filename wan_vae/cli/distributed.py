@@ -7,18 +7,10 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wan_vae.cli import signals
-from wan_vae.cli.options import Device, Precision, torch_device
+from wan_vae.cli.options import Device, torch_device
 from wan_vae.errors import UserError
-
-if TYPE_CHECKING:
-    from wan_vae.sharding import ShardedVAE
-    from wan_vae.vae import WanVAE
 
 LOST = "another of the processes that share the clip has ended."
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -30,22 +22,6 @@ _together = True
 def is_main() -> bool:
     """Whether this process is the only one or rank 0."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def model_loader(
-    device: Device, dtype: Precision, shards: int
-) -> "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]":
-    """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes first.
-
-    Raises:
-        UserError: The processes were not started, or there are no devices for them.
-    """
-    from wan_vae.cli.common import load_model
-
-    if shards == 1:
-        return partial(load_model, device=device, dtype=dtype)
-    _start(shards, device)
-    return lambda checkpoint: load_model(checkpoint, device=device, dtype=dtype).shard()
 
 
 def agree(error: str | None = None) -> str | None:
@@ -108,7 +84,7 @@ def leave(code: int | str | None) -> None:
     os._exit(code if isinstance(code, int) else 1)
 
 
-def _start(shards: int, device: Device) -> None:
+def join(shards: int, device: Device) -> None:
     global _shared, _together
     _shared = True
     if not all(name in os.environ for name in _TORCHRUN):

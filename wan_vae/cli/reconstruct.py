@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.common import Progress, print_file_result
-from wan_vae.cli.distributed import model_loader
+from wan_vae.cli.common import Progress, model_loader, print_file_result
 
 
 def reconstruct(

@@ -14,16 +14,13 @@ from contextlib import ExitStack
 from contextvars import ContextVar
 from functools import reduce
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-if TYPE_CHECKING:
-    from wan_vae.ops.workspace import Region, Workspace
 
 _aten = torch.ops.aten
 
@@ -125,6 +122,22 @@ _WEIGHT_COPIES = 2
 _current: ContextVar["MemoryEstimator | None"] = ContextVar("memory_estimator", default=None)
 
 
+class Block(Protocol):
+    """A block of address space that an allocator hands out in parts (`workspace.Region`)."""
+
+    size: int
+
+    def free(self, start: int, stop: int) -> None:
+        """Return the bytes from `start` up to `stop`."""
+
+
+class Allocator(Protocol):
+    """An allocator whose memory is estimated (`Workspace`)."""
+
+    def allocate(self, size: int, *, persistent: bool = False) -> tuple[Block, int, int]:
+        """Return a block and the range of at least `size` bytes in it."""
+
+
 def estimator_of(x: Tensor) -> "MemoryEstimator | None":
     """Return the active estimator if `x` is a meta tensor that stands for a tensor on its device, otherwise None."""
     return _current.get() if x.device.type == "meta" else None
@@ -164,7 +177,7 @@ class MemoryEstimator(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations = 0
         # Storages that need no tracking: they are counted already.
         self._tracked = {tensor.untyped_storage()._cdata for tensor in present}
-        self._touched: weakref.WeakKeyDictionary[Region, list[tuple[int, int]]] = weakref.WeakKeyDictionary()
+        self._touched: weakref.WeakKeyDictionary[Block, list[tuple[int, int]]] = weakref.WeakKeyDictionary()
         self._contexts = ExitStack()
         self._paused = False
         self._heap_size = 0
@@ -205,7 +218,7 @@ class MemoryEstimator(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.allocated += size
         self.peak = max(self.peak, self.allocated)
 
-    def allocate(self, workspace: "Workspace", shape: tuple[int, ...], like: Tensor, *, persistent: bool) -> Tensor:
+    def allocate(self, workspace: Allocator, shape: tuple[int, ...], like: Tensor, *, persistent: bool) -> Tensor:
         """Allocate a tensor from a workspace. Its block is freed with the last view."""
         if self.device.type != "cpu" or math.prod(shape) == 0:
             return torch.empty(shape, dtype=like.dtype, device="meta")
@@ -288,7 +301,7 @@ class MemoryEstimator(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _uses_heap(self, size: int) -> bool:
         return self.device.type == "cpu" and size <= _MAX_HEAP_BLOCK
 
-    def _touch_pages(self, region: "Region", start: int, stop: int) -> None:
+    def _touch_pages(self, region: Block, start: int, stop: int) -> None:
         if region not in self._touched:
             self._touched[region] = []
             # The list outlives the entry of the dictionary, and has all pages when the region is unmapped.

@@ -5,11 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wan_vae.ops.cpu import kernels
-from wan_vae.ops.dispatch import supports_triton
+from wan_vae.ops.dispatch import MIN_NORM
 from wan_vae.ops.memory_estimator import estimator_of
+from wan_vae.ops.triton import supports_triton
 
-# Lower bound of the Euclidean norm that a pixel's channels are divided by.
-MIN_NORM = 1e-12
 # Values that stay in the second-level cache of a CPU core.
 _VALUES_IN_CACHE = 2**18
 

@@ -36,7 +36,7 @@ WEIGHTS_NAME = "vae.safetensors"
 PCA_BATCHES = 32
 STATISTICS_CLIPS = 64
 STATISTICS_FRAMES = 17
-_PCA_KEY = "principal"  # of state files
+_PCA_KEY = "pca"  # of state files
 _LOGGER = logging.getLogger("wan_vae")
 
 
