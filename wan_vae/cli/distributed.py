@@ -85,6 +85,7 @@ def leave(code: int | str | None) -> None:
 
 
 def join(shards: int, device: Device) -> None:
+    """Join the other processes of a command with --shards."""
     global _shared, _together
     _shared = True
     if not all(name in os.environ for name in _TORCHRUN):
