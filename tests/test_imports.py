@@ -11,7 +11,7 @@ LAYERS = (
     ("errors",),
     ("config",),
     ("io",),
-    ("posterior", "validation", "precision"),
+    ("posterior", "validation"),
     ("ops",),
     ("model",),
     ("inference", "checkpoints"),

@@ -79,8 +79,7 @@ class VAEConfig:
             )
         self._check_widths()
         for name in ("latent_mean", "latent_std"):
-            count = len(getattr(self, name))
-            if count != self.latent_channels:
+            if (count := len(getattr(self, name))) != self.latent_channels:
                 raise UserError(f"{name} has {count} values for {self.latent_channels} latent channels.")
         if min(self.latent_std) <= 0:
             raise UserError(f"latent_std holds {min(self.latent_std)}; standard deviations are positive.")
@@ -129,11 +128,7 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, values: Any, *, origin: str) -> "VAEConfig":
-        """Build a config from untrusted values.
-
-        Args:
-            values: Names and values of the fields.
-            origin: Their source, as error messages name it.
+        """Build a config from untrusted values; error messages name `origin` as their source.
 
         Raises:
             UserError: `values` is no mapping, has missing or unknown fields, or values that `VAEConfig` refuses.
@@ -181,21 +176,17 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name_or_path: str | Path) -> dict[str, Any]:
-    """Return a preset's YAML as a dictionary with the key `architecture`.
+    """Return the YAML of a shipped preset, such as "wan2.1", or of a file, as a dictionary with key `architecture`.
 
     A trained preset also has `file`, the name of a file in `wan_vae/weights`, or `hub`, a repository and a file in it.
-
-    Args:
-        name_or_path: A shipped preset's name, such as "wan2.1", or the path of a YAML file.
 
     Raises:
         UserError: There is no such preset or file, or it is not YAML with an `architecture`.
     """
     shipped = str(name_or_path) in preset_names()
     path = config_folder() / f"{name_or_path}.yaml" if shipped else Path(name_or_path)
-    content = read_yaml(
-        path, missing=f"{name_or_path} is neither a preset ({', '.join(preset_names())}) nor a YAML file."
-    )
+    missing = f"{name_or_path} is neither a preset ({', '.join(preset_names())}) nor a YAML file."
+    content = read_yaml(path, missing=missing)
     if not isinstance(content, dict) or not isinstance(content.get("architecture"), dict):
         raise UserError(f"{path} has no section `architecture`.")
     return content
@@ -207,11 +198,7 @@ def load_config(name_or_path: str | Path) -> VAEConfig:
 
 
 def read_yaml(path: Path, *, missing: str) -> Any:
-    """Return the content of a YAML file.
-
-    Args:
-        path: The file.
-        missing: The error message if there is no such file.
+    """Return the content of a YAML file; `missing` is the error message if there is no such file.
 
     Raises:
         UserError: There is no such file, it cannot be read, or it is not YAML.

@@ -64,12 +64,8 @@ class LatentStatistics(NamedTuple):
     def of(cls, config: VAEConfig, dtype: torch.dtype, device: torch.device) -> "LatentStatistics":
         """Return a model's statistics in a dtype, but at least float32: bfloat16 would round their five digits."""
         wide = torch.promote_types(dtype, torch.float32)
-        return cls(
-            *(
-                torch.tensor(values, dtype=wide, device=device).view(1, -1, 1, 1, 1)
-                for values in (config.latent_mean, config.latent_std)
-            )
-        )
+        lists = (config.latent_mean, config.latent_std)
+        return cls(*(torch.tensor(values, dtype=wide, device=device).view(1, -1, 1, 1, 1) for values in lists))
 
     def normalized(self, raw: Tensor) -> Tensor:
         """Raw latents (B, z, t, h, w) -> normalized latents."""

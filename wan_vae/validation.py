@@ -1,7 +1,8 @@
-"""Checks of what callers pass in: videos, latents and dtypes."""
+"""Checks of what callers pass in: videos, latents and dtypes; and the choice of dtypes for a device."""
 
 import logging
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,38 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if name not in DTYPES:
         raise UserError(f"dtype is {str(dtype)!r}; it must be {', '.join(DTYPES)} or a torch.dtype of these.")
     return DTYPES[name]
+
+
+class Dtypes(NamedTuple):
+    """The dtypes of a model's halves: the arguments of `WanVAE.set_dtypes`."""
+
+    encoder: torch.dtype
+    decoder: torch.dtype
+
+    def __str__(self) -> str:
+        encoder, decoder = (str(dtype).removeprefix("torch.") for dtype in self)
+        return encoder if encoder == decoder else f"{encoder} (encoder) and {decoder} (decoder)"
+
+
+def choose_dtypes(dtype: str, device: torch.device) -> Dtypes:
+    """Return the dtypes for a device: "fp32", "bf16" or "fp16" for both halves, or "auto".
+
+    "auto" is bfloat16 where it is fast, except that CPUs encode in float32: latents are kept and trained on, and only
+    float32 is nearly lossless for them.
+
+    Raises:
+        UserError: There is no such dtype.
+    """
+    if dtype != "auto":
+        if dtype not in _ALIASES:
+            raise UserError(f"The dtype is {dtype!r}; it must be auto, {', '.join(_ALIASES)}.")
+        return Dtypes(DTYPES[_ALIASES[dtype]], DTYPES[_ALIASES[dtype]])
+    if device.type == "cuda":
+        return Dtypes(torch.bfloat16, torch.bfloat16)
+    # Without these instructions bfloat16 is emulated in float32 and slower than it. Old versions of torch cannot tell.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return Dtypes(torch.float32, torch.bfloat16 if fast else torch.float32)
 
 
 def check_video(video: Tensor, config: VAEConfig, *, whole: bool) -> None:

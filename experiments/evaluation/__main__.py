@@ -44,7 +44,7 @@ def evaluate(
     from wan_vae.benchmark.run import code_version
     from wan_vae.cli.common import load_model
     from wan_vae.evaluation.lpips import LPIPS
-    from wan_vae.precision import Dtypes
+    from wan_vae.validation import Dtypes
 
     lpips = None if backbone is None else LPIPS("alex", backbone)
     vae = load_model(checkpoint, device=device, dtype=dtype)

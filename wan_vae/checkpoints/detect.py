@@ -4,8 +4,10 @@ import itertools
 import json
 import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
+from wan_vae.checkpoints.layouts import LAYOUTS, stored_names
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import CheckpointError, UserError
 
@@ -15,43 +17,15 @@ CONFIG_KEY = "wan_vae.config"
 """Metadata key of our safetensors files that holds the config as JSON."""
 
 
-class Marks(NamedTuple):
-    """Names that identify a layout (`mark`) and Wan2.2's architecture in it, and of tensors that show its widths."""
-
-    mark: str
-    level_shortcuts_mark: str
-    encoder_in: str
-    decoder_norm: str
-    decoder_out: str
-    latents_in: str
+# Tensors that show the layout and the architecture, by their names in `WanVAE.state_dict()`.
+_LAYOUT_MARK = "decoder.middle.attention.norm.gamma"
+_UPSAMPLING = "decoder.levels.0.upsample.conv.weight"  # where Wan2.2's layouts have it, Wan2.1's have nothing
+_WIDTHS = ("encoder.conv_in.weight", "decoder.head.norm.gamma", "decoder.head.conv.weight", "post_quant_conv.weight")
 
 
-MARKS = {
-    "wan": Marks(
-        mark="decoder.middle.1.norm.gamma",
-        level_shortcuts_mark="decoder.upsamples.0.upsamples.3.resample.1.weight",
-        encoder_in="encoder.conv1.weight",
-        decoder_norm="decoder.head.0.gamma",
-        decoder_out="decoder.head.2.weight",
-        latents_in="conv2.weight",
-    ),
-    "diffusers": Marks(
-        mark="decoder.mid_block.attentions.0.norm.gamma",
-        level_shortcuts_mark="decoder.up_blocks.0.upsampler.resample.1.weight",
-        encoder_in="encoder.conv_in.weight",
-        decoder_norm="decoder.norm_out.gamma",
-        decoder_out="decoder.conv_out.weight",
-        latents_in="post_quant_conv.weight",
-    ),
-    "wan_vae": Marks(
-        mark="decoder.middle.attention.norm.gamma",
-        level_shortcuts_mark="",  # the names are the same in both architectures
-        encoder_in="encoder.conv_in.weight",
-        decoder_norm="decoder.head.norm.gamma",
-        decoder_out="decoder.head.conv.weight",
-        latents_in="post_quant_conv.weight",
-    ),
-}
+@cache
+def _marks(layout: str) -> dict[str, str]:
+    return stored_names([_LAYOUT_MARK, _UPSAMPLING, *_WIDTHS], load_config("wan2.2"), layout)
 
 
 class Detected(NamedTuple):
@@ -63,19 +37,15 @@ class Detected(NamedTuple):
 
 
 def detect(shapes: Shapes, metadata: Mapping[str, str], diffusers_config: Mapping[str, Any] | None) -> Detected:
-    """Recognize a checkpoint.
-
-    Args:
-        shapes: The shape of every tensor in the file.
-        metadata: The metadata of a safetensors file.
-        diffusers_config: The `config.json` of a diffusers folder.
+    """Recognize a checkpoint from its tensors' shapes, a safetensors file's metadata and a diffusers folder's config.
 
     Raises:
         UserError: The names are in no layout of a Wan VAE, or those of several models.
         ArithmeticError, IndexError, TypeError, ValueError: Shapes or config do not describe such a network.
     """
-    for layout, marks in MARKS.items():
-        prefixes = [name.removesuffix(marks.mark) for name in shapes if name.endswith(marks.mark)]
+    for layout in (*LAYOUTS, "wan_vae"):
+        mark = _marks(layout)[_LAYOUT_MARK]
+        prefixes = [name.removesuffix(mark) for name in shapes if name.endswith(mark)]
         if len(prefixes) > 1:
             raise CheckpointError(f"it holds {len(prefixes)} models, {' and '.join(map(repr, prefixes))}; save one.")
         if prefixes:
@@ -88,18 +58,18 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], diffusers_config: Mappin
                 config = _config_from_shapes(shapes, prefixes[0], layout)
             return Detected(layout, prefixes[0], config)
     held = f"it holds {min(shapes)!r}" if shapes else "it holds no tensor at all"
-    raise CheckpointError(f"it is no Wan VAE: {held}, but not {MARKS['wan'].mark!r} or its name in another layout.")
+    mark = _marks("wan")[_LAYOUT_MARK]
+    raise CheckpointError(f"it is no Wan VAE: {held}, but not {mark!r} or its name in another layout.")
 
 
 def _config_from_shapes(shapes: Shapes, prefix: str, layout: str) -> VAEConfig:
-    marks = MARKS[layout]
-    wanted = (marks.encoder_in, marks.decoder_norm, marks.decoder_out, marks.latents_in)
-    missing = [name for name in wanted if prefix + name not in shapes]
+    wanted = [prefix + _marks(layout)[name] for name in _WIDTHS]
+    missing = [name for name in wanted if name not in shapes]
     if missing:
-        raise CheckpointError(f"it is half a checkpoint: it lacks {prefix + missing[0]!r}.")
-    encoder_in, decoder_norm, decoder_out, latents_in = (shapes[prefix + name] for name in wanted)
-    structure: dict[str, Any] = {"level_shortcuts": prefix + marks.level_shortcuts_mark in shapes}
-    if layout == "wan_vae":
+        raise CheckpointError(f"it is half a checkpoint: it lacks {missing[0]!r}.")
+    encoder_in, decoder_norm, decoder_out, latents_in = (shapes[name] for name in wanted)
+    structure: dict[str, Any] = {"level_shortcuts": prefix + _marks(layout)[_UPSAMPLING] in shapes}
+    if layout == "wan_vae":  # the names are the same in both architectures
         structure = _structure(shapes, prefix, encoder_in[0])
     base = load_config("wan2.2" if structure["level_shortcuts"] else "wan2.1").to_dict()
     latent_channels = latents_in[1]
@@ -130,7 +100,7 @@ def _structure(shapes: Shapes, prefix: str, encoder_width: int) -> dict[str, Any
         shapes[f"{levels}.{level}.{block}"][0]
         for level in itertools.takewhile(lambda level: f"{levels}.{level}.{block}" in shapes, itertools.count())
     ]
-    upsampling = shapes.get(f"{prefix}decoder.levels.0.upsample.conv.weight", (1, 0))
+    upsampling = shapes.get(prefix + _UPSAMPLING, (1, 0))
     return {
         "width_multipliers": [width // encoder_width for width in widths],
         "blocks_per_level": sum(
@@ -165,17 +135,14 @@ DIFFUSERS_FIELDS = {
 def config_from_diffusers(values: Mapping[str, Any]) -> VAEConfig:
     """Return the config that a `config.json` of diffusers' `AutoencoderKLWan` or `AutoencoderKLQwenImage` describes."""
     if values.get("attn_scales"):
-        raise CheckpointError(
-            f"its config.json asks for attention at scales {values['attn_scales']}; only [] is known."
-        )
-    found = {here: values[there] for here, there in DIFFUSERS_FIELDS.items() if values.get(there) is not None}
-    found.setdefault("decoder_width", found.get("encoder_width"))
-    found.setdefault("patch_size", 1)
-    found.setdefault("level_shortcuts", False)
-    found.setdefault("dropout", 0.0)
-    pixels = values.get("out_channels") or 3 * found["patch_size"] ** 2
-    found["output_upscale"] = _root(pixels // (3 * found["patch_size"] ** 2))
-    return VAEConfig.from_dict(found | {"block": "wan"}, origin="its config.json")
+        scales = values["attn_scales"]
+        raise CheckpointError(f"its config.json asks for attention at scales {scales}; only [] is known.")
+    found: dict[str, Any] = {"patch_size": 1, "level_shortcuts": False, "dropout": 0.0, "block": "wan"}
+    found["decoder_width"] = values.get("base_dim")
+    found |= {here: values[there] for here, there in DIFFUSERS_FIELDS.items() if values.get(there) is not None}
+    patch = 3 * found["patch_size"] ** 2
+    upscale = _root((values.get("out_channels") or patch) // patch)
+    return VAEConfig.from_dict(found | {"output_upscale": upscale}, origin="its config.json")
 
 
 def config_to_diffusers(config: VAEConfig) -> dict[str, Any]:

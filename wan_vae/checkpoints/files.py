@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,19 +44,12 @@ _HUB_ID = re.compile(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory, mapped from its file where the format allows.
+    """A checkpoint in memory, mapped from its file where the format allows."""
 
-    Attributes:
-        path: The file that holds the weights.
-        layout: How the file names them: one of `LAYOUTS`, or "wan_vae" for the names of `WanVAE.state_dict()`.
-        config: The architecture.
-        weights: Every weight, named as in `WanVAE.state_dict()`, in its stored dtype.
-    """
-
-    path: Path
-    layout: str
+    path: Path  # file that holds the weights
+    layout: str  # how the file names them: one of `LAYOUTS`, or "wan_vae" for the names of `WanVAE.state_dict()`
     config: VAEConfig
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor]  # every weight, named as in `WanVAE.state_dict()`, in its stored dtype
 
     def digest(self) -> str:
         """Return `weights_digest` of the weights: the same in every layout and file format."""
@@ -74,10 +67,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def load_checkpoint(source: str | Path) -> Checkpoint:
-    """Locate and read a checkpoint, and check every tensor.
-
-    Args:
-        source: See `resolve_checkpoint`.
+    """Locate a checkpoint as `resolve_checkpoint` does, read it and check every tensor.
 
     Raises:
         CheckpointError: It is missing, damaged, incomplete, of another model, or holds NaN or infinite weights.
@@ -173,9 +163,16 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
             raise OSError(f"{path} could not be written: {error}") from error
 
 
-def holds_tensors(path: Path) -> bool:
-    """Return true if a file starts like one of torch or of safetensors."""
-    return _is_torch(path) or _first_bytes(path).endswith(b"{")
+def tensor_format(path: Path) -> Literal["archive", "pickle", "safetensors"] | None:
+    """Return the format of a file that starts like torch's (archives or, before 1.6, pickles) or safetensors."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK\x03\x04"):
+        return "archive"
+    # Eight bytes of header length, of which the first may be a pickle's, and the header's brace.
+    if start.endswith(b"{"):
+        return "safetensors"
+    return "pickle" if start.startswith(b"\x80") else None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -186,8 +183,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: The file is damaged, holds no named tensors, or cannot be loaded without running code.
     """
-    if _is_torch(path):
-        return _named_tensors(_load_torch(path), path), {}
+    if tensor_format(path) in ("archive", "pickle"):
+        content = _load_torch(path)
+        for wrapper in WRAPPERS:
+            if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+                content = content[wrapper]
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors.")
+        return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}, {}
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -210,28 +213,12 @@ def _fetch(source: str, repository: str, file: str, revision: str | None = None)
         ) from error
 
 
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(9)
-
-
-def _is_torch(path: Path) -> bool:
-    # torch's files are zip archives or, before 1.6, pickles. A safetensors file starts with eight bytes of header
-    # length, of which the first may have any value, and the header's brace.
-    start = _first_bytes(path)
-    return _is_archive(path) or (start.startswith(b"\x80") and not start.endswith(b"{"))
-
-
-def _is_archive(path: Path) -> bool:
-    return _first_bytes(path).startswith(b"PK\x03\x04")
-
-
 def _load_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # torch maps archives only, and takes a path that ends in .safetensors for another format.
-            if _is_archive(path) and not path.name.endswith(".safetensors"):
+            if tensor_format(path) == "archive" and not path.name.endswith(".safetensors"):
                 return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
@@ -241,15 +228,6 @@ def _load_torch(path: Path) -> Any:
             raise CheckpointError(f"{path} holds more than weights and is not loaded: it could run code.") from error
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise CheckpointError(f"{path} is damaged: {reason}.") from error
-
-
-def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors.")
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -279,8 +257,11 @@ def _select_weights(tensors: Mapping[str, Tensor], found: Detected, origin: Path
             for name, tensor, like in pairs
             if tensor.shape != like.shape
         ],
+        # Batch-norm counters are integers; every other weight may have any floating-point dtype.
         "of a wrong type": [
-            f"{name} is {tensor.dtype}" for name, tensor, like in pairs if not _is_dtype_valid(tensor.dtype, like.dtype)
+            f"{name} is {tensor.dtype}"
+            for name, tensor, like in pairs
+            if tensor.dtype not in (DTYPES.values() if like.is_floating_point() else [like.dtype])
         ],
     }
     found_faults = [f"{len(names)} {kind}, the first {names[0]}" for kind, names in faults.items() if names]
@@ -289,11 +270,6 @@ def _select_weights(tensors: Mapping[str, Tensor], found: Detected, origin: Path
             f"{origin} does not fit the layout {found.layout!r} that its names suggest: {'; '.join(found_faults)}."
         )
     return {name: tensors[stored] for stored, name in wanted.items()}
-
-
-def _is_dtype_valid(stored: torch.dtype, expected: torch.dtype) -> bool:
-    # Batch-norm counters are integers; every other weight may have any floating-point dtype.
-    return stored in DTYPES.values() if expected.is_floating_point else stored == expected
 
 
 def _check_finite(weights: Mapping[str, Tensor], origin: Path) -> None:

@@ -29,14 +29,8 @@ WAN_BLOCK = (
     Names("conv2", "residual.6", "conv2"),
     Names("shortcut", "shortcut", "conv_shortcut"),
 )
-RESAMPLE = (
-    Names("conv", "resample.1", "resample.1"),
-    Names("time_conv", "time_conv", "time_conv"),
-)
-TOP = (
-    Names("quant_conv", "conv1", "quant_conv"),
-    Names("post_quant_conv", "conv2", "post_quant_conv"),
-)
+RESAMPLE = (Names("conv", "resample.1", "resample.1"), Names("time_conv", "time_conv", "time_conv"))
+TOP = (Names("quant_conv", "conv1", "quant_conv"), Names("post_quant_conv", "conv2", "post_quant_conv"))
 
 
 def stored_names(names: list[str], config: VAEConfig, layout: str) -> dict[str, str]:
@@ -59,8 +53,9 @@ def _modules(config: VAEConfig) -> Iterator[Names]:
     # Blocks of the other kinds exist in this package only, so they keep their names.
     block = WAN_BLOCK if config.block in ("wan", "plain") else ()
     yield from TOP
-    for side in ("encoder", "decoder"):
-        for names in (*_stages(block), *(_down(config, block) if side == "encoder" else _up(config, block))):
+    blocks = config.blocks_per_level
+    for side, way, count in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
+        for names in (*_stages(block), *_levels(config, way, count, block)):
             wan_vae, wan, diffusers = (f"{side}.{name}" for name in names[:3])
             yield Names(wan_vae, wan, diffusers, names.parts)
 
@@ -74,30 +69,19 @@ def _stages(block: tuple[Names, ...]) -> Iterator[Names]:
     yield Names("head.conv", "head.2", "conv_out")
 
 
-def _down(config: VAEConfig, block: tuple[Names, ...]) -> Iterator[Names]:
-    blocks = config.blocks_per_level
+def _levels(config: VAEConfig, way: str, blocks: int, block: tuple[Names, ...]) -> Iterator[Names]:
+    """Yield the modules of the levels in the encoder, `way` "down", or in the decoder, "up", with `blocks` each."""
     for level in range(len(config.width_multipliers)):
-        here = f"levels.{level}"
+        diffusers = [f"{way}_blocks.{level}.resnets.{item}" for item in range(blocks)]
         if config.level_shortcuts:
-            wan = [f"downsamples.{level}.downsamples.{item}" for item in range(blocks + 1)]
-            diffusers = [f"down_blocks.{level}.resnets.{item}" for item in range(blocks)]
-            diffusers.append(f"down_blocks.{level}.downsampler")
-        else:  # blocks and downsampling modules of all levels are numbered consecutively
+            wan = [f"{way}samples.{level}.{way}samples.{item}" for item in range(blocks + 1)]
+            diffusers.append(f"{way}_blocks.{level}.{way}sampler")
+        else:  # blocks and resampling modules of all levels are numbered consecutively, in diffusers only the encoder's
             run = range(level * (blocks + 1), (level + 1) * (blocks + 1))
-            wan, diffusers = [f"downsamples.{item}" for item in run], [f"down_blocks.{item}" for item in run]
+            wan = [f"{way}samples.{item}" for item in run]
+            diffusers.append(f"{way}_blocks.{level}.{way}samplers.0")
+            if way == "down":
+                diffusers = [f"down_blocks.{item}" for item in run]
         for item in range(blocks):
-            yield Names(f"{here}.blocks.{item}", wan[item], diffusers[item], block)
-        yield Names(f"{here}.downsample", wan[blocks], diffusers[blocks], RESAMPLE)
-
-
-def _up(config: VAEConfig, block: tuple[Names, ...]) -> Iterator[Names]:
-    blocks = config.blocks_per_level + 1
-    for level in range(len(config.width_multipliers)):
-        here, there = f"levels.{level}", f"up_blocks.{level}"
-        if config.level_shortcuts:
-            wan, upsampler = [f"upsamples.{level}.upsamples.{item}" for item in range(blocks + 1)], "upsampler"
-        else:
-            wan, upsampler = [f"upsamples.{level * (blocks + 1) + item}" for item in range(blocks + 1)], "upsamplers.0"
-        for item in range(blocks):
-            yield Names(f"{here}.blocks.{item}", wan[item], f"{there}.resnets.{item}", block)
-        yield Names(f"{here}.upsample", wan[blocks], f"{there}.{upsampler}", RESAMPLE)
+            yield Names(f"levels.{level}.blocks.{item}", wan[item], diffusers[item], block)
+        yield Names(f"levels.{level}.{way}sample", wan[blocks], diffusers[blocks], RESAMPLE)

@@ -32,8 +32,8 @@ _LARGEST_INT = 2**31 - 1
 
 def load_model(checkpoint: str | Path, *, device: Device, dtype: Precision) -> "WanVAE":
     """Load a checkpoint as `--checkpoint`, `--device` and `--dtype` ask."""
-    from wan_vae.precision import choose_dtypes
     from wan_vae.vae import WanVAE
+    from wan_vae.validation import choose_dtypes
 
     keep_freed_memory()
     on = torch_device(device)

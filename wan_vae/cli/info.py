@@ -46,8 +46,8 @@ def plan_calls(
 
     from wan_vae.checkpoints import load_checkpoint
     from wan_vae.config import load_config, preset_names
-    from wan_vae.precision import choose_dtypes
     from wan_vae.vae import WanVAE
+    from wan_vae.validation import choose_dtypes
 
     # The weights are not needed; a preset's are not even fetched.
     is_preset = str(checkpoint) in preset_names()
@@ -81,14 +81,14 @@ def plan_calls(
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a file is and holds, recognized by its content."""
-    from wan_vae.checkpoints.files import holds_tensors
+    from wan_vae.checkpoints.files import tensor_format
     from wan_vae.io import open_clip
     from wan_vae.io.latents_file import LatentsFile, latents_metadata
 
     if path.is_dir():
         is_clip = not any((folder / "config.json").is_file() for folder in (path, path / "vae"))
     else:
-        is_clip = path.exists() and not holds_tensors(path)
+        is_clip = path.exists() and tensor_format(path) is None
     if is_clip:
         with open_clip(path) as clip:
             values = asdict(clip.info)

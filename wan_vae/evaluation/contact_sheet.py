@@ -22,25 +22,20 @@ _GAP = 10
 _BACKGROUND = (24, 24, 27)
 _BRIGHT = (236, 236, 240)
 _MUTED = (158, 158, 168)
-# From no error to the largest, ever brighter, so that the scale also reads in gray.
-_HEAT = ((0, 0, 0), (66, 16, 112), (190, 48, 84), (248, 146, 28), (255, 250, 190))
+# 256 colors from no error to the largest, ever brighter, so that the scale also reads in gray.
+_STOPS = np.array([(0, 0, 0), (66, 16, 112), (190, 48, 84), (248, 146, 28), (255, 250, 190)])
+_CHANNELS = [np.interp(np.arange(256), np.linspace(0, 255, len(_STOPS)), channel) for channel in _STOPS.T]
+_HEAT = np.rint(np.stack(_CHANNELS, axis=1)).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """Positions on a sheet, in pixels.
+    """Positions on a sheet, in pixels."""
 
-    Attributes:
-        cell_width: Width of a picture as drawn.
-        cell_height: Height of a picture as drawn.
-        column: Width of a column without the gap; wider than a narrow picture, to fit the labels.
-        text: Font size.
-    """
-
-    cell_width: int
+    cell_width: int  # of a picture as drawn
     cell_height: int
-    column: int
-    text: int
+    column: int  # width of a column without the gap; wider than a narrow picture, to fit the labels
+    text: int  # font size
 
     @classmethod
     def of(cls, width: int, height: int) -> "SheetLayout":
@@ -77,13 +72,6 @@ class SheetLayout:
         return 2 * self.text
 
 
-@dataclass(frozen=True)
-class _Row:
-    frame: int
-    psnr: float
-    cells: tuple[Image.Image, Image.Image, Image.Image]
-
-
 class ContactSheet:
     """Collects `ROWS` evenly spaced frames of a clip, scaled to the size they are drawn at.
 
@@ -95,7 +83,7 @@ class ContactSheet:
         """Start a sheet for a clip of this many frames; if the clip ends earlier, the later rows are left out."""
         self._wanted = {round((frames - 1) * row / (ROWS - 1)) for row in range(ROWS)}
         self._frames = 0
-        self._rows: list[_Row] = []
+        self._rows: list[tuple[int, float, list[Image.Image]]] = []  # number of the frame, PSNR in dB, pictures
         self._layout: SheetLayout | None = None
 
     def add(self, source: Frames, reconstruction: NDArray[np.uint8]) -> None:
@@ -105,9 +93,8 @@ class ContactSheet:
             self._layout = SheetLayout.of(width, height)
             left = eight_bits(source)
             pictures = (left, reconstruction, error_picture(left, reconstruction))
-            first, second, third = (_scaled(picture, self._layout) for picture in pictures)
             value = psnr(levels(source), levels(reconstruction), value_range=255)
-            self._rows.append(_Row(self._frames, value, (first, second, third)))
+            self._rows.append((self._frames, value, [_scaled(picture, self._layout) for picture in pictures]))
         self._frames += 1
 
     def draw(self) -> Image.Image:
@@ -120,12 +107,12 @@ class ContactSheet:
         for column, title in enumerate(("source", "reconstruction", f"error, {GAIN}x")):
             draw.text(layout.title(column), title, _BRIGHT, font, anchor="lm")
         _draw_scale(sheet, layout, font)
-        for index, row in enumerate(self._rows):
-            quality = "identical" if row.psnr == math.inf else f"PSNR {row.psnr:.2f} dB"
-            draw.text(layout.label(index, 0), f"frame {row.frame}", _MUTED, font, anchor="lm")
-            draw.text(layout.label(index, 1), quality, _MUTED, font, anchor="lm")
-            for column, cell in enumerate(row.cells):
-                sheet.paste(cell, layout.cell(index, column))
+        for row, (frame, value, cells) in enumerate(self._rows):
+            quality = "identical" if value == math.inf else f"PSNR {value:.2f} dB"
+            draw.text(layout.label(row, 0), f"frame {frame}", _MUTED, font, anchor="lm")
+            draw.text(layout.label(row, 1), quality, _MUTED, font, anchor="lm")
+            for column, cell in enumerate(cells):
+                sheet.paste(cell, layout.cell(row, column))
         return sheet
 
     def save(self, path: Path) -> None:
@@ -134,19 +121,9 @@ class ContactSheet:
 
 
 def error_picture(source: NDArray[np.uint8], reconstruction: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the error between two pictures (height, width, 3) as colors: black is 0, white is 255 / GAIN levels.
-
-    Returns:
-        (height, width, 3) uint8.
-    """
+    """Return the error between two pictures (height, width, 3) as colors: black is 0, white is 255 / GAIN levels."""
     error = np.abs(source.astype(np.float32) - reconstruction).mean(axis=2)
-    return _heat()[np.clip(np.rint(error * GAIN), 0, 255).astype(np.uint8)]
-
-
-def _heat() -> NDArray[np.uint8]:
-    stops = np.linspace(0, 255, len(_HEAT))
-    channels = [np.interp(np.arange(256), stops, [color[channel] for color in _HEAT]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+    return _HEAT[np.clip(np.rint(error * GAIN), 0, 255).astype(np.uint8)]
 
 
 def _scaled(picture: NDArray[np.uint8], layout: SheetLayout) -> Image.Image:
@@ -165,6 +142,6 @@ def _draw_scale(sheet: Image.Image, layout: SheetLayout, font: ImageFont.FreeTyp
     draw.text((right, middle), most, _MUTED, font, anchor="rm")
     bar_right = right - math.ceil(draw.textlength(most, font)) - layout.text // 2
     width, height = 5 * layout.text, layout.text // 2
-    bar = Image.fromarray(_heat()[None]).resize((width, height))
+    bar = Image.fromarray(_HEAT[None]).resize((width, height))
     sheet.paste(bar, (bar_right - width, middle - height // 2))
     draw.text((bar_right - width - layout.text // 2, middle), "0", _MUTED, font, anchor="rm")

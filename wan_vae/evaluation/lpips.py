@@ -57,12 +57,9 @@ class LPIPS(nn.Module):
     @torch.no_grad()
     def distance(self, a: Frames, b: Frames) -> float:
         """Return the distance between two frames (height, width, 3), full-range uint8 or uint16."""
-        return self(self._picture(a), self._picture(b)).item()
-
-    def _picture(self, frame: Frames) -> Tensor:
         device = next(self.parameters()).device
-        values = torch.from_numpy(frame.astype(np.float32)).to(device) * (2 / np.iinfo(frame.dtype).max) - 1
-        return values.permute(2, 0, 1)[None]
+        values = (torch.from_numpy(x.astype(np.float32)).to(device) * (2 / np.iinfo(x.dtype).max) - 1 for x in (a, b))
+        return self(*(picture.permute(2, 0, 1)[None] for picture in values)).item()
 
     def train(self, mode: bool = True) -> "LPIPS":
         # `module.train()` on a parent must not enable the dropout in here.

@@ -17,11 +17,11 @@ from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.io.frames import Frames
 
 WINDOW = 11
-_SIGMA = 1.5
+_GAUSSIAN = [math.exp(-((offset - WINDOW // 2) ** 2) / (2 * 1.5**2)) for offset in range(WINDOW)]
+_WEIGHTS = [value / sum(_GAUSSIAN) for value in _GAUSSIAN]
 _STRIP_ROWS = 32
-_RANGE = 255.0
-_LUMINANCE_FLOOR = (0.01 * _RANGE) ** 2
-_CONTRAST_FLOOR = (0.03 * _RANGE) ** 2
+_LUMINANCE_FLOOR = (0.01 * 255) ** 2
+_CONTRAST_FLOOR = (0.03 * 255) ** 2
 
 
 def levels(frame: Frames) -> Tensor:
@@ -77,14 +77,6 @@ def _blurred(x: Tensor, dim: int) -> Tensor:
     return blurred
 
 
-def _gaussian() -> list[float]:
-    values = [math.exp(-((offset - WINDOW // 2) ** 2) / (2 * _SIGMA**2)) for offset in range(WINDOW)]
-    return [value / sum(values) for value in values]
-
-
-_WEIGHTS = _gaussian()
-
-
 @dataclass(frozen=True)
 class Score:
     """How close a reconstruction is to its source: one frame, or a mean over frames or clips.
@@ -106,24 +98,19 @@ class Score:
 
 def mean_score(scores: Sequence[Score]) -> Score:
     """Return the unweighted mean of one or more scores; a value is None where any score has None."""
-    psnr = _mean([score.psnr for score in scores])
-    assert psnr is not None
-    return Score(psnr, _mean([score.ssim for score in scores]), _mean([score.lpips for score in scores]))
+    means: dict[str, Any] = {}
+    for name in vars(scores[0]):
+        values = [getattr(score, name) for score in scores]
+        means[name] = None if None in values else sum(values) / len(values)
+    return Score(**means)
 
 
 class Metrics:
-    """Compares the frames of a clip with their reconstructions, one by one.
-
-    Args:
-        lpips: The LPIPS network; None to leave LPIPS out.
-
-    Attributes:
-        frames: The score of every frame so far.
-    """
+    """Compares the frames of a clip with their reconstructions, one by one; without `lpips`, leaves LPIPS out."""
 
     def __init__(self, lpips: LPIPS | None = None) -> None:
         self._lpips = lpips
-        self.frames: list[Score] = []
+        self.frames: list[Score] = []  # one for every frame so far
 
     def add(self, source: Frames, reconstruction: Frames) -> None:
         """Compare a frame (height, width, 3), full-range uint8 or uint16, with its reconstruction of the same size."""
@@ -139,8 +126,3 @@ class Metrics:
     def score(self) -> Score:
         """Return the means over the frames so far; at least one is needed."""
         return mean_score(self.frames)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(values) if len(present) == len(values) else None

@@ -2,40 +2,20 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from wan_vae.config import VAEConfig
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames
+
+if TYPE_CHECKING:
+    from wan_vae.sharding import ShardedVAE
+    from wan_vae.vae import WanVAE
 
 # Even, so that side-by-side pictures have an even width, which video players need, for every width of a frame.
 GAP = 8
 _GRAY = 128
-
-
-class StreamingVAE(Protocol):
-    """The methods of `WanVAE` and its sharded form that reconstruction uses; `memory` is a budget in bytes."""
-
-    @property
-    def config(self) -> VAEConfig:
-        """The architecture."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where videos and latents belong."""
-
-    def default_chunk_size(self, height: int, width: int) -> int:
-        """Return the number of latents that pass through the network together for frames of this size, in pixels."""
-
-    def encode_stream(self, chunks: Iterable[Tensor], *, memory: int | None = None) -> Iterator[Tensor]:
-        """(B, 3, n, H, W) in [-1, 1], any n -> normalized latents (B, z, m, h, w)."""
-
-    def decode_stream(self, chunks: Iterable[Tensor], *, memory: int | None = None) -> Iterator[Tensor]:
-        """Normalized latents (B, z, n, h, w), any n -> (B, 3, m, H, W) in [-1, 1]."""
 
 
 def eight_bits(frames: Frames) -> NDArray[np.uint8]:
@@ -51,12 +31,9 @@ def side_by_side_width(width: int) -> int:
 
 
 def side_by_side(source: Frames, reconstruction: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a frame (h, w, 3) to the left of its reconstruction (H, W, 3), with a thin gray gap between them.
+    """Return a frame (h, w, 3) to the left of its reconstruction (H, W, 3), with a gray gap: (H, 2 W + GAP, 3).
 
     H and W are h and w times the decoder's `output_upscale`.
-
-    Returns:
-        (H, 2 W + GAP, 3) uint8.
     """
     scale = reconstruction.shape[0] // source.shape[0]
     # Pixels are repeated rather than interpolated, so that the left half shows exactly what the network was given.
@@ -66,7 +43,7 @@ def side_by_side(source: Frames, reconstruction: NDArray[np.uint8]) -> NDArray[n
 
 
 def reconstruct_frames(
-    vae: StreamingVAE,
+    vae: "WanVAE | ShardedVAE",
     chunks: Iterable[Frames],
     width: int,
     height: int,
@@ -78,9 +55,9 @@ def reconstruct_frames(
         vae: The model.
         chunks: Arrays (n, h, w, 3), full-range RGB in uint8 or uint16. Fastest is n = `vae.default_chunk_size(h, w)`
             times `vae.config.temporal_compression`.
-        width: Width of the decoded frames: w times `config.output_upscale`.
-        height: Height of the decoded frames: h times `config.output_upscale`.
-        budgets: Memory budgets for encoding and for decoding, in bytes.
+        width: Of the decoded frames: w times `config.output_upscale`.
+        height: Of the decoded frames: h times `config.output_upscale`.
+        budgets: Memory for encoding and for decoding, in bytes.
 
     Yields:
         Each frame as it came, (h, w, 3), and decoded, (height, width, 3) uint8.
@@ -96,7 +73,7 @@ def reconstruct_frames(
             yield chunk
 
     fitted = FramesToTensors(queued(), vae.config, vae.device)
-    encode_budget, decode_budget = (None, None) if budgets is None else budgets
+    encode_budget, decode_budget = budgets or (None, None)
     videos = vae.decode_stream(vae.encode_stream(fitted, memory=encode_budget), memory=decode_budget)
     for frames in tensors_to_frames(videos, width, height, vae.device):
         # Frames added to complete the last latent come out after the last true one, so they have no source.
