@@ -72,10 +72,8 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: It is missing, damaged, incomplete, of another model, or holds NaN or infinite weights.
     """
-    origin = path = resolve_checkpoint(source)
-    diffusers_config = None
-    if path.is_dir():
-        path, diffusers_config = _open_folder(path)
+    origin = resolve_checkpoint(source)
+    path, diffusers_config = _open_folder(origin) if origin.is_dir() else (origin, None)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file.")
     tensors, metadata = read_tensors(path)

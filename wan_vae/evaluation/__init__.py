@@ -1,1 +1,1 @@
-"""Quality of reconstructions: metrics, contact sheets and evaluation sets."""
+"""Quality of reconstructions: metrics, contact sheets and side-by-side pictures."""

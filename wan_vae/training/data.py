@@ -43,8 +43,7 @@ class StoredClip:
 
     def frames(self) -> NDArray[np.uint8]:
         """Return the frames, memory-mapped."""
-        mapped: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
-        return mapped
+        return np.load(self.path, mmap_mode="r")
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ def store_clip(source: Path, folder: Path, *, short_side: int, most_frames: int,
     path = folder / f"{source.stem}-{digest}.npy"
     if not path.exists():
         with open_clip(source) as clip:
-            scale = short_side / min(clip.info.width, clip.info.height)
-            scale = scale if enlarge else min(scale, 1.0)
+            scale = min(short_side / min(clip.info.width, clip.info.height), math.inf if enlarge else 1.0)
             size = round(clip.info.width * scale), round(clip.info.height * scale)
         with open_clip(source, size=size, frames=(0, most_frames)) as clip, written_beside(path) as beside:
             _write_array(beside, (clip.info.frames, size[1], size[0], 3), clip.chunks(16))
@@ -148,20 +146,15 @@ class TrainingBatch:
 class TrainingBatches(Dataset[TrainingBatch]):
     """All batches of a run by number; a batch is a function of its number and the recipe's seed.
 
-    Args:
-        sources: Data to crop from.
-        recipe: Stages and seed.
-        batches_per_step: Batches per optimizer step, over all processes.
+    `batches_per_step` counts the batches of an optimizer step over all processes.
 
     Raises:
         UserError: A stage needs longer clips than there are, and there are no photos.
     """
 
     def __init__(self, sources: Sources, recipe: Recipe, batches_per_step: int) -> None:
-        self._videos = sources.videos
-        self._photos = sources.photos
-        self._recipe = recipe
-        self._batches_per_step = batches_per_step
+        self._videos, self._photos = sources.videos, sources.photos
+        self._recipe, self._batches_per_step = recipe, batches_per_step
         longest = max((clip.count for clip in self._videos), default=0)
         for stage in recipe.stages:
             for length, share in stage.lengths.items():

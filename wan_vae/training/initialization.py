@@ -50,7 +50,7 @@ class PCATargets(nn.Module):
         mean = total / count
         covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
         variances, vectors = torch.linalg.eigh(covariance)  # ascending
-        kept = self.components.shape[0]
+        kept = len(self.components)
         scale = variances[-kept:].mean().clamp(min=1e-12).sqrt()  # constant videos have no variance
         self.mean.copy_(mean)
         self.components.copy_(vectors[:, -kept:].flip(1).T / scale)
@@ -62,8 +62,8 @@ class PCATargets(nn.Module):
     def _patches(self, video: Tensor) -> Tensor:
         repeated = video[:, :, :1].expand(-1, -1, self._time, -1, -1)
         frames = torch.cat([repeated, video[:, :, 1:]], dim=2)
-        sizes = {"f": self._time, "p": self._space, "q": self._space}
-        return rearrange(frames, "b c (t f) (h p) (w q) -> b t h w (c f p q)", **sizes)
+        pattern = "b c (t f) (h p) (w q) -> b t h w (c f p q)"
+        return rearrange(frames, pattern, f=self._time, p=self._space, q=self._space)
 
 
 def initial_vae(recipe: Recipe, state: dict[str, Any] | None, device: torch.device) -> WanVAE:

@@ -62,12 +62,7 @@ class PatchDiscriminator(nn.Module):
 class DiscriminatorLoss:
     """A `PatchDiscriminator` under the hinge loss (Lim and Ye 2017), with its optimizer.
 
-    Args:
-        accelerator: Prepares the discriminator and takes its optimizer steps.
-        gradient_clip: Largest gradient norm over all weights; larger gradients are scaled down.
-
-    Attributes:
-        model: The discriminator as prepared by `accelerator`.
+    `accelerator` prepares both and takes the steps; gradients above the norm `gradient_clip` are scaled down.
     """
 
     def __init__(self, accelerator: Accelerator, gradient_clip: float) -> None:
@@ -124,10 +119,10 @@ def training_losses(
     lpips: LPIPS | None,
     discriminator: DiscriminatorLoss | None,
 ) -> dict[str, Tensor]:
-    """Return the unweighted losses of a stage by name, and their weighted sum as `total`.
+    """Return the unweighted losses of a stage by name, and their sum with the stage's weights as `total`.
 
     Args:
-        stage: The stage, which has the weights.
+        stage: The stage.
         step: Step number within the stage.
         video: (B, 3, T, H, W) in [-1, 1].
         reconstruction: (B, 3, T, H, W), not clamped.

@@ -12,44 +12,30 @@ from torch.optim import Optimizer
 from wan_vae.training.recipe import Recipe
 from wan_vae.vae import WanVAE
 
-# Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024): they trade accuracy for speed and bring all
-# singular values between 0.7 and 1.2.
-QUINTIC = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
 MOMENTUM = 0.95
-# Gives Muon's updates the RMS of AdamW's at the same learning rate (Liu et al. 2025, equation 4).
-ADAMW_RMS = 0.2
-
-
-def warmup_cosine(step: int, steps: int, warmup: int, final: float = 0.0) -> float:
-    """Return the learning rate as a share of its maximum: linear warm-up, then a cosine (Loshchilov and Hutter 2017).
-
-    `step` counts from 0, `steps` includes the `warmup` steps, and `final` is the share at the end of the cosine.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-    return final + (1 - final) * cosine
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Return the learning rate of an optimizer step, counted from 0 over the whole run."""
+    """Return the learning rate of an optimizer step, counted from 0 over the whole run.
+
+    In each stage it is a linear warm-up, then a cosine (Loshchilov and Hutter 2017).
+    """
     index, step = recipe.stage_at(step)
     stage = recipe.stages[index]
-    return stage.learning_rate * warmup_cosine(step, stage.steps, stage.warmup, stage.final_rate)
+    if step < stage.warmup:
+        return stage.learning_rate * ((step + 1) / stage.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - stage.warmup) / max(1, stage.steps - stage.warmup)))
+    return stage.learning_rate * (stage.final_rate + (1 - stage.final_rate) * cosine)
 
 
 class EMA:
     """Exponential moving average of a VAE's weights.
 
     After n steps the decay is at most (1 + n) / (10 + n), so that the initial weights do not dominate short runs.
-
-    Attributes:
-        model: A VAE with the averaged weights, in eval mode.
     """
 
     def __init__(self, vae: WanVAE, decay: float) -> None:
-        self.model = copy.deepcopy(vae).eval().requires_grad_(False)
+        self.model = copy.deepcopy(vae).eval().requires_grad_(False)  # has the averaged weights
         self._decay = decay
 
     @torch.no_grad()
@@ -111,7 +97,8 @@ class Muon(torch.optim.AdamW):
             momentum: Tensor = state["momentum"]
             momentum.lerp_(weight.grad, 1 - MOMENTUM)
             matrix = weight.grad.lerp(momentum, MOMENTUM).flatten(1)
-            scale = ADAMW_RMS * max(matrix.shape) ** 0.5
+            # Gives updates the RMS of AdamW's at the same learning rate (Liu et al. 2025, equation 4).
+            scale = 0.2 * max(matrix.shape) ** 0.5
             weight.mul_(1 - muon["lr"] * muon["weight_decay"])
             weight.add_(orthogonalized(matrix).view_as(weight), alpha=-muon["lr"] * scale)
         return loss
@@ -119,7 +106,9 @@ class Muon(torch.optim.AdamW):
 
 def orthogonalized(matrix: Tensor) -> Tensor:
     """Return a matrix with the same singular vectors and singular values near 1, by Newton-Schulz iterations."""
-    a, b, c = QUINTIC
+    # These coefficients trade accuracy for speed: five iterations bring all singular values between 0.7 and 1.2 (Jordan
+    # et al. 2024).
+    a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
     # Each iteration multiplies x from the left by a polynomial in x x^T. These commute, so only their product is
@@ -127,7 +116,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     square = x @ x.T
     identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
     product = identity
-    for _ in range(ITERATIONS):
+    for _ in range(5):
         current = product @ square @ product
         product = (a * identity + b * current + c * current @ current) @ product
     x = product @ x

@@ -166,11 +166,7 @@ class Recipe(_Section):
 
 
 def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: A YAML file.
-        changes: Entries to override by section, such as `{"data": {"videos": "clips"}}`.
+    """Read a YAML file; `changes` override entries by section, such as `{"data": {"videos": "clips"}}`.
 
     Raises:
         UserError: The file is missing or not a valid recipe; the message names the entry.

@@ -33,9 +33,6 @@ from wan_vae.training.validation import validate, with_latent_statistics
 from wan_vae.vae import WanVAE
 
 WEIGHTS_NAME = "vae.safetensors"
-PCA_BATCHES = 32
-STATISTICS_CLIPS = 64
-STATISTICS_FRAMES = 17
 _PCA_KEY = "pca"  # of state files
 _LOGGER = logging.getLogger("wan_vae")
 
@@ -62,28 +59,21 @@ class TrainStep(nn.Module):
         self.vae = vae
 
     def forward(self, video: Tensor, pca_targets: Tensor | None = None) -> tuple[Tensor, Posterior]:
-        """Reconstruct (B, 3, T, H, W) in [-1, 1] from a sample of the posterior.
+        """Reconstruct (B, 3, T, H, W) in [-1, 1], not clamped, from a sample of the posterior, and return both.
 
-        With `pca_targets` (B, z, t, h, w), these replace the posterior's mean in the sample.
-
-        Returns:
-            The reconstruction (B, 3, T, H, W), not clamped, and the posterior of the raw latents.
+        If given, `pca_targets` (B, z, t, h, w) replace the posterior's mean in the sample.
         """
         if pca_targets is None:
             return self.vae(video, sample=True)
         posterior = Posterior.from_moments(self.vae.moments(video, Halo()))
-        noise = posterior.sample() - posterior.mean
-        return self.vae.pixels(pca_targets + noise, Halo()), posterior
+        latents = pca_targets + (posterior.sample() - posterior.mean)
+        return self.vae.pixels(latents, Halo()), posterior
 
 
 class Trainer:
     """A training run in a folder, which holds its state, TensorBoard log, frame store and, at the end, its weights.
 
-    A folder that already holds a run of the same recipe is resumed.
-
-    Args:
-        recipe: The recipe of the run.
-        folder: Folder of the run; created if it is missing.
+    A missing folder is created; one that already holds a run of the same recipe is resumed.
 
     Attributes:
         step: Number of optimizer steps done.
@@ -116,8 +106,9 @@ class Trainer:
         self.is_main: bool = self._accelerator.is_main_process
         folder.mkdir(parents=True, exist_ok=True)
         state = load_state(folder, recipe)
-        self.step = 0 if state is None else int(state["step"])
-        self._at_start: dict[str, float] = {} if state is None else state.get("at_start", {})
+        saved = state or {}
+        self.step = int(saved.get("step", 0))
+        self._at_start: dict[str, float] = saved.get("at_start", {})
         device = self._accelerator.device
 
         torch.manual_seed(recipe.seed)
@@ -130,15 +121,14 @@ class Trainer:
         self._train_step, self._optimizer = self._accelerator.prepare(train_step, optimizer)
         adversarial = any(stage.loss.adversarial for stage in recipe.stages)
         self._discriminator = DiscriminatorLoss(self._accelerator, recipe.gradient_clip) if adversarial else None
-        lpips = recipe.lpips
-        self._lpips = None if lpips is None else LPIPS(lpips.network, lpips.backbone).to(device)
+        self._lpips = LPIPS(recipe.lpips.network, recipe.lpips.backbone).to(device) if recipe.lpips else None
         with self._accelerator.main_process_first():
             self._sources = store_sources(recipe.data, folder / "frames")
         self._pca_targets = PCATargets(self._vae.config) if any(stage.taught for stage in recipe.stages) else None
         if self._pca_targets is not None:
-            if state is None or _PCA_KEY not in state:
+            if _PCA_KEY not in saved:
                 batches = TrainingBatches(self._sources, recipe, 1)
-                numbers = np.linspace(0, len(batches) - 1, PCA_BATCHES, dtype=int)
+                numbers = np.linspace(0, len(batches) - 1, num=32, dtype=int)
                 self._pca_targets.fit(batches[int(number)].video for number in numbers)
             self._pca_targets.to(device)
         parts = {
@@ -149,13 +139,11 @@ class Trainer:
             "adversary": self._discriminator,
         }
         self._parts = {name: part for name, part in parts.items() if part is not None}
-        if state is None:
-            return
-        if state["sources"] != self._sources.names():
+        if state is not None and state["sources"] != self._sources.names():
             raise UserError(f"{folder} holds a run on other clips and photos; name another --out.")
         for name, part in self._parts.items():
-            if name in state:  # missing if only stages that were added or changed later need it
-                part.load_state_dict(state[name])
+            if name in saved:  # missing if only stages that were added or changed later need it
+                part.load_state_dict(saved[name])
 
     def run(self, max_steps: int | None = None) -> dict[str, float]:
         """Train up to step `max_steps`, or to the end of the recipe, and write the weights.
@@ -198,7 +186,7 @@ class Trainer:
                 if self.step % self._recipe.checkpoint_every == 0 and self.step < last:
                     self._save()
         self._save()
-        if not self.stopped:
+        if self.is_main and not self.stopped:
             self._write_weights()
         return {**self._at_start, **metrics}
 
@@ -240,8 +228,13 @@ class Trainer:
         targets = self._pca_targets(video) if stage.taught and self._pca_targets is not None else None
         discriminator = self._discriminator if stage.loss.adversarial else None
         models = [self._train_step] if discriminator is None else [self._train_step, discriminator.model]
+        unsplit_graphs: AbstractContextManager[object] = nullcontext()
+        if self._recipe.model.compile and self._recipe.model.gradient_checkpointing:
+            # By default Dynamo splits the compiled graph of a DistributedDataParallel module to overlap communication,
+            # but it cannot split one with activation checkpoints (https://github.com/pytorch/pytorch/issues/104674).
+            unsplit_graphs = torch._dynamo.config.patch(optimize_ddp=False)
         with self._accelerator.accumulate(*models):
-            with self._accelerator.autocast(), self._unsplit_graphs():
+            with self._accelerator.autocast(), unsplit_graphs:
                 reconstruction, posterior = self._train_step(video, targets)
             reconstruction = reconstruction.float()
             losses = training_losses(
@@ -260,13 +253,6 @@ class Trainer:
         losses["learning_rate"] = torch.tensor(rate)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _unsplit_graphs(self) -> AbstractContextManager[object]:
-        # By default Dynamo splits the compiled graph of a DistributedDataParallel module to overlap communication, but
-        # it cannot split one with activation checkpoints (https://github.com/pytorch/pytorch/issues/104674).
-        if not (self._recipe.model.compile and self._recipe.model.gradient_checkpointing):
-            return nullcontext()
-        return torch._dynamo.config.patch(optimize_ddp=False)
-
     def _nonfinite_error(self, batch: TrainingBatch, error: NonFiniteError) -> UserError:
         # Several processes may fail in the same step, each with another batch.
         process = f"_process_{self._accelerator.process_index}" if self._accelerator.num_processes > 1 else ""
@@ -282,12 +268,12 @@ class Trainer:
             return {}
         clips = self._sources.held_out[: self._recipe.validation_clips]
         crops = center_crop(clips, self._recipe.validation_frames, self._vae.config)
-        found = validate(self._ema.model, crops, self._lpips)
-        _LOGGER.info(f"step {self.step}: held-out PSNR {found.scalars['psnr']:.2f} dB.")
-        _add_scalars(log, "validation", found.scalars, self.step)
-        for name, strip in found.strips.items():
+        scalars, strips = validate(self._ema.model, crops, self._lpips)
+        _LOGGER.info(f"step {self.step}: held-out PSNR {scalars['psnr']:.2f} dB.")
+        _add_scalars(log, "validation", scalars, self.step)
+        for name, strip in strips.items():
             log.add_image(f"validation/{name}", strip, self.step, dataformats="HWC")
-        return found.scalars
+        return scalars
 
     def _save(self) -> None:
         if self.is_main:
@@ -297,13 +283,10 @@ class Trainer:
             save_state(self._folder, self._recipe, state)
 
     def _write_weights(self) -> None:
-        if not self.is_main:
-            return
         vae: WanVAE = self._ema.model
         if self._recipe.model.trainable == "all":
             sources = self._sources.videos or self._sources.photos
-            chosen = sources[:: -(-len(sources) // STATISTICS_CLIPS)]
-            clips = center_crop(chosen, STATISTICS_FRAMES, vae.config)
+            clips = center_crop(sources[:: -(-len(sources) // 64)], 17, vae.config)  # up to 64 clips of 17 frames
             vae = with_latent_statistics(vae, (frames for _, frames in clips))
         with written_beside(self._folder / WEIGHTS_NAME) as beside:
             vae.save(beside)

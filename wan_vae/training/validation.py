@@ -37,15 +37,10 @@ def with_latent_statistics(vae: WanVAE, clips: Iterable[Frames]) -> WanVAE:
 
 
 class Validation(NamedTuple):
-    """Results of a validation.
+    """Results of a validation."""
 
-    Attributes:
-        scalars: Means over clips: `psnr` in dB, `ssim` unless a clip is too small for it, `lpips` if it was measured.
-        strips: For each clip, up to `STRIP_FRAMES` frames above their reconstructions: uint8 (h, w, 3).
-    """
-
-    scalars: dict[str, float]
-    strips: dict[str, NDArray[np.uint8]]
+    scalars: dict[str, float]  # means over clips: psnr in dB, ssim unless a clip is too small, lpips if measured
+    strips: dict[str, NDArray[np.uint8]]  # by clip, up to `STRIP_FRAMES` frames above their reconstructions: (h, w, 3)
 
 
 @torch.no_grad()
