@@ -106,8 +106,8 @@ class Muon(torch.optim.AdamW):
 
 def orthogonalized(matrix: Tensor) -> Tensor:
     """Return a matrix with the same singular vectors and singular values near 1, by Newton-Schulz iterations."""
-    # These coefficients trade accuracy for speed: five iterations bring all singular values between 0.7 and 1.2 (Jordan
-    # et al. 2024).
+    # This quintic's coefficients trade accuracy for speed: five iterations bring all singular values between 0.7 and
+    # 1.2 (Jordan et al. 2024).
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
