@@ -143,11 +143,11 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
         raise UserError(f"{path} is not a file name for layout {layout!r}; name a file that ends in .safetensors.")
     if not is_folder and path.suffix != ".safetensors":
         raise UserError(f"{path} would be a safetensors file; name one that ends in .safetensors.")
+    check_output(path, overwrite=True, may_be_folder=is_folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {path.parent} cannot be created ({error.strerror}).") from error
-    check_output(path, overwrite=True, may_be_folder=is_folder)
     names = stored_names(list(weights), config, layout)
     stored = {names[name]: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
