@@ -17,7 +17,7 @@ _BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SHARE_OF_FREE = 0.8
 _MEMINFO = Path("/proc/meminfo")
 # Of control groups, both versions: the limit, what is used, and of that what the system takes back on demand, such as
-# copies of files and what `spare_memory` keeps.
+# copies of files and the workspaces' cached regions.
 _LIMITS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
