@@ -1,4 +1,4 @@
-"""Measurements that need an NVIDIA GPU: the kernel tests, then 480p and 720p compared with diffusers, into benchmarks/."""
+"""Measurements that need an NVIDIA GPU: the kernel tests, then 480p and 720p against diffusers, into benchmarks/."""
 
 import subprocess
 import sys
