@@ -123,16 +123,14 @@ def open_stream(
         chosen = choose_chunk_size(model, pixels, latents, in_frames=unit, neighbors=neighbors)
         return chosen._replace(tiling=tiles)
 
-    def network() -> Network:
+    def network(device: torch.device) -> Network:
         # Statistics are built once per stream: a GPU waits for numbers from the host, and a CUDA graph must find them
         # at the same address.
         if not encodes:
-            return partial(
-                decode_pass, model, statistics=LatentStatistics.of(config, model.decoder_dtype, model.device)
-            )
+            return partial(decode_pass, model, statistics=LatentStatistics.of(config, model.decoder_dtype, device))
         if moments:
             return partial(_moments_pass, model)
-        return partial(_latents_pass, model, LatentStatistics.of(config, model.dtype, model.device))
+        return partial(_latents_pass, model, LatentStatistics.of(config, model.dtype, device))
 
     out_frames = 1 if encodes else config.temporal_compression
     return Stream(model, network, choose=choose, in_frames=unit, out_frames=out_frames, neighbors=neighbors)
@@ -143,7 +141,7 @@ class Stream:
 
     Args:
         model: The model, whose dtype, device and mode must not change during the stream.
-        network: Returns the function that computes a pass, from (B, C, n, H, W) and the halo of this stream.
+        network: Returns, for a device, the function that computes a pass from (B, C, n, H, W) and a halo.
         choose: Returns the chunk size, given the first chunk.
         in_frames: The smallest number of frames that can follow the first one.
         out_frames: Frames of the result per `in_frames`.
@@ -153,7 +151,7 @@ class Stream:
     def __init__(
         self,
         model: Autoencoder,
-        network: Callable[[], Network],
+        network: Callable[[torch.device], Network],
         *,
         choose: Callable[[Tensor], ChunkSize],
         in_frames: int,
@@ -296,7 +294,7 @@ class Stream:
         graphs = chunk_size.launch_bound and x.is_cuda and not needs_plain_ops()
         self._chunk_size = chunk_size._replace(launch_bound=graphs)
         self._mode = self._current_mode()
-        self._network = self._build_network()
+        self._network = self._build_network(x.device)
 
     def _current_mode(self) -> tuple[object, ...]:
         model, kind = self._model, self._model.device.type
