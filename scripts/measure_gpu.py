@@ -1,4 +1,4 @@
-"""All that waits for an NVIDIA GPU: the kernels' tests there, then 480p and 720p beside diffusers, into benchmarks/."""
+"""Measurements that need an NVIDIA GPU: the kernel tests, then 480p and 720p against diffusers, into benchmarks/."""
 
 import subprocess
 import sys

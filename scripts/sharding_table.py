@@ -80,7 +80,7 @@ class Scaling:
     """Largest share of any device, for one grid."""
 
     grid: Grid
-    flops: int
+    flops: float  # by its share of the pixels
     sent: int  # bytes sent to other devices during the pass
     result: int  # bytes sent at the end if all devices get the whole result
 
@@ -118,12 +118,15 @@ def scaling(
         vae = WanVAE(config).to(dtype).eval().requires_grad_(False)
     side, latents = config.spatial_compression, 1 + (frames - 1) // config.temporal_compression
     values = config.latent_channels * latents if encodes else 3 * frames * (side * config.output_upscale) ** 2
+    height, width = height // side, width // side
+    flops, _ = dry_run(vae, Grid((height,), (width,)), 0, encodes=encodes, frames=frames)
     found = []
     for count in devices:
-        grid = best_grid(count, height // side, width // side)
-        parts = [dry_run(vae, grid, part, encodes=encodes, frames=frames) for part in range(count)]
-        result = max(grid.latent_pixels) * values * (count - 1) * dtype.itemsize
-        found.append(Scaling(grid, max(flops for flops, _ in parts), max(sent for _, sent in parts), result))
+        grid = best_grid(count, height, width)
+        largest = max(grid.latent_pixels)
+        sent = max(dry_run(vae, grid, part, encodes=encodes, frames=frames)[1] for part in range(count))
+        result = largest * values * (count - 1) * dtype.itemsize
+        found.append(Scaling(grid, flops * largest / (height * width), sent, result))
     return found
 
 

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from experiments.residual_blocks.networks import Network
 from experiments.residual_blocks.settings import TrainingSection
-from wan_vae.model.blocks import AttentionBlock
+from wan_vae.ops.memory_estimator import MemoryEstimator
 from wan_vae.vae import WanVAE
 
 Budget = Literal["parameters", "multiply_adds"]
@@ -34,42 +34,28 @@ class Cost:
 @cache
 def cost(network: Network, training: TrainingSection) -> Cost:
     """Count what one training clip costs."""
-    vae = WanVAE(network.config()).eval().requires_grad_(False)
+    with torch.device("meta"):
+        vae = WanVAE(network.config()).eval().requires_grad_(False)
+        clip = torch.zeros(1, 3, training.frames, training.crop, training.crop)
     convolutions = [
         name for name, module in vae.named_modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)) and _on_path(name)
     ]
     return Cost(
         parameters=sum(parameter.numel() for parameter in vae.parameters()),
-        multiply_adds=multiply_adds(vae, torch.zeros(1, 3, training.frames, training.crop, training.crop)),
+        multiply_adds=multiply_adds(vae, clip),
         convolutions=len(convolutions),
     )
 
 
 def multiply_adds(vae: WanVAE, clip: Tensor) -> int:
-    """Count what convolutions and attention multiply to reconstruct a clip (1, 3, T, H, W), zeros around it included.
+    """Count what convolutions and attention multiply to reconstruct a clip (1, 3, T, H, W), zero padding included.
 
-    (torch's own counter does not know the oneDNN convolutions that the network calls.)
+    The model and the clip are on the meta device.
     """
-    counted = 0
-
-    def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        nonlocal counted
-        if isinstance(module, AttentionBlock):
-            pixels = output.shape[-2] * output.shape[-1]
-            counted += 2 * pixels * output.numel()  # the scores, and the mean they weigh
-        else:
-            assert isinstance(module.weight, Tensor)
-            counted += output.numel() * module.weight[0].numel()
-
-    handles = [
-        module.register_forward_hook(count)
-        for module in vae.modules()
-        if isinstance(module, (nn.Conv2d, nn.Conv3d, AttentionBlock))
-    ]
-    vae(clip)
-    for handle in handles:
-        handle.remove()
-    return counted
+    # A GPU has no fast path with fewer operations.
+    with MemoryEstimator(torch.device("cuda"), [*vae.parameters(), clip]) as estimator:
+        vae(clip)
+    return estimator.operations // 2
 
 
 def _on_path(name: str) -> bool:

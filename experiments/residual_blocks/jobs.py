@@ -1,4 +1,4 @@
-"""Carry out jobs in several processes, and keep what each found, so that an interrupted ablation goes on."""
+"""Run jobs in several processes, and store the result of each, so that an interrupted study resumes."""
 
 import hashlib
 import multiprocessing

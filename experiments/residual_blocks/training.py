@@ -1,4 +1,4 @@
-"""Train one network, and time some beside each other."""
+"""Train one network, and time several in alternation."""
 
 import math
 import statistics
@@ -81,7 +81,7 @@ class TimingResult(Frozen):
 
 
 class TimingJob(Frozen):
-    """Networks to time in turn, so that what else the machine does falls on all of them."""
+    """Networks to time in alternation, so that other load on the machine affects all of them."""
 
     networks: tuple[Network, ...]
     photos: PhotoSection

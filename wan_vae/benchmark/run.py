@@ -1,4 +1,4 @@
-"""A benchmark from start to end: measure both implementations in turn, and return the result as JSON types."""
+"""A benchmark from start to end: measure both implementations in alternation; return the result as JSON types."""
 
 import logging
 import subprocess

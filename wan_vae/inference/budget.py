@@ -1,4 +1,4 @@
-"""How many bytes a call may take: as people write it, or what the device has left."""
+"""Budgets of memory: parsing, formatting, and what a device has left."""
 
 import re
 import sys
@@ -13,11 +13,11 @@ Budget = int | str
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Of what is free, other programs may want some, and allocators have gaps.
+# The rest is for other programs, and for gaps of allocators.
 _SHARE_OF_FREE = 0.8
 _MEMINFO = Path("/proc/meminfo")
-# Of control groups, both versions: the limit, what is used, and of that what the system takes back on demand, such as
-# copies of files and what `spare_memory` keeps.
+# Control groups, versions 2 and 1: the limit, the usage, and the part of it that the system reclaims on demand, such as
+# the page cache and the workspaces' cached regions.
 _LIMITS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -48,12 +48,12 @@ def parse_bytes(budget: Budget, device: torch.device) -> int:
 
 
 def reports_free_memory(device: torch.device) -> bool:
-    """Whether it is known how much memory a device has left."""
+    """Whether the memory that a device has left can be found out."""
     return device.type == "cuda" or (device.type == "cpu" and _MEMINFO.exists())
 
 
 def format_bytes(size: int) -> str:
-    """Return a number of bytes with a unit, as `parse_bytes` reads it."""
+    """Return a number of bytes with a unit, in the form that `parse_bytes` reads."""
     for unit in ("G", "M", "K"):
         if size >= _BINARY_UNITS[unit]:
             value = size / _BINARY_UNITS[unit]
@@ -64,7 +64,7 @@ def format_bytes(size: int) -> str:
 def _free(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What PyTorch holds for tensors to come is free, too.
+        # Memory that PyTorch reserved and does not use is free, too.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if not reports_free_memory(device):
         raise UserError(

@@ -6,7 +6,7 @@ All functions take an `Autoencoder`, which keeps nothing of a clip, so that any 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +93,6 @@ def records_gradients(model: Autoencoder, x: Tensor) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or any(weights))
 
 
-class CutClip(NamedTuple):
-    """What a plan decides for a stream: latents per pass, and how pictures are tiled (None for whole pictures)."""
-
-    latents_per_pass: int | None
-    tiling: Tiling | None
-
-
 def open_stream(
     model: Autoencoder,
     direction: Direction,
@@ -108,7 +101,7 @@ def open_stream(
     latents_per_pass: int | None = None,
     tiling: Tiling | None = None,
     neighbors: Neighbors | None = None,
-    plan: Callable[[Tensor], CutClip] | None = None,
+    plan: Callable[[Tensor], tuple[int | None, Tiling | None]] | None = None,
 ) -> "Stream":
     """Return a stream that takes frames or normalized latents and returns normalized latents or frames.
 
@@ -119,27 +112,25 @@ def open_stream(
         latents_per_pass: Latents per pass; default one, and on a GPU as many as keep it busy.
         tiling: How pictures are tiled; default whole pictures.
         neighbors: The holders of the pixels around the clip, where it is a part of a larger picture.
-        plan: Decides the last two by the first chunk instead.
+        plan: Returns latents per pass and tiling by the first chunk instead.
     """
     config, encodes = model.config, direction == "encode"
     side, unit = (config.spatial_compression, config.temporal_compression) if encodes else (1, 1)
 
     def choose(chunk: Tensor) -> ChunkSize:
-        cut = CutClip(latents_per_pass, tiling) if plan is None else plan(chunk)
+        latents, tiles = (latents_per_pass, tiling) if plan is None else plan(chunk)
         pixels = chunk[:, :1, :1].numel() // side**2
-        chosen = choose_chunk_size(model, pixels, cut.latents_per_pass, in_frames=unit, neighbors=neighbors)
-        return chosen._replace(tiling=cut.tiling)
+        chosen = choose_chunk_size(model, pixels, latents, in_frames=unit, neighbors=neighbors)
+        return chosen._replace(tiling=tiles)
 
-    def network() -> Network:
+    def network(device: torch.device) -> Network:
         # Statistics are built once per stream: a GPU waits for numbers from the host, and a CUDA graph must find them
         # at the same address.
         if not encodes:
-            return partial(
-                decode_pass, model, statistics=LatentStatistics.of(config, model.decoder_dtype, model.device)
-            )
+            return partial(decode_pass, model, statistics=LatentStatistics.of(config, model.decoder_dtype, device))
         if moments:
             return partial(_moments_pass, model)
-        return partial(_latents_pass, model, LatentStatistics.of(config, model.dtype, model.device))
+        return partial(_latents_pass, model, LatentStatistics.of(config, model.dtype, device))
 
     out_frames = 1 if encodes else config.temporal_compression
     return Stream(model, network, choose=choose, in_frames=unit, out_frames=out_frames, neighbors=neighbors)
@@ -150,7 +141,7 @@ class Stream:
 
     Args:
         model: The model, whose dtype, device and mode must not change during the stream.
-        network: Returns the function that computes a pass, from (B, C, n, H, W) and the halo of this stream.
+        network: Returns, for a device, the function that computes a pass from (B, C, n, H, W) and a halo.
         choose: Returns the chunk size, given the first chunk.
         in_frames: The smallest number of frames that can follow the first one.
         out_frames: Frames of the result per `in_frames`.
@@ -160,7 +151,7 @@ class Stream:
     def __init__(
         self,
         model: Autoencoder,
-        network: Callable[[], Network],
+        network: Callable[[torch.device], Network],
         *,
         choose: Callable[[Tensor], ChunkSize],
         in_frames: int,
@@ -303,7 +294,7 @@ class Stream:
         graphs = chunk_size.launch_bound and x.is_cuda and not needs_plain_ops()
         self._chunk_size = chunk_size._replace(launch_bound=graphs)
         self._mode = self._current_mode()
-        self._network = self._build_network()
+        self._network = self._build_network(x.device)
 
     def _current_mode(self) -> tuple[object, ...]:
         model, kind = self._model, self._model.device.type

@@ -11,7 +11,7 @@ from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
 from wan_vae.inference.chunk_size import check_latents_per_pass
 from wan_vae.inference.dry_run import make_plan
-from wan_vae.inference.passes import CutClip, Direction, Stream, open_stream
+from wan_vae.inference.passes import Direction, Stream, open_stream
 from wan_vae.inference.stream_state import checked_state, identified_state
 from wan_vae.inference.tiling import Tiling
 from wan_vae.model.autoencoder import Autoencoder
@@ -65,11 +65,11 @@ class ClipStream:
                 " `vae.shard()` take one."
             )
 
-        def plan(chunk: Tensor) -> CutClip:
+        def plan(chunk: Tensor) -> tuple[int | None, Tiling | None]:
             if memory is None:
-                return CutClip(latents, tiling)
+                return latents, tiling
             chosen = make_plan(vae, self._direction, chunk, latents, memory, streaming=True)
-            return CutClip(chosen.latents_per_pass, chosen.tiling)
+            return chosen.latents_per_pass, chosen.tiling
 
         encodes = self._direction == "encode"
         self._vae = vae

@@ -1,21 +1,21 @@
-"""A stream's state as tensors by name, and what tells whether it belongs to a stream.
+"""The format of a stream's state, as tensors by name, and the checks that it belongs to a stream.
 
-The entry "stream" is JSON in bytes, for safetensors hold nothing but tensors: the format's version, the direction, the
-model's config, and the dtype and shape of every other entry. "weights" are sums that tell other weights apart.
+The entry "stream" is JSON in bytes, because safetensors files hold only tensors: the format's version, the direction,
+the model's config, and the dtype and shape of every other entry. The entry "weights" holds checksums of the weights.
 """
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
+from wan_vae.inference.passes import Direction
 
 VERSION = 1
-Direction = Literal["encode", "decode"]
 
 _CLASSES = {"encode": "EncodeStream", "decode": "DecodeStream"}
 _SAMPLE = 1024
@@ -25,13 +25,13 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def identified_state(
     content: Mapping[str, Tensor], direction: Direction, config: VAEConfig, half: Iterable[nn.Module]
 ) -> dict[str, Tensor]:
-    """Return `content` with the entries that say what it belongs to.
+    """Return `content` with entries that identify its stream.
 
     Args:
-        content: The state itself, by name.
-        direction: Of the stream.
-        config: Of its model.
-        half: Those modules whose weights the stream's passes use.
+        content: The state, by name.
+        direction: "encode" or "decode".
+        config: The model's architecture.
+        half: The modules whose weights the stream uses.
     """
     described = {
         "version": VERSION,
@@ -47,7 +47,7 @@ def identified_state(
 def checked_state(
     state: Mapping[str, Tensor], direction: Direction, config: VAEConfig, half: Iterable[nn.Module]
 ) -> dict[str, Tensor]:
-    """Return the content of what `identified_state` returned for the same stream and model, checked to be whole.
+    """Return the content of a state from `identified_state`, checked to be complete and of this stream and model.
 
     Raises:
         UserError: It is of the other direction, of another model, other weights or another dtype, or entries are
@@ -100,9 +100,9 @@ def _described(tensor: Tensor) -> str:
 
 
 def _sums_of_weights(half: Iterable[nn.Module]) -> Tensor:
-    """Return a sum of bits for each tensor of weights, as integers (n,): exact in any order, on any device.
+    """Return a checksum of every tensor of weights, as integers (n,): exact in any order and on any device.
 
-    Of a large tensor a sample has to do, for what trains it changes it everywhere, and states may be taken often.
+    Large tensors are sampled: training changes them everywhere, and states may be saved often.
     """
     sums = []
     for module in half:

@@ -1,7 +1,7 @@
 """Exact tiles: how a picture is cut, which pixels each stage needs for a tile, and the halo that runs them."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import pairwise, product
 from typing import NamedTuple
@@ -184,14 +184,14 @@ class TiledHalo(CachedHalo):
     ) -> Tensor:
         if not stages:
             return x
-        passes = _Passes(x.shape[2], self._at_start(name), in_frames, out_frames, self.tiling.latents_per_pass)
+        passes = _passes(x.shape[2], self._at_start(name), in_frames, out_frames, self.tiling.latents_per_pass)
         halo, result = self._part(name, passes, Workspace(recycle=False), self.neighbors), None
         for before, after in representative_passes(passes, x):
             part = halo.run_local(stages, x[:, :, before])
-            result = _empty_result(part, passes.result, *part.shape[3:]) if result is None else result
+            result = _empty_result(part, passes[-1][1].stop, *part.shape[3:]) if result is None else result
             result[:, :, after] = part
             del part
-            _advance(halo)
+            halo.advance()
         assert result is not None
         return result
 
@@ -215,16 +215,16 @@ class TiledHalo(CachedHalo):
             name, tile = f"{_TILE}{index}", place.moved(-down, -right)
             boxes = boxes_of(stages, x.shape[3], x.shape[4], place)
             cropping = [_cropping(stage, *pair) for stage, pair in zip(stages, pairwise(boxes), strict=True)]
-            passes = _Passes(x.shape[2], self._at_start(name), in_frames, out_frames, self.tiling.latents_per_pass)
+            passes = _passes(x.shape[2], self._at_start(name), in_frames, out_frames, self.tiling.latents_per_pass)
             halo = self._part(name, passes, workspace, None)
             for before, after in representative_passes(passes, x):
                 part = halo.run_local(cropping, x[:, :, before, boxes[0].rows.slice, boxes[0].columns.slice])
-                result = _empty_result(part, passes.result, height, width) if result is None else result
+                result = _empty_result(part, passes[-1][1].stop, height, width) if result is None else result
                 result[:, :, after, tile.rows.slice, tile.columns.slice] = part
                 del part
                 if estimator is not None and self._streaming and halo.at_start:
                     estimator.add((len(rows) * len(columns) - 1) * halo.cached_bytes)
-                _advance(halo)
+                halo.advance()
             del halo
         assert result is not None
         return result
@@ -232,7 +232,7 @@ class TiledHalo(CachedHalo):
     def _at_start(self, name: str) -> bool:
         return name not in self._parts or self._parts[name].at_start
 
-    def _part(self, name: str, passes: "_Passes", workspace: Workspace, neighbors: Neighbors | None) -> Halo:
+    def _part(self, name: str, passes: Sequence[object], workspace: Workspace, neighbors: Neighbors | None) -> Halo:
         if not self._streaming:
             halo = Halo(neighbors) if len(passes) == 1 else CachedHalo(neighbors)
             halo.workspace = workspace
@@ -266,8 +266,8 @@ def tiling_of(state: Mapping[str, Tensor], prefix: str = "") -> Tiling | None:
     return None if tiling is None else Tiling(*tiling.tolist())
 
 
-class _Passes:
-    """The passes of a part of the network: the clip's first frame alone, then the frames of some latents at a time.
+def _passes(frames: int, at_start: bool, in_frames: int, out_frames: int, latents: int) -> list[tuple[slice, slice]]:
+    """Return the passes of a part of the network: the clip's first frame alone, then the frames of some latents.
 
     Args:
         frames: Number of input frames.
@@ -276,29 +276,17 @@ class _Passes:
         out_frames: Output frames per latent.
         latents: Latents per pass.
 
-    Yields:
+    Returns:
         The input frames of each pass and their output frames.
     """
-
-    def __init__(self, frames: int, at_start: bool, in_frames: int, out_frames: int, latents: int) -> None:
-        first = 1 if at_start and frames > 0 else 0
-        assert (frames - first) % in_frames == 0, (frames, first, in_frames)
-        self._passes = [(slice(0, 1), slice(0, 1))] if first else []
-        for start in range(0, (frames - first) // in_frames, latents):
-            stop = min(start + latents, (frames - first) // in_frames)
-            self._passes.append(
-                (
-                    slice(first + start * in_frames, first + stop * in_frames),
-                    slice(first + start * out_frames, first + stop * out_frames),
-                )
-            )
-        self.result = first + (frames - first) // in_frames * out_frames
-
-    def __len__(self) -> int:
-        return len(self._passes)
-
-    def __iter__(self) -> Iterator[tuple[slice, slice]]:
-        return iter(self._passes)
+    first = 1 if at_start and frames > 0 else 0
+    assert (frames - first) % in_frames == 0, (frames, first, in_frames)
+    count = (frames - first) // in_frames
+    bounds = [*range(0, count, latents), count]
+    return [(slice(0, 1), slice(0, 1))] * first + [
+        tuple(slice(first + start * unit, first + stop * unit) for unit in (in_frames, out_frames))  # type: ignore[misc]
+        for start, stop in pairwise(bounds)
+    ]
 
 
 def _cropping(stage: LocalStage, box: Box, following: Box) -> LocalStage:
@@ -326,8 +314,3 @@ def _cropping(stage: LocalStage, box: Box, following: Box) -> LocalStage:
 
 def _empty_result(part: Tensor, frames: int, height: int, width: int) -> Tensor:
     return Workspace.empty_persistent((*part.shape[:2], frames, height, width), like=part)
-
-
-def _advance(halo: Halo) -> None:
-    if isinstance(halo, CachedHalo):
-        halo.advance()

@@ -1,6 +1,6 @@
 """Images: reading a single one, an animated WebP or PNG or a folder of images; writing one or a folder.
 
-Pillow reads and writes all of them, except images of more than 8 bits a channel, which FFmpeg reads.
+Pillow reads them, except images of more than 8 bits a channel, which FFmpeg reads; imageio writes them.
 """
 
 import re
@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import av.error
+import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
@@ -224,7 +225,7 @@ def _deep_frame(path: Path) -> av.VideoFrame | None:
 def write_picture(path: Path, picture: Picture) -> None:
     """Write a (height, width, 3) uint8 picture; the suffix of `path` selects the format."""
     options: dict[str, Any] = _JPEG_OPTIONS if path.suffix.lower() in JPEG_SUFFIXES else {}
-    Image.fromarray(picture).save(path, **options)
+    iio.imwrite(path, picture, plugin="pillow", **options)
 
 
 class FolderSink(ClipSink):

@@ -24,14 +24,13 @@ from wan_vae.ops.attention import attention
 class PlainBlock(nn.Module):
     """norm, SiLU, 3x3x3 convolution, twice: Wan's residual block without the skip."""
 
-    shortcut: nn.Module | None = None
-
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = NormSiLU(in_channels)
         self.conv1 = CausalConv3d(in_channels, out_channels)
         self.norm2 = NormSiLU(out_channels, dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels)
+        self.shortcut: nn.Module | None = None
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         skip = None if self.shortcut is None else self.shortcut(x, halo)

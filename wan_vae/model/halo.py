@@ -155,6 +155,9 @@ class Halo:
         margin = self.neighbors.margin(padding)
         return PaddedInput([self._joined(None, x, margin, activation)], padding.minus(margin))
 
+    def advance(self) -> None:
+        """Mark the end of a chunk: the next one is not the clip's start. A whole clip has one chunk."""
+
     def all_gather_pixels(self, x: Tensor) -> Tensor:
         """Take (n, 1, h * w, C), one value per latent pixel of this part, and return those of the whole picture."""
         return self.neighbors.all_gather_pixels(x)
@@ -302,7 +305,6 @@ class CachedHalo(Halo):
         past[:, :, missing:] = last
 
     def advance(self) -> None:
-        """Mark the end of a chunk: the next one is not the clip's start."""
         self._started = True
 
     def state_dict(self, model: nn.Module, prefix: str = "") -> dict[str, Tensor]:

@@ -113,20 +113,6 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 4, 1).contiguous()
 
 
-class _Answer(NamedTuple):
-    """A rank's budget.
-
-    Attributes:
-        size: In bytes.
-        machine: The machine whose free memory it is, where other ranks may have found the same; else empty.
-        error: Why there is no size; else empty.
-    """
-
-    size: int = 0
-    machine: str = ""
-    error: str = ""
-
-
 def min_budget(memory: Budget, device: torch.device, group: ProcessGroup) -> int:
     """Return the least budget of all ranks, in bytes. All ranks must call it.
 
@@ -138,17 +124,16 @@ def min_budget(memory: Budget, device: torch.device, group: ProcessGroup) -> int
     Raises:
         UserError: On all ranks, if the budget of any is not possible.
     """
-    answers = group.all_gather_object(_answer(memory, device))
-    for answer in answers:
-        if answer.error:
-            raise UserError(answer.error)
-    machines = [answer.machine for answer in answers]
-    return min(answer.size // (machines.count(answer.machine) if answer.machine else 1) for answer in answers)
-
-
-def _answer(memory: Budget, device: torch.device) -> _Answer:
+    size, error = 0, ""
     try:
         size = parse_bytes(memory, device)
-    except UserError as error:
-        return _Answer(error=str(error))
-    return _Answer(size, socket.gethostname() if memory == "auto" and device.type == "cpu" else "")
+    except UserError as mistake:
+        error = str(mistake)
+    # Other ranks on this machine have found the same free memory.
+    machine = socket.gethostname() if memory == "auto" and device.type == "cpu" else ""
+    answers = group.all_gather_object((size, machine, error))
+    for _, _, error in answers:
+        if error:
+            raise UserError(error)
+    machines = [machine for _, machine, _ in answers]
+    return min(size // (machines.count(machine) if machine else 1) for size, machine, _ in answers)

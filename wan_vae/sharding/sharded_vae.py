@@ -152,8 +152,8 @@ class ShardedVAE:
             video: The clip.
             latents_per_pass: Latents per pass, or at most, if there is a budget.
             memory: A budget for everything the call takes on this rank in addition to the loaded model and `video`,
-                including the latents and what is exchanged: bytes, text such as "4GiB", or "auto" for what the device
-                has left. It may differ between ranks; all follow the plan for the least of them (see `plan`).
+                including the result and what is exchanged. It may differ between ranks; all follow the plan for the
+                least of them (see `plan`).
 
         Raises:
             UserError: T, H or W does not fit, the picture is too small for so many ranks, or the budget is too small;
@@ -163,29 +163,14 @@ class ShardedVAE:
         return self._run(video, "encode", latents_per_pass, memory)
 
     def decode(self, latents: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
-        """Normalized latents (B, z, t, h, w) -> video (B, 3, T, H, W), as `WanVAE.decode`.
-
-        Args:
-            latents: The clip.
-            latents_per_pass: Latents per pass, or at most, if there is a budget.
-            memory: A budget as for `encode`. With `gather`, the whole video may take more than computing a part of it.
-
-        Raises:
-            UserError: The latents are not this model's, the picture is too small for so many ranks, or the budget is
-                too small; the message, which all ranks give, says what would work.
-        """
+        """Normalized latents (B, z, t, h, w) -> video (B, 3, T, H, W); arguments and errors as for `encode`."""
         check_latents(latents, self.config, whole=True)
         return self._run(latents, "decode", latents_per_pass, memory)
 
     def encode_stream(
         self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, memory: Budget | None = None
     ) -> Iterator[Tensor]:
-        """Encode a clip that arrives in chunks of (B, 3, n, H, W), as `WanVAE.encode_stream`.
-
-        Args:
-            chunks: The clip, in the same chunks on every rank.
-            latents_per_pass: Latents per pass, or at most, if there is a budget.
-            memory: A budget for a chunk of as many latents on this rank, in addition to the model and the chunk.
+        """Encode a clip that arrives in chunks of (B, 3, n, H, W), the same on every rank, as `WanVAE.encode_stream`.
 
         Raises:
             UserError: While iterating: the ranks are given different chunks, or one of them stopped before the others;
@@ -211,19 +196,15 @@ class ShardedVAE:
         latents_per_pass: int | None = None,
         streaming: bool = False,
     ) -> Plan:
-        """Return how a call would keep to a budget of memory, as `WanVAE.plan`. All ranks must call it.
+        """Return how a call would keep to a budget, as `WanVAE.plan`; all ranks must call it, and raise alike.
 
         The plan is that of a part that takes most: `overhead` and `peak` are that part's, `budget` is the least of all
         ranks'.
-
-        Raises:
-            UserError: The size does not fit, the picture is too small for so many ranks, or the budget is too small;
-                the message, which all ranks give, says what would work.
         """
         x = dummy_input(self._model, direction, (batch, 3, frames, height, width))
         self._group.check_alike(f"a plan for {tuple(x.shape)}")
         with torch.no_grad():
-            return self._plan(x, direction, self._share_of(x, direction), latents_per_pass, memory, streaming=streaming)
+            return self._plan(x, direction, latents_per_pass, memory, streaming=streaming)
 
     def share(self, height: int, width: int) -> Share:
         """Return this rank's part of a picture of height x width latents.
@@ -257,7 +238,7 @@ class ShardedVAE:
         share, tiling, model = self._share_of(x, direction), None, self._model
         with torch.no_grad():
             if memory is not None:
-                plan = self._plan(x, direction, share, latents_per_pass, memory, streaming=False)
+                plan = self._plan(x, direction, latents_per_pass, memory, streaming=False)
                 latents_per_pass, tiling = plan.latents_per_pass, plan.tiling
             part = share.cut(x, self._scales(direction)[0])
             if direction == "decode":
@@ -278,7 +259,7 @@ class ShardedVAE:
                 share, tiling = self._share_of(chunk, direction), None
                 if memory is not None:
                     with torch.no_grad():
-                        plan = self._plan(chunk, direction, share, latents_per_pass, memory, streaming=True)
+                        plan = self._plan(chunk, direction, latents_per_pass, memory, streaming=True)
                     latents_per_pass, tiling = plan.latents_per_pass, plan.tiling
                 kind = EncodeStream if direction == "encode" else DecodeStream
                 stream = kind(self._model, latents_per_pass=latents_per_pass, neighbors=share.neighbors, tiling=tiling)
@@ -314,21 +295,14 @@ class ShardedVAE:
         return chunk
 
     def _plan(
-        self,
-        x: Tensor,
-        direction: Direction,
-        share: Share,
-        latents_per_pass: int | None,
-        memory: Budget,
-        *,
-        streaming: bool,
+        self, x: Tensor, direction: Direction, latents_per_pass: int | None, memory: Budget, *, streaming: bool
     ) -> Plan:
         budget = min_budget(memory, self.device, self._group)
         plan: Plan | str = ""
         # One rank decides: two might not find the same plan, because their processors may differ.
         if self._group.rank == 0:
             try:
-                part = largest_part(share.grid, *self._scales(direction), gather=self._gather)
+                part = largest_part(self._share_of(x, direction).grid, *self._scales(direction), gather=self._gather)
                 plan = make_plan(self._model, direction, x, latents_per_pass, budget, streaming=streaming, part=part)
             except UserError as error:
                 plan = str(error)
