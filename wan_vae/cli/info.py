@@ -56,12 +56,9 @@ def plan_calls(
     with torch.device("meta"):
         vae = WanVAE(config).eval().requires_grad_(False)
     vae.set_dtypes(**choose_dtypes(dtype.value, on)._asdict())
-    side, unit = vae.config.spatial_compression, vae.config.temporal_compression
-    padded = {
-        "frames": 1 + -(-max(0, frames - 1) // unit) * unit,
-        "height": -(-height // side) * side,
-        "width": -(-width // side) * side,
-    }
+    side, unit = config.spatial_compression, config.temporal_compression
+    height, width = (-(-pixels // side) * side for pixels in (height, width))
+    padded = {"frames": 1 + -(-max(0, frames - 1) // unit) * unit, "height": height, "width": width}
     result: dict[str, Any] = {"file": checkpoint, **padded}
     directions: tuple[Literal["encode", "decode"], ...] = ("encode", "decode")
     for direction in directions:
@@ -71,11 +68,8 @@ def plan_calls(
             except UserError as error:
                 result[name] = str(error)
             else:
-                result |= {
-                    name: str(plan),
-                    f"{name}_peak": plan.peak,
-                    f"{name}_overhead": round(plan.overhead, 4),
-                }
+                overhead = round(plan.overhead, 4)
+                result |= {name: str(plan), f"{name}_peak": plan.peak, f"{name}_overhead": overhead}
     return result
 
 

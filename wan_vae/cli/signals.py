@@ -16,6 +16,9 @@ from typing import NoReturn
 GRACE = 5.0
 """Seconds that a chunk may still take after a signal."""
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C where the number of the signal is unknown; typer's."""
+
 _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _received: list[int] = []
 _request: Callable[[], None] | None = None
