@@ -93,26 +93,21 @@ class Color:
 RGB = Color("rgb", True)
 
 
-def stored_color(
-    matrix_code: int, range_code: int, primaries: int, transfer: int, *, width: int, height: int, always_full: bool
-) -> Color:
-    """Color of YUV samples, from their tags.
+def stored_color(frame: av.VideoFrame, primaries: int, transfer: int) -> Color:
+    """Color of a frame of YUV samples; a ClipError if its matrix is not supported (YCgCo, ICtCp and others).
 
     Untagged clips are read as players display them: BT.709 in high definition, BT.601 otherwise, limited range.
-    `always_full` is for pixel formats without a limited range (FFmpeg's yuvj*).
-
-    Raises:
-        ClipError: The matrix is not supported (YCgCo, ICtCp and others).
     """
-    if matrix_code in (0, UNSPECIFIED):  # 0 stands for RGB, which YUV samples are not
-        matrix = "bt709" if height >= 720 or width >= 1280 else "bt601"
-    elif matrix_code in _MATRIX_OF_CODE:
-        matrix = _MATRIX_OF_CODE[matrix_code]
+    code = int(frame.colorspace)
+    if code in (0, UNSPECIFIED):  # 0 stands for RGB, which YUV samples are not
+        matrix = "bt709" if frame.height >= 720 or frame.width >= 1280 else "bt601"
+    elif code in _MATRIX_OF_CODE:
+        matrix = _MATRIX_OF_CODE[code]
     else:
-        raise ClipError(
-            f"color matrix {matrix_code} (ISO/IEC 23091-2) cannot be read; convert the clip to BT.709 first."
-        )
-    return Color(matrix, always_full or range_code == _RANGE_FULL, primaries, transfer)
+        raise ClipError(f"color matrix {code} (ISO/IEC 23091-2) cannot be read; convert the clip to BT.709 first.")
+    # FFmpeg's formats yuvj* have no limited range.
+    full_range = frame.format.name.startswith("yuvj") or int(frame.color_range) == _RANGE_FULL
+    return Color(matrix, full_range, primaries, transfer)
 
 
 # swscale's defaults are off by several levels, and interpolate chroma at half its resolution.
@@ -191,16 +186,6 @@ def is_yuv(layout: av.VideoFormat) -> bool:
     return not layout.is_rgb and len(layout.components) >= 3
 
 
-def is_gray(layout: av.VideoFormat) -> bool:
-    """Samples are luma only, of 8 bits or little-endian."""
-    return layout.name == "gray" or (layout.name.startswith("gray") and layout.name.endswith("le"))
-
-
-def has_alpha(layout: av.VideoFormat) -> bool:
-    """Pixels can be transparent."""
-    return layout.name == "pal8" or any(component.is_alpha for component in layout.components)
-
-
 def bit_depth(layout: av.VideoFormat) -> int:
     """Bits of the deepest color channel."""
     return max(component.bits for component in layout.components if not component.is_alpha)
@@ -228,49 +213,37 @@ class RgbConverter:
     """
 
     def __init__(self, frame: av.VideoFrame, primaries: int, transfer: int) -> None:
-        """Set up for frames of the pixel format and tags of `frame`; `primaries` and `transfer` are code points.
-
-        Raises:
-            ClipError: The color matrix is not supported.
-        """
+        """Set up for frames of the pixel format and tags of `frame`; `primaries` and `transfer` are code points."""
         layout = frame.format
         self.color: Color = RGB
         self._depth = bit_depth(layout)
         self._deep = self._depth > 8
-        self._alpha = has_alpha(layout)
+        self._alpha = layout.name == "pal8" or any(component.is_alpha for component in layout.components)
         self._numpy_matrix = self._deep and is_yuv(layout)
         self._gray_is_limited = int(frame.color_range) == _RANGE_LIMITED
         options = "out_range=full"
         if is_yuv(layout):
-            self.color = stored_color(
-                int(frame.colorspace),
-                int(frame.color_range),
-                primaries,
-                transfer,
-                width=frame.width,
-                height=frame.height,
-                always_full=layout.name.startswith("yuvj"),
-            )
+            self.color = stored_color(frame, primaries, transfer)
             matrix, samples = self.color.matrix, self.color.range_name
             options = f"in_color_matrix={matrix}:in_range={samples}:out_range=full"
             if self._numpy_matrix:
                 options = f"in_color_matrix={matrix}:in_range={samples}:out_color_matrix={matrix}:out_range={samples}"
-        self._scale = Scaler(options, self._pixel_format())
+        if self._numpy_matrix:
+            pixel_format = f"yuv{'a' if self._alpha else ''}444p{self._depth}le"
+        elif self._deep:
+            pixel_format = "rgba64le" if self._alpha else "rgb48le"
+        else:
+            pixel_format = "rgba" if self._alpha else "rgb24"
+        self._scale = Scaler(options, pixel_format)
 
     def __call__(self, frame: av.VideoFrame) -> Picture:
         """Convert a frame to RGB or RGBA."""
-        if is_gray(frame.format):
+        name = frame.format.name
+        if name == "gray" or (name.startswith("gray") and name.endswith("le")):
             return self._from_gray(frame)
         if self._numpy_matrix:
             return self._from_deep_yuv(self._scale(frame))
         return plane(self._scale(frame), 0, 4 if self._alpha else 3, np.uint16 if self._deep else np.uint8)
-
-    def _pixel_format(self) -> str:
-        if self._numpy_matrix:
-            return f"yuv{'a' if self._alpha else ''}444p{self._depth}le"
-        if self._deep:
-            return "rgba64le" if self._alpha else "rgb48le"
-        return "rgba" if self._alpha else "rgb24"
 
     def _from_gray(self, frame: av.VideoFrame) -> Picture:
         """RGB of a luma-only frame, whose range swscale ignores."""
