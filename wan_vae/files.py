@@ -231,17 +231,13 @@ def reconstruct_file(
     """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
 
     PSNR and SSIM are of the frames before `out` is compressed. Sound is carried over where the format of `out` can hold
-    it.
+    it. `clip`, `size`, `frames` and `fps` are those of `encode_file`.
 
     Args:
-        clip: A video, an animation, an image, or a folder of images.
         out: The clip to write; its ending decides the format, and none is a folder of PNG files.
         side_by_side: Also write this clip: the source on the left, the reconstruction on the right.
         contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
         lossless: Write the clips' pixels exactly.
-        size: Width and height to scale the clip to; None keeps them.
-        frames: First frame and the frame after the last, counted from 0; None for the clip's ends.
-        fps: Rate to resample the selected frames to; None keeps theirs.
     """
     clip, out, progress = Path(clip), Path(out), progress or _no_progress
     pairs_path, sheet_path = (None if path is None else Path(path) for path in (side_by_side, contact_sheet))

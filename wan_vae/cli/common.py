@@ -37,10 +37,7 @@ def load_model(checkpoint: str | Path, *, device: Device, dtype: Precision) -> "
 def model_loader(
     device: Device, dtype: Precision, shards: int
 ) -> "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]":
-    """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes first.
-
-    A UserError if the processes were not started, or there are no devices for them.
-    """
+    """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes."""
     if shards == 1:
         return partial(load_model, device=device, dtype=dtype)
     join(shards, device)
@@ -53,9 +50,7 @@ def keep_freed_memory() -> None:
     The same sizes come again with every pass through the network, and the page faults of fresh memory cost a third of
     the time. A library must not change its process like this; other C libraries are left as they are.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX of glibc's malloc.h
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

@@ -75,6 +75,7 @@ def plan_calls(
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a file is and holds, recognized by its content."""
+    from wan_vae.checkpoints import load_checkpoint
     from wan_vae.checkpoints.files import holds_tensors
     from wan_vae.io import open_clip
     from wan_vae.io.latents_file import LatentsFile, latents_metadata
@@ -88,24 +89,18 @@ def describe(path: Path) -> dict[str, Any]:
             values = asdict(clip.info)
         color = {f"color_{name}": value for name, value in values.pop("color").items()}
         return {"file": path, "kind": "clip", **values, **color}
-    if not path.is_file() or latents_metadata(path) is None:
-        return _describe_checkpoint(path)
-    latents = LatentsFile(path)
-    stored = latents.info
-    return {
-        "file": path,
-        "kind": "latents",
-        "shape": latents.shape,
-        "dtype": latents.dtype,
-        **{name: getattr(stored, name) for name in ("frames", "width", "height", "fps", "pixel_aspect")},
-        "color": f"{stored.color.matrix} {stored.color.range_name}",
-        "checkpoint": stored.checkpoint,
-    }
-
-
-def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from wan_vae.checkpoints import load_checkpoint
-
+    if path.is_file() and latents_metadata(path) is not None:
+        latents = LatentsFile(path)
+        stored = latents.info
+        return {
+            "file": path,
+            "kind": "latents",
+            "shape": latents.shape,
+            "dtype": latents.dtype,
+            **{name: getattr(stored, name) for name in ("frames", "width", "height", "fps", "pixel_aspect")},
+            "color": f"{stored.color.matrix} {stored.color.range_name}",
+            "checkpoint": stored.checkpoint,
+        }
     checkpoint = load_checkpoint(path)
     config, weights = checkpoint.config, checkpoint.weights.values()
     return {

@@ -34,7 +34,7 @@ def handled() -> Iterator[None]:
     numbers = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
     handlers = {number: signal.signal(number, _handle) for number in numbers}
     if hasattr(signal, "SIGALRM"):
-        handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, _raise)
+        handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, signal.default_int_handler)  # KeyboardInterrupt
     hook = sys.unraisablehook
 
     def raise_lost_again(lost: "sys.UnraisableHookArgs") -> None:
@@ -101,10 +101,6 @@ def _handle(number: int, frame: FrameType | None) -> None:
     elif _request is not None:
         _request()
         return
-    raise KeyboardInterrupt
-
-
-def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 

@@ -48,10 +48,7 @@ class AudioCopy:
     """Copies the packets of an `AudioSource` into an output, interleaved with its video."""
 
     def __init__(self, source: AudioSource, output: "OutputContainer") -> None:
-        """Add the stream to `output`, which must not have been started.
-
-        A ClipError if the file cannot be read or has no audio, or `output` cannot hold its codec.
-        """
+        """Add the stream to `output`, not yet started; a ClipError if there is none, or `output` cannot hold it."""
         self._source = source
         try:
             self._container = av.open(file_url(source.path))

@@ -16,7 +16,6 @@ from wan_vae.io.orientation import Picture
 
 # Code points of matrices, primaries and transfer characteristics in ISO/IEC 23091-2.
 UNSPECIFIED = 2
-_BT709_CODE = 1
 
 # FFmpeg's numbers of the sample ranges; 0 is unspecified.
 _RANGE_LIMITED, _RANGE_FULL = 1, 2
@@ -72,18 +71,12 @@ class Color:
         """Name of the range in swscale."""
         return "full" if self.full_range else "limited"
 
-    @property
-    def luma_weights(self) -> tuple[float, float, float]:
-        """Weights of red, green and blue in luma, which sum to 1. Undefined for matrix "rgb"."""
-        red, blue = _LUMA_WEIGHTS_RED_BLUE[self.matrix]
-        return red, 1 - red - blue, blue
-
     def for_yuv(self) -> "Color":
-        """Color to store YUV with: `self`, or limited-range BT.709 if this is RGB.
+        """Color to store YUV with: `self`, or limited-range BT.709 (code point 1) if this is RGB.
 
         Players assume the BT.709 transfer for such files, and display sRGB pictures with it.
         """
-        return Color("bt709", False, _BT709_CODE, _BT709_CODE) if self.matrix == "rgb" else self
+        return Color("bt709", False, primaries=1, transfer=1) if self.matrix == "rgb" else self
 
     def for_rgb(self) -> "Color":
         """Color to store RGB with: the same primaries and transfer, no matrix, full range."""
@@ -114,14 +107,10 @@ def stored_color(frame: av.VideoFrame, primaries: int, transfer: int) -> Color:
 _ACCURATE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
-def picture_format(picture: Picture) -> str:
-    """FFmpeg's name of the pixel format of a (height, width, 3) picture."""
-    return "rgb24" if picture.dtype == np.uint8 else "rgb48le"
-
-
 def frame_of(picture: Picture) -> av.VideoFrame:
     """Copy a (height, width, 3) RGB picture to a frame."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=picture_format(picture))
+    layout = "rgb24" if picture.dtype == np.uint8 else "rgb48le"
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=layout)
     frame.pts, frame.time_base = 0, Fraction(1, 1)
     return frame
 
@@ -174,11 +163,11 @@ class Resizer:
         """Resize a picture, keeping its dtype."""
         if picture.shape[:2] == self._shape:
             return picture
-        layout = picture_format(picture)
+        frame, (height, width) = frame_of(picture), self._shape
+        layout = frame.format.name
         if layout not in self._scalers:
-            height, width = self._shape
             self._scalers[layout] = Scaler(f"width={width}:height={height}", layout)
-        return plane(self._scalers[layout](frame_of(picture)), 0, 3, picture.dtype.type)
+        return plane(self._scalers[layout](frame), 0, 3, picture.dtype.type)
 
 
 def is_yuv(layout: av.VideoFormat) -> bool:
@@ -265,7 +254,8 @@ class RgbConverter:
             (plane(frame, index, 1, np.uint16)[..., 0].astype(np.float32) - zero) * np.float32(65535 / span)
             for index, (zero, span) in enumerate([(black, luma_span), *[(128 * unit, chroma_span)] * 2])
         )
-        red_weight, green_weight, blue_weight = self.color.luma_weights
+        red_weight, blue_weight = _LUMA_WEIGHTS_RED_BLUE[self.color.matrix]
+        green_weight = 1 - red_weight - blue_weight
         red = luma + np.float32(2 * (1 - red_weight)) * red_difference
         blue = luma + np.float32(2 * (1 - blue_weight)) * blue_difference
         green = (luma - np.float32(red_weight) * red - np.float32(blue_weight) * blue) / np.float32(green_weight)

@@ -34,11 +34,6 @@ class Format:
     fastest: int | None = None  # highest frame rate, None if there is no limit
     ticks: int | None = None  # time units of the container per second, None if it stores any rate exactly
 
-    @property
-    def is_rgb(self) -> bool:
-        """RGB is stored without conversion to YUV."""
-        return self.pixel_format == "pal8" or av.VideoFormat(self.pixel_format).is_rgb
-
 
 def _h264(container: str, **options: str) -> Format:
     return Format(container, "libx264", "yuv420p", {"crf": "17", "preset": "medium"} | options, "yuv444p")
@@ -93,7 +88,8 @@ class AvSink(ClipSink):
         try:
             stream = self._container.add_stream(form.encoder, rate=fps, options=form.options)
             self._stream = cast("VideoStream", stream)
-            color = color.for_rgb() if form.is_rgb else color.for_yuv()
+            is_rgb = form.pixel_format == "pal8" or av.VideoFormat(form.pixel_format).is_rgb
+            color = color.for_rgb() if is_rgb else color.for_yuv()
             pixel_format = form.pixel_format
             if form.odd_pixel_format is not None and (width % 2 or height % 2):
                 pixel_format = form.odd_pixel_format

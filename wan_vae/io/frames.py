@@ -61,10 +61,7 @@ def tensor_to_frames(video: Tensor) -> NDArray[np.uint8]:
 
 
 def single_clip(video: Tensor) -> Tensor:
-    """Return (1, 3, n, height, width) or (3, n, height, width) as the latter.
-
-    A UserError if the tensor has another shape, is empty, or is not floating point.
-    """
+    """Return (1, 3, n, h, w) or (3, n, h, w) as the latter; a UserError if it is neither, empty or not floating."""
     clip = video[0] if video.ndim == 5 and video.shape[0] == 1 else video
     if clip.ndim != 4 or clip.shape[0] != 3 or clip.numel() == 0 or not clip.is_floating_point():
         raise UserError(
@@ -113,10 +110,7 @@ class FramesToTensors:
 def tensors_to_frames(
     videos: Iterable[Tensor], width: int, height: int, device: torch.device
 ) -> Iterator[NDArray[np.uint8]]:
-    """Crop videos (1, 3, n, H, W) of `device` and round them to frames (n, height, width, 3) on the host.
-
-    A UserError if a value is NaN.
-    """
+    """Crop and round videos (1, 3, n, H, W) to frames (n, height, width, 3) on the host; a UserError for NaN."""
     rounded = (_rounded(video[0, :, :, :height, :width]) for video in videos)
     for levels, largest in to_host(rounded, device):
         if largest.isnan():
@@ -147,7 +141,19 @@ def to_host(groups: Iterable[tuple[Tensor, ...]], device: torch.device) -> Itera
         for group in groups:
             yield tuple(tensor.cpu() for tensor in group)
         return
-    for copies, copied in one_behind(_copies(groups, device)):
+    copying = _stream(device)
+
+    def started() -> Iterator[tuple[tuple[Tensor, ...], torch.cuda.Event]]:
+        for group in groups:
+            copying.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(copying):
+                # A non-blocking copy to the CPU goes to pinned memory.
+                copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in group)
+            for tensor in group:
+                tensor.record_stream(copying)
+            yield copies, copying.record_event()
+
+    for copies, copied in one_behind(started()):
         copied.synchronize()
         yield copies
 
@@ -160,21 +166,6 @@ def one_behind(items: Iterable[T]) -> Iterator[T]:
         if len(waiting) > 1:
             yield waiting.popleft()
     yield from waiting
-
-
-def _copies(
-    groups: Iterable[tuple[Tensor, ...]], device: torch.device
-) -> Iterator[tuple[tuple[Tensor, ...], torch.cuda.Event]]:
-    """Start copies to the host, and yield them with the events that mark their completion."""
-    copying = _stream(device)
-    for group in groups:
-        copying.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(copying):
-            # A non-blocking copy to the CPU goes to pinned memory.
-            copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in group)
-        for tensor in group:
-            tensor.record_stream(copying)
-        yield copies, copying.record_event()
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

@@ -51,10 +51,8 @@ class ImageSource:
     def __init__(self, path: Path, frames: tuple[int | None, int | None], fps: Fraction | None) -> None:
         """Read the headers of all files and the durations of an animation, and decode the first picture.
 
-        `frames` are the first picture and the one after the last; `fps` is the rate of images that are no animation.
-
-        Raises:
-            ClipError: There is no image, one cannot be read, their sizes differ, or no picture is selected.
+        `frames` are the first picture and the one after the last; `fps` is the rate of images that are no animation. A
+        ClipError if there is no image, one cannot be read, their sizes differ, or no picture is selected.
         """
         self.name = str(path)
         self._path = path

@@ -25,8 +25,6 @@ from wan_vae.io.frames import single_clip, tensor_to_frames
 from wan_vae.io.images import JPEG_SUFFIXES, STILL_SUFFIXES, FolderSink, PictureSink
 from wan_vae.io.timing import exact_rate
 
-_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-
 
 class ClipWriter:
     """A clip being written. A context manager.
@@ -100,7 +98,8 @@ class ClipWriter:
         try:
             yield
         except (av.error.FFmpegError, OSError) as error:
-            hint = "; make room or name another place" if error.errno in _DISK_FULL else ""
+            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+            hint = "; make room or name another place" if full else ""
             raise ClipError(f"{self._path} cannot be written ({reason(error)}){hint}.") from error
 
 
