@@ -47,10 +47,7 @@ def options(
 
 
 def explain(error: Exception) -> tuple[int, str | None]:
-    """Return the exit code for an error and one sentence for the user; None where another process prints it.
-
-    An error that is a fault of the program is raised.
-    """
+    """Return the exit code and one sentence for the user, None where another process prints it; raise other errors."""
     if isinstance(error, typer.Abort):
         return signals.INTERRUPTED, None
     if isinstance(error, UsageError):

@@ -37,7 +37,10 @@ def load_model(checkpoint: str | Path, *, device: Device, dtype: Precision) -> "
 def model_loader(
     device: Device, dtype: Precision, shards: int
 ) -> "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]":
-    """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes."""
+    """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes.
+
+    A UserError if the processes were not started, or there are no devices for them.
+    """
     if shards == 1:
         return partial(load_model, device=device, dtype=dtype)
     join(shards, device)

@@ -48,7 +48,7 @@ class AudioCopy:
     """Copies the packets of an `AudioSource` into an output, interleaved with its video."""
 
     def __init__(self, source: AudioSource, output: "OutputContainer") -> None:
-        """Add the stream to `output`, not yet started; a ClipError if there is none, or `output` cannot hold it."""
+        """Add the stream to `output`, not yet started; a ClipError if it is missing, unreadable or does not fit."""
         self._source = source
         try:
             self._container = av.open(file_url(source.path))

@@ -111,7 +111,10 @@ def _simplified(rate: Fraction) -> Fraction:
 
 
 def exact_rate(fps: Fraction | float) -> Fraction:
-    """Return a frame rate as a fraction; a float becomes a simple one near it: 29.97002997 becomes 30000/1001."""
+    """Return a frame rate as a fraction; a float becomes a simple one near it: 29.97002997 becomes 30000/1001.
+
+    A ClipError if the rate is NaN or infinite.
+    """
     if not math.isfinite(fps):
         raise ClipError(f"{fps} frames a second is not possible; give a number above 0.")
     return fps if isinstance(fps, Fraction) else _simplified(Fraction(float(fps)))
