@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from wan_vae.io import frames as transfer
+from wan_vae.io import frames
 
 
 class LazyStream:
@@ -77,7 +77,7 @@ class LazyDevice:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.current = self.computing = LazyStream()
-        monkeypatch.setattr(transfer, "_stream", lambda device: LazyStream())
+        monkeypatch.setattr(frames, "_stream", lambda device: LazyStream())
         monkeypatch.setattr(torch.cuda, "stream", self._stream)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
 

@@ -40,7 +40,8 @@ def test_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is missing; install the extra 'lint'")
 def test_users_script_passes_mypy_strict(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
-    for script, expected in ((SCRIPT, []), (SCRIPT + "result.nonsense\n", ["attr-defined"])):
+    star = SCRIPT.replace("import Plan, WanVAE, encode_file", "import *")
+    for script, expected in ((SCRIPT, []), (star, []), (SCRIPT + "result.nonsense\n", ["attr-defined"])):
         (tmp_path / "script.py").write_text(script, encoding="utf-8")
         checked = subprocess.run(
             [

@@ -8,72 +8,41 @@
 
 from typing import TYPE_CHECKING, Any
 
+# Type checkers read these imports, Python the table below; `as` marks a name as exported.
 if TYPE_CHECKING:
-    from wan_vae.config import VAEConfig
-    from wan_vae.errors import CheckpointError, ClipError, LatentsError, UserError
-    from wan_vae.evaluation.metrics import Score
-    from wan_vae.files import (
-        DecodeResult,
-        EncodeResult,
-        ReconstructResult,
-        decode_file,
-        encode_file,
-        reconstruct_file,
-    )
-    from wan_vae.inference.budget import Budget
-    from wan_vae.inference.planner import Plan
-    from wan_vae.inference.stream import DecodeStream, EncodeStream
-    from wan_vae.inference.tiling import Tiling
-    from wan_vae.io.latents_file import LatentsInfo
-    from wan_vae.model.halo import Neighbors
-    from wan_vae.ops.cpu.build import build_kernels, set_kernel_building
-    from wan_vae.ops.workspace import empty_cache
-    from wan_vae.posterior import Posterior
-    from wan_vae.sharding import ShardedVAE
-    from wan_vae.vae import WanVAE
+    from wan_vae.config import VAEConfig as VAEConfig
+    from wan_vae.errors import CheckpointError as CheckpointError
+    from wan_vae.errors import ClipError as ClipError
+    from wan_vae.errors import LatentsError as LatentsError
+    from wan_vae.errors import UserError as UserError
+    from wan_vae.evaluation.metrics import Score as Score
+    from wan_vae.files import DecodeResult as DecodeResult
+    from wan_vae.files import EncodeResult as EncodeResult
+    from wan_vae.files import ReconstructResult as ReconstructResult
+    from wan_vae.files import decode_file as decode_file
+    from wan_vae.files import encode_file as encode_file
+    from wan_vae.files import reconstruct_file as reconstruct_file
+    from wan_vae.inference.budget import Budget as Budget
+    from wan_vae.inference.planner import Plan as Plan
+    from wan_vae.inference.stream import DecodeStream as DecodeStream
+    from wan_vae.inference.stream import EncodeStream as EncodeStream
+    from wan_vae.inference.tiling import Tiling as Tiling
+    from wan_vae.io.latents_file import LatentsInfo as LatentsInfo
+    from wan_vae.model.halo import Neighbors as Neighbors
+    from wan_vae.ops.cpu.build import build_kernels as build_kernels
+    from wan_vae.ops.cpu.build import set_kernel_building as set_kernel_building
+    from wan_vae.ops.workspace import empty_cache as empty_cache
+    from wan_vae.posterior import Posterior as Posterior
+    from wan_vae.sharding import ShardedVAE as ShardedVAE
+    from wan_vae.vae import WanVAE as WanVAE
 
 __version__ = "0.1.0"
-__all__ = [
-    "Budget",
-    "CheckpointError",
-    "ClipError",
-    "DecodeResult",
-    "DecodeStream",
-    "EncodeResult",
-    "EncodeStream",
-    "LatentsError",
-    "LatentsInfo",
-    "Neighbors",
-    "Plan",
-    "Posterior",
-    "ReconstructResult",
-    "Score",
-    "ShardedVAE",
-    "Tiling",
-    "UserError",
-    "VAEConfig",
-    "WanVAE",
-    "__version__",
-    "build_kernels",
-    "decode_file",
-    "empty_cache",
-    "encode_file",
-    "reconstruct_file",
-    "set_kernel_building",
-]
 
 _NAMES = {
     "config": ("VAEConfig",),
     "errors": ("CheckpointError", "ClipError", "LatentsError", "UserError"),
     "evaluation.metrics": ("Score",),
-    "files": (
-        "DecodeResult",
-        "EncodeResult",
-        "ReconstructResult",
-        "decode_file",
-        "encode_file",
-        "reconstruct_file",
-    ),
+    "files": ("DecodeResult", "EncodeResult", "ReconstructResult", "decode_file", "encode_file", "reconstruct_file"),
     "inference.budget": ("Budget",),
     "inference.planner": ("Plan",),
     "inference.stream": ("DecodeStream", "EncodeStream"),
@@ -99,4 +68,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*_MODULES, "__version__"])
+
+
+if not TYPE_CHECKING:  # type checkers could not evaluate it, and would take it for empty
+    __all__ = __dir__()

@@ -33,14 +33,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from wan_vae.config import VAEConfig
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
 from wan_vae.evaluation.metrics import Metrics, Score
 from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import Plan
-from wan_vae.io import Clip, create_clip, open_clip
+from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, open_clip
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_device, to_host
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
@@ -53,7 +52,6 @@ Model: TypeAlias = "WanVAE | ShardedVAE"
 Loader: TypeAlias = "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]"
 Progress: TypeAlias = Callable[[int, int], object]
 
-_SPLIT_FRAMES = 4
 _logger = logging.getLogger("wan_vae")
 
 
@@ -64,9 +62,8 @@ class FileResult:
     Attributes:
         output: The file or folder.
         frames: Frames of the clip, without padding.
-        width: Of the encoded or the written clip, in pixels.
-        height: Of the encoded or the written clip, in pixels.
-        fps: Of the clip.
+        width, height: Size of the encoded or the written clip, in pixels.
+        fps: Frame rate of the clip.
         seconds: Time from the first frame read to the last one written.
     """
 
@@ -85,11 +82,7 @@ class FileResult:
 
 @dataclass(frozen=True)
 class EncodeResult(FileResult):
-    """A latents file that was written.
-
-    Attributes:
-        shape: Of the latents, (1, z, t, h, w).
-    """
+    """A latents file that was written; `shape` is that of the latents, (1, z, t, h, w)."""
 
     shape: tuple[int, ...]
 
@@ -139,7 +132,7 @@ def encode_file(
     clip, latents, progress = Path(clip), Path(latents), progress or _no_progress
     check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae))
     with ExitStack() as stack:
-        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=_exact(fps)))
+        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
         info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
         stack.enter_context(torch.inference_mode())
         writer = stack.enter_context(LatentsWriter(latents)) if _is_writer(model) else None
@@ -191,21 +184,19 @@ def decode_file(
     check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
     source = LatentsFile(latents)
     info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
-    _check_same_latent_space(info.config, model.config, f"{latents} cannot be decoded by {_name(vae)}")
+    for name in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
+        encoded, decoding = getattr(info.config, name), getattr(model.config, name)
+        if encoded != decoding:
+            raise LatentsError(
+                f"{latents} cannot be decoded by {_name(vae)}, whose {name.replace('_', ' ')} is {decoding} and not"
+                f" {encoded}; use the checkpoint that encoded it."
+            )
     if model.digest() != info.checkpoint:
         _logger.warning(f"{latents} was encoded by other weights than those of {_name(vae)}.")
     width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        output = create_clip(
-            clip,
-            width=width,
-            height=height,
-            fps=info.fps,
-            color=info.color,
-            pixel_aspect=info.pixel_aspect,
-            lossless=lossless,
-        )
+        output = _create(clip, info, width, height, lossless)
         writer = stack.enter_context(output) if _is_writer(model) else None
         chunks = to_device(source.chunks(model.default_chunk_size(info.height, info.width)), model.device)
         progress(0, info.frames)
@@ -240,17 +231,13 @@ def reconstruct_file(
     """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
 
     PSNR and SSIM are of the frames before `out` is compressed. Sound is carried over where the format of `out` can hold
-    it.
+    it. `clip`, `size`, `frames` and `fps` are those of `encode_file`.
 
     Args:
-        clip: A video, an animation, an image, or a folder of images.
         out: The clip to write; its ending decides the format, and none is a folder of PNG files.
         side_by_side: Also write this clip: the source on the left, the reconstruction on the right.
         contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
         lossless: Write the clips' pixels exactly.
-        size: Width and height to scale the clip to; None keeps them.
-        frames: First frame and the frame after the last, counted from 0; None for the clip's ends.
-        fps: Rate to resample the selected frames to; None keeps theirs.
     """
     clip, out, progress = Path(clip), Path(out), progress or _no_progress
     pairs_path, sheet_path = (None if path is None else Path(path) for path in (side_by_side, contact_sheet))
@@ -261,7 +248,7 @@ def reconstruct_file(
         check_output(path, overwrite=overwrite, inputs=_inputs(clip, vae), may_be_folder=not path.suffix)
     check_distinct(*outputs)
     with ExitStack() as stack:
-        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=_exact(fps)))
+        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
         info = source.info
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
@@ -273,21 +260,13 @@ def reconstruct_file(
                 " show errors against; take --side-by-side (in Python, side_by_side) instead."
             )
         width, height = info.width * scale, info.height * scale
-        create = partial(
-            create_clip,
-            height=height,
-            fps=info.fps,
-            color=info.color,
-            pixel_aspect=info.pixel_aspect,
-            lossless=lossless,
-            audio=source.audio,
-        )
         stack.enter_context(torch.inference_mode())
         writes = _is_writer(model)
-        writer = stack.enter_context(create(out, width=width)) if writes else None
+        writer = stack.enter_context(_create(out, info, width, height, lossless, source.audio)) if writes else None
         pairs = None
         if pairs_path is not None and writes:
-            pairs = stack.enter_context(create(pairs_path, width=comparison.side_by_side_width(width)))
+            pairs_width = comparison.side_by_side_width(width)
+            pairs = stack.enter_context(_create(pairs_path, info, pairs_width, height, lossless, source.audio))
         sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
         metrics = Metrics() if scale == 1 and writes else None
         progress(0, info.frames)
@@ -315,8 +294,11 @@ def reconstruct_file(
     return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
 
 
-def _exact(fps: Fraction | float | None) -> Fraction | None:
-    return None if fps is None else Fraction(str(fps))  # 23.976 is 2997/125, not the float nearest to it
+def _create(
+    path: Path, info: ClipInfo | LatentsInfo, width: int, height: int, lossless: bool, audio: AudioSource | None = None
+) -> ClipWriter:
+    create = partial(create_clip, fps=info.fps, color=info.color, pixel_aspect=info.pixel_aspect)
+    return create(path, width=width, height=height, lossless=lossless, audio=audio)
 
 
 def _read(source: Clip, model: Model) -> Iterable[Frames]:
@@ -339,15 +321,6 @@ def _is_writer(model: Model) -> bool:
 
 def _no_progress(done: int, total: int) -> None:
     """Report nothing."""
-
-
-def _check_same_latent_space(encoded: VAEConfig, decoding: VAEConfig, refusal: str) -> None:
-    for name in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
-        if getattr(encoded, name) != getattr(decoding, name):
-            raise LatentsError(
-                f"{refusal}, whose {name.replace('_', ' ')} is {getattr(decoding, name)} and not"
-                f" {getattr(encoded, name)}; use the checkpoint that encoded it."
-            )
 
 
 def _encode(model: Model, video: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
@@ -379,7 +352,7 @@ def _decode(model: Model, latents: Iterable[Tensor], height: int, width: int, me
     if budget is None or _stream_fits(model, "decode", height, width, budget):
         return model.decode_stream(latents, memory=budget)
     video = model.decode(torch.cat(list(latents), dim=2), memory=budget)
-    return torch.split(video, _SPLIT_FRAMES, dim=2)
+    return torch.split(video, 4, dim=2)  # frames are rounded a few at a time
 
 
 def _stream_budgets(model: Model, height: int, width: int, memory: Budget) -> tuple[int, int] | None:

@@ -95,6 +95,15 @@ def test_latents_writer_refuses_chunks_that_differ_and_no_chunks(tmp_path: Path)
     assert not any(tmp_path.iterdir())
 
 
+def test_latents_writer_left_without_finish_says_so(tmp_path: Path) -> None:
+    with (
+        pytest.raises(LatentsError, match=r"l\.safetensors was not written: finish was not called; call it with"),
+        LatentsWriter(tmp_path / "l.safetensors") as writer,
+    ):
+        writer.write(torch.zeros(1, 3, 1, 2, 2))
+    assert not any(tmp_path.iterdir())
+
+
 def test_saved_latents_are_loaded_from_str_path_and_file_object(tmp_path: Path) -> None:
     latents = torch.randn(1, 3, 4, 3, 2, dtype=torch.float64, requires_grad=True)
     target = tmp_path / "new" / "l.safetensors"

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-INTERRUPTED = 130
-
 
 def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" = None) -> NoReturn:
     """Run a command line and exit: 0 on success, 2 for user errors; after a signal the process dies of it.
@@ -30,7 +28,7 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
     # processes on two cores, 3.5 frames/s instead of 24. It reads this when torch is imported.
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    code: int | str | None = INTERRUPTED
+    code: int | str | None = signals.INTERRUPTED
     message, interrupted = None, False
     with signals.handled():
         try:
@@ -44,14 +42,14 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
             except Exception as error:
                 code, message = explain(error)
             # typer returns this code for Ctrl-C; older versions raise an exception of their own.
-            interrupted = code == INTERRUPTED
+            interrupted = code == signals.INTERRUPTED
         except SystemExit as error:
             code = error.code
         except KeyboardInterrupt:
             interrupted = True
         number = signals.received()
         if number is not None or interrupted:
-            code = INTERRUPTED if number is None else 128 + number
+            code = signals.INTERRUPTED if number is None else 128 + number
         if interrupted and os.environ.get("RANK", "0") == "0":  # of several processes, one prints it
             message = "interrupted; no output was written."
         if message is not None:

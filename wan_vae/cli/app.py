@@ -20,8 +20,6 @@ from wan_vae.errors import UserError
 # typer contains click or depends on it, according to its version; this is the class in both cases.
 UsageError: Any = typer.BadParameter.__base__
 
-INTERRUPTED = 130
-
 app = typer.Typer(
     name="wan-vae",
     help="The video VAE of Wan2.1 and its siblings: clips to latents and back.",
@@ -49,13 +47,9 @@ def options(
 
 
 def explain(error: Exception) -> tuple[int, str | None]:
-    """Return the exit code for an error and one sentence for the user; None where another process prints it.
-
-    Raises:
-        Exception: The error itself, if it is a fault of the program.
-    """
+    """Return the exit code and one sentence for the user, None where another process prints it; raise other errors."""
     if isinstance(error, typer.Abort):
-        return INTERRUPTED, None
+        return signals.INTERRUPTED, None
     if isinstance(error, UsageError):
         return 2, _sentence(error.format_message()) if is_main() else None
     if isinstance(error, UserError):

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     from wan_vae.sharding import ShardedVAE
     from wan_vae.vae import WanVAE
 
-# From glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
-_LARGEST_INT = 2**31 - 1
-
 
 def load_model(checkpoint: str | Path, *, device: Device, dtype: Precision) -> "WanVAE":
     """Load a checkpoint as `--checkpoint`, `--device` and `--dtype` ask."""
@@ -43,10 +37,9 @@ def load_model(checkpoint: str | Path, *, device: Device, dtype: Precision) -> "
 def model_loader(
     device: Device, dtype: Precision, shards: int
 ) -> "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]":
-    """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes first.
+    """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes.
 
-    Raises:
-        UserError: The processes were not started, or there are no devices for them.
+    A UserError if the processes were not started, or there are no devices for them.
     """
     if shards == 1:
         return partial(load_model, device=device, dtype=dtype)
@@ -60,40 +53,28 @@ def keep_freed_memory() -> None:
     The same sizes come again with every pass through the network, and the page faults of fresh memory cost a third of
     the time. A library must not change its process like this; other C libraries are left as they are.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+        mallopt(-4, 0)  # M_MMAP_MAX of glibc's malloc.h
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-class Progress:
+class Progress(ExitStack):
     """A progress bar on standard error if that is a terminal; to be called with the frames done and in total.
 
     A context manager. From its first call on, signals wait for the next call, which raises KeyboardInterrupt.
     """
 
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._bar: tqdm[Any] | None = None
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.close()
+    _bar: "tqdm[Any] | None" = None
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
             from tqdm import tqdm
 
             agree()
-            self._stack.enter_context(signals.deferred())
+            self.enter_context(signals.deferred())
             bar = tqdm(total=total, unit="frame", disable=None if is_main() else True, leave=False)
-            self._bar = self._stack.enter_context(bar)
+            self._bar = self.enter_context(bar)
         signals.check_interrupted()
         self._bar.update(done - self._bar.n)
 
@@ -114,10 +95,7 @@ def print_file_result(result: "FileResult", *, as_json: bool, **more: Any) -> No
 
 
 def peak_memory() -> int | None:
-    """Return the most bytes held so far: allocated on the CUDA device if one is used, otherwise resident.
-
-    None where the system does not tell.
-    """
+    """Most bytes held so far: allocated on CUDA if it is used, else resident; None where the system does not tell."""
     import torch
 
     if torch.cuda.is_available() and (allocated := torch.cuda.max_memory_allocated()):

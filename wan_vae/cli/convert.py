@@ -18,18 +18,12 @@ def convert(
     as_json: options.JsonOption = False,
 ) -> None:
     """Write CHECKPOINT to OUT in another layout; the weights are the same bit for bit."""
-    check_output(
-        out,
-        overwrite=overwrite,
-        inputs=(Path(checkpoint),),
-        may_be_folder=layout is options.Layout.diffusers and not out.suffix,
-    )
+    may_be_folder = layout is options.Layout.diffusers and not out.suffix
+    check_output(out, overwrite=overwrite, inputs=(Path(checkpoint),), may_be_folder=may_be_folder)
 
     from wan_vae.checkpoints import load_checkpoint, write_checkpoint
 
     found = load_checkpoint(checkpoint)
     write_checkpoint(out, found.config, found.weights, layout=layout.value)
-    print_result(
-        {"output": out, "layout": layout.value, "tensors": len(found.weights), "from_layout": found.layout},
-        as_json=as_json,
-    )
+    result = {"output": out, "layout": layout.value, "tensors": len(found.weights), "from_layout": found.layout}
+    print_result(result, as_json=as_json)

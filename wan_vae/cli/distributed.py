@@ -13,7 +13,6 @@ from wan_vae.cli.options import Device, torch_device
 from wan_vae.errors import UserError
 
 LOST = "another of the processes that share the clip has ended."
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Whether this process shares its command, and whether all processes will fail together from now on.
 _shared = False
 _together = True
@@ -28,7 +27,7 @@ def agree(error: str | None = None) -> str | None:
     """Exchange the errors of all processes, once: a process must not wait for one that has failed.
 
     Args:
-        error: What went wrong in this process; None once its inputs are open.
+        error: Message of this process's error; None once its inputs are open.
 
     Returns:
         The error, if this process is to print it: it is rank 0, or rank 0 has none.
@@ -76,8 +75,7 @@ def leave(code: int | str | None) -> None:
     if code == 0:
         dist.destroy_process_group()
         return
-    number = signals.received()
-    if number is not None:
+    if (number := signals.received()) is not None:
         signals.die(number)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -88,7 +86,7 @@ def join(shards: int, device: Device) -> None:
     """Join the other processes of a command with --shards."""
     global _shared, _together
     _shared = True
-    if not all(name in os.environ for name in _TORCHRUN):
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         command = f"torchrun --nproc-per-node {shards} -m wan_vae {shlex.join(sys.argv[1:])}"
         raise UserError(f"--shards {shards} takes {shards} processes; start them with: {command}")
     started = int(os.environ["WORLD_SIZE"])

@@ -56,12 +56,9 @@ def plan_calls(
     with torch.device("meta"):
         vae = WanVAE(config).eval().requires_grad_(False)
     vae.set_dtypes(**choose_dtypes(dtype.value, on)._asdict())
-    side, unit = vae.config.spatial_compression, vae.config.temporal_compression
-    padded = {
-        "frames": 1 + -(-max(0, frames - 1) // unit) * unit,
-        "height": -(-height // side) * side,
-        "width": -(-width // side) * side,
-    }
+    side, unit = config.spatial_compression, config.temporal_compression
+    height, width = (-(-pixels // side) * side for pixels in (height, width))
+    padded = {"frames": 1 + -(-max(0, frames - 1) // unit) * unit, "height": height, "width": width}
     result: dict[str, Any] = {"file": checkpoint, **padded}
     directions: tuple[Literal["encode", "decode"], ...] = ("encode", "decode")
     for direction in directions:
@@ -71,16 +68,14 @@ def plan_calls(
             except UserError as error:
                 result[name] = str(error)
             else:
-                result |= {
-                    name: str(plan),
-                    f"{name}_peak": plan.peak,
-                    f"{name}_overhead": round(plan.overhead, 4),
-                }
+                overhead = round(plan.overhead, 4)
+                result |= {name: str(plan), f"{name}_peak": plan.peak, f"{name}_overhead": overhead}
     return result
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a file is and holds, recognized by its content."""
+    from wan_vae.checkpoints import load_checkpoint
     from wan_vae.checkpoints.files import tensor_format
     from wan_vae.io import open_clip
     from wan_vae.io.latents_file import LatentsFile, latents_metadata
@@ -94,24 +89,18 @@ def describe(path: Path) -> dict[str, Any]:
             values = asdict(clip.info)
         color = {f"color_{name}": value for name, value in values.pop("color").items()}
         return {"file": path, "kind": "clip", **values, **color}
-    if not path.is_file() or latents_metadata(path) is None:
-        return _describe_checkpoint(path)
-    latents = LatentsFile(path)
-    stored = latents.info
-    return {
-        "file": path,
-        "kind": "latents",
-        "shape": latents.shape,
-        "dtype": latents.dtype,
-        **{name: getattr(stored, name) for name in ("frames", "width", "height", "fps", "pixel_aspect")},
-        "color": f"{stored.color.matrix} {stored.color.range_name}",
-        "checkpoint": stored.checkpoint,
-    }
-
-
-def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from wan_vae.checkpoints import load_checkpoint
-
+    if path.is_file() and latents_metadata(path) is not None:
+        latents = LatentsFile(path)
+        stored = latents.info
+        return {
+            "file": path,
+            "kind": "latents",
+            "shape": latents.shape,
+            "dtype": latents.dtype,
+            **{name: getattr(stored, name) for name in ("frames", "width", "height", "fps", "pixel_aspect")},
+            "color": f"{stored.color.matrix} {stored.color.range_name}",
+            "checkpoint": stored.checkpoint,
+        }
     checkpoint = load_checkpoint(path)
     config, weights = checkpoint.config, checkpoint.weights.values()
     return {

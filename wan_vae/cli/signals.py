@@ -16,6 +16,9 @@ from typing import NoReturn
 GRACE = 5.0
 """Seconds that a chunk may still take after a signal."""
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C where the number of the signal is unknown; typer's."""
+
 _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _received: list[int] = []
 _request: Callable[[], None] | None = None
@@ -31,7 +34,7 @@ def handled() -> Iterator[None]:
     numbers = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
     handlers = {number: signal.signal(number, _handle) for number in numbers}
     if hasattr(signal, "SIGALRM"):
-        handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, _raise)
+        handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, signal.default_int_handler)  # KeyboardInterrupt
     hook = sys.unraisablehook
 
     def raise_lost_again(lost: "sys.UnraisableHookArgs") -> None:
@@ -98,10 +101,6 @@ def _handle(number: int, frame: FrameType | None) -> None:
     elif _request is not None:
         _request()
         return
-    raise KeyboardInterrupt
-
-
-def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 

@@ -11,8 +11,6 @@ from wan_vae.cli import options, signals
 from wan_vae.cli.common import memory_shortage, print_result
 from wan_vae.errors import UserError
 
-_PACKAGES = ("accelerate", "lpips", "pydantic", "tensorboard")
-
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file; configs/train/ holds some to start from.")],
@@ -35,20 +33,19 @@ def train(
 
     For several processes or machines, start it with `accelerate launch -m wan_vae train RECIPE`.
     """
-    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
+    needed = ("accelerate", "lpips", "pydantic", "tensorboard")
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(f"training needs {', '.join(missing)}; run pip install 'wan-vae[train]'.")
 
     from wan_vae.training import WEIGHTS_NAME, Trainer, load_recipe
 
     changes: dict[str, dict[str, Any]] = {}
-    for section, name, value in (
-        ("data", "videos", videos),
-        ("data", "photos", photos),
-        ("lpips", "backbone", lpips_backbone),
-    ):
-        if value is not None:
-            changes.setdefault(section, {})[name] = str(value)
+    data = {name: str(path) for name, path in (("videos", videos), ("photos", photos)) if path is not None}
+    if data:
+        changes["data"] = data
+    if lpips_backbone is not None:
+        changes["lpips"] = {"backbone": str(lpips_backbone)}
     if checkpoint is not None:
         changes["model"] = {"checkpoint": checkpoint, "preset": None}
     folder = Path("runs") / recipe.stem if out is None else out

@@ -9,38 +9,28 @@ binary file object.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Type checkers read these imports, Python the table below; `as` marks a name as exported.
 if TYPE_CHECKING:
-    from wan_vae.io.atomic_output import check_output
-    from wan_vae.io.audio import AudioSource
-    from wan_vae.io.clip import Clip, ClipInfo
-    from wan_vae.io.color import Color
-    from wan_vae.io.frames import Frames, frames_to_tensor, tensor_to_frames
-    from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter, load_latents, save_latents
-    from wan_vae.io.reader import open_clip, read_clip
-    from wan_vae.io.writer import ClipWriter, create_clip, write_clip
+    from wan_vae.io.atomic_output import check_output as check_output
+    from wan_vae.io.audio import AudioSource as AudioSource
+    from wan_vae.io.clip import Clip as Clip
+    from wan_vae.io.clip import ClipInfo as ClipInfo
+    from wan_vae.io.color import Color as Color
+    from wan_vae.io.frames import Frames as Frames
+    from wan_vae.io.frames import frames_to_tensor as frames_to_tensor
+    from wan_vae.io.frames import tensor_to_frames as tensor_to_frames
+    from wan_vae.io.latents_file import LatentsFile as LatentsFile
+    from wan_vae.io.latents_file import LatentsInfo as LatentsInfo
+    from wan_vae.io.latents_file import LatentsWriter as LatentsWriter
+    from wan_vae.io.latents_file import load_latents as load_latents
+    from wan_vae.io.latents_file import save_latents as save_latents
+    from wan_vae.io.reader import open_clip as open_clip
+    from wan_vae.io.reader import read_clip as read_clip
+    from wan_vae.io.writer import ClipWriter as ClipWriter
+    from wan_vae.io.writer import create_clip as create_clip
+    from wan_vae.io.writer import write_clip as write_clip
 
-__all__ = [
-    "AudioSource",
-    "Clip",
-    "ClipInfo",
-    "ClipWriter",
-    "Color",
-    "Frames",
-    "LatentsFile",
-    "LatentsInfo",
-    "LatentsWriter",
-    "check_output",
-    "create_clip",
-    "frames_to_tensor",
-    "load_latents",
-    "open_clip",
-    "read_clip",
-    "save_latents",
-    "tensor_to_frames",
-    "write_clip",
-]
-
-_NAMES_BY_MODULE = {
+_NAMES = {
     "atomic_output": ("check_output",),
     "audio": ("AudioSource",),
     "clip": ("Clip", "ClipInfo"),
@@ -50,7 +40,7 @@ _NAMES_BY_MODULE = {
     "reader": ("open_clip", "read_clip"),
     "writer": ("ClipWriter", "create_clip", "write_clip"),
 }
-_MODULES = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
@@ -61,4 +51,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(_MODULES)
+
+
+if not TYPE_CHECKING:  # type checkers could not evaluate it, and would take it for empty
+    __all__ = __dir__()

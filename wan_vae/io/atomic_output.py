@@ -34,8 +34,9 @@ def check_output(
         UserError: The output is also an input, its folder is not writable, or something is in its place.
     """
     target = Path(path).resolve()
-    for source in map(Path, inputs):
-        if target.exists() and source.exists() and _belongs_to(target, source.resolve()):
+    for source in (Path(name).resolve() for name in inputs):
+        inside = source.is_dir() and source in target.parents
+        if target.exists() and source.exists() and (inside or target.samefile(source)):
             raise UserError(f"{path} is both input and output; name another output.")
     folder = next(parent for parent in target.parents if parent.exists())
     if not folder.is_dir():
@@ -56,21 +57,13 @@ def check_output(
 
 
 def check_distinct(*outputs: Path) -> None:
-    """Refuse outputs of one run that would replace or contain each other.
-
-    Raises:
-        UserError: Two outputs are the same path, or one lies in the other.
-    """
+    """Raise a UserError if two outputs of one run are the same path, or one lies in the other."""
     for first, second in combinations(outputs, 2):
         one, other = first.resolve(), second.resolve()
         if one == other:
             raise UserError(f"{second} is named for two outputs; name another for one of them.")
         if one in other.parents or other in one.parents:
             raise UserError(f"{first} and {second} are two outputs, one inside the other; name places apart.")
-
-
-def _belongs_to(target: Path, source: Path) -> bool:
-    return target.samefile(source) or (source.is_dir() and source in target.parents)
 
 
 @contextmanager
@@ -86,8 +79,10 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        mask = os.umask(0)  # it cannot be read without being set
+        os.umask(mask)
         # safetensors gives its files mode 0600.
-        permissions = path.stat().st_mode if path.is_file() else _permissions_of_new_files()
+        permissions = path.stat().st_mode if path.is_file() else 0o666 & ~mask
         for file in (file for file in (temporary, *temporary.rglob("*")) if file.is_file()):
             file.chmod(permissions)
         if path.is_dir():
@@ -108,14 +103,8 @@ def remove_partial(folder: Path, stem: str = "*") -> None:
     """Remove temporary files of `written_beside` left by killed processes.
 
     Args:
-        folder: The outputs' folder, in which nobody may be writing now.
+        folder: Folder of the outputs. No process may be writing to it.
         stem: Name of the outputs without suffix; all by default.
     """
     for leftover in folder.glob(f".{stem}.partial-*"):
         leftover.unlink(missing_ok=True)  # another process may have removed it first
-
-
-def _permissions_of_new_files() -> int:
-    mask = os.umask(0)  # it cannot be read without being set
-    os.umask(mask)
-    return 0o666 & ~mask

@@ -35,8 +35,7 @@ class AudioSource:
 
     Attributes:
         path: The file.
-        start: Timestamp in the file, in seconds, that belongs to the first frame of the output. The file's own first
-            frame need not have timestamp 0.
+        start: Timestamp in the file, in seconds, of the first frame of the output; the file's first need not have 0.
         stop: Timestamp of the end, in seconds; None for the end of the file.
     """
 
@@ -49,11 +48,7 @@ class AudioCopy:
     """Copies the packets of an `AudioSource` into an output, interleaved with its video."""
 
     def __init__(self, source: AudioSource, output: "OutputContainer") -> None:
-        """Add the stream to `output`, which must not have been started.
-
-        Raises:
-            ClipError: The file cannot be read or has no audio, or `output` cannot hold its codec.
-        """
+        """Add the stream to `output`, not yet started; a ClipError if it is missing, unreadable or does not fit."""
         self._source = source
         try:
             self._container = av.open(file_url(source.path))

@@ -27,8 +27,7 @@ class ClipInfo:
     """Properties of a clip, after the options it was opened with.
 
     Attributes:
-        width: Width of the frames in pixels, after rotation and resizing.
-        height: Height of the frames in pixels, after rotation and resizing.
+        width, height: Size of the frames in pixels, after rotation and resizing.
         fps: Exact frame rate; the average if the rate is variable.
         frames: Number of frames, counted without decoding. Decoding yields fewer for interlaced video that stores the
             two fields of a frame apart; for all other video, fewer is an error.
@@ -59,18 +58,11 @@ class ClipInfo:
 
 
 class ClipSource(Protocol):
-    """A reader of one kind of source.
+    """A reader of one kind of source; its attributes are those of the selected frames."""
 
-    Attributes:
-        name: Name of the source in messages.
-        timing: Timing of the selected frames.
-        info: Properties of the selected frames, before resizing and resampling.
-        audio: Their audio, if any.
-    """
-
-    name: str
+    name: str  # in messages
     timing: Timing
-    info: ClipInfo
+    info: ClipInfo  # before resizing and resampling
     audio: AudioSource | None
 
     def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
@@ -168,7 +160,7 @@ class Clip:
             yield from resample(finished, self._duration, self._fps)
 
     def _postprocess(self, picture: Picture) -> Picture:
-        """Convert upright (height, width, 3 or 4) of any size to (info.height, info.width, 3) of the same dtype."""
+        """Convert upright (h, w, 3 or 4) of any size to (info.height, info.width, 3) of the same dtype."""
         if is_transparent(picture):
             if not self._warned_of_alpha:
                 LOGGER.warning(f"{self._source.name} has transparent pixels; they are laid over black.")

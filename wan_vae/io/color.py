@@ -16,7 +16,6 @@ from wan_vae.io.orientation import Picture
 
 # Code points of matrices, primaries and transfer characteristics in ISO/IEC 23091-2.
 UNSPECIFIED = 2
-_BT709_CODE = 1
 
 # FFmpeg's numbers of the sample ranges; 0 is unspecified.
 _RANGE_LIMITED, _RANGE_FULL = 1, 2
@@ -72,18 +71,12 @@ class Color:
         """Name of the range in swscale."""
         return "full" if self.full_range else "limited"
 
-    @property
-    def luma_weights(self) -> tuple[float, float, float]:
-        """Weights of red, green and blue in luma, which sum to 1. Undefined for matrix "rgb"."""
-        red, blue = _LUMA_WEIGHTS_RED_BLUE[self.matrix]
-        return red, 1 - red - blue, blue
-
     def for_yuv(self) -> "Color":
-        """Color to store YUV with: `self`, or limited-range BT.709 if this is RGB.
+        """Color to store YUV with: `self`, or limited-range BT.709 (code point 1) if this is RGB.
 
         Players assume the BT.709 transfer for such files, and display sRGB pictures with it.
         """
-        return Color("bt709", False, _BT709_CODE, _BT709_CODE) if self.matrix == "rgb" else self
+        return Color("bt709", False, primaries=1, transfer=1) if self.matrix == "rgb" else self
 
     def for_rgb(self) -> "Color":
         """Color to store RGB with: the same primaries and transfer, no matrix, full range."""
@@ -93,40 +86,31 @@ class Color:
 RGB = Color("rgb", True)
 
 
-def stored_color(
-    matrix_code: int, range_code: int, primaries: int, transfer: int, *, width: int, height: int, always_full: bool
-) -> Color:
-    """Color of YUV samples, from their tags.
+def stored_color(frame: av.VideoFrame, primaries: int, transfer: int) -> Color:
+    """Color of a frame of YUV samples; a ClipError if its matrix is not supported (YCgCo, ICtCp and others).
 
     Untagged clips are read as players display them: BT.709 in high definition, BT.601 otherwise, limited range.
-    `always_full` is for pixel formats without a limited range (FFmpeg's yuvj*).
-
-    Raises:
-        ClipError: The matrix is not supported (YCgCo, ICtCp and others).
     """
-    if matrix_code in (0, UNSPECIFIED):  # 0 stands for RGB, which YUV samples are not
-        matrix = "bt709" if height >= 720 or width >= 1280 else "bt601"
-    elif matrix_code in _MATRIX_OF_CODE:
-        matrix = _MATRIX_OF_CODE[matrix_code]
+    code = int(frame.colorspace)
+    if code in (0, UNSPECIFIED):  # 0 stands for RGB, which YUV samples are not
+        matrix = "bt709" if frame.height >= 720 or frame.width >= 1280 else "bt601"
+    elif code in _MATRIX_OF_CODE:
+        matrix = _MATRIX_OF_CODE[code]
     else:
-        raise ClipError(
-            f"color matrix {matrix_code} (ISO/IEC 23091-2) cannot be read; convert the clip to BT.709 first."
-        )
-    return Color(matrix, always_full or range_code == _RANGE_FULL, primaries, transfer)
+        raise ClipError(f"color matrix {code} (ISO/IEC 23091-2) cannot be read; convert the clip to BT.709 first.")
+    # FFmpeg's formats yuvj* have no limited range.
+    full_range = frame.format.name.startswith("yuvj") or int(frame.color_range) == _RANGE_FULL
+    return Color(matrix, full_range, primaries, transfer)
 
 
 # swscale's defaults are off by several levels, and interpolate chroma at half its resolution.
 _ACCURATE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
-def picture_format(picture: Picture) -> str:
-    """FFmpeg's name of the pixel format of a (height, width, 3) picture."""
-    return "rgb24" if picture.dtype == np.uint8 else "rgb48le"
-
-
 def frame_of(picture: Picture) -> av.VideoFrame:
     """Copy a (height, width, 3) RGB picture to a frame."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=picture_format(picture))
+    layout = "rgb24" if picture.dtype == np.uint8 else "rgb48le"
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=layout)
     frame.pts, frame.time_base = 0, Fraction(1, 1)
     return frame
 
@@ -179,26 +163,16 @@ class Resizer:
         """Resize a picture, keeping its dtype."""
         if picture.shape[:2] == self._shape:
             return picture
-        layout = picture_format(picture)
+        frame, (height, width) = frame_of(picture), self._shape
+        layout = frame.format.name
         if layout not in self._scalers:
-            height, width = self._shape
             self._scalers[layout] = Scaler(f"width={width}:height={height}", layout)
-        return plane(self._scalers[layout](frame_of(picture)), 0, 3, picture.dtype.type)
+        return plane(self._scalers[layout](frame), 0, 3, picture.dtype.type)
 
 
 def is_yuv(layout: av.VideoFormat) -> bool:
     """Samples are luma and chroma; false for palettes and gray."""
     return not layout.is_rgb and len(layout.components) >= 3
-
-
-def is_gray(layout: av.VideoFormat) -> bool:
-    """Samples are luma only, of 8 bits or little-endian."""
-    return layout.name == "gray" or (layout.name.startswith("gray") and layout.name.endswith("le"))
-
-
-def has_alpha(layout: av.VideoFormat) -> bool:
-    """Pixels can be transparent."""
-    return layout.name == "pal8" or any(component.is_alpha for component in layout.components)
 
 
 def bit_depth(layout: av.VideoFormat) -> int:
@@ -228,49 +202,37 @@ class RgbConverter:
     """
 
     def __init__(self, frame: av.VideoFrame, primaries: int, transfer: int) -> None:
-        """Set up for frames of the pixel format and tags of `frame`; `primaries` and `transfer` are code points.
-
-        Raises:
-            ClipError: The color matrix is not supported.
-        """
+        """Set up for frames of the pixel format and tags of `frame`; `primaries` and `transfer` are code points."""
         layout = frame.format
         self.color: Color = RGB
         self._depth = bit_depth(layout)
         self._deep = self._depth > 8
-        self._alpha = has_alpha(layout)
+        self._alpha = layout.name == "pal8" or any(component.is_alpha for component in layout.components)
         self._numpy_matrix = self._deep and is_yuv(layout)
         self._gray_is_limited = int(frame.color_range) == _RANGE_LIMITED
         options = "out_range=full"
         if is_yuv(layout):
-            self.color = stored_color(
-                int(frame.colorspace),
-                int(frame.color_range),
-                primaries,
-                transfer,
-                width=frame.width,
-                height=frame.height,
-                always_full=layout.name.startswith("yuvj"),
-            )
+            self.color = stored_color(frame, primaries, transfer)
             matrix, samples = self.color.matrix, self.color.range_name
             options = f"in_color_matrix={matrix}:in_range={samples}:out_range=full"
             if self._numpy_matrix:
                 options = f"in_color_matrix={matrix}:in_range={samples}:out_color_matrix={matrix}:out_range={samples}"
-        self._scale = Scaler(options, self._pixel_format())
+        if self._numpy_matrix:
+            pixel_format = f"yuv{'a' if self._alpha else ''}444p{self._depth}le"
+        elif self._deep:
+            pixel_format = "rgba64le" if self._alpha else "rgb48le"
+        else:
+            pixel_format = "rgba" if self._alpha else "rgb24"
+        self._scale = Scaler(options, pixel_format)
 
     def __call__(self, frame: av.VideoFrame) -> Picture:
         """Convert a frame to RGB or RGBA."""
-        if is_gray(frame.format):
+        name = frame.format.name
+        if name == "gray" or (name.startswith("gray") and name.endswith("le")):
             return self._from_gray(frame)
         if self._numpy_matrix:
             return self._from_deep_yuv(self._scale(frame))
         return plane(self._scale(frame), 0, 4 if self._alpha else 3, np.uint16 if self._deep else np.uint8)
-
-    def _pixel_format(self) -> str:
-        if self._numpy_matrix:
-            return f"yuv{'a' if self._alpha else ''}444p{self._depth}le"
-        if self._deep:
-            return "rgba64le" if self._alpha else "rgb48le"
-        return "rgba" if self._alpha else "rgb24"
 
     def _from_gray(self, frame: av.VideoFrame) -> Picture:
         """RGB of a luma-only frame, whose range swscale ignores."""
@@ -292,7 +254,8 @@ class RgbConverter:
             (plane(frame, index, 1, np.uint16)[..., 0].astype(np.float32) - zero) * np.float32(65535 / span)
             for index, (zero, span) in enumerate([(black, luma_span), *[(128 * unit, chroma_span)] * 2])
         )
-        red_weight, green_weight, blue_weight = self.color.luma_weights
+        red_weight, blue_weight = _LUMA_WEIGHTS_RED_BLUE[self.color.matrix]
+        green_weight = 1 - red_weight - blue_weight
         red = luma + np.float32(2 * (1 - red_weight)) * red_difference
         blue = luma + np.float32(2 * (1 - blue_weight)) * blue_difference
         green = (luma - np.float32(red_weight) * red - np.float32(blue_weight) * blue) / np.float32(green_weight)

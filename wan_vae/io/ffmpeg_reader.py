@@ -31,17 +31,12 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _EBML = b"\x1a\x45\xdf\xa3"
-_SEGMENT = b"\x18\x53\x80\x67"
-_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp")
 
 
 def check_complete(source: Path | BinaryIO, name: str) -> None:
-    """Refuse a file that is empty or shorter than its outermost structure declares.
+    """Raise a ClipError if a file is empty or shorter than its outermost structure declares.
 
     Supports MP4 and MOV, Matroska and WebM, AVI, WebP and GIF; other files are only checked for emptiness.
-
-    Raises:
-        ClipError: The file is empty or cut short.
     """
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
         actual = file.seek(0, 2)
@@ -62,7 +57,7 @@ def _declared_length(file: BinaryIO, actual: int) -> int:
         size = int.from_bytes(head[4:8], "little")
         # Streaming recorders leave the size at 0 or at its maximum; the padding byte of an odd size is often missing.
         return 0 if size in (0, 0xFFFFFFFF) else 8 + size - size % 2
-    if head[4:8] in _ISO_BOXES:
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp"):
         return _iso_length(file, actual)
     if head.startswith(b"GIF8"):
         file.seek(-min(actual, 64), 2)
@@ -93,9 +88,7 @@ def _matroska_length(file: BinaryIO) -> int:
     if header_size is None:
         return 0
     file.seek(header_size, 1)
-    if file.read(len(_SEGMENT)) != _SEGMENT:
-        return 0
-    size = _element_size(file)
+    size = _element_size(file) if file.read(4) == b"\x18\x53\x80\x67" else None  # the segment, which holds the rest
     return 0 if size is None else file.tell() + size
 
 
@@ -109,10 +102,6 @@ def _element_size(file: BinaryIO) -> int | None:
     return None if size == (1 << 7 * length) - 1 else size
 
 
-# FFmpeg's native VP8 and VP9 decoders drop the alpha channel.
-_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-
-
 class AvSource:
     """Reader of files that FFmpeg can play; a `ClipSource`."""
 
@@ -120,10 +109,8 @@ class AvSource:
         """Read all packets, and decode the first frame.
 
         A file object must be seekable, and is read from its start. `name` stands for the source in messages; `frames`
-        are the first frame and the one after the last.
-
-        Raises:
-            ClipError: The file has no video, is damaged, or has none of the selected frames.
+        are the first frame and the one after the last. A ClipError if there is no video, it is damaged, or it has none
+        of these frames.
         """
         self.name = name
         self._source = source
@@ -249,11 +236,7 @@ class AvSource:
             raise ClipError(f"{self.name}: {error}") from error
 
     def _decode(self, container: "InputContainer", stream: "VideoStream") -> Iterator[av.VideoFrame]:
-        """Decode all frames in display order.
-
-        Raises:
-            ClipError: A frame is damaged, or some packets yielded none.
-        """
+        """Decode all frames in display order; a ClipError if one is damaged, or if packets yield too few."""
         decode = _decoder(stream)
         number = 0
         interlaced = False
@@ -288,7 +271,8 @@ def _shows_picture(packet: "Packet[Stream]") -> bool:
 def _decoder(stream: "VideoStream") -> Callable[["Packet[Stream] | None"], list[av.VideoFrame]]:
     context = stream.codec_context
     if {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1":
-        name = _ALPHA_DECODERS.get(context.name, context.name)
+        # FFmpeg's native VP8 and VP9 decoders drop the alpha channel.
+        name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name, context.name)
         if name in av.codecs_available:
             context = cast("VideoCodecContext", av.CodecContext.create(name, "r"))
     return context.decode

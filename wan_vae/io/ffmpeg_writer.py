@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,36 +19,20 @@ from wan_vae.io.color import Color, Scaler, frame_of
 from wan_vae.io.orientation import Picture
 
 if TYPE_CHECKING:
-    from av.packet import Packet
     from av.video.stream import VideoStream
 
 
 @dataclass(frozen=True)
 class Format:
-    """Container, encoder and pixel format of a kind of file.
-
-    Attributes:
-        container: FFmpeg's name of the container.
-        encoder: FFmpeg's name of the encoder.
-        pixel_format: FFmpeg's name of the pixel format.
-        options: Options of the encoder.
-        odd_pixel_format: Pixel format for an odd width or height; None if `pixel_format` supports those.
-        fastest: Highest frame rate, None if there is no limit.
-        ticks: Time units of the container per second, None if it stores any rate exactly.
-    """
+    """Container, encoder and pixel format of a kind of file, by FFmpeg's names."""
 
     container: str
     encoder: str
     pixel_format: str
-    options: dict[str, str] = field(default_factory=dict)
-    odd_pixel_format: str | None = None
-    fastest: int | None = None
-    ticks: int | None = None
-
-    @property
-    def is_rgb(self) -> bool:
-        """RGB is stored without conversion to YUV."""
-        return self.pixel_format == "pal8" or av.VideoFormat(self.pixel_format).is_rgb
+    options: dict[str, str] = field(default_factory=dict)  # of the encoder
+    odd_pixel_format: str | None = None  # for an odd width or height; None if `pixel_format` supports those
+    fastest: int | None = None  # highest frame rate, None if there is no limit
+    ticks: int | None = None  # time units of the container per second, None if it stores any rate exactly
 
 
 def _h264(container: str, **options: str) -> Format:
@@ -103,7 +88,8 @@ class AvSink(ClipSink):
         try:
             stream = self._container.add_stream(form.encoder, rate=fps, options=form.options)
             self._stream = cast("VideoStream", stream)
-            color = color.for_rgb() if form.is_rgb else color.for_yuv()
+            is_rgb = form.pixel_format == "pal8" or av.VideoFormat(form.pixel_format).is_rgb
+            color = color.for_rgb() if is_rgb else color.for_yuv()
             pixel_format = form.pixel_format
             if form.odd_pixel_format is not None and (width % 2 or height % 2):
                 pixel_format = form.odd_pixel_format
@@ -147,8 +133,7 @@ class AvSink(ClipSink):
     def finish(self) -> None:
         """Write buffered frames, and close the file."""
         try:
-            self._encode(self._convert(None))
-            self._container.mux(self._timed(self._stream.encode(None)))
+            self._encode(chain(self._convert(None), [None]))
         finally:
             self._close()
 
@@ -158,15 +143,14 @@ class AvSink(ClipSink):
         with suppress(av.error.FFmpegError, OSError):
             self._close()
 
-    def _encode(self, frames: Iterable[av.VideoFrame]) -> None:
+    def _encode(self, frames: Iterable[av.VideoFrame | None]) -> None:
+        """Encode frames, and with None the rest of the stream."""
         for frame in frames:
-            self._container.mux(self._timed(self._stream.encode(frame)))
-
-    def _timed(self, packets: "list[Packet[VideoStream]]") -> "list[Packet[VideoStream]]":
-        for packet in packets:
-            # Some encoders set no duration, and the last frame would be displayed for no time.
-            packet.duration = packet.duration or 1
-        return packets
+            packets = self._stream.encode(frame)
+            for packet in packets:
+                # Some encoders set no duration, and the last frame would be displayed for no time.
+                packet.duration = packet.duration or 1
+            self._container.mux(packets)
 
     def _close(self) -> None:
         if self._audio is not None:

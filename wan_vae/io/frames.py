@@ -29,13 +29,10 @@ def frames_to_tensor(frames: Frames) -> Tensor:
     """Convert frames to a video on the CPU.
 
     Args:
-        frames: (n, height, width, 3) RGB, uint8 (0 to 255) or uint16 (0 to 65535).
+        frames: (n, height, width, 3) RGB, uint8 (0 to 255) or uint16 (0 to 65535). Others raise a UserError.
 
     Returns:
         (1, 3, n, height, width) float32 in [-1, 1].
-
-    Raises:
-        UserError: The array has another shape or dtype.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype not in (np.uint8, np.uint16):
         raise UserError(
@@ -64,11 +61,7 @@ def tensor_to_frames(video: Tensor) -> NDArray[np.uint8]:
 
 
 def single_clip(video: Tensor) -> Tensor:
-    """Return (1, 3, n, height, width) or (3, n, height, width) as the latter.
-
-    Raises:
-        UserError: The tensor has another shape, is empty, or is not floating point.
-    """
+    """Return (1, 3, n, h, w) or (3, n, h, w) as the latter; a UserError if it is neither, empty or not floating."""
     clip = video[0] if video.ndim == 5 and video.shape[0] == 1 else video
     if clip.ndim != 4 or clip.shape[0] != 3 or clip.numel() == 0 or not clip.is_floating_point():
         raise UserError(
@@ -79,12 +72,7 @@ def single_clip(video: Tensor) -> Tensor:
 
 
 class FramesToTensors:
-    """Iterable over the chunks of a clip as the network takes them: (1, 3, n, H, W) in [-1, 1], padded.
-
-    Args:
-        chunks: Arrays (n, height, width, 3), uint8 or uint16, full-range RGB.
-        config: Architecture of the model, which determines the padding.
-        device: Device of the tensors.
+    """Iterable over frames as the network of `config` takes them: (1, 3, n, H, W) in [-1, 1] on `device`, padded.
 
     Attributes:
         frames: Number of frames taken from `chunks` so far, without padding.
@@ -122,11 +110,7 @@ class FramesToTensors:
 def tensors_to_frames(
     videos: Iterable[Tensor], width: int, height: int, device: torch.device
 ) -> Iterator[NDArray[np.uint8]]:
-    """Crop videos (1, 3, n, H, W) of `device` and round them to frames (n, height, width, 3) on the host.
-
-    Raises:
-        UserError: A value is NaN.
-    """
+    """Crop and round videos (1, 3, n, H, W) to frames (n, height, width, 3) on the host; a UserError for NaN."""
     rounded = (_rounded(video[0, :, :, :height, :width]) for video in videos)
     for levels, largest in to_host(rounded, device):
         if largest.isnan():
@@ -137,7 +121,8 @@ def tensors_to_frames(
 def to_device(chunks: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
     """Yield host tensors on a device. On CUDA the copy may still be running; the current stream waits for it."""
     if device.type != "cuda":
-        yield from (chunk.to(device) for chunk in chunks)
+        for chunk in chunks:
+            yield chunk.to(device)
         return
     copying = _stream(device)
     for chunk in chunks:
@@ -153,9 +138,22 @@ def to_device(chunks: Iterable[Tensor], device: torch.device) -> Iterator[Tensor
 def to_host(groups: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     """Yield a device's tensors on the host. On CUDA, each group is yielded after the next one has been launched."""
     if device.type != "cuda":
-        yield from (tuple(tensor.cpu() for tensor in group) for group in groups)
+        for group in groups:
+            yield tuple(tensor.cpu() for tensor in group)
         return
-    for copies, copied in one_behind(_copies(groups, device)):
+    copying = _stream(device)
+
+    def started() -> Iterator[tuple[tuple[Tensor, ...], torch.cuda.Event]]:
+        for group in groups:
+            copying.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(copying):
+                # A non-blocking copy to the CPU goes to pinned memory.
+                copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in group)
+            for tensor in group:
+                tensor.record_stream(copying)
+            yield copies, copying.record_event()
+
+    for copies, copied in one_behind(started()):
         copied.synchronize()
         yield copies
 
@@ -168,21 +166,6 @@ def one_behind(items: Iterable[T]) -> Iterator[T]:
         if len(waiting) > 1:
             yield waiting.popleft()
     yield from waiting
-
-
-def _copies(
-    groups: Iterable[tuple[Tensor, ...]], device: torch.device
-) -> Iterator[tuple[tuple[Tensor, ...], torch.cuda.Event]]:
-    """Start copies to the host, and yield them with the events that mark their completion."""
-    copying = _stream(device)
-    for group in groups:
-        copying.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(copying):
-            # A non-blocking copy to the CPU goes to pinned memory.
-            copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in group)
-        for tensor in group:
-            tensor.record_stream(copying)
-        yield copies, copying.record_event()
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

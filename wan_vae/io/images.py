@@ -6,17 +6,16 @@ Pillow reads them, except images of more than 8 bits a channel, which FFmpeg rea
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import av.error
 import imageio.v3 as iio
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource, file_url, reason
@@ -34,25 +33,11 @@ STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 
-# Several pictures in other formats are pages, or a preview; only the first is read.
-_ANIMATED_SUFFIXES = (".webp", ".png")
 
-_DEFAULT_RATE = Fraction(24)
+class _Header(NamedTuple):
+    """Properties of an image file read without decoding."""
 
-# Browsers display frames of duration 0 for this many seconds.
-_SHORTEST = Fraction(1, 10)
-
-_EXIF_ORIENTATION = 0x0112
-
-_JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
-
-
-@dataclass(frozen=True)
-class _Header:
-    """Properties of an image file read without decoding; width and height are those of the upright picture."""
-
-    width: int
-    height: int
+    size: tuple[int, int]  # width and height of the upright picture
     bit_depth: int
     pictures: int
     orientation: Orientation
@@ -66,41 +51,48 @@ class ImageSource:
     def __init__(self, path: Path, frames: tuple[int | None, int | None], fps: Fraction | None) -> None:
         """Read the headers of all files and the durations of an animation, and decode the first picture.
 
-        `frames` are the first picture and the one after the last; `fps` is the rate of images that are no animation.
-
-        Raises:
-            ClipError: There is no image, one cannot be read, their sizes differ, or no picture is selected.
+        `frames` are the first picture and the one after the last; `fps` is the rate of images that are no animation. A
+        ClipError if there is no image, one cannot be read, their sizes differ, or no picture is selected.
         """
         self.name = str(path)
         self._path = path
         self._frames = frames
         is_folder = path.is_dir()
         self._files = _images_in(path) if is_folder else [path]
-        header = _common_header(self._files)
-        self._animated = not is_folder and path.suffix.lower() in _ANIMATED_SUFFIXES and header.pictures > 1
+        headers = [_header(file) for file in self._files]
+        (width, height), _, pictures, orientation = headers[0]
+        for file, header in zip(self._files, headers, strict=True):
+            if header.size != (width, height):
+                raise ClipError(
+                    f"{file} is {header.size[0]}x{header.size[1]} but {self._files[0].name} in the same folder is "
+                    f"{width}x{height}; bring all to one size."
+                )
+        bits = max(header.bit_depth for header in headers)
+        # Several pictures in other formats are pages, or a preview; only the first is read.
+        self._animated = not is_folder and path.suffix.lower() in (".webp", ".png") and pictures > 1
         if self._animated:
             self.timing = measure(self._timestamps(), tick=Fraction(1, 1000), rates=[], frames=frames)
         else:
-            rate = fps or _DEFAULT_RATE
+            rate = fps or Fraction(24)
             if is_folder and fps is None:
                 LOGGER.warning(f"{path} is a folder of pictures, which have no rate: {rate} a second is assumed.")
             timestamps = ((number / rate, 1 / rate) for number in range(len(self._files)))
             self.timing = measure(timestamps, tick=Fraction(0), rates=[rate], frames=frames)
-        self._deep = header.bit_depth > 8
+        self._deep = bits > 8
         first, _ = next(_pictures(self._files[0]))
         self.info = ClipInfo(
-            width=header.width,
-            height=header.height,
+            width=width,
+            height=height,
             fps=self.timing.rate,
             frames=self.timing.count,
             color=RGB,
             pixel_aspect=Fraction(1),
-            bit_depth=header.bit_depth,
+            bit_depth=bits,
             codec=self._files[0].suffix.lower().removeprefix("."),
             container="folder" if is_folder else "image",
             has_alpha=is_transparent(first),
             has_audio=False,
-            rotation=header.orientation.degrees,
+            rotation=orientation.degrees,
             variable_frame_rate=not self.timing.constant,
         )
 
@@ -127,9 +119,14 @@ class ImageSource:
 
 def _images_in(folder: Path) -> list[Path]:
     """Images of a folder in natural order: 2.png before 10.png."""
+
+    def natural_order(path: Path) -> list[str | int]:
+        # Splitting at a group alternates text and digits, so only values of one type are compared.
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+
     images: list[Path] = []
     others: list[Path] = []
-    for path in sorted(folder.iterdir(), key=_natural_order):
+    for path in sorted(folder.iterdir(), key=natural_order):
         (images if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() else others).append(path)
     if not images:
         raise ClipError(
@@ -141,32 +138,14 @@ def _images_in(folder: Path) -> list[Path]:
     return images
 
 
-def _natural_order(path: Path) -> list[str | int]:
-    # Splitting at a group alternates text and digits, so only values of one type are compared.
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
-
-
-def _common_header(files: list[Path]) -> _Header:
-    """Header of the first of `files`, with the largest bit depth of all."""
-    headers = [_header(file) for file in files]
-    for file, header in zip(files, headers, strict=True):
-        if (header.width, header.height) != (headers[0].width, headers[0].height):
-            raise ClipError(
-                f"{file} is {header.width}x{header.height} but {files[0].name} in the same folder is "
-                f"{headers[0].width}x{headers[0].height}; bring all to one size."
-            )
-    return replace(headers[0], bit_depth=max(header.bit_depth for header in headers))
-
-
 def _header(path: Path) -> _Header:
     check_complete(path, str(path))
     if (frame := _deep_frame(path)) is not None:
-        orientation, size, depth, pictures = from_frame(frame), (frame.width, frame.height), bit_depth(frame.format), 1
+        header = _Header((frame.width, frame.height), bit_depth(frame.format), 1, from_frame(frame))
     else:
         with _opened(path) as image:
-            orientation, size, depth, pictures = _orientation(image), image.size, 8, _count(image)
-    width, height = reversed(size) if orientation.swap else size
-    return _Header(width, height, depth, pictures, orientation)
+            header = _Header(image.size, 8, _count(image), _orientation(image))
+    return header._replace(size=header.size[::-1]) if header.orientation.swap else header
 
 
 def _pictures(path: Path) -> Iterator[tuple[Picture, Fraction]]:
@@ -179,7 +158,8 @@ def _pictures(path: Path) -> Iterator[tuple[Picture, Fraction]]:
             image.seek(index)
             picture = np.asarray(image.convert("RGBA"))
             milliseconds = Fraction(image.info.get("duration", 0)).limit_denominator(1000)  # of WebP, once decoded
-            yield _orientation(image).apply(picture), milliseconds / 1000 or _SHORTEST
+            # Browsers display frames of duration 0 for 1/10 s.
+            yield _orientation(image).apply(picture), milliseconds / 1000 or Fraction(1, 10)
 
 
 @contextmanager
@@ -192,7 +172,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _orientation(image: Image.Image) -> Orientation:
-    return from_exif(image.getexif().get(_EXIF_ORIENTATION, 1))
+    return from_exif(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _count(image: Image.Image) -> int:
@@ -202,8 +182,7 @@ def _count(image: Image.Image) -> int:
 def _deep_frame(path: Path) -> av.VideoFrame | None:
     """Decode an image of more than 8 bits a channel, which Pillow reduces to 8 bits or cannot open.
 
-    Returns:
-        The picture, None if the file is anything else.
+    None for any other file.
     """
     suffix = path.suffix.lower()
     if suffix == ".png":
@@ -224,7 +203,7 @@ def _deep_frame(path: Path) -> av.VideoFrame | None:
 
 def write_picture(path: Path, picture: Picture) -> None:
     """Write a (height, width, 3) uint8 picture; the suffix of `path` selects the format."""
-    options: dict[str, Any] = _JPEG_OPTIONS if path.suffix.lower() in JPEG_SUFFIXES else {}
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix.lower() in JPEG_SUFFIXES else {}
     iio.imwrite(path, picture, plugin="pillow", **options)
 
 
@@ -250,11 +229,7 @@ class PictureSink(ClipSink):
         self._picture: Picture | None = None
 
     def write(self, picture: Picture) -> None:
-        """Keep a (height, width, 3) uint8 picture.
-
-        Raises:
-            ClipError: This is the second picture.
-        """
+        """Keep a (height, width, 3) uint8 picture; a ClipError for the second one."""
         if self._picture is not None:
             raise ClipError(
                 f"an image file ({self._path.suffix}) holds one picture, not several; name a folder, that is, a path "

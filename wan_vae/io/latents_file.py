@@ -50,18 +50,10 @@ class LatentsInfo:
     checkpoint: str
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuse latents of another shape than those of this clip.
-
-        Raises:
-            LatentsError: The shape differs.
-        """
-        expected = (
-            1,
-            self.config.latent_channels,
-            1 + -(-(self.frames - 1) // self.config.temporal_compression),
-            -(-self.height // self.config.spatial_compression),
-            -(-self.width // self.config.spatial_compression),
-        )
+        """Raise a LatentsError for latents of another shape than those of this clip."""
+        config, side = self.config, self.config.spatial_compression
+        times = 1 + -(-(self.frames - 1) // config.temporal_compression)
+        expected = (1, config.latent_channels, times, -(-self.height // side), -(-self.width // side))
         if shape != expected:
             raise LatentsError(
                 f"its latents are {shape}, where {self.frames} frames of {self.width}x{self.height} have {expected}."
@@ -80,11 +72,7 @@ class LatentsInfo:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "LatentsInfo":
-        """Parse the metadata of a file.
-
-        Raises:
-            LatentsError: The version is another, or a value is missing or invalid.
-        """
+        """Parse the metadata of a file; a LatentsError if the version is another, or a value is missing or invalid."""
         if metadata.get("version") != VERSION:
             raise LatentsError(f"it is of version {metadata.get('version')}; this program reads version {VERSION}.")
         try:
@@ -110,17 +98,18 @@ class LatentsWriter:
     """Writes a latents file in chunks. A context manager.
 
     The file appears under its name when the context is left after `finish`; after an exception nothing is left of it.
-    Memory does not grow with the clip: until `finish`, chunks are kept in a nameless temporary file, because channels
-    come before time in the tensor, so its layout depends on the length.
+    Leaving without `finish` writes nothing; for a path, that raises a LatentsError. Memory does not grow with the clip:
+    until `finish`, chunks are kept in a nameless temporary file, since channels come before time in the tensor, so its
+    layout depends on the length.
     """
 
     def __init__(self, target: str | os.PathLike[str] | BinaryIO) -> None:
         """Write to a path, whose existing file is replaced, or to a binary file object from its current position."""
         self._target = Path(target) if isinstance(target, str | os.PathLike) else target
         self._name = str(self._target) if isinstance(self._target, Path) else "the file object"
-        self._stack = ExitStack()
         self._frames = 0
         self._first: Tensor | None = None
+        self._finished = False
 
     def __enter__(self) -> "LatentsWriter":
         with self._reported(), ExitStack() as stack:
@@ -135,6 +124,9 @@ class LatentsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is None and self._temporary is not None and not self._finished:
+            with self._stack:
+                raise self._refusal("finish was not called; call it with a LatentsInfo after the last chunk.")
         self._stack.__exit__(kind, error, traceback)
 
     def write(self, latents: Tensor) -> None:
@@ -182,11 +174,8 @@ class LatentsWriter:
             raise self._refusal(str(error)) from error
         frame_bytes = self._first.nbytes
         plane_bytes = frame_bytes // channels
-        tensor = {
-            "dtype": DTYPE_NAMES[self._first.dtype],
-            "shape": shape,
-            "data_offsets": [0, frame_bytes * self._frames],
-        }
+        offsets = [0, frame_bytes * self._frames]
+        tensor = {"dtype": DTYPE_NAMES[self._first.dtype], "shape": shape, "data_offsets": offsets}
         header = json.dumps({"__metadata__": info.to_metadata(), "latents": tensor}).encode()
         header += b" " * (-len(header) % 8)
         opened: Any = nullcontext(self._target) if self._temporary is None else self._temporary.open("wb")
@@ -196,6 +185,7 @@ class LatentsWriter:
                 for frame in range(self._frames):
                     self._spool.seek(frame * frame_bytes + channel * plane_bytes)
                     file.write(self._spool.read(plane_bytes))
+        self._finished = True
         return shape
 
     def _refusal(self, reason: str) -> LatentsError:
@@ -219,12 +209,8 @@ class LatentsFile:
         shape: Shape of the tensor, (1, z, t, h, w).
         dtype: safetensors' name of its dtype, such as "F32".
 
-    Args:
-        path: The file.
-        name: Name of the file in messages, by default its path.
-
     Raises:
-        LatentsError: The file is missing, damaged, or not a latents file.
+        LatentsError: The file is missing, damaged, or not a latents file. It says `name`, by default the path.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, name: str | None = None) -> None:
@@ -246,7 +232,7 @@ class LatentsFile:
             raise LatentsError(f"{self._name} cannot be used: {error}") from error
 
     def chunks(self, count: int) -> Iterator[Tensor]:
-        """Yield normalized latents (1, z, n, h, w); n is `count`, except that the last chunk may be shorter.
+        """Yield normalized latents (1, z, n, h, w); n is `count`, or less for the last chunk.
 
         Raises:
             LatentsError: A value is NaN or infinite.
@@ -261,11 +247,7 @@ class LatentsFile:
 
 
 def latents_metadata(path: Path) -> dict[str, str] | None:
-    """Return the metadata of a latents file, None for any other file.
-
-    Raises:
-        LatentsError: There is no such file.
-    """
+    """Return the metadata of a latents file, None for any other file; a LatentsError if there is no such file."""
     if not path.is_file():
         raise LatentsError(f"{path} is not a file.")
     try:
@@ -305,7 +287,7 @@ def save_latents(
     Args:
         target: A path, which has the file only once it is complete; or a binary file object.
         latents: float64, float32, bfloat16 or float16, on any device.
-        info: Properties of the clip and of the model; see `LatentsInfo`.
+        info: Properties of the clip and of the model.
         overwrite: Replace an existing file.
 
     Raises:

@@ -52,21 +52,18 @@ def from_exif(tag: int) -> Orientation:
 
 
 def from_frame(frame: av.VideoFrame) -> Orientation:
-    """Orientation by the display matrix of a decoded frame."""
+    """Nearest of the eight orientations to the display matrix of a decoded frame.
+
+    The matrix is nine native int32 [a b u; c d v; x y w]: a stored pixel (x, y) is displayed at (a·x + c·y, b·x + d·y).
+    """
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
         # PyAV refuses to list the side data if one item is of an unknown kind, such as EXIF; the angle still works.
         return _CLOCKWISE[round(-frame.rotation / 90) % 4]
-    return Orientation() if matrix is None else from_display_matrix(bytes(cast(bytes, matrix)))
-
-
-def from_display_matrix(matrix: bytes) -> Orientation:
-    """Nearest of the eight orientations to a display matrix of nine native int32 [a b u; c d v; x y w].
-
-    A stored pixel (x, y) is displayed at (a·x + c·y, b·x + d·y).
-    """
-    a, b, _, c, d = (int(number) for number in np.frombuffer(matrix, np.int32, 5))
+    if matrix is None:
+        return Orientation()
+    a, b, _, c, d = (int(number) for number in np.frombuffer(bytes(cast(bytes, matrix)), np.int32, 5))
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, reverse_rows=d < 0, reverse_columns=a < 0)
     return Orientation(True, reverse_rows=b < 0, reverse_columns=c < 0)

@@ -18,7 +18,6 @@ from wan_vae.io.timing import exact_rate, format_slice
 
 _LARGEST_SIDE = 16384  # pixels; twice the width of 8K, about
 _FASTEST = 1000  # frames per second
-_CHUNK_FRAMES = 16
 
 
 def open_clip(
@@ -85,7 +84,7 @@ def read_clip(
     with open_clip(source, size=size, frames=frames, fps=fps) as clip:
         info, count = clip.info, 0
         video = torch.empty(1, 3, info.frames, info.height, info.width)
-        for chunk in clip.chunks(_CHUNK_FRAMES):
+        for chunk in clip.chunks(16):
             video[:, :, count : count + len(chunk)] = frames_to_tensor(chunk)
             count += len(chunk)
     return video[:, :, :count], replace(info, frames=count)

@@ -11,34 +11,17 @@ from wan_vae.errors import ClipError
 
 T = TypeVar("T")
 
-# Packets are stored in decoding order; no codec moves a frame by more places than this.
-_REORDERING = 64
-
-_LARGEST_DENOMINATOR = 1001
-
-# Tolerated delay of a frame in periods of the new rate, since containers round timestamps.
-_LATENESS = Fraction(1, 8)
-
 
 @dataclass(frozen=True)
 class Timing:
-    """Timing of the selected frames of a source.
+    """Timing of the selected frames of a source."""
 
-    Attributes:
-        count: Number of selected frames.
-        total: Number of frames in the source.
-        rate: Frames per second; the average over the selection if the rate is variable.
-        constant: All timestamps agree with `rate` within the resolution of the container.
-        start: Timestamp of the first selected frame in the source, in seconds.
-        end: Timestamp of the end of the last selected frame, in seconds.
-    """
-
-    count: int
-    total: int
-    rate: Fraction
-    constant: bool
-    start: Fraction
-    end: Fraction
+    count: int  # of the selected frames
+    total: int  # of the frames in the source
+    rate: Fraction  # frames per second; the average over the selection if the rate is variable
+    constant: bool  # all timestamps agree with `rate` within the resolution of the container
+    start: Fraction  # timestamp of the first selected frame in the source, in seconds
+    end: Fraction  # timestamp of the end of the last selected frame, in seconds
 
 
 def format_slice(frames: tuple[int | None, int | None]) -> str:
@@ -48,10 +31,11 @@ def format_slice(frames: tuple[int | None, int | None]) -> str:
 
 def sort_by_time(shown: Iterable[tuple[Fraction, Fraction]]) -> Iterator[tuple[Fraction, Fraction]]:
     """Sort (timestamp, duration) from decoding order by timestamp, in constant memory."""
+    reordering = 64  # packets are stored in decoding order; no codec moves a frame by more places than this
     waiting: list[tuple[Fraction, Fraction]] = []
     for time_and_duration in shown:
         heapq.heappush(waiting, time_and_duration)
-        if len(waiting) > _REORDERING:
+        if len(waiting) > reordering:
             yield heapq.heappop(waiting)
     while waiting:
         yield heapq.heappop(waiting)
@@ -64,7 +48,7 @@ def measure(
     rates: Iterable[Fraction],
     frames: tuple[int | None, int | None],
 ) -> Timing:
-    """Find the timing of selected frames from the timestamps of all frames.
+    """Find the timing of selected frames from the timestamps of all frames; a ClipError if none is selected.
 
     Args:
         shown: Timestamp and duration of every frame in seconds, ascending. Only the last duration is used; 0 if
@@ -72,9 +56,6 @@ def measure(
         tick: Time unit of the container, in seconds. Timestamps of a constant rate are off by at most one unit.
         rates: Frame rates the container declares, best first. The first that agrees with the timestamps is used.
         frames: First frame and the one after the last, as in a slice.
-
-    Raises:
-        ClipError: No frame is selected.
     """
     first, stop = frames[0] or 0, math.inf if frames[1] is None else frames[1]
     total = count = 0
@@ -126,14 +107,13 @@ def _unrounded(rate: Fraction) -> Fraction:
 
 
 def _simplified(rate: Fraction) -> Fraction:
-    return rate.limit_denominator(_LARGEST_DENOMINATOR) or rate
+    return rate.limit_denominator(1001) or rate
 
 
 def exact_rate(fps: Fraction | float) -> Fraction:
-    """Return a frame rate as a fraction; a float becomes a simple one near it, such as 30000/1001 for 29.97002997.
+    """Return a frame rate as a fraction; a float becomes a simple one near it: 29.97002997 becomes 30000/1001.
 
-    Raises:
-        ClipError: The rate is NaN or infinite.
+    A ClipError if the rate is NaN or infinite.
     """
     if not math.isfinite(fps):
         raise ClipError(f"{fps} frames a second is not possible; give a number above 0.")
@@ -146,9 +126,7 @@ def resampled_count(duration: Fraction, rate: Fraction) -> int:
 
 
 def resample(timed: Iterable[tuple[Fraction, T]], duration: Fraction, rate: Fraction | None) -> Iterator[T]:
-    """Repeat or drop frames to change the rate and keep the duration.
-
-    Each frame yielded is the one displayed at its time in the source.
+    """Repeat or drop frames to change the rate and keep the duration: yield the one displayed at each time.
 
     Args:
         timed: Seconds since the first frame, ascending, and the frame.
@@ -158,10 +136,11 @@ def resample(timed: Iterable[tuple[Fraction, T]], duration: Fraction, rate: Frac
     if rate is None:
         yield from (frame for _, frame in timed)
         return
+    lateness = Fraction(1, 8)  # tolerated delay of a frame in periods of the new rate: containers round timestamps
     count = 0
     current: list[T] = []
     for time, frame in timed:
-        while current and count < math.ceil(time * rate - _LATENESS):
+        while current and count < math.ceil(time * rate - lateness):
             yield current[0]
             count += 1
         current = [frame]

@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import av.error
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,10 +24,6 @@ from wan_vae.io.ffmpeg_writer import LOSSLESS, LOSSY, AvSink
 from wan_vae.io.frames import single_clip, tensor_to_frames
 from wan_vae.io.images import JPEG_SUFFIXES, STILL_SUFFIXES, FolderSink, PictureSink
 from wan_vae.io.timing import exact_rate
-
-_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_WITHOUT_AUDIO = (".gif", ".webp")
-_CHUNK_FRAMES = 16
 
 
 class ClipWriter:
@@ -51,11 +48,9 @@ class ClipWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: Any) -> None:
         with self._reported():
-            self._stack.__exit__(kind, error, traceback)
+            self._stack.__exit__(*exc_info)
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Append frames, (n, height, width, 3) full-range RGB.
@@ -92,10 +87,8 @@ class ClipWriter:
                 raise ClipError(f"{self._path} was not written, for there were no frames; write at least one.")
             self._sink.finish()
 
-    def _conclude(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None:
+    def _conclude(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
             self.finish()
         elif not self._ended:
             self._sink.abort()
@@ -105,7 +98,8 @@ class ClipWriter:
         try:
             yield
         except (av.error.FFmpegError, OSError) as error:
-            hint = "; make room or name another place" if error.errno in _DISK_FULL else ""
+            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+            hint = "; make room or name another place" if full else ""
             raise ClipError(f"{self._path} cannot be written ({reason(error)}){hint}.") from error
 
 
@@ -133,8 +127,7 @@ def create_clip(
 
     Args:
         path: Output. An existing file or empty folder is replaced; missing parent folders are created.
-        width: Width in pixels.
-        height: Height in pixels.
+        width, height: Size in pixels.
         fps: Frame rate, stored exactly where the time unit of the format allows.
         color: Color of the stored samples in formats that store YUV. RGB is stored as limited-range BT.709.
         pixel_aspect: Width of a pixel over its height; video only.
@@ -154,7 +147,7 @@ def create_clip(
         raise ClipError(f"{path} is a folder; name a file, or a folder without an ending for PNG files.")
     if not suffix and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ClipError(f"{path} exists and is not an empty folder; name a new folder for the PNG files.")
-    if audio is not None and (suffix not in LOSSY or suffix in _WITHOUT_AUDIO):
+    if audio is not None and (suffix not in LOSSY or suffix in (".gif", ".webp")):
         LOGGER.warning(f"{path} cannot hold sound; that of {audio.path} is left out.")
         audio = None
     make_sink: Callable[[Path], ClipSink]
@@ -204,15 +197,8 @@ def write_clip(
     """
     clip = single_clip(video)
     check_output(path, overwrite=overwrite, inputs=(audio.path,) if audio else (), may_be_folder=not Path(path).suffix)
-    with create_clip(
-        path,
-        width=clip.shape[3],
-        height=clip.shape[2],
-        fps=fps,
-        color=color,
-        pixel_aspect=pixel_aspect,
-        lossless=lossless,
-        audio=audio,
-    ) as writer:
-        for start in range(0, clip.shape[1], _CHUNK_FRAMES):
-            writer.write(tensor_to_frames(clip[:, start : start + _CHUNK_FRAMES]))
+    height, width = clip.shape[2:]
+    create = partial(create_clip, path, fps=fps, color=color, pixel_aspect=pixel_aspect)
+    with create(width=width, height=height, lossless=lossless, audio=audio) as writer:
+        for chunk in torch.split(clip, 16, dim=1):
+            writer.write(tensor_to_frames(chunk))
