@@ -1,4 +1,4 @@
-"""Show the benchmarks in benchmarks/ as a table in the README."""
+"""Show the benchmarks in benchmarks/ as a table in docs/speed.md."""
 
 import json
 import re
@@ -40,7 +40,7 @@ app = typer.Typer(name="benchmark_table", add_completion=False, rich_markup_mode
 @app.command()
 def benchmark_table(
     folder: Annotated[Path, typer.Option(help="Folder of speed_*.json.")] = ROOT / "benchmarks",
-    document: Annotated[Path, typer.Option(help="The Markdown file with the marks.")] = ROOT / "README.md",
+    document: Annotated[Path, typer.Option(help="The Markdown file with the marks.")] = ROOT / "docs" / "speed.md",
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if something would change.")] = False,
 ) -> None:
     """Replace the marked part of DOCUMENT by a table of the speed_*.json that `wan-vae benchmark --json` wrote."""

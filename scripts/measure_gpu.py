@@ -26,7 +26,7 @@ def measure_gpu(
 ) -> None:
     """Run the tests of the kernels on this machine's GPU, tune them for each size, and measure in bf16.
 
-    `scripts/benchmark_table.py` then shows the figures in the README.
+    `scripts/benchmark_table.py` then shows the figures in docs/speed.md.
     """
     import torch
 

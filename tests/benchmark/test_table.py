@@ -30,8 +30,8 @@ def kept(tmp_path: Path) -> Path:
     return folder
 
 
-def test_readme_shows_the_records_in_benchmarks() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_speed_document_shows_the_records_in_benchmarks() -> None:
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     table = markdown(sorted((ROOT / "benchmarks").glob("speed_*.json")))
     assert text == fill_marks(text, table), "run python scripts/benchmark_table.py"
 
