@@ -183,7 +183,7 @@ class _StageRange:
 
     def overhead(self, rows: int, columns: int) -> float:
         """Return the operations in the tiles' margins, as a fraction of all."""
-        lengths = zip(self._operations, self._rows[rows].sums, self._columns[columns].sums, strict=True)
+        lengths = zip(self._operations, self._rows[rows][0], self._columns[columns][0], strict=True)
         return (sum(cost * high * wide for cost, high, wide in lengths) - self._whole) / self._total
 
     def may_fit(self, rows: int, columns: int, budget: int) -> bool:
@@ -208,11 +208,11 @@ class _StageRange:
         return self._peaks[rows, columns]
 
     def _elements(self, rows: int, columns: int) -> int:
-        largest = zip(self._stages, self._rows[rows].largest, self._columns[columns].largest, strict=True)
+        largest = zip(self._stages, self._rows[rows][1], self._columns[columns][1], strict=True)
         return max(stage.channels * high * wide for stage, high, wide in largest)
 
-    def _lengths(self, latents: int, ahead: int, behind: int) -> dict[int, "_Lengths"]:
-        """Return the lengths of tiles by their number, leaving out numbers that make no tile smaller.
+    def _lengths(self, latents: int, ahead: int, behind: int) -> dict[int, tuple[list[int], list[int]]]:
+        """Return by number of tiles, leaving out numbers that make none smaller, per stage: sum and largest length.
 
         Args:
             latents: Latents in a row or a column of this part.
@@ -225,7 +225,7 @@ class _StageRange:
         margin = receptive_margin(self._stages) if ahead or behind else 0
         ahead, behind = min(margin, ahead * before), min(margin, behind * before)
         length, moved = ahead + latents * before + behind, size_after(self._stages, ahead)
-        lengths: dict[int, _Lengths] = {}
+        lengths: dict[int, tuple[list[int], list[int]]] = {}
         size = latents + 1
         for count in range(1, latents + 1):
             if -(-latents // count) < size:
@@ -234,16 +234,8 @@ class _StageRange:
                 tiles = [part.moved(moved) for part in parts]
                 intervals = [intervals_of(self._stages, length, tile)[:-1] for tile in tiles]
                 by_step = [[stop - start for start, stop in stage] for stage in zip(*intervals, strict=True)]
-                lengths[count] = _Lengths([sum(stage) for stage in by_step], [max(stage) for stage in by_step])
+                lengths[count] = [sum(stage) for stage in by_step], [max(stage) for stage in by_step]
         return lengths
-
-
-@dataclass(frozen=True)
-class _Lengths:
-    """Input lengths of adjacent tiles, per stage: their sum, and the largest one."""
-
-    sums: Sequence[int]
-    largest: Sequence[int]
 
 
 def _stage_ranges(request: PlanRequest) -> Iterator[tuple[int, int]]:
