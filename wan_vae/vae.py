@@ -81,7 +81,8 @@ class WanVAE(Autoencoder):
         """
         checkpoint = load_checkpoint(source)
         vae = cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
-        vae._origin = checkpoint.path, _version_of(checkpoint.path), vae._weight_versions()
+        status = checkpoint.path.stat()
+        vae._origin = checkpoint.path, (status.st_size, status.st_mtime_ns), vae._weight_versions()
         return vae
 
     @classmethod
@@ -196,8 +197,8 @@ class WanVAE(Autoencoder):
         Args:
             direction: "encode" or "decode".
             frames: Frames of the video, before it is encoded.
-            height: Height of the video in pixels.
-            width: Width of the video in pixels.
+            height: Of the video, in pixels.
+            width: Of the video, in pixels.
             memory: What the call may take in addition to the loaded model and its input: bytes, text such as "4GiB", or
                 "auto".
             batch: Videos per call.
@@ -329,7 +330,9 @@ class WanVAE(Autoencoder):
         """
         if self._origin is not None:
             path, version, weights = self._origin
-            if weights == self._weight_versions() and path.is_file() and version == _version_of(path):
+            status = path.stat() if path.is_file() else None
+            same_file = status is not None and version == (status.st_size, status.st_mtime_ns)
+            if same_file and weights == self._weight_versions():
                 return load_checkpoint(path).digest()
         return weights_digest(self.state_dict())
 
@@ -350,8 +353,3 @@ def _results(stream: ClipStream, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
             result = stream.push(chunk)
             if result is not None:
                 yield result
-
-
-def _version_of(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns

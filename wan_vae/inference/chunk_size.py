@@ -13,18 +13,11 @@ _MAX_LATENTS = 8
 
 
 class ChunkSize(NamedTuple):
-    """How a clip is cut into passes.
+    """How a clip is cut into passes."""
 
-    Attributes:
-        frames: Frames per pass after the first: a multiple of the temporal compression when encoding, any number of
-            latents when decoding.
-        launch_bound: Whether a pass is so small that a GPU waits for kernel launches, so that a CUDA graph pays.
-        tiling: How pictures are cut into tiles; None for whole pictures.
-    """
-
-    frames: int
-    launch_bound: bool = False
-    tiling: Tiling | None = None
+    frames: int  # per pass after the first: a multiple of the temporal compression, or any number of latents
+    launch_bound: bool = False  # a pass is so small that a GPU waits for kernel launches: a CUDA graph pays
+    tiling: Tiling | None = None  # None for whole pictures
 
 
 def choose_chunk_size(

@@ -47,10 +47,10 @@ def make_plan(
     Args:
         model: The model.
         direction: "encode" or "decode".
-        x: The call's input, or a tensor like it: only shape and dtype are read.
+        x: The call's input, or the first chunk of a stream; only shape and dtype are read.
         latents_per_pass: Latents per pass at most; default as without a budget.
         memory: What the call may take in addition to the loaded model and `x`.
-        streaming: Whether `x` is the first chunk of a stream, whose length does not matter.
+        streaming: Whether the clip is a stream, whose length does not matter.
         device: Where the call runs; default the device of the weights.
         part: The part of the picture that is computed there; default all of it.
 

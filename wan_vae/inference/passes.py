@@ -143,8 +143,8 @@ class Stream:
         model: The model, whose dtype, device and mode must not change during the stream.
         network: Returns, for a device, the function that computes a pass from (B, C, n, H, W) and a halo.
         choose: Returns the chunk size, given the first chunk.
-        in_frames: The smallest number of frames that can follow the first one.
-        out_frames: Frames of the result per `in_frames`.
+        in_frames: Frames of the input per latent after the first one.
+        out_frames: Frames of the result per latent.
         neighbors: The holders of the pixels around the clip; default none.
     """
 

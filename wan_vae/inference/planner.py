@@ -87,29 +87,17 @@ class Part:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """A call to be planned.
+    """A call to be planned."""
 
-    Attributes:
-        direction: "encode" or "decode".
-        stages: The network's local part.
-        operations: Operations of each stage, per pixel of its input.
-        height: Height in latents of the picture, or of the part that is computed here.
-        width: Width in latents, likewise.
-        beyond: Latents of the picture on each side, which neighbors hold.
-        latents_per_pass: Latents per pass at most.
-        streaming: Whether the clip is a stream, which keeps a cache for every tile.
-        peak: Predicts the most bytes held, given latents per pass and a tiling (None for whole pictures).
-    """
-
-    direction: str
-    stages: Sequence[LocalStage]
-    operations: Sequence[float]
-    height: int
+    direction: str  # "encode" or "decode"
+    stages: Sequence[LocalStage]  # the network's local part
+    operations: Sequence[float]  # of each stage, per pixel of its input
+    height: int  # in latents, of the picture or of the part that is computed here
     width: int
-    beyond: Padding
-    latents_per_pass: int
-    streaming: bool
-    peak: Callable[[int, Tiling | None], int]
+    beyond: Padding  # latents of the picture on each side, which neighbors hold
+    latents_per_pass: int  # at most
+    streaming: bool  # a stream keeps a cache for every tile
+    peak: Callable[[int, Tiling | None], int]  # most bytes held, by latents per pass and tiling (None: whole pictures)
 
 
 def choose(request: PlanRequest, budget: int) -> Plan:

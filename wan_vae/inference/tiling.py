@@ -257,7 +257,7 @@ class TiledHalo(CachedHalo):
             self._parts[name] = CachedHalo(None if name.startswith(_TILE) else self.neighbors)
             self._parts[name].workspace = self.workspace
             self._parts[name].load_state_dict(model, state, f"{prefix}{name}.")
-        self._started = True
+        self.at_start = False
 
 
 def tiling_of(state: Mapping[str, Tensor], prefix: str = "") -> Tiling | None:

@@ -113,21 +113,18 @@ class Halo:
 
     Args:
         neighbors: The holders of the pixels around the clip; default none.
+
+    Attributes:
+        at_start: Whether the first frame of this pass's tensors is the clip's first frame.
+        repeatable: Whether the same question always has the same answer, as gradient checkpointing requires.
     """
+
+    at_start = True
+    repeatable = True
 
     def __init__(self, neighbors: Neighbors | None = None) -> None:
         self.workspace = Workspace()
         self.neighbors = NoNeighbors() if neighbors is None else neighbors
-
-    @property
-    def at_start(self) -> bool:
-        """Whether the first frame of this pass's tensors is the clip's first frame."""
-        return True
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether the same question always has the same answer, as gradient checkpointing requires."""
-        return True
 
     @property
     def cached_bytes(self) -> int:
@@ -197,20 +194,13 @@ class CachedHalo(Halo):
     each chunk.
     """
 
+    repeatable = False
+
     def __init__(self, neighbors: Neighbors | None = None) -> None:
-        self._started = False
         # Per layer: (B, C, n, H, W) pieces, together at most as many frames as the layer looks back.
         self._cache: dict[nn.Module, list[Tensor]] = {}
         # Set last: attributes are deleted in order, and a workspace can only recycle memory that nothing refers to.
         super().__init__(neighbors)
-
-    @property
-    def at_start(self) -> bool:
-        return not self._started
-
-    @property
-    def repeatable(self) -> bool:
-        return False
 
     @property
     def cached_bytes(self) -> int:
@@ -305,7 +295,7 @@ class CachedHalo(Halo):
         past[:, :, missing:] = last
 
     def advance(self) -> None:
-        self._started = True
+        self.at_start = False
 
     def state_dict(self, model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         """Return copies of the cache between two chunks, contiguous (B, C, n, H, W).
@@ -341,7 +331,7 @@ class CachedHalo(Halo):
             cached = self.workspace.empty_persistent(tuple(past.shape), like=past)
             cached.copy_(past)
             self._cache[layer] = [cached]
-        self._started = True
+        self.at_start = False
 
 
 def target_bytes(device: torch.device) -> int:

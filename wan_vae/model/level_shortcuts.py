@@ -27,6 +27,10 @@ class FoldGroup(NamedTuple):
     cell: tuple[bool, bool, bool]
     channels: int
 
+    def sizes(self, cell: Cell) -> dict[str, int]:
+        """Return the positions of a cell that differ, along its axes p, q and r."""
+        return {name: 1 if whole else size for name, size, whole in zip("pqr", cell, self.cell, strict=True)}
+
 
 def fold_group(group: int, cell: Cell) -> FoldGroup | None:
     """Return what `group` consecutive positions span, or None if the group ends inside a dimension of the cell."""
@@ -71,7 +75,7 @@ class AverageShortcut(nn.Module):
         """
         wide = frame.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
         sums = workspace.empty(tuple(frame.shape), like=wide).zero_()
-        own = {name: 1 if whole else size for name, size, whole in zip("pqr", self.cell, group.cell, strict=True)}
+        own = group.sizes(self.cell)
         positions = rearrange(sums, "b (c p q r) 1 h w -> p q r b c 1 h w", **own)
         addend = workspace.empty(tuple(positions.shape[3:]), like=wide)
         time, height, width = self.cell
@@ -118,21 +122,11 @@ class RepeatShortcut(nn.Module):
 
     def forward(self, x: Tensor, main: Tensor, halo: Halo) -> Tensor:
         """Return `main` (B, C_out, T', H', W'), which may be overwritten, plus the repeated `x`."""
-        time, height, width = self.cell
-        if self.fold is None:
-            cells = rearrange(
-                x.repeat_interleave(self.repeats, dim=1),
-                "b (c p q r) t h w -> b c t p h q w r",
-                p=time,
-                q=height,
-                r=width,
-            )
-        else:
-            own = {
-                name: 1 if whole else size for name, size, whole in zip("pqr", self.cell, self.fold.cell, strict=True)
-            }
-            x = x.repeat_interleave(self.fold.channels, dim=1) if self.fold.channels > 1 else x
-            cells = rearrange(x, "b (c p q r) t h w -> b c t p h q w r", **own)
+        time = self.cell[0]
+        repeats = self.repeats if self.fold is None else self.fold.channels
+        sizes = dict(zip("pqr", self.cell, strict=True)) if self.fold is None else self.fold.sizes(self.cell)
+        x = x.repeat_interleave(repeats, dim=1) if repeats > 1 else x
+        cells = rearrange(x, "b (c p q r) t h w -> b c t p h q w r", **sizes)
         if not halo.at_start:
             return self._added(main, cells, time)
         # The first frame keeps the last of its copies.

@@ -144,17 +144,11 @@ class _Exchange:
 
 
 class _Side(NamedTuple):
-    """An edge or a corner of a part.
+    """An edge or a corner of a part."""
 
-    Attributes:
-        rank: The rank that holds the pixels beyond; None at the picture's edge.
-        outside: The area of these pixels in the padded part.
-        inside: The area of this part that the other rank needs.
-    """
-
-    rank: int | None
-    outside: Area
-    inside: Area
+    rank: int | None  # holds the pixels beyond it; None at the picture's edge
+    outside: Area  # of these pixels, in the padded part
+    inside: Area  # of this part's pixels that the other rank needs
 
 
 def _outside(direction: int, length: int, before: int, after: int) -> slice:

@@ -17,15 +17,10 @@ Message = tuple[int, Tensor]
 
 
 class Transfers(NamedTuple):
-    """Transfers in flight.
+    """Transfers in flight."""
 
-    Attributes:
-        works: Handles to wait for.
-        buffers: The tensors that are sent and received.
-    """
-
-    works: "list[dist.Work]"
-    buffers: list[Tensor]
+    works: "list[dist.Work]"  # to wait for
+    buffers: list[Tensor]  # what is sent and received, kept alive meanwhile
 
     def wait(self) -> None:
         """Wait until all has arrived; on a GPU, make everything computed from now on wait for it."""
@@ -34,12 +29,7 @@ class Transfers(NamedTuple):
 
 
 class Transport(Protocol):
-    """Carries tensors between the ranks that share a clip.
-
-    Attributes:
-        rank: This process's rank.
-        world_size: Number of ranks.
-    """
+    """Carries tensors between the ranks that share a clip."""
 
     rank: int
     world_size: int

@@ -61,9 +61,12 @@ class Share:
     def gather(self, part: Tensor, scale: int) -> Tensor:
         """Exchange the parts of a result and return the whole picture, on every rank."""
         others = [rank for rank in range(self.transport.world_size) if rank != self.transport.rank]
-        # In memory that is freed at once.
-        shapes = {rank: (*part.shape[:3], *self._size(rank, scale)) for rank in others}
-        arriving = [(rank, Workspace.empty_persistent(shape, like=part)) for rank, shape in shapes.items()]
+        arriving = []
+        for rank in others:
+            row, column = self.grid.place(rank)
+            size = self.grid.heights[row] * scale, self.grid.widths[column] * scale
+            # In memory that is freed at once.
+            arriving.append((rank, Workspace.empty_persistent((*part.shape[:3], *size), like=part)))
         leaving, filled = channels_last(part), [(rank, channels_last(other)) for rank, other in arriving]
         self.transport.start([(rank, leaving) for rank in others], filled).wait()
         size = (sum(self.grid.heights) * scale, sum(self.grid.widths) * scale)
@@ -71,10 +74,6 @@ class Share:
         for rank, other in ((self.transport.rank, part), *arriving):
             self.grid.cut(whole, rank, scale).copy_(other)
         return whole
-
-    def _size(self, rank: int, scale: int) -> tuple[int, int]:
-        row, column = self.grid.place(rank)
-        return self.grid.heights[row] * scale, self.grid.widths[column] * scale
 
 
 class ShardedVAE:
@@ -313,12 +312,7 @@ class ShardedVAE:
 
 
 class DryTransport:
-    """A transport for dry runs: carries nothing, and only holds what would be in flight.
-
-    Args:
-        world_size: Number of ranks there would be.
-        rank: The rank of this part.
-    """
+    """A transport for dry runs: carries nothing, and only holds what would be in flight."""
 
     def __init__(self, world_size: int, rank: int) -> None:
         self.world_size = world_size
