@@ -117,7 +117,7 @@ def test_a_stream_remembers_frames_and_not_whole_chunks(dtype: torch.dtype, with
         halo.advance()
         pieces = [piece for past in halo._cache.values() for piece in past]
         sizes.append(sum(piece.untyped_storage().nbytes() for piece in pieces))
-        assert all(region.is_unused for region in halo.workspace._regions[False])
+        assert all(region.is_free for region in halo.workspace._regions[False])
     assert sizes[0] <= sizes[1] == sizes[2] == sizes[3]
     assert sizes[-1] == halo.cached_bytes
 
@@ -135,7 +135,7 @@ def test_several_halos_share_one_state_under_prefixes() -> None:
         halo = CachedHalo()
         halo.load_state_dict(vae, state, f"tiles.{index}.")
         assert torch.equal(vae.moments(clip[:, :, :2], halo), rest[index])
-    with pytest.raises(UserError, match=r"'tiles.0.encoder.conv_in', but this model no such layer"):
+    with pytest.raises(UserError, match=r"'tiles.0.encoder.conv_in', but this model has no such layer"):
         CachedHalo().load_state_dict(vae, state)
 
 
