@@ -106,7 +106,7 @@ def _local(
             yield from stage.looks
         return
     with torch.device("meta"):
-        steps = network(config).steps()
+        steps = network(config).local_stages()
     for stage in stages[: tiling.first]:
         yield from stage.looks
     margin = receptive_margin(steps[tiling.first : tiling.last])
