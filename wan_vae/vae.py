@@ -1,7 +1,7 @@
 """The VAE: the public face of the library."""
 
 from collections.abc import Iterable, Iterator
-from functools import reduce
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from wan_vae.checkpoints import load_checkpoint, weights_digest, write_checkpoint
 from wan_vae.config import VAEConfig, load_config
-from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
 from wan_vae.inference.chunk_size import check_latents_per_pass, choose_chunk_size
 from wan_vae.inference.dry_run import dummy_input, make_plan
@@ -21,7 +20,7 @@ from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.blocks import Blocks
 from wan_vae.model.halo import Halo, Neighbors
 from wan_vae.posterior import LatentStatistics, Posterior
-from wan_vae.validation import check_latents, check_video, parse_dtype
+from wan_vae.validation import check_device, check_latents, check_video, parse_dtype
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -143,7 +142,7 @@ class WanVAE(Autoencoder):
 
     def _moments(self, video: Tensor, latents_per_pass: int | None, memory: Budget | None) -> Tensor:
         check_video(video, self.config, whole=True)
-        self._check_device(video)
+        check_device(video, self.device)
         latents, tiling = check_latents_per_pass(latents_per_pass), None
         records = records_gradients(self, video)
         with torch.set_grad_enabled(records):
@@ -168,7 +167,7 @@ class WanVAE(Autoencoder):
                 too small; the message says what would work.
         """
         check_latents(latents, self.config, whole=True)
-        self._check_device(latents)
+        check_device(latents, self.device)
         together, tiling = check_latents_per_pass(latents_per_pass), None
         records = records_gradients(self, latents)
         with torch.set_grad_enabled(records):
@@ -333,18 +332,16 @@ class WanVAE(Autoencoder):
             status = path.stat() if path.is_file() else None
             same_file = status is not None and version == (status.st_size, status.st_mtime_ns)
             if same_file and weights == self._weight_versions():
-                return load_checkpoint(path).digest()
+                return _file_digest(path, version)
         return weights_digest(self.state_dict())
 
     def _weight_versions(self) -> tuple[int, ...]:
         return tuple(0 if weight.is_inference() else weight._version for weight in self.parameters())
 
-    def _check_device(self, x: Tensor) -> None:
-        weights = self.quant_conv.weight.device
-        if x.device != weights:
-            raise UserError(
-                f"The input is on {x.device}, but the model on {weights}; move it there: `.to(vae.device)`."
-            )
+
+@lru_cache  # a caller of encode_file loops over clips
+def _file_digest(path: Path, version: tuple[int, int]) -> str:
+    return load_checkpoint(path).digest()
 
 
 def _results(stream: ClipStream, chunks: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -105,6 +105,12 @@ def check_latents(latents: Tensor, config: VAEConfig, *, whole: bool) -> None:
         raise UserError(f"Latents are floating point numbers, but these are {latents.dtype}.")
 
 
+def check_device(x: Tensor, device: torch.device) -> None:
+    """Raise a UserError if a video, latents or a chunk of them are not on the model's device."""
+    if x.device != device:
+        raise UserError(f"The input is on {x.device}, but the model on {device}; move it there: `.to(vae.device)`.")
+
+
 def _check_tensor(value: object, subject: str) -> None:
     if isinstance(value, Tensor):
         return

@@ -16,7 +16,7 @@ from wan_vae.inference.stream_state import checked_state, identified_state
 from wan_vae.inference.tiling import Tiling
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Neighbors
-from wan_vae.validation import check_latents, check_video
+from wan_vae.validation import check_device, check_latents, check_video
 
 Self = TypeVar("Self", bound="ClipStream")
 
@@ -86,10 +86,7 @@ class ClipStream:
         """
         stream = self._running()
         self._check(chunk)
-        if chunk.device != self._vae.device:
-            raise UserError(
-                f"A chunk is on {chunk.device}, but the model on {self._vae.device}; move it there: `.to(vae.device)`."
-            )
+        check_device(chunk, self._vae.device)
         return stream.push(chunk)
 
     def flush(self) -> None:
