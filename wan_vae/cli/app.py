@@ -15,7 +15,7 @@ from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
 from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.cli.train import train
-from wan_vae.errors import UserError
+from wan_vae.errors import UserError, printable
 
 # typer contains click or depends on it, according to its version; this is the class in both cases.
 UsageError: Any = typer.BadParameter.__base__
@@ -71,4 +71,4 @@ def explain(error: Exception) -> tuple[int, str | None]:
 
 
 def _sentence(text: str) -> str:
-    return f"{text.rstrip('.')}."
+    return f"{printable(text).rstrip('.')}."

@@ -15,6 +15,7 @@ import typer
 from wan_vae.cli import signals
 from wan_vae.cli.distributed import agree, is_main, join
 from wan_vae.cli.options import Device, Precision, torch_device
+from wan_vae.errors import printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -116,7 +117,7 @@ def print_result(values: Mapping[str, Any], *, as_json: bool) -> None:
     width = max(len(name) for name in values)
     for name, value in values.items():
         if value is not None:
-            typer.echo(f"{name.replace('_', ' '):<{width}}  {_format(name, value)}")
+            typer.echo(f"{name.replace('_', ' '):<{width}}  {printable(_format(name, value))}")
 
 
 def _format(name: str, value: Any) -> str:
