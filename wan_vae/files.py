@@ -130,12 +130,12 @@ def encode_file(
         fps: Rate to resample the selected frames to; None keeps theirs.
     """
     clip, latents, progress = Path(clip), Path(latents), progress or _no_progress
-    check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae))
+    check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae), must_be_utf8=True)
     with ExitStack() as stack:
         source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
         info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
         stack.enter_context(torch.inference_mode())
-        writer = stack.enter_context(LatentsWriter(latents)) if _is_writer(model) else None
+        writer = stack.enter_context(LatentsWriter(latents, overwrite=overwrite)) if _is_writer(model) else None
         tensors = FramesToTensors(_read(source, model), model.config, model.device)
         progress(0, info.frames)
         begun = time.perf_counter()
@@ -196,7 +196,7 @@ def decode_file(
     width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        output = _create(clip, info, width, height, lossless)
+        output = _create(clip, info, width, height, lossless, overwrite)
         writer = stack.enter_context(output) if _is_writer(model) else None
         chunks = to_device(source.chunks(model.default_chunk_size(info.height, info.width)), model.device)
         progress(0, info.frames)
@@ -246,6 +246,8 @@ def reconstruct_file(
     outputs = [path for path in (out, pairs_path, sheet_path) if path is not None]
     for path in outputs:
         check_output(path, overwrite=overwrite, inputs=_inputs(clip, vae), may_be_folder=not path.suffix)
+        if clip.is_dir() and clip.resolve() in path.resolve().parents:
+            raise UserError(f"{path} is in {clip}, the folder that it is made from; name a place outside.")
     check_distinct(*outputs)
     with ExitStack() as stack:
         source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
@@ -262,11 +264,11 @@ def reconstruct_file(
         width, height = info.width * scale, info.height * scale
         stack.enter_context(torch.inference_mode())
         writes = _is_writer(model)
-        writer = stack.enter_context(_create(out, info, width, height, lossless, source.audio)) if writes else None
+        create = partial(_create, info=info, height=height, lossless=lossless, overwrite=overwrite, audio=source.audio)
+        writer = stack.enter_context(create(out, width=width)) if writes else None
         pairs = None
         if pairs_path is not None and writes:
-            pairs_width = comparison.side_by_side_width(width)
-            pairs = stack.enter_context(_create(pairs_path, info, pairs_width, height, lossless, source.audio))
+            pairs = stack.enter_context(create(pairs_path, width=comparison.side_by_side_width(width)))
         sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
         metrics = Metrics() if scale == 1 and writes else None
         progress(0, info.frames)
@@ -288,17 +290,23 @@ def reconstruct_file(
             if clip_writer is not None:
                 clip_writer.finish()
         if sheet is not None and sheet_path is not None:
-            sheet.save(stack.enter_context(written_beside(sheet_path)))
+            sheet.save(stack.enter_context(written_beside(sheet_path, overwrite=overwrite)))
     seconds = time.perf_counter() - begun
     score = None if metrics is None else metrics.score()
     return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
 
 
 def _create(
-    path: Path, info: ClipInfo | LatentsInfo, width: int, height: int, lossless: bool, audio: AudioSource | None = None
+    path: Path,
+    info: ClipInfo | LatentsInfo,
+    width: int,
+    height: int,
+    lossless: bool,
+    overwrite: bool,
+    audio: AudioSource | None = None,
 ) -> ClipWriter:
     create = partial(create_clip, fps=info.fps, color=info.color, pixel_aspect=info.pixel_aspect)
-    return create(path, width=width, height=height, lossless=lossless, audio=audio)
+    return create(path, width=width, height=height, lossless=lossless, overwrite=overwrite, audio=audio)
 
 
 def _read(source: Clip, model: Model) -> Iterable[Frames]:

@@ -123,7 +123,9 @@ def resolve_checkpoint(source: str | Path) -> Path:
     return _fetch(name, hub["repository"], f"vae/{DIFFUSERS_FILE}", hub["revision"]).parent
 
 
-def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor], *, layout: str) -> None:
+def write_checkpoint(
+    path: Path, config: VAEConfig, weights: Mapping[str, Tensor], *, layout: str, overwrite: bool = True
+) -> None:
     """Write weights named as in `WanVAE.state_dict()`; missing parent folders are created.
 
     Args:
@@ -131,6 +133,7 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
         config: The architecture, which is stored in the file's metadata.
         weights: Every weight; written in its own dtype.
         layout: One of `LAYOUTS`.
+        overwrite: Replace an existing file.
 
     Raises:
         UserError: There is no such layout, it cannot hold this config, or `path` names no safetensors file.
@@ -143,7 +146,7 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
         raise UserError(f"{path} is not a file name for layout {layout!r}; name a file that ends in .safetensors.")
     if not is_folder and path.suffix != ".safetensors":
         raise UserError(f"{path} would be a safetensors file; name one that ends in .safetensors.")
-    check_output(path, overwrite=True, may_be_folder=is_folder)
+    check_output(path, overwrite=overwrite, may_be_folder=is_folder, must_be_utf8=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,7 +154,7 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
     names = stored_names(list(weights), config, layout)
     stored = {names[name]: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
-    with written_beside(path) as beside:
+    with written_beside(path, overwrite=overwrite) as beside:
         if is_folder:
             beside.mkdir()
             (beside / "config.json").write_text(json.dumps(diffusers_config, indent=2) + "\n", encoding="utf-8")

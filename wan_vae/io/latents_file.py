@@ -103,8 +103,13 @@ class LatentsWriter:
     layout depends on the length.
     """
 
-    def __init__(self, target: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write to a path, whose existing file is replaced, or to a binary file object from its current position."""
+    def __init__(self, target: str | os.PathLike[str] | BinaryIO, *, overwrite: bool = True) -> None:
+        """Write to a path, or to a binary file object from its current position.
+
+        Without `overwrite`, a file that appears under the path is kept; the latents get another name, and leaving the
+        context raises a UserError that says which.
+        """
+        self._overwrite = overwrite
         self._target = Path(target) if isinstance(target, str | os.PathLike) else target
         self._name = str(self._target) if isinstance(self._target, Path) else "the file object"
         self._frames = 0
@@ -115,7 +120,7 @@ class LatentsWriter:
         with self._reported(), ExitStack() as stack:
             self._temporary = None
             if isinstance(self._target, Path):
-                self._temporary = stack.enter_context(written_beside(self._target))
+                self._temporary = stack.enter_context(written_beside(self._target, overwrite=self._overwrite))
             folder = self._temporary.parent if self._temporary else None
             self._spool = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             self._stack = stack.pop_all()
@@ -127,7 +132,8 @@ class LatentsWriter:
         if kind is None and self._temporary is not None and not self._finished:
             with self._stack:
                 raise self._refusal("finish was not called; call it with a LatentsInfo after the last chunk.")
-        self._stack.__exit__(kind, error, traceback)
+        with self._reported():
+            self._stack.__exit__(kind, error, traceback)
 
     def write(self, latents: Tensor) -> None:
         """Append normalized latents (1, z, n, h, w); all chunks have one dtype, z, h and w.
@@ -294,7 +300,7 @@ def save_latents(
         UserError: The path is taken, the latents cannot be stored or do not fit `info`, or the disk is full.
     """
     if isinstance(target, str | os.PathLike):
-        check_output(target, overwrite=overwrite)
-    with LatentsWriter(target) as writer:
+        check_output(target, overwrite=overwrite, must_be_utf8=True)
+    with LatentsWriter(target, overwrite=overwrite) as writer:
         writer.write(latents)
         writer.finish(info)
