@@ -21,7 +21,7 @@ from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource, file_url, reason
 from wan_vae.io.clip import LOGGER, ClipInfo, ClipSink
 from wan_vae.io.color import RGB, UNSPECIFIED, RgbConverter, bit_depth, is_transparent
-from wan_vae.io.ffmpeg_reader import check_complete
+from wan_vae.io.containers import check_complete
 from wan_vae.io.orientation import Orientation, Picture, from_exif, from_frame
 from wan_vae.io.timing import measure
 

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from wan_vae.errors import ClipError
 from wan_vae.io.clip import Clip, ClipInfo, ClipSource
-from wan_vae.io.ffmpeg_reader import AvSource
+from wan_vae.io.ffmpeg_reader import LARGEST_SIDE, AvSource
 from wan_vae.io.frames import frames_to_tensor
 from wan_vae.io.images import IMAGE_SUFFIXES, ImageSource
 from wan_vae.io.timing import exact_rate, format_slice
 
-_LARGEST_SIDE = 16384  # pixels; twice the width of 8K, about
 _FASTEST = 1000  # frames per second
 
 
@@ -46,8 +45,8 @@ def open_clip(
         ClipError: The source is missing, not a clip, damaged or cut short, or an option is out of range or selects no
             frames.
     """
-    if size is not None and not 1 <= min(size) <= max(size) <= _LARGEST_SIDE:
-        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {_LARGEST_SIDE}.")
+    if size is not None and not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
+        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {LARGEST_SIDE}.")
     rate = None if fps is None else exact_rate(fps)
     if rate is not None and not Fraction(1, _FASTEST) <= rate <= _FASTEST:
         raise ClipError(f"{fps} frames a second is not possible; give a rate from 1/{_FASTEST} to {_FASTEST}.")
