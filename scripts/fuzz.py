@@ -53,7 +53,10 @@ def fuzz(
                             f"  seed {seed}: {wrong}: {' '.join(case.arguments)!r}: {ended.err[-300:]!r}", err=True
                         )
                         if keep is not None:
-                            shutil.copytree(folder, keep / f"{kind} {seed}", symlinks=True, dirs_exist_ok=True)
+                            kept = keep / f"{kind} {seed}"
+                            kept.mkdir(parents=True, exist_ok=True)
+                            for file in (file for file in folder.iterdir() if file.is_file()):
+                                shutil.copy(file, kept)
                 found = len(bad.get(kind, []))
                 typer.echo(f"{kind:<28}{count:>7}{codes[0]:>6}{codes[2]:>9}{found:>5}{most >> 20:>10}{slowest:>11.1f}")
     if bad:
