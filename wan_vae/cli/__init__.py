@@ -4,6 +4,7 @@ import atexit
 import gc
 import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
@@ -31,20 +32,12 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     code: int | str | None = signals.INTERRUPTED
-    message, interrupted, lost = None, False, None
+    message, interrupted = None, False
+    _prepare_streams()
+    stdout = sys.stdout
     with signals.handled():
         try:
-            _prepare_streams()
-            from wan_vae.cli.app import app, explain
-
-            words = list(sys.argv[1:] if arguments is None else arguments)
-            if program is None:
-                program, words = app, words or ["--help"]
-            try:
-                code = program(words, prog_name=program.info.name, standalone_mode=False) or 0
-            except Exception as error:
-                lost = _print("", sys.stdout) if isinstance(error, OSError) else None
-                code, message = explain(error) if lost is None else (0, None)
+            code, message = _run(list(sys.argv[1:] if arguments is None else arguments), program)
             # typer returns this code for Ctrl-C; older versions raise an exception of their own.
             interrupted = code == signals.INTERRUPTED
         except SystemExit as error:
@@ -52,8 +45,7 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
         except KeyboardInterrupt:
             interrupted = True
         signals.restore_defaults()
-        lost = lost or _print("", sys.stdout)
-        # A closed pipe is a reader that has seen enough.
+        lost = _print("", stdout)
         if lost is not None and not isinstance(lost, BrokenPipeError):
             code, message = 2, f"the result cannot be printed ({lost.strerror})."
         number = signals.received()
@@ -70,6 +62,34 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
 
         leave(code)
     sys.exit(code)
+
+
+def _run(words: list[str], program: "typer.Typer | None") -> tuple[int | str | None, str | None]:
+    """Run a command and return its exit code and the message for its error."""
+    from wan_vae.cli.app import app, explain
+
+    if program is None:
+        program, words = app, words or ["--help"]
+    cause: BaseException | None
+    try:
+        return program(words, prog_name=program.info.name, standalone_mode=False) or 0, None
+    except Exception as error:
+        cause = error
+    except SystemExit as error:
+        cause = error.__context__  # typer takes every broken pipe for that of standard output, and exits with 1
+        if not isinstance(cause, BrokenPipeError):
+            raise
+    if isinstance(cause, BrokenPipeError) and _has_no_reader(sys.__stdout__):
+        return 0, None  # as of `| head`, which has seen enough
+    return explain(cause)
+
+
+def _has_no_reader(stream: TextIO | None) -> bool:
+    if stream is None or not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _prepare_streams() -> None:
