@@ -311,7 +311,7 @@ def _check_pickles(file: BinaryIO) -> None:
         for _ in range(5):
             for operation, argument, _ in pickletools.genops(stream):
                 # Torch would build them from memory that it fills later.
-                if operation.name == "GLOBAL" and "nested" in argument:
+                if operation.name == "GLOBAL" and "nested" in str(argument):
                     raise CheckpointError("it holds nested tensors; save the weights alone")
     except CheckpointError:
         raise
