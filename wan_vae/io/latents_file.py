@@ -30,7 +30,7 @@ from wan_vae.config import VAEConfig, shown
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.io.atomic_output import check_output, written_beside
 from wan_vae.io.color import Color
-from wan_vae.io.safetensors_file import DTYPES, StoredTensor, read_exactly, read_header, version
+from wan_vae.io.safetensors_file import DTYPES, StoredTensor, Version, read_exactly, read_header, version
 
 FORMAT = "wan_vae.latents"
 VERSION = "1"
@@ -305,7 +305,7 @@ def latents_metadata(path: Path) -> dict[str, str] | None:
     return None if header is None else header[1]
 
 
-def _read_latents_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str], tuple[int, ...]] | None:
+def _read_latents_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str], Version] | None:
     with _open(path, str(path)) as file:
         try:
             tensors, metadata = read_header(file)

@@ -100,7 +100,16 @@ def read_exactly(file: BinaryIO, start: int, tensor: Tensor) -> None:
         raise ValueError("it ends before its last tensor")
 
 
-def version(file: BinaryIO) -> tuple[int, ...]:
-    """Return what changes when a file is replaced, cut or overwritten."""
+class Version(NamedTuple):
+    """What changes when a file is replaced, cut or overwritten."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int  # nanoseconds
+
+
+def version(file: BinaryIO) -> Version:
+    """Return the version of an open file."""
     status = os.fstat(file.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return Version(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
