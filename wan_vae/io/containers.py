@@ -24,11 +24,13 @@ class Structure:
 
     Attributes:
         packets: Packets that the file should yield; a track that is not there is unknown.
-        damage: Where the structure is broken such that packets are missing; None if it is whole.
+        trimmed: Tracks of MP4 whose edit list leaves out some of these packets on purpose.
+        damage: How and where the structure is broken such that packets are missing; None if it is whole.
         missing: Bytes that the header declares beyond the end of the file. They need not have held pictures.
     """
 
     packets: Counter[int] = field(default_factory=Counter)
+    trimmed: set[int] = field(default_factory=set)
     damage: str | None = None
     missing: int = 0
 
@@ -194,7 +196,7 @@ class _Matroska:
         self._file.seek(position)
         unread = self._file.read(min(end - position, 1 << 26))
         if _CLUSTER.to_bytes(4, "big") in unread or b"\xe7" in unread[:32]:
-            self.structure.damage = f"at byte {position} of {self._actual}"
+            self.structure.damage = f"damaged or cut short at byte {position} of {self._actual}"
 
     def _tracks(self, start: int, end: int) -> None:
         for kind, first, last in self._children(start, end):
@@ -229,7 +231,7 @@ class _Matroska:
             position = after
         else:
             return position
-        self.structure.damage = f"at byte {position} of {self._actual}"
+        self.structure.damage = f"damaged or cut short at byte {position} of {self._actual}"
         return position
 
     def _block(self, start: int) -> bool:
@@ -275,8 +277,8 @@ class _Mp4:
             if end < start or not named or (header[12:16] == b"mfhd" and kind != b"moof"):
                 break
             self.structure.missing = max(0, end - actual)
-            if end > actual and (kind == b"moof" or (kind == b"mdat" and fragment >= 0)):
-                self._damaged(position)
+            if end > actual and (kind in (b"moov", b"moof") or (kind == b"mdat" and fragment >= 0)):
+                self.structure.damage = f"cut short: it has {actual} bytes and should have {end} or more"
             if kind == b"moov":
                 self._movie(self._content(start, end))
             elif kind == b"moof":
@@ -292,7 +294,7 @@ class _Mp4:
         return memoryview(self._file.read(min(end, self._actual) - start))
 
     def _damaged(self, position: int) -> None:
-        self.structure.damage = self.structure.damage or f"at byte {position} of {self._actual}"
+        self.structure.damage = self.structure.damage or f"damaged at byte {position} of {self._actual}"
 
     def _check_swallowed(self, start: int, end: int) -> None:
         """Note damage if a fragment lies where none is expected."""
@@ -334,8 +336,9 @@ class _Mp4:
         kept = sum(length for length, begin in lengths if begin >= 0)
         # An edit list that leaves out pictures does so on purpose if the duration of the track says the same.
         trimmed = bool(lengths) and (kept + 2) * scale < duration * movie_scale
-        if not (trimmed and abs(sum(length for length, _ in lengths) - shown) <= 1):
-            self.structure.packets[number] += samples
+        if trimmed and abs(sum(length for length, _ in lengths) - shown) <= 1:
+            self.structure.trimmed.add(number)
+        self.structure.packets[number] += samples
 
     def _fragment(self, fragment: memoryview, position: int) -> int:
         """Count the samples of a fragment, and return their size in bytes."""
@@ -374,13 +377,14 @@ class _Mp4:
 
 
 def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Kinds and contents of the boxes in `data`, up to the first that does not fit."""
+    """Kinds and contents of the boxes in `data`; one that does not fit ends them and has no kind."""
     position = 0
     while position + 8 <= len(data):
         size, start = _number(data, position, 4), position + 8
         if size == 1:
             size, start = _number(data, position + 8, 8), position + 16
         if not start <= position + size <= len(data):
+            yield b"", data[position:]
             return
         yield bytes(data[position + 4 : position + 8]), data[start : position + size]
         position += size

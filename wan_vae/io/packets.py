@@ -15,6 +15,7 @@ import av.error
 from wan_vae.errors import ClipError
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.codeccontext import VideoCodecContext
@@ -69,13 +70,15 @@ class Timeline:
                 if time is not None:
                     yield time, entry.duration
                     end = max(end, time + (entry.duration or 1 / (stream.average_rate or Fraction(24))))
+        if not self.found:
+            raise ClipError(f"{self._name} is damaged or cut short: it has no frames; fetch or copy it again.")
 
     def packets(
         self, container: "InputContainer", stream: "VideoStream"
     ) -> Iterator[Iterator[tuple["Packet[VideoStream]", Fraction | None]]]:
         """Yield the parts of a surveyed stream: packets, and the times of those that are pictures.
 
-        The `opaque` of a packet, which the decoder copies to its picture, is its number.
+        The decoder must copy the `opaque` of packets to their frames, for `number_of`.
         """
         for _, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
             yield ((entry.packet, time) for entry, time in self._timed(group))
@@ -114,7 +117,7 @@ class Timeline:
                 timestamp = current.dts if by_decoding or current.pts is None else current.pts
                 time = None if timestamp is None else timestamp * current.time_base
                 self.found += not current.is_discard
-                current.opaque = number
+                current.opaque = (number,)  # PyAV tells objects apart by identity, and equal numbers are one
                 duration = (current.duration or 0) * current.time_base
                 yield Entry(number, part, current, _shows_picture(current), time, duration)
                 if (clock := _clock(current)) is not None:
@@ -150,7 +153,7 @@ class Timeline:
                 broken = True
                 return
             broken = broken or any(frame.is_corrupt for frame in frames)
-            whole.update(cast("int", frame.opaque) for frame in frames if not frame.is_corrupt)
+            whole.update(number_of(frame) for frame in frames if not frame.is_corrupt)
 
         for entry in islice(entries, _LONGEST_START):
             head.append(entry)
@@ -178,6 +181,12 @@ class Timeline:
             self.undecodable |= {entry.number for entry in head}
         context.flush_buffers()
         return head
+
+
+def number_of(frame: "VideoFrame") -> int:
+    """Number of the packet that yielded a frame; -1 if the decoder made it up."""
+    (number,) = cast("tuple[int]", frame.opaque or (-1,))
+    return number
 
 
 class _Gaps:
