@@ -26,12 +26,14 @@ class Structure:
         packets: Packets that the file should yield; a track that is not there is unknown.
         trimmed: Tracks of MP4 whose edit list leaves out some of these packets on purpose.
         damage: How and where the structure is broken such that packets are missing; None if it is whole.
+        joined: Several files follow each other, as Matroska allows, each with a clock of its own.
         missing: Bytes that the header declares beyond the end of the file. They need not have held pictures.
     """
 
     packets: Counter[int] = field(default_factory=Counter)
     trimmed: set[int] = field(default_factory=set)
     damage: str | None = None
+    joined: bool = False
     missing: int = 0
 
 
@@ -82,6 +84,7 @@ class _Avi:
         self._found: Counter[int] = Counter()
         self._empty: Counter[int] = Counter()
         self._indexed: Counter[int] = Counter()
+        self._broken = False  # something else than a chunk lies between the chunks
         position = 0
         while (header := self._header(position)) is not None and header[0] == b"RIFF":
             size = header[1]
@@ -92,7 +95,7 @@ class _Avi:
             position = declared + declared % 2
         # The largest counts: the index covers only the first of several RIFF lists.
         self.structure.packets = self._found | self._indexed
-        if not self._indexed and self.structure.missing:
+        if not self._indexed and (self.structure.missing or self._broken):
             self.structure.packets |= Counter(dict(enumerate(self._lengths))) - self._empty
 
     def _header(self, position: int) -> tuple[bytes, int] | None:
@@ -117,6 +120,9 @@ class _Avi:
                 self._index(self._file.read(min(size, end - position - 8)))
             elif kind[:2].isdigit() and after <= self._actual:
                 (self._found if size else self._empty)[int(kind[:2])] += 1
+            elif not kind.isalnum():
+                self._broken = True
+                return
             position = after + size % 2
 
     def _index(self, entries: bytes) -> None:
@@ -126,7 +132,7 @@ class _Avi:
 
 
 # Elements of Matroska: their ids with the length marker.
-_SEGMENT, _CLUSTER, _TRACKS, _TRACK = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
+_HEADER, _SEGMENT, _CLUSTER, _TRACKS, _TRACK = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
 _TRACK_NUMBER, _TRACK_TYPE, _SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = 0xD7, 0x83, 0xA3, 0xA0, 0xA1
 # Void, CRC-32, seek head, info, cues, attachments, chapters, tags
 _IN_SEGMENT = {0xEC, 0xBF, 0x114D9B74, 0x1549A966, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, _TRACKS, _CLUSTER}
@@ -144,13 +150,17 @@ class _Matroska:
         self._video: list[int] = []  # numbers of the video tracks
         self._numbers: set[int] = set()  # of all tracks
         self._blocks: Counter[int] = Counter()
-        _, start, end = self._element(0) or (0, 0, 0)
-        segment = self._element(end or start)
-        if segment is None or segment[0] != _SEGMENT:
-            return
-        _, start, declared = segment
-        self.structure.missing = max(0, (declared or 0) - actual)
-        self._segment(start, min(declared or actual, actual))
+        position, segments = 0, 0
+        while (header := self._element(position)) is not None and header[0] == _HEADER and header[2] is not None:
+            segment = self._element(header[2])
+            if segment is None or segment[0] != _SEGMENT:
+                break
+            _, start, declared = segment
+            self.structure.missing = max(0, (declared or 0) - actual)
+            position = min(declared or actual, actual)
+            self._segment(start, position)
+            segments += 1
+        self.structure.joined = segments > 1
         self.structure.packets = Counter({place: self._blocks[number] for place, number in enumerate(self._video)})
 
     def _element(self, position: int) -> tuple[int, int, int | None] | None:
@@ -189,7 +199,7 @@ class _Matroska:
                     self._tracks(start, min(stop or end, end))
                 position = stop or end
         if position > end and not ended:
-            self._lost(position, end)
+            self.structure.damage = f"cut short: it has {self._actual} bytes and should have {position} or more"
 
     def _lost(self, position: int, end: int) -> None:
         """Note damage at `position` if a cluster follows, or could have been there."""
@@ -208,7 +218,7 @@ class _Matroska:
                         values[key] = int.from_bytes(self._file.read(min(8, stop - content)), "big")
                 number = values.get(_TRACK_NUMBER, 0)
                 self._numbers.add(number)
-                if values.get(_TRACK_TYPE) == 1:
+                if values.get(_TRACK_TYPE) == 1 and number not in self._video:
                     self._video.append(number)
 
     def _cluster(self, position: int, stop: int | None, end: int) -> int:

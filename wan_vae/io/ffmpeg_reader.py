@@ -54,7 +54,7 @@ class AvSource:
         check_complete(source, name)
         self._state = self._read_state()
         self._structure = read_structure(source)
-        self._timeline = Timeline(name)
+        self._timeline = Timeline(name, joined=self._structure.joined)
         with self._opened() as (container, stream):
             self.timing = self._survey(container, stream)
         with self._opened() as (container, stream):
@@ -189,7 +189,7 @@ class AvSource:
         """Warn where the header declares more than is there, or refuse where pictures are missing there."""
         missing, end = self._structure.missing, self._timeline.end
         # In other containers, FFmpeg reports a missing end.
-        hinted = container.format.name in ("avi", "matroska,webm")
+        hinted = container.format.name in ("avi", "matroska,webm", "flv")
         declared = Fraction(container.duration or 0, av.time_base) if hinted else Fraction(0)
         if missing and container.format.name == "matroska,webm" and end + 1 / (2 * timing.rate) < declared:
             raise ClipError(

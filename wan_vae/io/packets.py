@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
     from av.packet import Packet
-    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 _JOINABLE = ("mpegts", "mpeg")  # files that can be joined end to end, each with a clock of its own
@@ -48,12 +47,13 @@ class Timeline:
         end: Latest end of a packet of any stream, in seconds on the clock of its part.
     """
 
-    def __init__(self, name: str) -> None:
-        """`name` stands for the source in messages."""
+    def __init__(self, name: str, *, joined: bool) -> None:
+        """`name` stands for the source in messages; `joined` tells that the clock can start again in any container."""
         self.undecodable: set[int] = set()
         self.found = 0
         self.end = Fraction(0)
         self._name = name
+        self._joined = joined
         self._offsets: list[Fraction] = []  # seconds to add to the times of each part
 
     def survey(self, container: "InputContainer", stream: "VideoStream") -> Iterator[tuple[Fraction, Fraction]]:
@@ -63,7 +63,7 @@ class Timeline:
         """
         end = Fraction(0)
         for part, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
-            head = self._head(group, stream.codec_context)
+            head = self._head(group, container, stream)
             starts = [entry.time for entry in head if self._is_picture(entry) and entry.time is not None]
             self._offsets.append(end - min(starts, default=end) if part else Fraction(0))
             for entry, time in self._timed(chain(head, group)):
@@ -108,7 +108,7 @@ class Timeline:
                 ahead.append(packet)
             while len(ahead) > (0 if packet is None else 1):
                 clocks = [clock for clock in map(_clock, islice(ahead, 2)) if clock is not None]
-                if joinable and _starts_again(behind, clocks):
+                if (joinable or self._joined) and _starts_again(behind, clocks):
                     behind.clear()
                     part += 1
                 current = ahead.popleft()
@@ -137,12 +137,13 @@ class Timeline:
             if packet.size and packet.stream_index == stream.index:
                 yield cast("Packet[VideoStream]", packet)
 
-    def _head(self, entries: Iterator[Entry], context: "VideoCodecContext") -> list[Entry]:
+    def _head(self, entries: Iterator[Entry], container: "InputContainer", stream: "VideoStream") -> list[Entry]:
         """Decode the first packets of a part until it is known which are pictures, and return those taken."""
         head: list[Entry] = []
         whole: set[int] = set()  # numbers of the packets that yielded an undamaged picture
         broken = False
         first: Entry | None = None
+        context = stream.codec_context
         context.copy_opaque = True
 
         def decode(packet: "Packet[VideoStream] | None") -> None:
@@ -172,7 +173,8 @@ class Timeline:
                     decode(entry.packet)
                 decode(None)
                 # A damaged picture at the start of a file that was not cut is no reason to go on without it.
-                if broken and head[0].packet.is_keyframe and head[0].number not in whole:
+                is_whole = not broken and container.format.name in _JOINABLE
+                if head[0].packet.is_keyframe and head[0].number not in whole and not is_whole:
                     raise ClipError(
                         f"{self._name} is damaged: its first frame cannot be decoded; fetch or copy it again."
                     )
