@@ -83,7 +83,7 @@ def describe(path: Path) -> dict[str, Any]:
     if path.is_dir():
         is_clip = not any((folder / "config.json").is_file() for folder in (path, path / "vae"))
     else:
-        is_clip = path.exists() and tensor_format(path) is None
+        is_clip = path.exists() and (not path.is_file() or tensor_format(path) is None)
     if is_clip:
         with open_clip(path) as clip:
             values = asdict(clip.info)
