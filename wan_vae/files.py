@@ -133,7 +133,14 @@ def encode_file(
     check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae), must_be_utf8=True)
     with ExitStack() as stack:
         source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
-        info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
+        info = source.info
+        if info.has_audio:
+            _logger.warning(
+                f"{clip} has sound, which {latents} does not hold; `reconstruct` carries it over, and after `decode` it"
+                " can be added from the clip."
+            )
+        _warn_of_rest(source, clip, latents)
+        model = load(vae) if isinstance(vae, str | Path) else vae
         stack.enter_context(torch.inference_mode())
         writer = stack.enter_context(LatentsWriter(latents, overwrite=overwrite)) if _is_writer(model) else None
         tensors = FramesToTensors(_read(source, model), model.config, model.device)
@@ -254,6 +261,7 @@ def reconstruct_file(
         info = source.info
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
+        _warn_of_rest(source, clip, out)
         model = load(vae) if isinstance(vae, str | Path) else vae
         scale = model.config.output_upscale
         if sheet_path is not None and scale != 1:
@@ -294,6 +302,11 @@ def reconstruct_file(
     seconds = time.perf_counter() - begun
     score = None if metrics is None else metrics.score()
     return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
+
+
+def _warn_of_rest(source: Clip, clip: Path, output: Path) -> None:
+    if source.left_out:
+        _logger.warning(f"{clip} has {' and '.join(source.left_out)}, which {output} does not hold.")
 
 
 def _create(

@@ -86,7 +86,7 @@ def describe(file: str) -> dict[str, Any]:
     if path.is_dir():
         is_clip = not is_name and not holds_checkpoint(path)
     else:
-        is_clip = not is_name and path.exists() and tensor_format(path) is None
+        is_clip = not is_name and path.exists() and (not path.is_file() or tensor_format(path) is None)
     if is_clip:
         with open_clip(path) as clip:
             values = asdict(clip.info)

@@ -64,6 +64,7 @@ class ClipSource(Protocol):
     timing: Timing
     info: ClipInfo  # before resizing and resampling
     audio: AudioSource | None
+    left_out: tuple[str, ...]  # what the file holds in addition to the pictures and the first track of sound
 
     def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
         """Yield seconds since the first selected frame, and the frame, upright (height, width, 3 or 4)."""
@@ -90,6 +91,7 @@ class Clip:
         info: Properties of the clip.
         audio: Audio of the selected frames, for `create_clip`. None if there is none, or if the clip was opened from a
             file object, which cannot be read at two places at once.
+        left_out: What the file holds in addition to its pictures and its first track of sound: "subtitles" and so on.
     """
 
     def __init__(self, source: ClipSource, size: tuple[int, int] | None, fps: Fraction | None) -> None:
@@ -109,6 +111,7 @@ class Clip:
             info = replace(info, width=width, height=height, pixel_aspect=aspect.limit_denominator(1000))
         self.info = info
         self.audio = source.audio
+        self.left_out = source.left_out
         self._source = source
         self._fps = fps
         self._resize = Resizer(info.width, info.height)

@@ -24,12 +24,16 @@ class Structure:
 
     Attributes:
         packets: Packets that the file should yield; a track that is not there is unknown.
-        damage: Where the structure is broken such that packets are missing; None if it is whole.
+        trimmed: Tracks of MP4 whose edit list leaves out some of these packets on purpose.
+        damage: How and where the structure is broken such that packets are missing; None if it is whole.
+        joined: Several files follow each other, as Matroska allows, each with a clock of its own.
         missing: Bytes that the header declares beyond the end of the file. They need not have held pictures.
     """
 
     packets: Counter[int] = field(default_factory=Counter)
+    trimmed: set[int] = field(default_factory=set)
     damage: str | None = None
+    joined: bool = False
     missing: int = 0
 
 
@@ -80,6 +84,7 @@ class _Avi:
         self._found: Counter[int] = Counter()
         self._empty: Counter[int] = Counter()
         self._indexed: Counter[int] = Counter()
+        self._broken = False  # something else than a chunk lies between the chunks
         position = 0
         while (header := self._header(position)) is not None and header[0] == b"RIFF":
             size = header[1]
@@ -90,7 +95,7 @@ class _Avi:
             position = declared + declared % 2
         # The largest counts: the index covers only the first of several RIFF lists.
         self.structure.packets = self._found | self._indexed
-        if not self._indexed and self.structure.missing:
+        if not self._indexed and (self.structure.missing or self._broken):
             self.structure.packets |= Counter(dict(enumerate(self._lengths))) - self._empty
 
     def _header(self, position: int) -> tuple[bytes, int] | None:
@@ -115,6 +120,9 @@ class _Avi:
                 self._index(self._file.read(min(size, end - position - 8)))
             elif kind[:2].isdigit() and after <= self._actual:
                 (self._found if size else self._empty)[int(kind[:2])] += 1
+            elif not kind.isalnum():
+                self._broken = True
+                return
             position = after + size % 2
 
     def _index(self, entries: bytes) -> None:
@@ -124,7 +132,7 @@ class _Avi:
 
 
 # Elements of Matroska: their ids with the length marker.
-_SEGMENT, _CLUSTER, _TRACKS, _TRACK = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
+_HEADER, _SEGMENT, _CLUSTER, _TRACKS, _TRACK = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
 _TRACK_NUMBER, _TRACK_TYPE, _SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = 0xD7, 0x83, 0xA3, 0xA0, 0xA1
 # Void, CRC-32, seek head, info, cues, attachments, chapters, tags
 _IN_SEGMENT = {0xEC, 0xBF, 0x114D9B74, 0x1549A966, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, _TRACKS, _CLUSTER}
@@ -142,13 +150,17 @@ class _Matroska:
         self._video: list[int] = []  # numbers of the video tracks
         self._numbers: set[int] = set()  # of all tracks
         self._blocks: Counter[int] = Counter()
-        _, start, end = self._element(0) or (0, 0, 0)
-        segment = self._element(end or start)
-        if segment is None or segment[0] != _SEGMENT:
-            return
-        _, start, declared = segment
-        self.structure.missing = max(0, (declared or 0) - actual)
-        self._segment(start, min(declared or actual, actual))
+        position, segments = 0, 0
+        while (header := self._element(position)) is not None and header[0] == _HEADER and header[2] is not None:
+            segment = self._element(header[2])
+            if segment is None or segment[0] != _SEGMENT:
+                break
+            _, start, declared = segment
+            self.structure.missing = max(0, (declared or 0) - actual)
+            position = min(declared or actual, actual)
+            self._segment(start, position)
+            segments += 1
+        self.structure.joined = segments > 1
         self.structure.packets = Counter({place: self._blocks[number] for place, number in enumerate(self._video)})
 
     def _element(self, position: int) -> tuple[int, int, int | None] | None:
@@ -187,14 +199,14 @@ class _Matroska:
                     self._tracks(start, min(stop or end, end))
                 position = stop or end
         if position > end and not ended:
-            self._lost(position, end)
+            self.structure.damage = f"cut short: it has {self._actual} bytes and should have {position} or more"
 
     def _lost(self, position: int, end: int) -> None:
         """Note damage at `position` if a cluster follows, or could have been there."""
         self._file.seek(position)
         unread = self._file.read(min(end - position, 1 << 26))
         if _CLUSTER.to_bytes(4, "big") in unread or b"\xe7" in unread[:32]:
-            self.structure.damage = f"at byte {position} of {self._actual}"
+            self.structure.damage = f"damaged or cut short at byte {position} of {self._actual}"
 
     def _tracks(self, start: int, end: int) -> None:
         for kind, first, last in self._children(start, end):
@@ -206,7 +218,7 @@ class _Matroska:
                         values[key] = int.from_bytes(self._file.read(min(8, stop - content)), "big")
                 number = values.get(_TRACK_NUMBER, 0)
                 self._numbers.add(number)
-                if values.get(_TRACK_TYPE) == 1:
+                if values.get(_TRACK_TYPE) == 1 and number not in self._video:
                     self._video.append(number)
 
     def _cluster(self, position: int, stop: int | None, end: int) -> int:
@@ -229,7 +241,7 @@ class _Matroska:
             position = after
         else:
             return position
-        self.structure.damage = f"at byte {position} of {self._actual}"
+        self.structure.damage = f"damaged or cut short at byte {position} of {self._actual}"
         return position
 
     def _block(self, start: int) -> bool:
@@ -275,8 +287,8 @@ class _Mp4:
             if end < start or not named or (header[12:16] == b"mfhd" and kind != b"moof"):
                 break
             self.structure.missing = max(0, end - actual)
-            if end > actual and (kind == b"moof" or (kind == b"mdat" and fragment >= 0)):
-                self._damaged(position)
+            if end > actual and (kind in (b"moov", b"moof") or (kind == b"mdat" and fragment >= 0)):
+                self.structure.damage = f"cut short: it has {actual} bytes and should have {end} or more"
             if kind == b"moov":
                 self._movie(self._content(start, end))
             elif kind == b"moof":
@@ -292,7 +304,7 @@ class _Mp4:
         return memoryview(self._file.read(min(end, self._actual) - start))
 
     def _damaged(self, position: int) -> None:
-        self.structure.damage = self.structure.damage or f"at byte {position} of {self._actual}"
+        self.structure.damage = self.structure.damage or f"damaged at byte {position} of {self._actual}"
 
     def _check_swallowed(self, start: int, end: int) -> None:
         """Note damage if a fragment lies where none is expected."""
@@ -334,8 +346,9 @@ class _Mp4:
         kept = sum(length for length, begin in lengths if begin >= 0)
         # An edit list that leaves out pictures does so on purpose if the duration of the track says the same.
         trimmed = bool(lengths) and (kept + 2) * scale < duration * movie_scale
-        if not (trimmed and abs(sum(length for length, _ in lengths) - shown) <= 1):
-            self.structure.packets[number] += samples
+        if trimmed and abs(sum(length for length, _ in lengths) - shown) <= 1:
+            self.structure.trimmed.add(number)
+        self.structure.packets[number] += samples
 
     def _fragment(self, fragment: memoryview, position: int) -> int:
         """Count the samples of a fragment, and return their size in bytes."""
@@ -374,13 +387,14 @@ class _Mp4:
 
 
 def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Kinds and contents of the boxes in `data`, up to the first that does not fit."""
+    """Kinds and contents of the boxes in `data`; one that does not fit ends them and has no kind."""
     position = 0
     while position + 8 <= len(data):
         size, start = _number(data, position, 4), position + 8
         if size == 1:
             size, start = _number(data, position + 8, 8), position + 16
         if not start <= position + size <= len(data):
+            yield b"", data[position:]
             return
         yield bytes(data[position + 4 : position + 8]), data[start : position + size]
         position += size

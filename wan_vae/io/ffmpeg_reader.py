@@ -24,7 +24,7 @@ from wan_vae.io.clip import LOGGER, ClipInfo
 from wan_vae.io.color import RgbConverter, bit_depth, is_transparent
 from wan_vae.io.containers import check_complete, read_structure
 from wan_vae.io.orientation import Orientation, Picture, from_frame
-from wan_vae.io.packets import Timeline
+from wan_vae.io.packets import Timeline, number_of
 from wan_vae.io.timing import Timing, measure, sort_by_time
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class AvSource:
         check_complete(source, name)
         self._state = self._read_state()
         self._structure = read_structure(source)
-        self._timeline = Timeline(name)
+        self._timeline = Timeline(name, joined=self._structure.joined)
         with self._opened() as (container, stream):
             self.timing = self._survey(container, stream)
         with self._opened() as (container, stream):
@@ -147,9 +147,8 @@ class AvSource:
     def _survey(self, container: "InputContainer", stream: "VideoStream") -> Timing:
         """Read all packets without decoding, for the number of frames and their timestamps."""
         structure, timeline = self._structure, self._timeline
-        place = {"avi": stream.index, "matroska,webm": _pictures(container).index(stream)}.get(
-            container.format.name, stream.id
-        )
+        if structure.damage is not None:
+            self._refuse(f"is {structure.damage}")
         try:
             timing = measure(
                 sort_by_time(timeline.survey(container, stream)),
@@ -159,13 +158,14 @@ class AvSource:
             )
         finally:
             self._check_unchanged()
-        if structure.damage is not None:
-            raise ClipError(f"{self.name} is damaged or cut short {structure.damage}; fetch or copy it again.")
-        if timeline.found < (expected := structure.packets[place]):
-            raise ClipError(
-                f"{self.name} is damaged or cut short: {timeline.found} of its {expected} frames can be found; fetch "
-                "or copy it again."
-            )
+        place = {"avi": stream.index, "matroska,webm": _pictures(container).index(stream)}.get(
+            container.format.name, stream.id
+        )
+        lost = structure.packets[place] - timeline.found
+        if lost > 0 and place not in structure.trimmed:
+            self._refuse(f"is damaged or cut short: {lost} of its {structure.packets[place]} frames cannot be found")
+        elif lost > 0:
+            LOGGER.warning(f"{self.name} has an edit list, by which {lost} of its frames are left out.")
         if timing.end - timing.start > _LONGEST_FRAME * timing.count:
             raise ClipError(
                 f"{self.name} is damaged: its {timing.count} frames take {float(timing.end - timing.start):.3g} "
@@ -179,11 +179,17 @@ class AvSource:
             )
         return timing
 
+    def _refuse(self, fault: str) -> None:
+        """Raise a ClipError, or warn where only frames up to some number are wanted, which can be before the damage."""
+        if self._frames[1] is None:
+            raise ClipError(f"{self.name} {fault}; fetch or copy it again, or select only frames before the damage.")
+        LOGGER.warning(f"{self.name} {fault}; make sure that the frames selected are those wanted.")
+
     def _compare_lengths(self, container: "InputContainer", timing: Timing) -> None:
         """Warn where the header declares more than is there, or refuse where pictures are missing there."""
         missing, end = self._structure.missing, self._timeline.end
         # In other containers, FFmpeg reports a missing end.
-        hinted = container.format.name in ("avi", "matroska,webm")
+        hinted = container.format.name in ("avi", "matroska,webm", "flv")
         declared = Fraction(container.duration or 0, av.time_base) if hinted else Fraction(0)
         if missing and container.format.name == "matroska,webm" and end + 1 / (2 * timing.rate) < declared:
             raise ClipError(
@@ -251,7 +257,7 @@ class AvSource:
                     self._check_unchanged()
                     raise ClipError(self._damaged_at(number)) from error
                 for frame in frames:
-                    if frame.opaque in self._timeline.undecodable:
+                    if number_of(frame) in self._timeline.undecodable:
                         continue
                     if frame.is_corrupt:
                         self._check_unchanged()

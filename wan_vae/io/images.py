@@ -47,6 +47,7 @@ class ImageSource:
     """Reader of an image file or a folder of images; a `ClipSource`."""
 
     audio: AudioSource | None = None
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, path: Path, frames: tuple[int | None, int | None], fps: Fraction | None) -> None:
         """Read the headers of all files and the durations of an animation, and decode the first picture.

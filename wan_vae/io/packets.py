@@ -15,9 +15,9 @@ import av.error
 from wan_vae.errors import ClipError
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.container import InputContainer
     from av.packet import Packet
-    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 _JOINABLE = ("mpegts", "mpeg")  # files that can be joined end to end, each with a clock of its own
@@ -47,12 +47,13 @@ class Timeline:
         end: Latest end of a packet of any stream, in seconds on the clock of its part.
     """
 
-    def __init__(self, name: str) -> None:
-        """`name` stands for the source in messages."""
+    def __init__(self, name: str, *, joined: bool) -> None:
+        """`name` stands for the source in messages; `joined` tells that the clock can start again in any container."""
         self.undecodable: set[int] = set()
         self.found = 0
         self.end = Fraction(0)
         self._name = name
+        self._joined = joined
         self._offsets: list[Fraction] = []  # seconds to add to the times of each part
 
     def survey(self, container: "InputContainer", stream: "VideoStream") -> Iterator[tuple[Fraction, Fraction]]:
@@ -62,20 +63,22 @@ class Timeline:
         """
         end = Fraction(0)
         for part, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
-            head = self._head(group, stream.codec_context)
+            head = self._head(group, container, stream)
             starts = [entry.time for entry in head if self._is_picture(entry) and entry.time is not None]
             self._offsets.append(end - min(starts, default=end) if part else Fraction(0))
             for entry, time in self._timed(chain(head, group)):
                 if time is not None:
                     yield time, entry.duration
                     end = max(end, time + (entry.duration or 1 / (stream.average_rate or Fraction(24))))
+        if not self.found:
+            raise ClipError(f"{self._name} is damaged or cut short: it has no frames; fetch or copy it again.")
 
     def packets(
         self, container: "InputContainer", stream: "VideoStream"
     ) -> Iterator[Iterator[tuple["Packet[VideoStream]", Fraction | None]]]:
         """Yield the parts of a surveyed stream: packets, and the times of those that are pictures.
 
-        The `opaque` of a packet, which the decoder copies to its picture, is its number.
+        The decoder must copy the `opaque` of packets to their frames, for `number_of`.
         """
         for _, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
             yield ((entry.packet, time) for entry, time in self._timed(group))
@@ -105,7 +108,7 @@ class Timeline:
                 ahead.append(packet)
             while len(ahead) > (0 if packet is None else 1):
                 clocks = [clock for clock in map(_clock, islice(ahead, 2)) if clock is not None]
-                if joinable and _starts_again(behind, clocks):
+                if (joinable or self._joined) and _starts_again(behind, clocks):
                     behind.clear()
                     part += 1
                 current = ahead.popleft()
@@ -114,7 +117,7 @@ class Timeline:
                 timestamp = current.dts if by_decoding or current.pts is None else current.pts
                 time = None if timestamp is None else timestamp * current.time_base
                 self.found += not current.is_discard
-                current.opaque = number
+                current.opaque = (number,)  # PyAV tells objects apart by identity, and equal numbers are one
                 duration = (current.duration or 0) * current.time_base
                 yield Entry(number, part, current, _shows_picture(current), time, duration)
                 if (clock := _clock(current)) is not None:
@@ -134,12 +137,13 @@ class Timeline:
             if packet.size and packet.stream_index == stream.index:
                 yield cast("Packet[VideoStream]", packet)
 
-    def _head(self, entries: Iterator[Entry], context: "VideoCodecContext") -> list[Entry]:
+    def _head(self, entries: Iterator[Entry], container: "InputContainer", stream: "VideoStream") -> list[Entry]:
         """Decode the first packets of a part until it is known which are pictures, and return those taken."""
         head: list[Entry] = []
         whole: set[int] = set()  # numbers of the packets that yielded an undamaged picture
         broken = False
         first: Entry | None = None
+        context = stream.codec_context
         context.copy_opaque = True
 
         def decode(packet: "Packet[VideoStream] | None") -> None:
@@ -150,7 +154,7 @@ class Timeline:
                 broken = True
                 return
             broken = broken or any(frame.is_corrupt for frame in frames)
-            whole.update(cast("int", frame.opaque) for frame in frames if not frame.is_corrupt)
+            whole.update(number_of(frame) for frame in frames if not frame.is_corrupt)
 
         for entry in islice(entries, _LONGEST_START):
             head.append(entry)
@@ -169,7 +173,8 @@ class Timeline:
                     decode(entry.packet)
                 decode(None)
                 # A damaged picture at the start of a file that was not cut is no reason to go on without it.
-                if broken and head[0].packet.is_keyframe and head[0].number not in whole:
+                is_whole = not broken and container.format.name in _JOINABLE
+                if head[0].packet.is_keyframe and head[0].number not in whole and not is_whole:
                     raise ClipError(
                         f"{self._name} is damaged: its first frame cannot be decoded; fetch or copy it again."
                     )
@@ -178,6 +183,12 @@ class Timeline:
             self.undecodable |= {entry.number for entry in head}
         context.flush_buffers()
         return head
+
+
+def number_of(frame: "VideoFrame") -> int:
+    """Number of the packet that yielded a frame; -1 if the decoder made it up."""
+    (number,) = cast("tuple[int]", frame.opaque or (-1,))
+    return number
 
 
 class _Gaps:

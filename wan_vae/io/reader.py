@@ -1,6 +1,7 @@
 """Opening and reading clips of all kinds."""
 
 import os
+import stat
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wan_vae.errors import ClipError
+from wan_vae.io.audio import reason
 from wan_vae.io.clip import Clip, ClipInfo, ClipSource
 from wan_vae.io.ffmpeg_reader import LARGEST_SIDE, AvSource
 from wan_vae.io.frames import frames_to_tensor
@@ -59,13 +61,28 @@ def open_clip(
         if not source.seekable():
             raise ClipError("the file object cannot seek; read its content into an io.BytesIO.")
         reader = AvSource(source, "the file object", frames)
-    elif not (path := Path(source)).exists():
-        raise ClipError(f"{path} does not exist; name a video, an image or a folder of images.")
-    elif path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+    elif (path := _checked(Path(source))).is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         reader = ImageSource(path, frames, rate)
     else:
         reader = AvSource(path, str(path), frames)
     return Clip(reader, size, rate)
+
+
+def _checked(path: Path) -> Path:
+    """Refuse what is neither a file nor a folder, without opening it: reading a pipe could wait without end."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        hint = "; standard input cannot be read, so save it to a file" if path == Path("-") else ""
+        raise ClipError(f"{path} does not exist{hint}; name a video, an image or a folder of images.") from error
+    except (OSError, ValueError) as error:
+        raise ClipError(f"{path} cannot be opened ({reason(error)}); name a video, an image or a folder.") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ClipError(
+            f"{path} is neither a file nor a folder, and only those can be read twice; save its content to a file (in "
+            "Python, to an io.BytesIO)."
+        )
+    return path
 
 
 def read_clip(
