@@ -13,10 +13,10 @@ from wan_vae.errors import ClipError
 from wan_vae.io.clip import Clip, ClipInfo, ClipSource
 from wan_vae.io.ffmpeg_reader import AvSource
 from wan_vae.io.frames import frames_to_tensor
-from wan_vae.io.images import IMAGE_SUFFIXES, ImageSource
+from wan_vae.io.image_file import LARGEST_SIDE, image_kind
+from wan_vae.io.images import ImageSource
 from wan_vae.io.timing import exact_rate, format_slice
 
-_LARGEST_SIDE = 16384  # pixels; twice the width of 8K, about
 _FASTEST = 1000  # frames per second
 
 
@@ -46,8 +46,8 @@ def open_clip(
         ClipError: The source is missing, not a clip, damaged or cut short, or an option is out of range or selects no
             frames.
     """
-    if size is not None and not 1 <= min(size) <= max(size) <= _LARGEST_SIDE:
-        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {_LARGEST_SIDE}.")
+    if size is not None and not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
+        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {LARGEST_SIDE}.")
     rate = None if fps is None else exact_rate(fps)
     if rate is not None and not Fraction(1, _FASTEST) <= rate <= _FASTEST:
         raise ClipError(f"{fps} frames a second is not possible; give a rate from 1/{_FASTEST} to {_FASTEST}.")
@@ -59,11 +59,16 @@ def open_clip(
     if not isinstance(source, str | os.PathLike):
         if not source.seekable():
             raise ClipError("the file object cannot seek; read its content into an io.BytesIO.")
-        reader = AvSource(source, "the file object", frames)
+        name = "the file object"
+        kind = image_kind(source, name)
+        source.seek(0)
+        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames)
     elif not (path := Path(source)).exists():
         raise ClipError(f"{path} does not exist; name a video, an image or a folder of images.")
-    elif path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        reader = ImageSource(path, frames, rate)
+    elif path.is_dir():
+        reader = ImageSource(path, str(path), None, frames, rate)
+    elif kind := image_kind(path, str(path)):
+        reader = ImageSource(path, str(path), kind, frames, rate)
     else:
         reader = AvSource(path, str(path), frames)
     return Clip(reader, size, rate)
