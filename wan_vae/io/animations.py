@@ -148,7 +148,7 @@ def webp_durations(file: BinaryIO) -> list[Fraction]:
             if begin + size > length:
                 raise ValueError(f"it is cut short at byte {length}")
             durations.append(Fraction(int.from_bytes(start[12:15], "little"), 1000) or Fraction(1, 10))
-        elif durations and start[16:] in _WEBP_BITSTREAMS:
+        elif start[16:] in _WEBP_BITSTREAMS:
             raise ValueError(f"the picture at byte {begin - 8} is in an unknown block")
         file.seek(begin + size + size % 2)
     file.seek(0)

@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 import av
 import av.error
 import numpy as np
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, GifImagePlugin, Image, TiffImagePlugin, features
 
 from wan_vae.errors import ClipError
 from wan_vae.io.animations import (
@@ -56,11 +56,12 @@ _HEIF_BRANDS = frozenset(
 )
 _VIDEO = rb"....(?:ftyp|moov|mdat|free|skip|wide|moof|styp)|RIFF....AVI |\x1aE\xdf\xa3"
 
-_NEXT_PICTURE = {"PNG": rb"IEND\xaeB`\x82\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd9\xff\xd8\xff"}
+_NEXT_PICTURE = {"PNG": b"IEND\xaeB`\x82\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd9\xff\xd8\xff"}
 """What separates the pictures of a video that is a sequence of image files."""
 
-# Tags of TIFF, and the value of the old one for a preview.
-_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _OLD_PREVIEW = 254, 255, 256, 257, 258, 2
+# Tags of TIFF.
+_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 254, 255, 256, 257, 258, 262, 338
+_OLD_PREVIEW = 2  # value of the old subfile tag
 
 _OPAQUE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B", "F"})
 _WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
@@ -257,7 +258,7 @@ def read_pictures(
         for index in header.pictures[selected]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                image.seek(index)
+                _seek(image, index)
                 picture = _deep_picture(source, image, kind, index) if header.bit_depth > 8 else None
                 if picture is None:
                     if header.bit_depth > 8 and index == header.pictures[0] and image.mode[0] not in "IF":
@@ -270,17 +271,29 @@ def read_pictures(
             yield picture
 
 
+def _seek(image: Image.Image, index: int) -> None:
+    if not isinstance(image, GifImagePlugin.GifImageFile):
+        image.seek(index)
+        return
+    for step in range(image.tell() + 1, index + 1):
+        # Pillow disposes of a picture that does not say how like of the one before.
+        image.disposal_method = 0
+        image.seek(step)
+
+
 def _upright(image: Image.Image, kind: str, bits: int, name: str) -> Picture:
     """Decode the current picture through Pillow."""
+    white_is_zero = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
     image.load()
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):
             raise ClipError(f"{name} has samples outside 0 to 1 or not a number; scale them to 0 (black) to 1 (white).")
-        picture = np.rint(values * 65535).astype(np.uint16)[..., None].repeat(3, 2)
+        picture = np.rint((1 - values if white_is_zero else values) * 65535).astype(np.uint16)[..., None].repeat(3, 2)
     elif image.mode.startswith("I;16"):
         top = (1 << bits) - 1
         values = np.asarray(image).astype(np.uint32)
+        values = top - values if white_is_zero else values
         picture = ((values * 65535 + top // 2) // top).astype(np.uint16)[..., None].repeat(3, 2)
     else:
         mode = "RGBA" if _may_be_transparent(image) else "RGB"
@@ -309,7 +322,12 @@ def _deep_picture(source: Path | bytes, image: Image.Image, kind: str, page: int
         return None
     if bit_depth(frame.format) <= 8 or (frame.width, frame.height) != size:
         return None
-    return orientation.apply(RgbConverter(frame, UNSPECIFIED, UNSPECIFIED)(frame))
+    picture = orientation.apply(RgbConverter(frame, UNSPECIFIED, UNSPECIFIED)(frame))
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_EXTRA_SAMPLES) == (1,):
+        # The colors are multiplied with alpha.
+        straight = picture[..., :3].astype(np.uint32) * 65535 // np.maximum(picture[..., 3:], 1)
+        picture = np.concatenate([np.minimum(straight, 65535).astype(np.uint16), picture[..., 3:]], axis=2)
+    return picture
 
 
 @contextmanager
@@ -331,4 +349,6 @@ def _opened(source: Path | bytes, name: str, kind: str) -> Iterator[tuple[Binary
     except ClipError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly all kinds of errors for damaged files
-        raise ClipError(f"{name} cannot be read as an image ({reason(error)}); fetch or copy it again.") from error
+        raise ClipError(
+            f"{name} cannot be read as an image ({reason(error)}); fetch or copy it again, or convert it to PNG."
+        ) from error
