@@ -93,13 +93,14 @@ def _gif_picture_outside(file: BinaryIO, positions: set[int], screen: bytes) -> 
     return None
 
 
-def png_durations(file: BinaryIO) -> tuple[list[Fraction], bool]:
-    """Durations of the pictures of an animated PNG, none of a still; and whether a picture precedes the animation."""
+def png_durations(file: BinaryIO) -> tuple[list[Fraction], bool, bytes]:
+    """Durations of the pictures of an animated PNG, none of a still; whether a picture precedes them; and the EXIF."""
     length = file.seek(0, 2)
     file.seek(8)
     announced: int | None = None
     durations: list[Fraction] = []
     with_data: set[int] = set()
+    exif = b""
     while header := file.read(8):
         begin, size, kind = file.tell(), int.from_bytes(header[:4], "big"), header[4:]
         animated = announced is not None or bool(durations)
@@ -120,12 +121,14 @@ def png_durations(file: BinaryIO) -> tuple[list[Fraction], bool]:
             durations.append(Fraction(numerator, denominator or 100) or Fraction(1, 10))
         elif kind in (b"IDAT", b"fdAT"):
             with_data.add(len(durations))
+        elif kind == b"eXIf":
+            exif = file.read(size)
         file.seek(begin + size + 4)
     still_first = 0 in with_data
     count = len(with_data) - still_first
     if (announced is not None or durations) and not announced == len(durations) == count:
         raise ValueError(f"it announces {announced or 0} pictures and holds {count}")
-    return durations, still_first
+    return durations, still_first, exif
 
 
 def _check_crc(file: BinaryIO, kind: bytes, size: int) -> None:

@@ -156,7 +156,6 @@ def read_header(source: Path | bytes, name: str, kind: str) -> ImageHeader:
         warnings.simplefilter("always")
         # The other pictures of a JPEG are previews, other eyes or gain maps.
         count = 1 if kind == "JPEG" else int(getattr(image, "n_frames", 1))
-        orientation = _orientation(image)
         width, height = image.size
         bits = 8
         pictures: Sequence[int] = range(count)
@@ -164,7 +163,8 @@ def read_header(source: Path | bytes, name: str, kind: str) -> ImageHeader:
         if kind == "GIF":
             durations = gif_durations(file, name)
         elif kind == "PNG":
-            durations, still_first = png_durations(file)
+            durations, still_first, exif = png_durations(file)
+            image.info |= {"exif": b"Exif\0\0" + exif} if exif else {}
             pictures = pictures[int(still_first and bool(durations)) :]
             file.seek(24)
             bits = max(8, file.read(1)[0])
@@ -174,12 +174,14 @@ def read_header(source: Path | bytes, name: str, kind: str) -> ImageHeader:
             bits = avif_bit_depth(file)
             if (announced := max(count, avif_picture_count(file))) > 1:
                 durations = _decoded_durations(image) if count == announced else [Fraction(0)] * announced
-        elif kind == "TIFF":
+        elif isinstance(image, TiffImagePlugin.TiffImageFile):
             if tiff_page_count(file) != count:
                 raise ValueError(f"it has {tiff_page_count(file)} pages, of which {count} can be read")
             pictures, (width, height), bits = _pages(image, name)
         if durations and len(durations) != len(pictures):
             raise ValueError(f"it has {len(durations)} pictures, of which {len(pictures)} can be read")
+        # That of PngImageFile decodes the image first.
+        orientation = from_exif(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
         if orientation.swap and kind != "TIFF":
             width, height = height, width
         if max(width, height) > LARGEST_SIDE or width * height > MOST_PIXELS:
@@ -216,14 +218,14 @@ def _decoded_durations(image: Image.Image) -> list[Fraction]:
     return [Fraction(end - begin, 1000) or Fraction(1, 10) for begin, end in pairwise(times)]
 
 
-def _pages(image: Image.Image, name: str) -> tuple[list[int], tuple[int, int], int]:
+def _pages(image: TiffImagePlugin.TiffImageFile, name: str) -> tuple[list[int], tuple[int, int], int]:
     """Pages of a TIFF that are no previews, their upright size, and their bits a channel."""
     pages: list[int] = []
     sizes: list[tuple[int, int]] = []
     depths: list[int] = []
-    for index in range(getattr(image, "n_frames", 1)):
+    for index in range(image.n_frames):
         image.seek(index)
-        tags = getattr(image, "tag_v2")  # noqa: B009
+        tags = image.tag_v2
         if tags.get(_SUBFILE, 0) & 1 or tags.get(_OLD_SUBFILE, 1) == _OLD_PREVIEW:
             continue
         width, height = tags[_WIDTH], tags[_HEIGHT]
@@ -259,11 +261,13 @@ def read_pictures(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 _seek(image, index)
+                tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+                orientation = from_exif(tags.get(ExifTags.Base.Orientation, 1)) if tags else header.orientation
                 picture = _deep_picture(source, image, kind, index) if header.bit_depth > 8 else None
                 if picture is None:
-                    if header.bit_depth > 8 and index == header.pictures[0] and image.mode[0] not in "IF":
-                        LOGGER.warning(f"{name} has {header.bit_depth} bits a channel; it can only be read with 8.")
-                    picture = _upright(image, kind, header.bit_depth, name)
+                    picture = _picture(image, header.bit_depth, name)
+                    orientation = Orientation() if tags else orientation  # Pillow has turned it upright
+                picture = orientation.apply(picture)
             if picture.shape[:2] != (header.height, header.width):
                 raise ValueError(
                     f"picture {index} is {picture.shape[1]}x{picture.shape[0]}, not {header.width}x{header.height}"
@@ -281,7 +285,7 @@ def _seek(image: Image.Image, index: int) -> None:
         image.seek(step)
 
 
-def _upright(image: Image.Image, kind: str, bits: int, name: str) -> Picture:
+def _picture(image: Image.Image, bits: int, name: str) -> Picture:
     """Decode the current picture through Pillow."""
     white_is_zero = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
     image.load()
@@ -298,12 +302,7 @@ def _upright(image: Image.Image, kind: str, bits: int, name: str) -> Picture:
     else:
         mode = "RGBA" if _may_be_transparent(image) else "RGB"
         picture = np.asarray(image if image.mode == mode else image.convert(mode))
-    # Pillow turns TIFFs upright.
-    return picture if kind == "TIFF" else _orientation(image).apply(picture)
-
-
-def _orientation(image: Image.Image) -> Orientation:
-    return from_exif(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return picture
 
 
 def _deep_picture(source: Path | bytes, image: Image.Image, kind: str, page: int) -> Picture | None:
@@ -312,7 +311,7 @@ def _deep_picture(source: Path | bytes, image: Image.Image, kind: str, page: int
     if image.mode == "F" or (demuxer is None and (image.mode != "RGB" or getattr(image, "n_frames", 1) > 1)):
         return None  # the alpha of AVIF is a stream of its own
     file = file_url(source) if isinstance(source, Path) else io.BytesIO(source)
-    orientation, size = _orientation(image), getattr(image, "_tile_size", image.size)
+    size = getattr(image, "_tile_size", image.size)  # as stored
     try:
         with av.open(file, "r", format=demuxer) as container:
             if kind == "TIFF":
@@ -322,7 +321,7 @@ def _deep_picture(source: Path | bytes, image: Image.Image, kind: str, page: int
         return None
     if bit_depth(frame.format) <= 8 or (frame.width, frame.height) != size:
         return None
-    picture = orientation.apply(RgbConverter(frame, UNSPECIFIED, UNSPECIFIED)(frame))
+    picture = RgbConverter(frame, UNSPECIFIED, UNSPECIFIED)(frame)
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_EXTRA_SAMPLES) == (1,):
         # The colors are multiplied with alpha.
         straight = picture[..., :3].astype(np.uint32) * 65535 // np.maximum(picture[..., 3:], 1)

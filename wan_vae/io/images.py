@@ -20,15 +20,20 @@ from wan_vae.io.timing import measure
 _MOST_PIXELS_LOOKED_AT = 1 << 24  # of a picture that is decoded to see whether it is transparent
 
 
-@dataclass(frozen=True)
+@dataclass
 class _ImageFile:
     source: Path | bytes
     name: str
     kind: str
     header: ImageHeader
+    _warned: bool = False
 
     def pictures(self, selected: slice) -> Iterator[Picture]:
-        return read_pictures(self.source, self.name, self.kind, self.header, selected)
+        for picture in read_pictures(self.source, self.name, self.kind, self.header, selected):
+            if self.header.bit_depth > 8 and picture.dtype == np.uint8 and not self._warned:
+                LOGGER.warning(f"{self.name} has {self.header.bit_depth} bits a channel, of which 8 can be read.")
+                self._warned = True
+            yield picture
 
 
 class ImageSource:
