@@ -14,12 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource
 from wan_vae.io.color import Color, Resizer, is_transparent, over_black
 from wan_vae.io.orientation import Picture
 from wan_vae.io.timing import Timing, resample, resampled_count
 
 LOGGER = logging.getLogger("wan_vae")
+
+LARGEST_SIDE = 16384  # pixels; twice the width of 8K, about
+MOST_PIXELS = 256_000_000  # of a picture
+
+_MOST_PIXELS = 1 << 26  # of a frame; twice the pixels of 8K
 
 
 @dataclass(frozen=True)
@@ -138,11 +144,16 @@ class Clip:
             bits a channel. n is `count`, except that the last chunk may be shorter.
 
         Raises:
-            ClipError: The file is cut short or damaged.
+            ClipError: The file is cut short or damaged, or its frames are too large.
             ValueError: `count` is below 1.
         """
         if count < 1:
             raise ValueError(f"{count} frames at a time cannot be read; ask for at least 1.")
+        if self.info.width * self.info.height > _MOST_PIXELS:
+            raise ClipError(
+                f"{self._source.name} is {self.info.width}x{self.info.height}, which is too large to process: frames "
+                f"have up to {_MOST_PIXELS // 1_000_000} million pixels; give a smaller size (--size)."
+            )
         self.close()
         self._reading = self._pictures()
         dtype = np.uint8 if self.info.bit_depth <= 8 else np.uint16

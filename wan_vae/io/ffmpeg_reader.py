@@ -20,7 +20,7 @@ from av.stream import Disposition
 
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource, file_url, reason
-from wan_vae.io.clip import LOGGER, ClipInfo
+from wan_vae.io.clip import LARGEST_SIDE, LOGGER, MOST_PIXELS, ClipInfo
 from wan_vae.io.color import RgbConverter, bit_depth, is_transparent
 from wan_vae.io.containers import check_complete, read_structure
 from wan_vae.io.orientation import Orientation, Picture, from_frame
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
-
-LARGEST_SIDE = 16384  # pixels; twice the width of 8K, about
 
 _LONGEST_FRAME = 86400  # seconds on average; more is a damaged clock
 _CHECKED = ("ffv1", "png", "apng")  # codecs with checksums, which FFmpeg ignores unless told
@@ -122,7 +120,7 @@ class AvSource:
             )
         best = max(decodable, key=_prominence)
         width, height = best.codec_context.width, best.codec_context.height
-        if max(width, height) > LARGEST_SIDE:
+        if max(width, height) > LARGEST_SIDE or width * height > MOST_PIXELS:
             raise ClipError(
                 f"{self.name} declares pictures of {width}x{height} pixels; sides of up to {LARGEST_SIDE} can be read."
             )

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import reason
-from wan_vae.io.clip import Clip, ClipInfo, ClipSource
-from wan_vae.io.ffmpeg_reader import LARGEST_SIDE, AvSource
+from wan_vae.io.clip import LARGEST_SIDE, Clip, ClipInfo, ClipSource
+from wan_vae.io.ffmpeg_reader import AvSource
 from wan_vae.io.frames import frames_to_tensor
-from wan_vae.io.images import IMAGE_SUFFIXES, ImageSource
+from wan_vae.io.image_file import image_kind
+from wan_vae.io.images import ImageSource
 from wan_vae.io.timing import exact_rate, format_slice
 
 _FASTEST = 1000  # frames per second
@@ -60,9 +61,14 @@ def open_clip(
     if not isinstance(source, str | os.PathLike):
         if not source.seekable():
             raise ClipError("the file object cannot seek; read its content into an io.BytesIO.")
-        reader = AvSource(source, "the file object", frames)
-    elif (path := _checked(Path(source))).is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        reader = ImageSource(path, frames, rate)
+        name = "the file object"
+        kind = image_kind(source, name)
+        source.seek(0)
+        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames)
+    elif (path := _checked(Path(source))).is_dir():
+        reader = ImageSource(path, str(path), None, frames, rate)
+    elif kind := image_kind(path, str(path)):
+        reader = ImageSource(path, str(path), kind, frames, rate)
     else:
         reader = AvSource(path, str(path), frames)
     return Clip(reader, size, rate)

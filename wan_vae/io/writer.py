@@ -22,7 +22,7 @@ from wan_vae.io.clip import LOGGER, ClipSink
 from wan_vae.io.color import RGB, Color
 from wan_vae.io.ffmpeg_writer import LOSSLESS, LOSSY, AvSink
 from wan_vae.io.frames import single_clip, tensor_to_frames
-from wan_vae.io.images import JPEG_SUFFIXES, STILL_SUFFIXES, FolderSink, PictureSink
+from wan_vae.io.image_writer import JPEG_SUFFIXES, STILL_SUFFIXES, FolderSink, PictureSink
 from wan_vae.io.timing import exact_rate
 
 
