@@ -154,23 +154,23 @@ def read_header(source: Path | bytes, name: str, kind: str) -> ImageHeader:
     """
     with _opened(source, name, kind) as (file, image), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # The other pictures of a JPEG are previews, other eyes or gain maps.
-        count = 1 if kind == "JPEG" else int(getattr(image, "n_frames", 1))
         width, height = image.size
         bits = 8
-        pictures: Sequence[int] = range(count)
         durations: list[Fraction] = []
+        still_first = False
         if kind == "GIF":
             durations = gif_durations(file, name)
         elif kind == "PNG":
             durations, still_first, exif = png_durations(file)
             image.info |= {"exif": b"Exif\0\0" + exif} if exif else {}
-            pictures = pictures[int(still_first and bool(durations)) :]
             file.seek(24)
             bits = max(8, file.read(1)[0])
         elif kind == "WEBP":
             durations = webp_durations(file)
-        elif kind == "AVIF":
+        # The other pictures of a JPEG are previews, other eyes or gain maps.
+        count = 1 if kind == "JPEG" else int(getattr(image, "n_frames", 1))
+        pictures: Sequence[int] = range(int(still_first and bool(durations)), count)
+        if kind == "AVIF":
             bits = avif_bit_depth(file)
             if (announced := max(count, avif_picture_count(file))) > 1:
                 durations = _decoded_durations(image) if count == announced else [Fraction(0)] * announced
