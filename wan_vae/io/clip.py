@@ -42,7 +42,7 @@ class ClipInfo:
         bit_depth: Bits of a channel in the source. Above 8, frames are uint16.
         codec: FFmpeg's or Pillow's name of the picture format.
         container: FFmpeg's name of the file format; "image" or "folder" for images.
-        has_alpha: The first frame has transparent pixels.
+        has_alpha: The first frame has transparent pixels; for a large image, an alpha channel.
         has_audio: There is an audio stream.
         rotation: Clockwise rotation applied to the stored frames, in degrees: 0, 90, 180 or 270.
         variable_frame_rate: The frames of the source are unevenly spaced in time.

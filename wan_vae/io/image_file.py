@@ -1,14 +1,13 @@
-"""Reading one image file, recognized by its first bytes: its header without decoding, and its pictures.
+"""Reading one image file: its header without decoding, and its pictures.
 
 Pillow reads them; FFmpeg reads those of more than 8 bits a channel, which Pillow reduces to 8. Its walk over the blocks
 of an animation is not trusted: `animations` counts the pictures.
 """
 
 import io
-import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -33,35 +32,11 @@ from wan_vae.io.clip import LARGEST_SIDE, LOGGER, MOST_PIXELS
 from wan_vae.io.color import UNSPECIFIED, RgbConverter, bit_depth
 from wan_vae.io.orientation import Orientation, Picture, from_exif
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
-"""Files of a folder that are images."""
-
-_ANY_IMAGE_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".apng", ".heic", ".heif"}
-_PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
-
-
-_SIGNATURES = (
-    (rb"\x89PNG\r\n\x1a\n", "PNG"),
-    (rb"\xff\xd8\xff", "JPEG"),
-    (rb"GIF8[79]a", "GIF"),
-    (rb"RIFF....WEBP", "WEBP"),
-    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
-    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
-)
-_AVIF_BRANDS = frozenset({b"avif", b"avis"})
-_HEIF_BRANDS = frozenset(
-    b"heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 miaf avci avcs jpeg jpgs j2ki".split()
-)
-_VIDEO = rb"....(?:ftyp|moov|mdat|free|skip|wide|moof|styp)|RIFF....AVI |\x1aE\xdf\xa3"
-
-_NEXT_PICTURE = {"PNG": b"IEND\xaeB`\x82\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd9\xff\xd8\xff"}
-"""What separates the pictures of a video that is a sequence of image files."""
-
 # Tags of TIFF.
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 254, 255, 256, 257, 258, 262, 338
 _OLD_PREVIEW = 2  # value of the old subfile tag
 
-_OPAQUE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B", "F"})
+_OPAQUE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16L", "I;16B", "F"})
 _WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
@@ -78,68 +53,6 @@ class ImageHeader(NamedTuple):
     has_alpha: bool  # there is an alpha channel
 
 
-def image_kind(source: Path | BinaryIO, name: str) -> str | None:
-    """Pillow's name of the format of a file, from its content; None for what FFmpeg reads.
-
-    A file object is read from its start, and stays open.
-
-    A ClipError if the file cannot be read, is empty, or is no image though its name says so.
-    """
-    suffix = Path(name).suffix.lower()
-    try:
-        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
-            file.seek(0)
-            head = file.read(256)
-            kind = _kind(file, head)
-            # Images that follow one another in a file are a video. The previews in photos look the same.
-            stream = _NEXT_PICTURE.get(kind or "") if kind != "JPEG" or suffix not in _PHOTO_SUFFIXES else None
-            if stream and _contains(file, stream):
-                return None
-    except OSError as error:
-        raise ClipError(f"{name} cannot be read ({reason(error)}); name a file that can be.") from error
-    if not head:
-        raise ClipError(f"{name} is empty (0 bytes); name a video or an image.")
-    # FFmpeg goes by the ending where the content says nothing.
-    if kind is None and suffix in _ANY_IMAGE_SUFFIXES and not re.match(_VIDEO, head, re.DOTALL):
-        raise ClipError(f"{name} cannot be read as an image (it begins like none); fetch or copy it again.")
-    return kind
-
-
-def _kind(file: BinaryIO, head: bytes) -> str | None:
-    if head[4:8] != b"ftyp":
-        return next((kind for pattern, kind in _SIGNATURES if re.match(pattern, head, re.DOTALL)), None)
-    end = min(int.from_bytes(head[:4], "big"), len(head))
-    if not _AVIF_BRANDS.isdisjoint({head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}):
-        return "AVIF"
-    # FFmpeg reads sequences, unless they hold a still too, and only the tiles of stills.
-    is_still = b"meta" in (boxes := _boxes(file)) or b"moov" not in boxes
-    return "HEIF" if head[8:12] in _HEIF_BRANDS and is_still else None
-
-
-def _boxes(file: BinaryIO) -> set[bytes]:
-    """Names of the outermost boxes of an ISO file."""
-    names: set[bytes] = set()
-    position = file.seek(0)
-    while len(header := file.read(16)) >= 8:
-        size = int.from_bytes(header[:4], "big")
-        size = int.from_bytes(header[8:], "big") if size == 1 else size
-        names.add(header[4:8])
-        if size < 8:  # to the end of the file
-            break
-        position = file.seek(position + size)
-    return names
-
-
-def _contains(file: BinaryIO, pattern: bytes) -> bool:
-    file.seek(0)
-    tail = b""
-    while piece := file.read(1 << 20):
-        if pattern in tail + piece:
-            return True
-        tail = piece[-len(pattern) :]
-    return False
-
-
 def _file(source: Path | bytes) -> BinaryIO:
     return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
 
@@ -152,32 +65,28 @@ def read_header(source: Path | bytes, name: str, kind: str) -> ImageHeader:
     """
     with _opened(source, name, kind) as (file, image), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # The other pictures of a JPEG are previews, other eyes or gain maps.
-        count = 1 if kind == "JPEG" else int(getattr(image, "n_frames", 1))
         width, height = image.size
         bits = 8
-        pictures: Sequence[int] = range(count)
         durations: list[Fraction] = []
+        still_first = False
         if kind == "GIF":
             durations = gif_durations(file, name)
         elif kind == "PNG":
             durations, still_first, exif = png_durations(file)
             image.info |= {"exif": b"Exif\0\0" + exif} if exif else {}
-            pictures = pictures[int(still_first and bool(durations)) :]
             file.seek(24)
             bits = max(8, file.read(1)[0])
         elif kind == "WEBP":
             durations = webp_durations(file)
-        elif kind == "AVIF":
+        # The other pictures of a JPEG are previews, other eyes or gain maps.
+        count = 1 if kind == "JPEG" else int(getattr(image, "n_frames", 1))
+        pictures: Sequence[int] = range(int(still_first and bool(durations)), count)
+        if kind == "AVIF":
             bits = avif_bit_depth(file)
-            if (announced := max(count, avif_picture_count(file))) > 1:
-                durations = _decoded_durations(image) if count == announced else [Fraction(0)] * announced
         elif isinstance(image, TiffImagePlugin.TiffImageFile):
             if tiff_page_count(file) != count:
                 raise ValueError(f"it has {tiff_page_count(file)} pages, of which {count} can be read")
             pictures, (width, height), bits = _pages(image, name)
-        if durations and len(durations) != len(pictures):
-            raise ValueError(f"it has {len(durations)} pictures, of which {len(pictures)} can be read")
         # That of PngImageFile decodes the image first.
         orientation = from_exif(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
         if orientation.swap and kind != "TIFF":
@@ -189,6 +98,11 @@ def read_header(source: Path | bytes, name: str, kind: str) -> ImageHeader:
             )
         if image.mode not in _OPAQUE | _WITH_ALPHA:
             raise ClipError(f"{name} has pixels of kind {image.mode}, which cannot be read; convert it to RGB first.")
+        announced = avif_picture_count(file) if kind == "AVIF" else len(durations)
+        if announced and announced != len(pictures):
+            raise ValueError(f"it has {announced} pictures, of which {len(pictures)} can be read")
+        if kind == "AVIF" and count > 1:
+            durations = _decoded_durations(image)
         for warning in caught[:1]:
             LOGGER.warning(f"{name} may be damaged: {warning.message}")
         return ImageHeader(
@@ -292,7 +206,7 @@ def _picture(image: Image.Image, bits: int, name: str) -> Picture:
         if not (values.min() >= 0 and values.max() <= 1):
             raise ClipError(f"{name} has samples outside 0 to 1 or not a number; scale them to 0 (black) to 1 (white).")
         picture = np.rint((1 - values if white_is_zero else values) * 65535).astype(np.uint16)[..., None].repeat(3, 2)
-    elif image.mode.startswith("I;16"):
+    elif image.mode.startswith("I"):  # up to 16 bits
         top = (1 << bits) - 1
         values = np.asarray(image).astype(np.uint32)
         values = top - values if white_is_zero else values

@@ -13,7 +13,8 @@ from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource, reason
 from wan_vae.io.clip import LOGGER, ClipInfo
 from wan_vae.io.color import RGB, is_transparent
-from wan_vae.io.image_file import IMAGE_SUFFIXES, ImageHeader, image_kind, read_header, read_pictures
+from wan_vae.io.image_file import ImageHeader, read_header, read_pictures
+from wan_vae.io.image_kind import IMAGE_SUFFIXES, image_kind
 from wan_vae.io.orientation import Picture
 from wan_vae.io.timing import measure
 

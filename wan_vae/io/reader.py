@@ -15,7 +15,7 @@ from wan_vae.io.audio import reason
 from wan_vae.io.clip import LARGEST_SIDE, Clip, ClipInfo, ClipSource
 from wan_vae.io.ffmpeg_reader import AvSource
 from wan_vae.io.frames import frames_to_tensor
-from wan_vae.io.image_file import image_kind
+from wan_vae.io.image_kind import image_kind
 from wan_vae.io.images import ImageSource
 from wan_vae.io.timing import exact_rate, format_slice
 
@@ -36,9 +36,10 @@ def open_clip(
     logger "wan_vae".
 
     Args:
-        source: Path of a file that FFmpeg can play, of an image (PNG, JPEG, WebP, BMP, TIFF), or of a folder of images
-            of one size, which are read in natural order (2 before 10) at 24 frames per second. Or a binary file object
-            that can seek, with a video; it is read from its start and stays open.
+        source: Path of a file that FFmpeg can play, of an image (PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF), recognized by
+            its content, or of a folder of images of one size, which are read in natural order (2 before 10) at 24
+            frames per second, as are the pages of a TIFF. Or a binary file object that can seek, with a video or an
+            image; it is read from its start and stays open.
         size: Width and height to resize to; None for those of the source.
         frames: First frame and the one after the last, counted from 0, as in a slice.
         fps: Frame rate to resample the selected frames to, with the same duration; None for that of the source. Images
