@@ -157,7 +157,8 @@ def stored_with(**changes: str) -> bytes:
           ("[", "[" * 100000, "3", "null", '{"matrix": "bt709"}', '{"matrix": [], "full_range": true}',
            '{"matrix": "bt709", "full_range": 1}', '{"matrix": "bt709", "full_range": true, "primaries": NaN}',
            '{"matrix": "bt709", "full_range": true, "primaries": true}', '{"matrix": "x", "full_range": true}',
-           '{"matrix": "bt709", "full_range": true, "transfer": 256}', '{"matrix": "rgb", "full_range": true, "x": 1}')),
+           '{"matrix": "bt709", "full_range": true, "transfer": 256}',
+           '{"matrix": "rgb", "full_range": true, "x": 1}', "{}")),
         *({"config": text} for text in ("{}", "[" * 100000, "3", '{"latent_channels": ' + "9" * 5000 + "}")),
     ],
 )  # fmt: skip

@@ -44,7 +44,7 @@ def resolve_checkpoint(source: str | Path) -> Path:
         source: The first of these that fits: the name of a trained preset, such as "wan2.1"; an existing file; a
             folder with weights, or a pipeline's folder with `vae` in it; a repository on the hub, "owner/name" for its
             diffusers folder `vae` or "owner/name/path/of/file", where the name may end in "@revision". A file or a
-            folder that is called like a preset is meant with "./wan2.1".
+            folder that is called like a preset is meant with "./wan2.1" or a `Path`.
 
     Raises:
         CheckpointError: There is no such path or name, the hub cannot be reached and its cache has no copy, or its file
@@ -53,11 +53,12 @@ def resolve_checkpoint(source: str | Path) -> Path:
     name = str(source)
     presets = {preset: read_preset(preset) for preset in preset_names()}
     trained = {preset: values for preset, values in presets.items() if {"hub", "file"} & values.keys()}
-    if name in trained:
-        if os.path.lexists(name):
+    exists = bool(name) and os.path.lexists(name)
+    if name in trained and not (isinstance(source, Path) and exists):
+        if exists:
             _LOGGER.warning(f"{name} is the model of that name here; for the file or folder write ./{name}.")
         return _preset_file(name, trained[name])
-    if name and os.path.lexists(name):
+    if exists:
         return Path(source)
     hub = _HUB_ID.fullmatch(name)
     # "weights/vae.safetensors" and everything below an existing folder is a mistyped path, not a repository.

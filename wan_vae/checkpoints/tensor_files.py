@@ -21,14 +21,14 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import Tensor
 
-from wan_vae.config import shown
 from wan_vae.errors import CheckpointError
 from wan_vae.io.safetensors_file import DTYPES, LARGEST_HEADER, Version, read_exactly, read_header, version
 
 WRAPPERS = ("model_state", "model", "state_dict")
 """Keys under which training checkpoints keep the model's weights; the first are preferred."""
 
-_LARGEST_PICKLE = 2**21  # bytes of everything but values: enough for `_MOST_TENSORS`
+_LARGEST_PICKLE = 2**20  # bytes of what lists the tensors: thousands of them, and unpickled in seconds at worst
+_MOST_CONTAINERS = 2**15  # dictionaries and lists that are searched
 _DEPTH = 4  # containers around a tensor: three, and the one with its name
 _MOST_TENSORS = 2**14  # in one file; building a network of as many takes a second
 _MOST_SHARDS = 1000
@@ -257,13 +257,13 @@ def _named_tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
         below = []
         for prefix, container in level:
             items = container.items() if isinstance(container, dict) else enumerate(container)
-            for key, value in items:
+            for position, (key, value) in enumerate(items):
                 if isinstance(value, Tensor):
-                    if isinstance(key, str) and isinstance(container, dict) and not value.is_nested:
+                    if isinstance(key, str) and not value.is_nested:
                         yield prefix + key, value
-                elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+                elif isinstance(value, dict | list | tuple) and id(value) not in seen and len(seen) < _MOST_CONTAINERS:
                     seen.add(id(value))
-                    below.append((f"{prefix}{shown(key) if not isinstance(key, str) else key}.", value))
+                    below.append((f"{prefix}{key[:100] if isinstance(key, str) else position}.", value))
         level = below
 
 
@@ -293,7 +293,8 @@ def _check_archive(file: BinaryIO) -> None:
         for entry in entries:
             if "/data/" not in entry.filename and entry.file_size > _LARGEST_PICKLE:
                 raise CheckpointError(
-                    f"{entry.filename!r} in it has {entry.file_size} bytes, and tensors are not kept there"
+                    f"{entry.filename!r} in it has {entry.file_size} bytes, more than {_LARGEST_PICKLE}; save the VAE"
+                    " alone"
                 )
             if entry.filename.lower().endswith("byteorder"):
                 entry.CRC = None  # type: ignore[assignment]  # torch can write archives without checksums
