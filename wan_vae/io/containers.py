@@ -18,6 +18,9 @@ from wan_vae.errors import ClipError
 _EBML = b"\x1a\x45\xdf\xa3"
 
 
+_SEARCHED = 1 << 26  # bytes to search at most for what should not be there
+
+
 @dataclass
 class Structure:
     """Packets by track: the track's id in MP4, the place among all streams in AVI, among video tracks in Matroska.
@@ -118,7 +121,7 @@ class _Avi:
                 self._lengths.append(int.from_bytes(stream[32:36], "little") if stream.startswith(b"vids") else 0)
             elif kind == b"idx1":
                 self._index(self._file.read(min(size, end - position - 8)))
-            elif kind[:2].isdigit() and after <= self._actual:
+            elif _is_data(kind) and after <= self._actual:
                 (self._found if size else self._empty)[int(kind[:2])] += 1
             elif not kind.isalnum():
                 self._broken = True
@@ -127,8 +130,13 @@ class _Avi:
 
     def _index(self, entries: bytes) -> None:
         for kind, _, _, size in struct.iter_unpack("<4sIII", entries[: len(entries) // 16 * 16]):
-            if kind[:2].isdigit() and size:
+            if _is_data(kind) and size:
                 self._indexed[int(kind[:2])] += 1
+
+
+def _is_data(kind: bytes) -> bool:
+    """A chunk of a stream, whose number is the first half of the name; "pc" are changes of palettes."""
+    return kind[:2].isdigit() and kind[2:] != b"pc"
 
 
 # Elements of Matroska: their ids with the length marker.
@@ -204,7 +212,7 @@ class _Matroska:
     def _lost(self, position: int, end: int) -> None:
         """Note damage at `position` if a cluster follows, or could have been there."""
         self._file.seek(position)
-        unread = self._file.read(min(end - position, 1 << 26))
+        unread = self._file.read(min(end - position, _SEARCHED))
         if _CLUSTER.to_bytes(4, "big") in unread or b"\xe7" in unread[:32]:
             self.structure.damage = f"damaged or cut short at byte {position} of {self._actual}"
 
@@ -241,6 +249,9 @@ class _Matroska:
             position = after
         else:
             return position
+        self._file.seek(position)
+        if stop is None and (end - position < 16 or not self._file.read(min(end - position, _SEARCHED)).strip(b"\0")):
+            return end  # a cluster of unknown size ends where something else follows, and that is nothing
         self.structure.damage = f"damaged or cut short at byte {position} of {self._actual}"
         return position
 
@@ -308,7 +319,7 @@ class _Mp4:
 
     def _check_swallowed(self, start: int, end: int) -> None:
         """Note damage if a fragment lies where none is expected."""
-        if start < end and b"mfhd" in bytes(self._content(start, min(end, start + (1 << 26)))):
+        if start < end and b"mfhd" in bytes(self._content(start, min(end, start + (_SEARCHED)))):
             self._damaged(start)
 
     def _movie(self, movie: memoryview) -> None:
