@@ -345,10 +345,13 @@ class _Mp4:
         header, media, edits = (boxes.get(kind, none) for kind in (b"tkhd", b"mdhd", b"elst"))
         wide = _is_wide(header)
         number, shown = _number(header, 20 if wide else 12, 4), _number(header, 28 if wide else 20, 8 if wide else 4)
-        samples = _number(boxes.get(b"stsz") or boxes.get(b"stz2") or none, 8, 4)
+        sizes = boxes.get(b"stsz") or boxes.get(b"stz2") or none
+        samples = _number(sizes, 8, 4)
+        if b"stsz" in boxes and not _number(sizes, 4, 4):
+            samples = (len(sizes) - 12) // 4  # the length of the table, since its count can be damaged
         times = boxes.get(b"stts", none)[8:]
         runs = list(struct.iter_unpack(">II", times[: len(times) // 8 * 8]))
-        samples = max(samples, sum(count for count, _ in runs))
+        consistent = sum(count for count, _ in runs) == samples
         duration = sum(count * step for count, step in runs)
         scale = _number(media, 20 if _is_wide(media) else 12, 4)
         layout = ">QqI" if _is_wide(edits) else ">IiI"
@@ -357,7 +360,7 @@ class _Mp4:
         kept = sum(length for length, begin in lengths if begin >= 0)
         # An edit list that leaves out pictures does so on purpose if the duration of the track says the same.
         trimmed = bool(lengths) and (kept + 2) * scale < duration * movie_scale
-        if trimmed and abs(sum(length for length, _ in lengths) - shown) <= 1:
+        if trimmed and consistent and abs(sum(length for length, _ in lengths) - shown) <= 1:
             self.structure.trimmed.add(number)
         self.structure.packets[number] += samples
 
