@@ -18,6 +18,9 @@ from wan_vae.errors import ClipError
 _EBML = b"\x1a\x45\xdf\xa3"
 
 
+_SEARCHED = 1 << 26  # bytes to search at most for what should not be there
+
+
 @dataclass
 class Structure:
     """Packets by track: the track's id in MP4, the place among all streams in AVI, among video tracks in Matroska.
@@ -118,7 +121,7 @@ class _Avi:
                 self._lengths.append(int.from_bytes(stream[32:36], "little") if stream.startswith(b"vids") else 0)
             elif kind == b"idx1":
                 self._index(self._file.read(min(size, end - position - 8)))
-            elif kind[:2].isdigit() and after <= self._actual:
+            elif _is_data(kind) and after <= self._actual:
                 (self._found if size else self._empty)[int(kind[:2])] += 1
             elif not kind.isalnum():
                 self._broken = True
@@ -127,8 +130,13 @@ class _Avi:
 
     def _index(self, entries: bytes) -> None:
         for kind, _, _, size in struct.iter_unpack("<4sIII", entries[: len(entries) // 16 * 16]):
-            if kind[:2].isdigit() and size:
+            if _is_data(kind) and size:
                 self._indexed[int(kind[:2])] += 1
+
+
+def _is_data(kind: bytes) -> bool:
+    """A chunk of a stream, whose number is the first half of the name; "pc" are changes of palettes."""
+    return kind[:2].isdigit() and kind[2:] != b"pc"
 
 
 # Elements of Matroska: their ids with the length marker.
@@ -204,7 +212,7 @@ class _Matroska:
     def _lost(self, position: int, end: int) -> None:
         """Note damage at `position` if a cluster follows, or could have been there."""
         self._file.seek(position)
-        unread = self._file.read(min(end - position, 1 << 26))
+        unread = self._file.read(min(end - position, _SEARCHED))
         if _CLUSTER.to_bytes(4, "big") in unread or b"\xe7" in unread[:32]:
             self.structure.damage = f"damaged or cut short at byte {position} of {self._actual}"
 
@@ -241,6 +249,9 @@ class _Matroska:
             position = after
         else:
             return position
+        self._file.seek(position)
+        if stop is None and (end - position < 16 or not self._file.read(min(end - position, _SEARCHED)).strip(b"\0")):
+            return end  # a cluster of unknown size ends where something else follows, and that is nothing
         self.structure.damage = f"damaged or cut short at byte {position} of {self._actual}"
         return position
 
@@ -308,7 +319,7 @@ class _Mp4:
 
     def _check_swallowed(self, start: int, end: int) -> None:
         """Note damage if a fragment lies where none is expected."""
-        if start < end and b"mfhd" in bytes(self._content(start, min(end, start + (1 << 26)))):
+        if start < end and b"mfhd" in bytes(self._content(start, min(end, start + (_SEARCHED)))):
             self._damaged(start)
 
     def _movie(self, movie: memoryview) -> None:
@@ -334,10 +345,13 @@ class _Mp4:
         header, media, edits = (boxes.get(kind, none) for kind in (b"tkhd", b"mdhd", b"elst"))
         wide = _is_wide(header)
         number, shown = _number(header, 20 if wide else 12, 4), _number(header, 28 if wide else 20, 8 if wide else 4)
-        samples = _number(boxes.get(b"stsz") or boxes.get(b"stz2") or none, 8, 4)
+        sizes = boxes.get(b"stsz") or boxes.get(b"stz2") or none
+        samples = _number(sizes, 8, 4)
+        if b"stsz" in boxes and not _number(sizes, 4, 4):
+            samples = (len(sizes) - 12) // 4  # the length of the table, since its count can be damaged
         times = boxes.get(b"stts", none)[8:]
         runs = list(struct.iter_unpack(">II", times[: len(times) // 8 * 8]))
-        samples = max(samples, sum(count for count, _ in runs))
+        consistent = sum(count for count, _ in runs) == samples
         duration = sum(count * step for count, step in runs)
         scale = _number(media, 20 if _is_wide(media) else 12, 4)
         layout = ">QqI" if _is_wide(edits) else ">IiI"
@@ -346,7 +360,7 @@ class _Mp4:
         kept = sum(length for length, begin in lengths if begin >= 0)
         # An edit list that leaves out pictures does so on purpose if the duration of the track says the same.
         trimmed = bool(lengths) and (kept + 2) * scale < duration * movie_scale
-        if trimmed and abs(sum(length for length, _ in lengths) - shown) <= 1:
+        if trimmed and consistent and abs(sum(length for length, _ in lengths) - shown) <= 1:
             self.structure.trimmed.add(number)
         self.structure.packets[number] += samples
 
