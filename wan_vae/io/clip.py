@@ -16,16 +16,19 @@ from numpy.typing import NDArray
 
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource
-from wan_vae.io.color import Color, Resizer, is_transparent, over_black
+from wan_vae.io.color import Color, Resizer, is_transparent, over_black, to_depth
 from wan_vae.io.orientation import Picture
-from wan_vae.io.timing import Timing, resample, resampled_count
+from wan_vae.io.timing import FASTEST, SLOWEST, Timing, resample, resampled_count
 
 LOGGER = logging.getLogger("wan_vae")
 
 LARGEST_SIDE = 16384  # pixels; twice the width of 8K, about
 MOST_PIXELS = 256_000_000  # of a picture
 
-_MOST_PIXELS = 1 << 26  # of a frame; twice the pixels of 8K
+_LARGEST_FRAME = 1 << 26  # of a frame; twice the pixels of 8K
+
+LARGEST_ASPECT = 2**16
+"""Pixels are at most so many times wider than high, or higher than wide, in a clip or a latents file."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,25 @@ class Clip:
         if size is not None:
             width, height = size
             aspect = info.pixel_aspect * Fraction(info.width * height, info.height * width)
-            info = replace(info, width=width, height=height, pixel_aspect=aspect.limit_denominator(1000))
+            info = replace(info, width=width, height=height, pixel_aspect=aspect.limit_denominator(1000) or aspect)
+        if not SLOWEST <= info.fps <= FASTEST:
+            raise ClipError(
+                f"{source.name} has {float(info.fps):g} frames a second, but only rates from {SLOWEST} to {FASTEST} can"
+                " be kept; give another with --fps (in Python, fps)."
+            )
+        if not Fraction(1, LARGEST_ASPECT) <= info.pixel_aspect <= LARGEST_ASPECT:
+            raise ClipError(
+                f"{source.name} has pixels {float(info.pixel_aspect):g} times as wide as high; at most"
+                f" {LARGEST_ASPECT} times, or as many times higher, can be kept; give another --size (in Python, size),"
+                " or set its pixels square with `ffmpeg -vf setsar=1`."
+            )
         self.info = info
         self.audio = source.audio
         self.left_out = source.left_out
         self._source = source
         self._fps = fps
         self._resize = Resizer(info.width, info.height)
+        self._dtype = np.dtype(np.uint8 if info.bit_depth <= 8 else np.uint16)
         self._warned_of_alpha = False
         self._reading: Generator[Picture, None, None] | None = None
 
@@ -145,24 +160,23 @@ class Clip:
 
         Raises:
             ClipError: The file is cut short or damaged, or its frames are too large.
-            ValueError: `count` is below 1.
+            ValueError: `count` is no integer above 0.
         """
-        if count < 1:
-            raise ValueError(f"{count} frames at a time cannot be read; ask for at least 1.")
-        if self.info.width * self.info.height > _MOST_PIXELS:
+        if not hasattr(count, "__index__") or count < 1:
+            raise ValueError(f"{count} frames at a time cannot be read; ask for an integer, at least 1.")
+        if self.info.width * self.info.height > _LARGEST_FRAME:
             raise ClipError(
                 f"{self._source.name} is {self.info.width}x{self.info.height}, which is too large to process: frames "
-                f"have up to {_MOST_PIXELS // 1_000_000} million pixels; give a smaller size (--size)."
+                f"have up to {_LARGEST_FRAME // 1_000_000} million pixels; give a smaller size (--size)."
             )
         self.close()
         self._reading = self._pictures()
-        dtype = np.uint8 if self.info.bit_depth <= 8 else np.uint16
-        chunk = np.empty((count, self.info.height, self.info.width, 3), dtype)
+        chunk = np.empty((min(count, self.info.frames), self.info.height, self.info.width, 3), self._dtype)
         filled = 0
         for picture in self._reading:
             chunk[filled] = picture
             filled += 1
-            if filled == count:
+            if filled == len(chunk):
                 yield chunk
                 chunk, filled = np.empty_like(chunk), 0
         if filled:
@@ -174,7 +188,8 @@ class Clip:
             yield from resample(finished, self._duration, self._fps)
 
     def _postprocess(self, picture: Picture) -> Picture:
-        """Convert upright (h, w, 3 or 4) of any size to (info.height, info.width, 3) of the same dtype."""
+        """Convert upright (h, w, 3 or 4) of any size and dtype to (info.height, info.width, 3) of the clip's dtype."""
+        picture = to_depth(picture, self._dtype)
         if is_transparent(picture):
             if not self._warned_of_alpha:
                 LOGGER.warning(f"{self._source.name} has transparent pixels; they are laid over black.")

@@ -21,7 +21,7 @@ from av.stream import Disposition
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource, file_url, reason
 from wan_vae.io.clip import LARGEST_SIDE, LOGGER, MOST_PIXELS, ClipInfo
-from wan_vae.io.color import RgbConverter, bit_depth, is_transparent
+from wan_vae.io.color import RgbConverter, bit_depth, is_transparent, kind_of
 from wan_vae.io.containers import check_complete, read_structure
 from wan_vae.io.orientation import Orientation, Picture, from_frame
 from wan_vae.io.packets import Timeline, number_of
@@ -49,6 +49,8 @@ class AvSource:
         self.name = name
         self._source = source
         self._frames = frames
+        self._opaque = False
+        self._warned_of_change = False
         check_complete(source, name)
         self._state = self._read_state()
         self._structure = read_structure(source)
@@ -66,14 +68,38 @@ class AvSource:
         """Decode the selected frames; see `ClipSource`."""
         with self._opened() as (container, stream):
             to_rgb: RgbConverter | None = None
-            orientation: Orientation | None = None
+            orientation = Orientation()
+            rotation = 0
+            kind: tuple[object, ...] = ()
             time = Fraction(0)
             for number, (shown, frame) in enumerate(islice(self._decode(container, stream), *self._frames)):
-                to_rgb = to_rgb or self._converter(frame, stream)
-                # Once: reading its side data makes a frame part of a reference cycle, kept until the next collection.
-                orientation = orientation or from_frame(frame)
+                # H.264 states the matrix at the first frame of a sequence only. It is read in full only where the angle
+                # changes: reading the side data of a frame makes it part of a reference cycle, kept until the next
+                # collection.
+                if frame.key_frame or frame.rotation:
+                    rotation = frame.rotation
+                frame_kind = (*kind_of(frame), rotation)
+                if to_rgb is None or frame_kind != kind:
+                    if to_rgb is not None:
+                        self._warn_of_change(number + (self._frames[0] or 0), kind, frame_kind)
+                    if to_rgb is None or frame_kind[-1] != kind[-1]:
+                        orientation = from_frame(frame)
+                    kind, to_rgb = frame_kind, self._converter(frame, stream)
                 time = number / self.timing.rate if self.timing.constant else max(time, shown - self.timing.start)
-                yield time, orientation.apply(to_rgb(frame))
+                picture = orientation.apply(to_rgb(frame))
+                yield time, picture[..., :3] if self._opaque else picture
+
+    def _warn_of_change(self, number: int, before: tuple[object, ...], after: tuple[object, ...]) -> None:
+        if not self._warned_of_change:
+            names = ("format", "width", "height", "matrix", "range", "rotation")
+            changes = [
+                f"{name} from {old} to {new}" for name, old, new in zip(names, before, after, strict=True) if old != new
+            ]
+            LOGGER.warning(
+                f"{self.name} changes at frame {number} (numbered from 0): {', '.join(changes)}; frames are converted"
+                " as they come, and brought to the size and depth of the first."
+            )
+        self._warned_of_change = True
 
     @contextmanager
     def _opened(self) -> Iterator[tuple["InputContainer", "VideoStream"]]:
@@ -208,6 +234,12 @@ class AvSource:
         to_rgb = self._converter(frame, stream)
         orientation = from_frame(frame)
         picture = orientation.apply(to_rgb(frame))
+        # The header of raw pixels of 32 bits, in AVI that of all codecs, does not say whether the fourth byte is alpha;
+        # most programs leave it 0.
+        if container.format.name == "avi" or stream.codec_context.name == "rawvideo":
+            self._opaque = picture.shape[2] == 4 and not picture[..., 3].any()
+        if self._opaque:
+            picture = picture[..., :3]
         height, width = picture.shape[:2]
         aspect = stream.sample_aspect_ratio or Fraction(1)
         return ClipInfo(

@@ -53,7 +53,9 @@ def open_clip(
         raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {LARGEST_SIDE}.")
     rate = None if fps is None else exact_rate(fps)
     if rate is not None and not Fraction(1, _FASTEST) <= rate <= _FASTEST:
-        raise ClipError(f"{fps} frames a second is not possible; give a rate from 1/{_FASTEST} to {_FASTEST}.")
+        raise ClipError(
+            f"{float(rate):g} frames a second is not possible; give a rate from 1/{_FASTEST} to {_FASTEST}."
+        )
     if any(number is not None and number < 0 for number in frames):
         raise ClipError(
             f"frames {format_slice(frames)} counts from the end, which is not supported; count from 0 at the start."
