@@ -200,7 +200,8 @@ class ShardedVAE:
         The plan is that of a part that takes most: `overhead` and `peak` are that part's, `budget` is the least of all
         ranks'.
         """
-        x = dummy_input(self._model, direction, (batch, 3, frames, height, width))
+        size = {"batch": batch, "frames": frames, "height": height, "width": width}
+        x = dummy_input(self._model, direction, **size, streaming=streaming)
         self._group.check_alike(f"a plan for {tuple(x.shape)}")
         with torch.no_grad():
             return self._plan(x, direction, latents_per_pass, memory, streaming=streaming)
