@@ -120,7 +120,7 @@ class _Avi:
                 stream = self._file.read(36)
                 self._lengths.append(int.from_bytes(stream[32:36], "little") if stream.startswith(b"vids") else 0)
             elif kind == b"idx1":
-                self._index(self._file.read(min(size, end - position - 8)))
+                self._index(self._file.read(max(0, min(size, end - position - 8))))
             elif _is_data(kind) and after <= self._actual:
                 (self._found if size else self._empty)[int(kind[:2])] += 1
             elif not kind.isalnum():
