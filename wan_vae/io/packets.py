@@ -44,24 +44,29 @@ class Timeline:
     Attributes:
         undecodable: Numbers of the packets that are no pictures, since their references are missing.
         found: Number of packets that are not hidden by an edit list.
-        end: Latest end of a packet of any stream, in seconds on the clock of its part.
     """
 
     def __init__(self, name: str, *, joined: bool) -> None:
         """`name` stands for the source in messages; `joined` tells that the clock can start again in any container."""
         self.undecodable: set[int] = set()
         self.found = 0
-        self.end = Fraction(0)
+        self._ends: dict[Fraction, int] = {}  # latest end of a packet, by time base
         self._name = name
         self._joined = joined
         self._offsets: list[Fraction] = []  # seconds to add to the times of each part
+
+    @property
+    def end(self) -> Fraction:
+        """Latest end of a packet of any stream, in seconds on the clock of its part."""
+        return max((ticks * unit for unit, ticks in self._ends.items()), default=Fraction(0))
 
     def survey(self, container: "InputContainer", stream: "VideoStream") -> Iterator[tuple[Fraction, Fraction]]:
         """Read all packets, decode the first of each part, and yield time and duration of each picture.
 
         Pictures are in decoding order. A ClipError if packets are damaged.
         """
-        end = Fraction(0)
+        end, period = Fraction(0), 1 / (stream.average_rate or Fraction(24))
+        has_parts = self._has_parts(container)
         for part, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
             head = self._head(group, container, stream)
             starts = [entry.time for entry in head if self._is_picture(entry) and entry.time is not None]
@@ -69,7 +74,8 @@ class Timeline:
             for entry, time in self._timed(chain(head, group)):
                 if time is not None:
                     yield time, entry.duration
-                    end = max(end, time + (entry.duration or 1 / (stream.average_rate or Fraction(24))))
+                    if has_parts:
+                        end = max(end, time + (entry.duration or period))
         if not self.found:
             raise ClipError(f"{self._name} is damaged or cut short: it has no frames; fetch or copy it again.")
 
@@ -82,6 +88,9 @@ class Timeline:
         """
         for _, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
             yield ((entry.packet, time) for entry, time in self._timed(group))
+
+    def _has_parts(self, container: "InputContainer") -> bool:
+        return self._joined or container.format.name in _JOINABLE
 
     def _is_picture(self, entry: Entry) -> bool:
         return entry.is_shown and entry.number not in self.undecodable
@@ -97,6 +106,7 @@ class Timeline:
 
     def _entries(self, container: "InputContainer", stream: "VideoStream") -> Iterator[Entry]:
         joinable = container.format.name in _JOINABLE
+        has_parts = self._has_parts(container)
         # AVI stores no presentation times; those that FFmpeg guesses start some pictures late.
         by_decoding = container.format.name == "avi"
         behind: deque[Fraction] = deque(maxlen=2)
@@ -107,21 +117,20 @@ class Timeline:
             if packet is not None:
                 ahead.append(packet)
             while len(ahead) > (0 if packet is None else 1):
-                clocks = [clock for clock in map(_clock, islice(ahead, 2)) if clock is not None]
-                if (joinable or self._joined) and _starts_again(behind, clocks):
+                if has_parts and _starts_again(behind, [clock for clock in map(_clock, ahead) if clock is not None]):
                     behind.clear()
                     part += 1
                 current = ahead.popleft()
                 if joinable:
                     gaps.check(number, current, behind)
+                if has_parts and (clock := _clock(current)) is not None:
+                    behind.append(clock)
                 timestamp = current.dts if by_decoding or current.pts is None else current.pts
                 time = None if timestamp is None else timestamp * current.time_base
                 self.found += not current.is_discard
                 current.opaque = (number,)  # PyAV tells objects apart by identity, and equal numbers are one
                 duration = (current.duration or 0) * current.time_base
                 yield Entry(number, part, current, _shows_picture(current), time, duration)
-                if (clock := _clock(current)) is not None:
-                    behind.append(clock)
                 number += 1
 
     def _read(
@@ -132,7 +141,8 @@ class Timeline:
             if packet.is_corrupt and not joinable:
                 raise ClipError(f"{self._name} is damaged or cut short at packet {number}; fetch or copy it again.")
             if packet.pts is not None:
-                self.end = max(self.end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+                end, unit = packet.pts + (packet.duration or 0), packet.time_base
+                self._ends[unit] = max(self._ends.get(unit, end), end)
             # The decoder would take an empty packet, with which AVI repeats a frame, for the end of the stream.
             if packet.size and packet.stream_index == stream.index:
                 yield cast("Packet[VideoStream]", packet)
