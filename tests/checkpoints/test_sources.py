@@ -203,7 +203,7 @@ def make_circle(path: Path) -> None:
 def test_load_checkpoint_of_no_regular_file_gets_a_sentence(make: object, tmp_path: Path) -> None:
     make(tmp_path / "vae.safetensors")
     for read in (load_checkpoint, describe):
-        with pytest.raises(CheckpointError, match=r"vae\.safetensors is (not a file|neither a file)"):
+        with pytest.raises(UserError, match=r"vae\.safetensors is (not a file|neither a file)"):
             read(str(tmp_path / "vae.safetensors"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "vae.safetensors").rename(tmp_path / "folder" / DIFFUSERS_FILE)
