@@ -36,7 +36,7 @@ def check_count(name: str, value: Any, low: int = 1, high: int | None = None) ->
     return int(value)
 
 
-def check_type(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+def check_type(name: str, value: object, kind: Any, wanted: str) -> None:
     """Raise a UserError, which says that `name` must be `wanted`, if `value` is not of a type."""
     if not isinstance(value, kind):
         raise UserError(f"{name} is {shown(value)}; it must be {wanted}.")

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import check_flag, check_path, check_type, shown
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
@@ -129,11 +130,12 @@ def encode_file(
         frames: First frame and the frame after the last, counted from 0; None for the clip's ends.
         fps: Rate to resample the selected frames to; None keeps theirs.
     """
-    clip, latents, progress = Path(clip), Path(latents), progress or _no_progress
+    clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or _no_progress
+    _check_options(memory, progress, load, overwrite=overwrite)
     check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae))
     with ExitStack() as stack:
         source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
-        info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
+        info, model = source.info, _model(vae, load)
         stack.enter_context(torch.inference_mode())
         writer = stack.enter_context(LatentsWriter(latents)) if _is_writer(model) else None
         tensors = FramesToTensors(_read(source, model), model.config, model.device)
@@ -180,10 +182,11 @@ def decode_file(
         clip: The clip to write; its ending decides the format, and none is a folder of PNG files.
         lossless: Write the pixels exactly.
     """
-    latents, clip, progress = Path(latents), Path(clip), progress or _no_progress
+    latents, clip, progress = check_path("latents", latents), check_path("clip", clip), progress or _no_progress
+    _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
     check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
     source = LatentsFile(latents)
-    info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
+    info, model = source.info, _model(vae, load)
     for name in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
         encoded, decoding = getattr(info.config, name), getattr(model.config, name)
         if encoded != decoding:
@@ -239,8 +242,10 @@ def reconstruct_file(
         contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
         lossless: Write the clips' pixels exactly.
     """
-    clip, out, progress = Path(clip), Path(out), progress or _no_progress
-    pairs_path, sheet_path = (None if path is None else Path(path) for path in (side_by_side, contact_sheet))
+    clip, out, progress = check_path("clip", clip), check_path("out", out), progress or _no_progress
+    _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
+    pairs_path = None if side_by_side is None else check_path("side_by_side", side_by_side)
+    sheet_path = None if contact_sheet is None else check_path("contact_sheet", contact_sheet)
     if sheet_path is not None and sheet_path.suffix.lower() != ".png":
         raise UserError(f"The contact sheet is {sheet_path}, but it is a PNG file; name one that ends in .png.")
     outputs = [path for path in (out, pairs_path, sheet_path) if path is not None]
@@ -252,7 +257,7 @@ def reconstruct_file(
         info = source.info
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
-        model = load(vae) if isinstance(vae, str | Path) else vae
+        model = _model(vae, load)
         scale = model.config.output_upscale
         if sheet_path is not None and scale != 1:
             raise UserError(
@@ -292,6 +297,22 @@ def reconstruct_file(
     seconds = time.perf_counter() - begun
     score = None if metrics is None else metrics.score()
     return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
+
+
+def _check_options(memory: Budget, progress: Progress, load: Loader, **flags: bool) -> None:
+    check_type("progress", progress, Callable, "None or a function of the frames done and in total")
+    check_type("load", load, Callable, "a function that loads a checkpoint")
+    for name, flag in flags.items():
+        check_flag(name, flag)
+    if not isinstance(memory, str) or memory != "auto":
+        parse_bytes(memory, torch.device("cpu"))
+
+
+def _model(vae: "Model | str | Path", load: Loader) -> Model:
+    model = load(vae) if isinstance(vae, str | Path) else vae
+    if not isinstance(model, WanVAE) and not hasattr(model, "rank"):  # not every build of torch has ShardedVAE
+        raise UserError(f"vae is {shown(model)}; it must be a WanVAE, a ShardedVAE, or a checkpoint's name or path.")
+    return model
 
 
 def _create(

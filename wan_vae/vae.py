@@ -373,6 +373,11 @@ def _file_digest(path: Path, version: tuple[int, int]) -> str:
 
 
 def _results(stream: ClipStream, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    check_type("chunks", chunks, Iterable, "an iterable of tensors, such as [video]")
+    return _pushed(stream, chunks)
+
+
+def _pushed(stream: ClipStream, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     with stream:
         for chunk in chunks:
             result = stream.push(chunk)

@@ -80,12 +80,8 @@ def parse_device(device: str | torch.device | None, *, present: bool = True) -> 
             torch.empty(0, device=parsed)
         return parsed
     except Exception as error:  # backends that are not there raise anything, AssertionError and ImportError included
-        count = torch.cuda.device_count()
-        here = [
-            "cpu",
-            *(f"cuda:{index}" for index in range(count)),
-            *(["mps"] if torch.backends.mps.is_available() else []),
-        ]
+        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
         raise UserError(
             f"The device is {shown(device)}, which this machine or this build of torch has not; {', '.join(here)} would"
             " work."

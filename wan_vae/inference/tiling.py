@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -174,12 +174,12 @@ class TiledHalo(CachedHalo):
 
     def run_global(self, stage: StageFunction, x: Tensor) -> Tensor:
         """Run a stage that needs whole frames, a few latents at a time."""
-        assert not needs_plain_ops(), "tiles take no gradients"
+        _check_no_plain_ops()
         return self._run_on_whole_frames("stage", (LocalStage(stage, radius=0, channels=0, temporal=True),), x, 1, 1)
 
     def run_local(self, stages: Sequence[LocalStage], x: Tensor) -> Tensor:
         """Run the stages that the tiling selects tile by tile, and the others on whole frames."""
-        assert not needs_plain_ops(), "tiles take no gradients"
+        _check_no_plain_ops()
         first, last = self.tiling.first, self.tiling.last
         lengths = [frames_per_latent(stages, place) for place in (0, first, last, len(stages))]
         x = self._run_on_whole_frames("before", stages[:first], x, *lengths[:2])
@@ -241,6 +241,8 @@ class TiledHalo(CachedHalo):
         return result
 
     def _passes(self, name: str, x: Tensor, in_frames: int, out_frames: int) -> "_Passes":
+        if name not in self._parts and self._streaming and not self.at_start:
+            raise UserError(f"The state has no entry of {name!r}, a part of its tiling; take the state as it was.")
         at_start = name not in self._parts or self._parts[name].at_start
         return _Passes(x.shape[2], at_start, in_frames, out_frames, self.tiling.latents_per_pass)
 
@@ -275,7 +277,16 @@ class TiledHalo(CachedHalo):
 def tiling_of(state: Mapping[str, Tensor], prefix: str = "") -> Tiling | None:
     """Return the tiling of the stream that had this state; None for whole pictures."""
     tiling = state.get(f"{prefix}{_TILING}")
-    return None if tiling is None else Tiling(*tiling.tolist())
+    if tiling is None:
+        return None
+    if tiling.shape != (len(fields(Tiling)),):
+        raise UserError(f"The state's tiling is {tuple(tiling.shape)}; take the state as it was.")
+    return Tiling(*tiling.tolist())
+
+
+def _check_no_plain_ops() -> None:
+    if needs_plain_ops():
+        raise UserError("Tiles are computed without gradients, autocast and torch.compile; leave them and call again.")
 
 
 class _Passes:

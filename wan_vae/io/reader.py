@@ -9,6 +9,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import check_clip_options
 from wan_vae.errors import ClipError
 from wan_vae.io.clip import Clip, ClipInfo, ClipSource
 from wan_vae.io.ffmpeg_reader import AvSource
@@ -46,6 +47,7 @@ def open_clip(
         ClipError: The source is missing, not a clip, damaged or cut short, or an option is out of range or selects no
             frames.
     """
+    check_clip_options(size, frames)
     if size is not None and not 1 <= min(size) <= max(size) <= _LARGEST_SIDE:
         raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {_LARGEST_SIDE}.")
     rate = None if fps is None else exact_rate(fps)
