@@ -132,12 +132,19 @@ def encode_file(
     """
     clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or _no_progress
     _check_options(memory, progress, load, overwrite=overwrite)
-    check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae))
+    check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae), must_be_utf8=True)
     with ExitStack() as stack:
         source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
-        info, model = source.info, _model(vae, load)
+        info = source.info
+        if info.has_audio:
+            _logger.warning(
+                f"{clip} has sound, which {latents} does not hold; `reconstruct` carries it over, and after `decode` it"
+                " can be added from the clip."
+            )
+        _warn_of_rest(source, clip, latents)
+        model = _model(vae, load)
         stack.enter_context(torch.inference_mode())
-        writer = stack.enter_context(LatentsWriter(latents)) if _is_writer(model) else None
+        writer = stack.enter_context(LatentsWriter(latents, overwrite=overwrite)) if _is_writer(model) else None
         tensors = FramesToTensors(_read(source, model), model.config, model.device)
         progress(0, info.frames)
         begun = time.perf_counter()
@@ -199,7 +206,7 @@ def decode_file(
     width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        output = _create(clip, info, width, height, lossless)
+        output = _create(clip, info, width, height, lossless, overwrite)
         writer = stack.enter_context(output) if _is_writer(model) else None
         chunks = to_device(source.chunks(model.default_chunk_size(info.height, info.width)), model.device)
         progress(0, info.frames)
@@ -251,12 +258,15 @@ def reconstruct_file(
     outputs = [path for path in (out, pairs_path, sheet_path) if path is not None]
     for path in outputs:
         check_output(path, overwrite=overwrite, inputs=_inputs(clip, vae), may_be_folder=not path.suffix)
+        if clip.is_dir() and clip.resolve() in path.resolve().parents:
+            raise UserError(f"{path} is in {clip}, the folder that it is made from; name a place outside.")
     check_distinct(*outputs)
     with ExitStack() as stack:
         source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
         info = source.info
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
+        _warn_of_rest(source, clip, out)
         model = _model(vae, load)
         scale = model.config.output_upscale
         if sheet_path is not None and scale != 1:
@@ -267,11 +277,11 @@ def reconstruct_file(
         width, height = info.width * scale, info.height * scale
         stack.enter_context(torch.inference_mode())
         writes = _is_writer(model)
-        writer = stack.enter_context(_create(out, info, width, height, lossless, source.audio)) if writes else None
+        create = partial(_create, info=info, height=height, lossless=lossless, overwrite=overwrite, audio=source.audio)
+        writer = stack.enter_context(create(out, width=width)) if writes else None
         pairs = None
         if pairs_path is not None and writes:
-            pairs_width = comparison.side_by_side_width(width)
-            pairs = stack.enter_context(_create(pairs_path, info, pairs_width, height, lossless, source.audio))
+            pairs = stack.enter_context(create(pairs_path, width=comparison.side_by_side_width(width)))
         sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
         metrics = Metrics() if scale == 1 and writes else None
         progress(0, info.frames)
@@ -293,10 +303,15 @@ def reconstruct_file(
             if clip_writer is not None:
                 clip_writer.finish()
         if sheet is not None and sheet_path is not None:
-            sheet.save(stack.enter_context(written_beside(sheet_path)))
+            sheet.save(stack.enter_context(written_beside(sheet_path, overwrite=overwrite)))
     seconds = time.perf_counter() - begun
     score = None if metrics is None else metrics.score()
     return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
+
+
+def _warn_of_rest(source: Clip, clip: Path, output: Path) -> None:
+    if source.left_out:
+        _logger.warning(f"{clip} has {' and '.join(source.left_out)}, which {output} does not hold.")
 
 
 def _check_options(memory: Budget, progress: Progress, load: Loader, **flags: bool) -> None:
@@ -316,10 +331,16 @@ def _model(vae: "Model | str | Path", load: Loader) -> Model:
 
 
 def _create(
-    path: Path, info: ClipInfo | LatentsInfo, width: int, height: int, lossless: bool, audio: AudioSource | None = None
+    path: Path,
+    info: ClipInfo | LatentsInfo,
+    width: int,
+    height: int,
+    lossless: bool,
+    overwrite: bool,
+    audio: AudioSource | None = None,
 ) -> ClipWriter:
     create = partial(create_clip, fps=info.fps, color=info.color, pixel_aspect=info.pixel_aspect)
-    return create(path, width=width, height=height, lossless=lossless, audio=audio)
+    return create(path, width=width, height=height, lossless=lossless, overwrite=overwrite, audio=audio)
 
 
 def _read(source: Clip, model: Model) -> Iterable[Frames]:

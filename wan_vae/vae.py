@@ -369,7 +369,7 @@ class WanVAE(Autoencoder):
 
 @lru_cache  # a caller of encode_file loops over clips
 def _file_digest(path: Path, version: tuple[int, int]) -> str:
-    return load_checkpoint(path).digest()
+    return load_checkpoint(path, notices=False).digest()
 
 
 def _results(stream: ClipStream, chunks: Iterable[Tensor]) -> Iterator[Tensor]:

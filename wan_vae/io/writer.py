@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wan_vae.errors import ClipError
-from wan_vae.io.atomic_output import check_output, written_beside
+from wan_vae.io.atomic_output import OutputTakenError, check_output, written_beside
 from wan_vae.io.audio import AudioSource, reason
 from wan_vae.io.clip import LOGGER, ClipSink
 from wan_vae.io.color import RGB, Color
 from wan_vae.io.ffmpeg_writer import LOSSLESS, LOSSY, AvSink
 from wan_vae.io.frames import single_clip, tensor_to_frames
-from wan_vae.io.images import JPEG_SUFFIXES, STILL_SUFFIXES, FolderSink, PictureSink
+from wan_vae.io.image_writer import JPEG_SUFFIXES, STILL_SUFFIXES, FolderSink, PictureSink
 from wan_vae.io.timing import exact_rate
 
 
@@ -32,23 +32,28 @@ class ClipWriter:
     The output appears under its name when the context is left without an exception; otherwise nothing is left of it.
     """
 
-    def __init__(self, path: Path, make_sink: Callable[[Path], ClipSink], width: int, height: int) -> None:
+    def __init__(
+        self, path: Path, make_sink: Callable[[Path], ClipSink], width: int, height: int, overwrite: bool
+    ) -> None:
         """Use `create_clip` instead."""
         self._path = path
         self._make_sink = make_sink
         self._shape = (height, width, 3)
+        self._overwrite = overwrite
         self._count = 0
         self._ended = False
 
     def __enter__(self) -> "ClipWriter":
         with self._reported(), ExitStack() as stack:
-            temporary = stack.enter_context(written_beside(self._path))
+            temporary = stack.enter_context(written_beside(self._path, overwrite=self._overwrite))
             self._sink = self._make_sink(temporary)
             stack.push(self._conclude)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
+        if self._ended and isinstance(exc_info[1], OutputTakenError):
+            exc_info = (None, None, None)  # another output has another name, but this one is whole
         with self._reported():
             self._stack.__exit__(*exc_info)
 
@@ -113,6 +118,7 @@ def create_clip(
     pixel_aspect: Fraction = Fraction(1),
     lossless: bool = False,
     audio: AudioSource | None = None,
+    overwrite: bool = True,
 ) -> ClipWriter:
     """Create a clip to write frames to. The suffix of its name selects the format:
 
@@ -134,6 +140,8 @@ def create_clip(
         lossless: Store every frame without loss.
         audio: Audio to copy, from `Clip.audio`; it ends with the last frame. If the format cannot store it, it is left
             out with a warning to the logger "wan_vae".
+        overwrite: Replace a file that appears before the clip is complete. Otherwise the clip gets another name, and
+            leaving its context raises a UserError that says which.
 
     Raises:
         ClipError: The suffix is unknown, a folder is in the place of a file or the reverse, or the format does not
@@ -171,7 +179,7 @@ def create_clip(
     else:
         known = ", ".join((*LOSSY, *STILL_SUFFIXES))
         raise ClipError(f"{path} has an unknown ending; known are {known}, and none for a folder of PNG files.")
-    return ClipWriter(path, make_sink, width, height)
+    return ClipWriter(path, make_sink, width, height, overwrite)
 
 
 def write_clip(
@@ -199,6 +207,6 @@ def write_clip(
     check_output(path, overwrite=overwrite, inputs=(audio.path,) if audio else (), may_be_folder=not Path(path).suffix)
     height, width = clip.shape[2:]
     create = partial(create_clip, path, fps=fps, color=color, pixel_aspect=pixel_aspect)
-    with create(width=width, height=height, lossless=lossless, audio=audio) as writer:
+    with create(width=width, height=height, lossless=lossless, audio=audio, overwrite=overwrite) as writer:
         for chunk in torch.split(clip, 16, dim=1):
             writer.write(tensor_to_frames(chunk))
