@@ -74,9 +74,8 @@ def checked_state(
     for name, expected in described["entries"].items():
         found = _described(_entry(state, name))
         if found != expected:
-            raise UserError(
-                f"The state's entry {name!r} is {found} and not {shown(expected)}; take the state as it was."
-            )
+            text = expected if isinstance(expected, str) else shown(expected)
+            raise UserError(f"The state's entry {name!r} is {found} and not {text}; take the state as it was.")
     content = {name: tensor for name, tensor in state.items() if name not in ("stream", "weights")}
     excess = content.keys() - described["entries"].keys()
     if excess:

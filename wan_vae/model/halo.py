@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wan_vae.errors import UserError
 from wan_vae.model.stages import LocalStage, StageFunction, group_by_time, peak_channels
 from wan_vae.ops.dispatch import needs_plain_ops
-from wan_vae.ops.memory_estimator import device_of
+from wan_vae.ops.memory_estimator import device_of, representative_passes
 from wan_vae.ops.workspace import Workspace
 
 
@@ -226,7 +226,7 @@ class CachedHalo(Halo):
             return super().pad(layer, x, padding, activation, split=split)
         past = self._cache.get(layer, [])
         margin = self.neighbors.margin(padding)
-        if self._loaded:
+        if self._loaded and past:
             self._check_loaded(layer, x, padding, margin)
         zero_padding = padding.minus(margin)
         zero_padding = zero_padding._replace(before=padding.before - sum(piece.shape[2] for piece in past))
@@ -240,14 +240,14 @@ class CachedHalo(Halo):
 
     def _check_loaded(self, layer: nn.Module, x: Tensor, padding: Padding, margin: Padding) -> None:
         """Raise a UserError if a loaded cache is not what `pad` would have kept of earlier chunks like `x`."""
-        past = self._cache.get(layer, [])
+        past = self._cache[layer]
         frames = sum(piece.shape[2] for piece in past)
         size = (*x.shape[:2], x.shape[3] + margin.top + margin.bottom, x.shape[4] + margin.left + margin.right)
         alike = all((*piece.shape[:2], *piece.shape[3:]) == size for piece in past)
         # Autocast converts.
         alike = alike and all(needs_plain_ops() or piece.dtype == x.dtype for piece in past)
         if not alike or not 1 <= frames <= padding.before:
-            found = ", ".join(f"{tuple(piece.shape)} of {piece.dtype}" for piece in past) or "missing"
+            found = ", ".join(f"{tuple(piece.shape)} of {piece.dtype}" for piece in past)
             raise UserError(
                 f"The state's entry {self._loaded.get(layer)!r} is {found}, but it must be ({size[0]}, {size[1]}, 1 to"
                 f" {padding.before}, {size[2]}, {size[3]}) of {x.dtype}; take the state as it was."
@@ -285,7 +285,7 @@ class CachedHalo(Halo):
                     x = stage.run(x, self)
                 continue
             result = None
-            for start in range(0, frames, count):
+            for start in representative_passes(range(0, frames, count), x):
                 part = x[:, :, start : start + count]
                 for stage in group:
                     part = stage.run(part, self)
