@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoints.variants import assert_same_weights, native, standard_vae
-from wan_vae import CheckpointError, WanVAE
+from wan_vae import CheckpointError, UserError, WanVAE
 from wan_vae.checkpoints import load_checkpoint, resolve_checkpoint
 from wan_vae.checkpoints.sources import DIFFUSERS_FILE
 from wan_vae.cli.info import describe
