@@ -266,7 +266,8 @@ def states() -> Iterator[tuple[str, Case]]:
         }  # fmt: skip
         for kind, value in bad.items():
             yield f"state, {name}: {kind}", Case(lambda name=name, value=value: loaded(**{name: value}), short)
-            if name in ("position", "waiting", cache_name):
+            # A state that leaves out a cache, and says so, is that of a stream that has not filled it yet.
+            if name in ("position", "waiting") or (name == cache_name and value is not None):
                 fragment = {"waiting": "", "position": "position"}.get(name, "conv1")
                 yield (
                     f"described state, {name}: {kind}",
