@@ -44,6 +44,7 @@ from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, ope
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_device, to_host
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
+from wan_vae.io.writer import check_clip
 from wan_vae.vae import WanVAE
 
 if TYPE_CHECKING:
@@ -193,7 +194,9 @@ def decode_file(
     _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
     check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
     source = LatentsFile(latents)
-    info, model = source.info, _model(vae, load)
+    info = source.info
+    check_clip(clip, fps=info.fps, lossless=lossless)
+    model = _model(vae, load)
     for name in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
         encoded, decoding = getattr(info.config, name), getattr(model.config, name)
         if encoded != decoding:
@@ -267,6 +270,8 @@ def reconstruct_file(
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
         _warn_of_rest(source, clip, out)
+        for path in (path for path in outputs if path != sheet_path):
+            check_clip(path, fps=info.fps, lossless=lossless)
         model = _model(vae, load)
         scale = model.config.output_upscale
         if sheet_path is not None and scale != 1:

@@ -18,9 +18,9 @@ from wan_vae.inference.tiling import Tiling
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Halo
 from wan_vae.model.stages import LocalStage
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.cpu.build import ensure_kernels, library
 from wan_vae.ops.cpu.kernels import processor_has_amx
-from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.memory_estimator import MemoryEstimator
 from wan_vae.validation import check_video_size
 

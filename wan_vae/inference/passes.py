@@ -16,9 +16,9 @@ from wan_vae.inference.chunk_size import ChunkSize, choose_chunk_size
 from wan_vae.inference.tiling import TiledHalo, Tiling, tiling_of
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import CachedHalo, Halo, Neighbors
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.cpu.build import ensure_kernels
 from wan_vae.ops.cuda_graph import CudaGraph
-from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.posterior import LatentStatistics
 
 Direction = Literal["encode", "decode"]

@@ -13,7 +13,7 @@ from wan_vae.arguments import check_count
 from wan_vae.errors import UserError
 from wan_vae.model.halo import CachedHalo, Halo, Neighbors
 from wan_vae.model.stages import LocalStage, StageFunction, frames_per_latent, pixels_per_latent
-from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.memory_estimator import estimator_of, representative_passes
 from wan_vae.ops.workspace import Workspace
 

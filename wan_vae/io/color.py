@@ -72,6 +72,11 @@ class Color:
         """Name of the range in swscale."""
         return "full" if self.full_range else "limited"
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether pictures look the same without a tag: primaries and transfer of BT.709, BT.601, sRGB or none."""
+        return self.primaries in (1, UNSPECIFIED, 5, 6) and self.transfer in (1, UNSPECIFIED, 4, 5, 6, 13)
+
     def for_yuv(self) -> "Color":
         """Color to store YUV with: `self`, or limited-range BT.709 (code point 1) if this is RGB.
 

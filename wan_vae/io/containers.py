@@ -13,31 +13,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from wan_vae.errors import ClipError
-from wan_vae.io.mp4 import Mp4
-from wan_vae.io.structure import SEARCHED, Structure
+from wan_vae.io.mp4 import SEARCHED, Mp4, Structure
 
 _EBML = b"\x1a\x45\xdf\xa3"
 
 
-def check_complete(source: Path | BinaryIO, name: str) -> None:
-    """Raise a ClipError if a file is empty, or a WebP or GIF that is shorter than its outermost structure declares."""
+def check_not_empty(source: Path | BinaryIO, name: str) -> None:
+    """Raise a ClipError if a file has no bytes."""
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
-        actual = file.seek(0, 2)
-        if actual == 0:
+        if file.seek(0, 2) == 0:
             raise ClipError(f"{name} is empty (0 bytes); name a video or an image.")
-        file.seek(0)
-        head, declared = file.read(12), 0
-        if head.startswith(b"RIFF") and head.endswith(b"WEBP"):
-            size = int.from_bytes(head[4:8], "little")
-            declared = 8 + size - size % 2  # the padding byte of an odd size is often missing
-        elif head.startswith(b"GIF8"):
-            file.seek(-min(actual, 64), 2)
-            # A GIF ends with a semicolon; some programs add zeros.
-            declared = 0 if file.read().rstrip(b"\0").endswith(b";") else actual + 1
-    if declared > actual:
-        raise ClipError(
-            f"{name} is cut short: it has {actual} bytes and should have {declared} or more; fetch or copy it again."
-        )
 
 
 def read_structure(source: Path | BinaryIO) -> Structure:

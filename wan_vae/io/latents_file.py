@@ -29,13 +29,14 @@ from torch import Tensor
 from wan_vae.config import VAEConfig, shown
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.io.atomic_output import check_output, written_beside
+from wan_vae.io.clip import LARGEST_ASPECT
 from wan_vae.io.color import Color
 from wan_vae.io.safetensors_file import DTYPES, StoredTensor, Version, read_exactly, read_header, version
+from wan_vae.io.timing import FASTEST, SLOWEST
 
 FORMAT = "wan_vae.latents"
 VERSION = "1"
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_LARGEST_RATIO = 2**16  # of frame rates and pixel aspects; the smallest is its inverse
 _LARGEST_INTEGER = 2**31 - 1  # numerators and denominators are 32 bits in FFmpeg
 
 
@@ -60,10 +61,11 @@ class LatentsInfo:
         for name in ("frames", "width", "height"):
             if not 1 <= getattr(self, name) <= _LARGEST_INTEGER:
                 raise LatentsError(f"{name} is {getattr(self, name)}; it must be from 1 to {_LARGEST_INTEGER}.")
-        for name in ("fps", "pixel_aspect"):
+        ranges = {"fps": (SLOWEST, FASTEST), "pixel_aspect": (Fraction(1, LARGEST_ASPECT), LARGEST_ASPECT)}
+        for name, (least, most) in ranges.items():
             ratio = getattr(self, name)
-            if not 1 <= ratio * _LARGEST_RATIO <= _LARGEST_RATIO**2:
-                raise LatentsError(f"{name} is {ratio}; it must be from 1/{_LARGEST_RATIO} to {_LARGEST_RATIO}.")
+            if not least <= ratio <= most:
+                raise LatentsError(f"{name} is {ratio}; it must be from {least} to {most}.")
             if max(ratio.numerator, ratio.denominator) > _LARGEST_INTEGER:
                 raise LatentsError(f"{name} is {ratio}, a fraction of numbers above {_LARGEST_INTEGER}.")
 

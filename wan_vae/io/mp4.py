@@ -1,13 +1,36 @@
 """The structure of MP4 and MOV files, with and without fragments."""
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import BinaryIO
-
-from wan_vae.io.structure import SEARCHED, Structure
 
 _IN_MOOF = {b"mfhd", b"traf", b"meta", b"pssh", b"uuid", b"free", b"skip", b"udta"}
 _IN_TRAF = {b"tfhd", b"tfdt", b"trun", b"sdtp", b"saiz", b"saio", b"senc", b"sgpd", b"sbgp", b"subs", b"uuid", b"meta"}
+
+SEARCHED = 1 << 26  # bytes to search at most for what should not be there
+
+
+@dataclass
+class Structure:
+    """What a file says of its own contents: the result of `containers.read_structure`.
+
+    Packets are counted by track: its id in MP4, its place among all streams in AVI, among video tracks in Matroska.
+
+    Attributes:
+        packets: Packets that the file should yield; a track that is not there is unknown.
+        trimmed: Tracks of MP4 whose edit list leaves out some of these packets on purpose.
+        damage: How and where the structure is broken such that packets are missing; None if it is whole.
+        joined: Several files follow each other, as Matroska allows, each with a clock of its own.
+        missing: Bytes that the header declares beyond the end of the file. They need not have held pictures.
+    """
+
+    packets: Counter[int] = field(default_factory=Counter)
+    trimmed: set[int] = field(default_factory=set)
+    damage: str | None = None
+    joined: bool = False
+    missing: int = 0
 
 
 class Mp4:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wan_vae.errors import UserError
 from wan_vae.model.stages import LocalStage, StageFunction, group_by_time, peak_channels
-from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.memory_estimator import device_of, representative_passes
 from wan_vae.ops.workspace import Workspace
 
