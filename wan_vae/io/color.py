@@ -78,11 +78,16 @@ class Color:
         return self.primaries in (1, UNSPECIFIED, 5, 6) and self.transfer in (1, UNSPECIFIED, 4, 5, 6, 13)
 
     def for_yuv(self) -> "Color":
-        """Color to store YUV with: `self`, or limited-range BT.709 (code point 1) if this is RGB.
+        """Color to store YUV with: `self`, or limited-range BT.709 (code point 1) if this is the usual RGB.
 
-        Players assume the BT.709 transfer for such files, and display sRGB pictures with it.
+        Players assume the BT.709 transfer for such files, and display sRGB pictures with it. RGB in other colors keeps
+        them, and those of BT.2020 (code point 9) get its matrix.
         """
-        return Color("bt709", False, primaries=1, transfer=1) if self.matrix == "rgb" else self
+        if self.matrix != "rgb":
+            return self
+        if self.is_usual:
+            return Color("bt709", False, primaries=1, transfer=1)
+        return replace(self, matrix="bt2020" if self.primaries == 9 else "bt709", full_range=False)
 
     def for_rgb(self) -> "Color":
         """Color to store RGB with: the same primaries and transfer, no matrix, full range."""
@@ -234,7 +239,7 @@ class RgbConverter:
     def __init__(self, frame: av.VideoFrame, primaries: int, transfer: int) -> None:
         """Set up for frames of the kind of `frame`, see `kind_of`; `primaries` and `transfer` are code points."""
         layout = frame.format
-        self.color: Color = RGB
+        self.color = Color("rgb", True, primaries, transfer)
         self._depth = bit_depth(layout)
         self._deep = self._depth > 8
         self._alpha = layout.name == "pal8" or any(component.is_alpha for component in layout.components)

@@ -77,12 +77,14 @@ _FFV1 = {"level": "1", "g": "1"}
 # GIF stores durations in 1/100 s with 16 bits, and players ignore those below 2/100 s.
 _SLOWEST_GIF, _FASTEST_GIF = Fraction(100, 2**16 - 1), Fraction(50)
 
+_FASTEST_AVI = Fraction(1000)  # FFmpeg writes others with times of 1/600 s
+
 LOSSY = {
     ".mp4": _h264("mp4"),
     ".mov": _h264("mov"),
     ".mkv": _matroska(_h264("matroska")),
     # AVI stores no timestamps, so frames must be stored in display order: no B-frames.
-    ".avi": _h264("avi", bf="0"),
+    ".avi": replace(_h264("avi", bf="0"), fastest=_FASTEST_AVI),
     ".webm": _matroska(Format("webm", "libvpx-vp9", "yuv420p", _VP9 | {"crf": "20"})),
     ".gif": Format("gif", "gif", "pal8", slowest=_SLOWEST_GIF, fastest=_FASTEST_GIF, ticks=100, stores_color=False),
     ".webp": _webp(quality="90"),
@@ -92,7 +94,7 @@ LOSSLESS = {
     ".mp4": _h264_rgb("mp4"),
     ".mov": _h264_rgb("mov"),
     ".mkv": _matroska(Format("matroska", "ffv1", "bgr0", _FFV1)),
-    ".avi": Format("avi", "ffv1", "bgr0", _FFV1, stores_color=False),
+    ".avi": Format("avi", "ffv1", "bgr0", _FFV1, fastest=_FASTEST_AVI, stores_color=False),
     ".webm": _matroska(Format("webm", "libvpx-vp9", "gbrp", _VP9 | {"lossless": "1"})),
     ".webp": _webp(lossless="1"),
 }
@@ -117,6 +119,9 @@ class AvSink(ClipSink):
         self._count = 0
         # Loop for ever. This is FFmpeg's default for GIF, but not for WebP.
         options = {"loop": "0"} if form.container == "webp" else {}
+        if form.container in ("mp4", "mov") and fps < 1:
+            # FFmpeg's time unit is below 1/10000 s, of which a long clip with slow frames has more than it can count.
+            options = {"video_track_timescale": str(fps.numerator)}
         self._container = av.open(file_url(path), "w", format=form.container, options=options)
         try:
             stream = self._container.add_stream(form.encoder, rate=fps, options=form.options)
