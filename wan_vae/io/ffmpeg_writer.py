@@ -117,11 +117,12 @@ class AvSink(ClipSink):
         """Create the file as `form`, whatever the suffix of `path`; for the other arguments see `create_clip`."""
         self._fps = fps
         self._count = 0
-        # Loop for ever. This is FFmpeg's default for GIF, but not for WebP.
-        options = {"loop": "0"} if form.container == "webp" else {}
+        options = {"fflags": "bitexact"}  # else Matroska files get random numbers, and no two runs are alike
+        if form.container == "webp":
+            options["loop"] = "0"  # for ever; this is FFmpeg's default for GIF, but not for WebP
         if form.container in ("mp4", "mov") and fps < 1:
             # FFmpeg's time unit is below 1/10000 s, of which a long clip with slow frames has more than it can count.
-            options = {"video_track_timescale": str(fps.numerator)}
+            options["video_track_timescale"] = str(fps.numerator)
         self._container = av.open(file_url(path), "w", format=form.container, options=options)
         try:
             stream = self._container.add_stream(form.encoder, rate=fps, options=form.options)
