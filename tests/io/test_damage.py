@@ -239,7 +239,7 @@ def two_streams(path: Path, default: int) -> Path:
             stream: Any = container.add_stream("ffv1", rate=25)
             stream.width = stream.height = side
             stream.pix_fmt = "bgr0"
-            stream.disposition = av.stream.Disposition.default if index == default else av.stream.Disposition(0)
+            stream.disposition = av.stream.Disposition.default.value if index == default else 0
             streams.append(stream)
         for stream in streams:
             for number in range(3):

@@ -281,9 +281,13 @@ def test_tiff_of_floats_is_scaled_from_0_to_1_and_refused_beyond(tmp_path: Path)
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LA", "RGBA"])
 def test_tiff_of_any_mode_has_the_pixels_that_pillow_gives(tmp_path: Path, mode: str) -> None:
     data = image_bytes("TIFF", [IMAGES[0].convert(mode)])
-    _, pictures = read_all(written(tmp_path / "a.tif", data))
     with Image.open(io.BytesIO(data)) as image:
-        assert (pictures[0] == exactly(image)).all()
+        try:
+            expected = exactly(image)
+        except OSError as error:  # YCbCr, before Pillow 12.1
+            pytest.skip(f"this Pillow cannot read what it writes: {error}")
+    _, pictures = read_all(written(tmp_path / "a.tif", data))
+    assert (pictures[0] == expected).all()
 
 
 def test_tiff_of_modes_without_a_meaning_in_rgb_is_refused(tmp_path: Path) -> None:
