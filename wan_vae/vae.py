@@ -219,7 +219,7 @@ class WanVAE(Autoencoder):
             if memory is not None:
                 plan = make_plan(self, "encode", video, latents, memory)
                 latents, tiling = plan.latents_per_pass, plan.tiling
-            elif latents is None and (records or self.training):
+            elif latents is None and (records or self.training or torch.compiler.is_compiling()):
                 return self.moments(video.to(self.dtype), Halo())
             return encode_moments(self, video, latents, tiling)
 
@@ -252,7 +252,7 @@ class WanVAE(Autoencoder):
             if memory is not None:
                 plan = make_plan(self, "decode", latents, together, memory)
                 together, tiling = plan.latents_per_pass, plan.tiling
-            elif together is None and (records or self.training):
+            elif together is None and (records or self.training or torch.compiler.is_compiling()):
                 statistics = LatentStatistics.none(latents.device) if raw else None
                 return decode_pass(self, latents, Halo(), statistics)
             return decode_video(self, latents, together, tiling, raw=raw)
