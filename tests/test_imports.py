@@ -20,7 +20,7 @@ LAYERS = (
     ("sharding",),
     ("vae",),
     ("evaluation",),
-    ("training", "files"),
+    ("training", "files", "integrations"),
     ("benchmark",),
     ("cli",),
     ("__init__", "__main__"),

@@ -108,6 +108,11 @@ class LatentStatistics(NamedTuple):
         lists = (config.latent_mean, config.latent_std)
         return cls(*(torch.tensor(values, dtype=wide, device=device).view(1, -1, 1, 1, 1) for values in lists))
 
+    @classmethod
+    def none(cls, device: torch.device) -> "LatentStatistics":
+        """Return mean 0 and standard deviation 1, with which normalized latents are the raw ones."""
+        return cls(torch.zeros(1, device=device), torch.ones(1, device=device))
+
     def normalized(self, raw: Tensor) -> Tensor:
         """Raw latents (B, z, t, h, w) -> normalized latents."""
         return ((raw - self.mean) / self.std).to(raw.dtype)

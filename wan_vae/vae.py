@@ -1,16 +1,19 @@
 """The VAE: the public face of the library."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wan_vae.arguments import check_count, check_flag, check_path, check_type
 from wan_vae.checkpoints import load_checkpoint, weights_digest, write_checkpoint
+from wan_vae.checkpoints.detect import config_from_diffusers, config_to_diffusers
+from wan_vae.checkpoints.layouts import stored_names
 from wan_vae.config import VAEConfig, load_config
+from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
 from wan_vae.inference.chunk_size import check_latents_per_pass, choose_chunk_size
 from wan_vae.inference.dry_run import dummy_input, make_plan
@@ -124,6 +127,54 @@ class WanVAE(Autoencoder):
         vae.load_state_dict(converted, assign=True)
         return vae.eval().requires_grad_(False)
 
+    @classmethod
+    def from_diffusers(cls, vae: nn.Module) -> "WanVAE":
+        """Return a VAE that shares the parameters of diffusers' `AutoencoderKLWan` or `AutoencoderKLQwenImage`.
+
+        What is trained, moved or converted there is so here. Gradients and training mode stay as they are there.
+
+        Raises:
+            UserError: It is of another class, has another structure, or some of its layers were replaced.
+        """
+        settings = getattr(vae, "config", None)
+        if not isinstance(settings, Mapping) or "temperal_downsample" not in settings:
+            raise UserError(f"{type(vae).__name__} is no VAE of diffusers for Wan; pass an AutoencoderKLWan.")
+        config = config_from_diffusers(settings)
+        with torch.device("meta"):
+            model = cls(config)
+        theirs = dict(vae.named_parameters())
+        names = stored_names([name for name, _ in model.named_parameters()], config, "diffusers")
+        differing = set(names.values()) ^ set(theirs)
+        if differing:
+            raise UserError(f"{type(vae).__name__} has other layers than Wan's, such as {min(differing)!r}.")
+        for name, parameter in model.named_parameters():
+            there = theirs[names[name]]
+            if there.shape != parameter.shape:
+                raise UserError(f"{names[name]} is {tuple(there.shape)}, where Wan's is {tuple(parameter.shape)}.")
+            parameter.requires_grad_(there.requires_grad)  # assigning copies this to the other side
+        model.load_state_dict({name: theirs[there] for name, there in names.items()}, assign=True)
+        return model.train(vae.training)
+
+    def to_diffusers(self) -> nn.Module:
+        """Return diffusers' `AutoencoderKLWan`, sharing the parameters of this VAE.
+
+        Raises:
+            UserError: diffusers is not installed, or has no such residual block.
+        """
+        settings = config_to_diffusers(self.config)
+        try:
+            from diffusers import AutoencoderKLWan
+        except ImportError as error:
+            raise UserError(f"diffusers cannot be imported ({error}); install it: pip install diffusers.") from error
+        with torch.device("meta"):
+            model: nn.Module = AutoencoderKLWan.from_config(settings)  # type: ignore[no-untyped-call]
+        names = stored_names([name for name, _ in self.named_parameters()], self.config, "diffusers")
+        ours = {there: self.get_parameter(name) for name, there in names.items()}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(ours[name].requires_grad)
+        model.load_state_dict(ours, assign=True)
+        return model.train(self.training)
+
     def save(self, path: str | Path, *, layout: str = "wan") -> None:
         """Write the weights as they are, in their own dtype.
 
@@ -172,11 +223,19 @@ class WanVAE(Autoencoder):
                 return self.moments(video.to(self.dtype), Halo())
             return encode_moments(self, video, latents, tiling)
 
-    def decode(self, latents: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        raw: bool = False,
+        latents_per_pass: int | None = None,
+        memory: Budget | None = None,
+    ) -> Tensor:
         """Normalized latents (B, z, t, h, w) -> video (B, 3, T, H, W), clamped to [-1, 1].
 
         Args:
             latents: The clip.
+            raw: Whether the latents are raw, as those of diffusers and ComfyUI.
             latents_per_pass: Latents per pass, or at most, if there is a budget.
             memory: A budget for everything the call takes in addition to the loaded model and `latents`, the video
                 included; see `encode`.
@@ -194,8 +253,9 @@ class WanVAE(Autoencoder):
                 plan = make_plan(self, "decode", latents, together, memory)
                 together, tiling = plan.latents_per_pass, plan.tiling
             elif together is None and (records or self.training):
-                return decode_pass(self, latents, Halo())
-            return decode_video(self, latents, together, tiling)
+                statistics = LatentStatistics.none(latents.device) if raw else None
+                return decode_pass(self, latents, Halo(), statistics)
+            return decode_video(self, latents, together, tiling, raw=raw)
 
     def plan(
         self,

@@ -53,12 +53,15 @@ def decode_video(
     latents_per_pass: int | None = None,
     tiling: Tiling | None = None,
     neighbors: Neighbors | None = None,
+    *,
+    raw: bool = False,
 ) -> Tensor:
-    """Decode a whole clip of normalized latents (B, z, t, h, w) to a video (B, 3, T, H, W), clamped to [-1, 1]."""
+    """Decode a whole clip of normalized, or raw, latents (B, z, t, h, w) to (B, 3, T, H, W), clamped to [-1, 1]."""
     if tiling is not None or latents.shape[2] == 1:
         _prepare(model)
-        return decode_pass(model, latents, Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors))
-    stream = open_stream(model, "decode", latents_per_pass=latents_per_pass, neighbors=neighbors)
+        halo = Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors)
+        return decode_pass(model, latents, halo, LatentStatistics.none(latents.device) if raw else None)
+    stream = open_stream(model, "decode", raw=raw, latents_per_pass=latents_per_pass, neighbors=neighbors)
     video = stream.push(latents)
     stream.flush()
     assert video is not None
@@ -99,6 +102,7 @@ def open_stream(
     direction: Direction,
     *,
     moments: bool = False,
+    raw: bool = False,
     latents_per_pass: int | None = None,
     tiling: Tiling | None = None,
     neighbors: Neighbors | None = None,
@@ -110,6 +114,7 @@ def open_stream(
         model: The model.
         direction: "encode" or "decode".
         moments: Whether encoding returns mean and log-variance of the raw latents instead.
+        raw: Whether decoding takes raw latents instead.
         latents_per_pass: Latents per pass; default one, and on a GPU as many as keep it busy.
         tiling: How pictures are tiled; default whole pictures.
         neighbors: The holders of the pixels around the clip, where it is a part of a larger picture.
@@ -128,7 +133,8 @@ def open_stream(
         # Statistics are built once per stream: a GPU waits for numbers from the host, and a CUDA graph must find them
         # at the same address.
         if not encodes:
-            return partial(decode_pass, model, statistics=LatentStatistics.of(config, model.decoder_dtype, device))
+            of_model = LatentStatistics.of(config, model.decoder_dtype, device)
+            return partial(decode_pass, model, statistics=LatentStatistics.none(device) if raw else of_model)
         if moments:
             return partial(_moments_pass, model)
         return partial(_latents_pass, model, LatentStatistics.of(config, model.dtype, device))

@@ -1,0 +1,1 @@
+"""Tests of this package inside other libraries."""

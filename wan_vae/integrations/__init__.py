@@ -1,0 +1,1 @@
+"""This package inside other libraries; each module is imported by its name and needs that library."""
