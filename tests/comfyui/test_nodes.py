@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import wan_vae
 from tests.comfyui.conftest import CHECKOUT, Comfy
 from wan_vae import UserError, WanVAE
 from wan_vae.io import load_latents
@@ -121,3 +122,21 @@ def test_memory_that_is_no_budget_is_refused_before_anything_runs(comfy: Comfy) 
     for node in (comfy.nodes.EncodeVideo, comfy.nodes.DecodeVideo):
         assert "write bytes" in node.validate_inputs("much")
     assert comfy.nodes.LoadLatents.validate_inputs("no.safetensors") == "no.safetensors is not in the input folder."
+
+
+def test_metadata_is_what_comfyui_reads(comfy: Comfy) -> None:
+    folder = Path(comfy.nodes.__file__).parent
+    assert f'version = "{wan_vae.__version__}"' in (folder / "pyproject.toml").read_text(encoding="utf-8")
+    if CHECKOUT:
+        from comfy_config.config_parser import extract_node_configuration
+
+        read = extract_node_configuration(str(folder))
+        assert (read.project.version, read.project.dependencies) == (wan_vae.__version__, ["wan-vae"])
+        assert read.tool_comfy.display_name == "Wan VAE"
+        assert read.project.supported_comfyui_version == ">=0.3.64"
+
+
+def test_readme_names_every_node(comfy: Comfy) -> None:
+    text = (Path(comfy.nodes.__file__).parent / "README.md").read_text(encoding="utf-8")
+    nodes = asyncio.run(asyncio.run(comfy.nodes.comfy_entrypoint()).get_node_list())
+    assert all(f"*{node.define_schema().display_name}*" in text for node in nodes)
