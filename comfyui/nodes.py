@@ -59,7 +59,7 @@ class Accelerate(io.ComfyNode):
             node_id="WanVAEAccelerate",
             display_name="Wan VAE: accelerate",
             category=_CATEGORY,
-            description="The same VAE of Wan2.1, Wan2.2 or Qwen-Image, several times as fast and in less memory."
+            description="The same VAE of Wan2.1, Wan2.2 or Qwen-Image, faster and in less memory."
             " Latents and pictures stay the same; tiled nodes get exact tiles instead of blended ones.",
             inputs=[io.Vae.Input("vae")],
             outputs=[io.Vae.Output()],

@@ -59,7 +59,7 @@ class FastVAE(comfy.sd.VAE):
             stage, load_device=self.device, offload_device=self.patcher.offload_device
         )
         self.size = None  # in newer versions, measured at the next use
-        self.disable_offload = False
+        self.disable_offload = True  # of weights, while the network computes: it has none of ComfyUI's layers
         self.memory_used_encode, self.memory_used_decode = stage.encode_memory, stage.decode_memory
         self.handles_tiling = True
         config = network.config
@@ -82,8 +82,8 @@ class FastVAE(comfy.sd.VAE):
             required = self.first_stage_model.stream_memory(direction, height, width)
         else:
             required = parse_bytes(memory, self.device)
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=required)
-        return self.network
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=required, force_full_load=True)
+        return self.first_stage_model.on(self.device)
 
     def get_sd(self) -> dict[str, Tensor]:
         """Return the weights as ComfyUI's own network names them."""

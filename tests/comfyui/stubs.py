@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wan_vae.integrations.comfyui import network_from_weights
+from wan_vae.integrations.comfyui import FirstStageModel, network_from_weights
 
 OLD, NEW = "0.3.64", "0.38"
 
@@ -88,7 +88,11 @@ class VAE:
 
     def encode(self, pixels: Tensor) -> Tensor:
         x = self._video(pixels)
-        load_models_gpu([self.patcher], memory_required=self.memory_used_encode(x.shape, self.vae_dtype))
+        load_models_gpu(
+            [self.patcher],
+            memory_required=self.memory_used_encode(x.shape, self.vae_dtype),
+            force_full_load=self.disable_offload,
+        )
         try:
             return self.first_stage_model.encode(self.process_input(x).to(self.vae_dtype)).float()
         except torch.OutOfMemoryError:
@@ -98,7 +102,11 @@ class VAE:
         return self._tiles_of_video(self._video(pixels), **tile)
 
     def decode(self, samples: Tensor) -> Tensor:
-        load_models_gpu([self.patcher], memory_required=self.memory_used_decode(samples.shape, self.vae_dtype))
+        load_models_gpu(
+            [self.patcher],
+            memory_required=self.memory_used_decode(samples.shape, self.vae_dtype),
+            force_full_load=self.disable_offload,
+        )
         try:
             out = self.first_stage_model.decode(samples.to(self.vae_dtype)).float()
             if self.calls == OLD:
@@ -134,7 +142,8 @@ loaded: list[tuple[list[Any], int]] = []
 """What `load_models_gpu` was called with."""
 
 
-def load_models_gpu(models: list[Any], memory_required: int = 0) -> None:
+def load_models_gpu(models: list[Any], memory_required: int = 0, force_full_load: bool = False) -> None:
+    assert force_full_load or not isinstance(models[0].model, FirstStageModel)
     loaded.append((models, memory_required))
 
 

@@ -189,6 +189,21 @@ def test_first_stage_on_a_device_that_does_not_tell_takes_comfyuis_word(monkeypa
     assert asked == [CPU]
 
 
+def test_first_stage_brings_along_what_comfyui_left_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = standard_vae()
+    latents = torch.randn(1, 3, 2, 2, 2)
+    expected = vae.decode(latents, raw=True)
+    weights = dict(vae.decoder.state_dict())
+    vae.decoder.to("meta")
+
+    def bring(device: torch.device) -> None:
+        vae.decoder.load_state_dict(weights, assign=True)
+        vae.requires_grad_(False)
+
+    monkeypatch.setattr(vae, "to", bring)
+    assert torch.equal(FirstStageModel(vae, CPU, lambda device: 0).decode(latents), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_network_from_weights_shares_them_where_the_dtype_is_theirs(dtype: torch.dtype) -> None:
     weights = native(standard_vae())

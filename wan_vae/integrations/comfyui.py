@@ -95,13 +95,13 @@ class FirstStageModel(nn.Module):
             return self.encode(x.unsqueeze(2)).squeeze(2)
         unit = self.network.config.temporal_compression
         frames = 1 + (x.shape[2] - 1) // unit * unit
-        return self.network.posterior(x[:, :, :frames], memory=self._budget()).mean
+        return self.on(x.device).posterior(x[:, :, :frames], memory=self._budget()).mean
 
     def decode(self, z: Tensor) -> Tensor:
         """Raw latents (B, z, t, h, w), or (B, z, h, w) -> video (B, 3, T, H, W) in [-1, 1], or pictures."""
         if z.ndim == 4:
             return self.decode(z.unsqueeze(2)).squeeze(2)
-        return self.network.decode(z, raw=True, memory=self._budget())
+        return self.on(z.device).decode(z, raw=True, memory=self._budget())
 
     def encode_tiled(self, x: Tensor, **tile: object) -> Tensor:
         """Return what `encode` does: memory decides on the tiles, and `tile`, which ComfyUI would blend, has no say."""
@@ -110,6 +110,12 @@ class FirstStageModel(nn.Module):
     def decode_tiled(self, z: Tensor, **tile: object) -> Tensor:
         """Return what `decode` does; see `encode_tiled`."""
         return self.decode(z)
+
+    def on(self, device: torch.device) -> WanVAE:
+        """Return the network, all of it on a device: with little memory, ComfyUI leaves parts elsewhere."""
+        if any(parameter.device != device for parameter in self.network.parameters()):
+            self.network.to(device)
+        return self.network
 
     def encode_memory(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes for encoding a video of this shape in whole pictures, its own included: `memory_used_encode`."""
