@@ -1,8 +1,10 @@
 """The nodes: what they describe, and what they make of videos, images and files."""
 
 import asyncio
+import importlib.util
 import re
 import shutil
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,14 @@ def test_memory_that_is_no_budget_is_refused_before_anything_runs(comfy: Comfy) 
     for node in (comfy.nodes.EncodeVideo, comfy.nodes.DecodeVideo):
         assert "write bytes" in node.validate_inputs("much")
     assert comfy.nodes.LoadLatents.validate_inputs("no.safetensors") == "no.safetensors is not in the input folder."
+
+
+def test_pack_without_the_package_says_what_it_needs(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wan_vae", None)
+    place = Path(comfy.nodes.__file__).parent / "__init__.py"
+    spec = importlib.util.spec_from_file_location("pack", place)
+    with pytest.raises(ImportError, match="need wan-vae in ComfyUI's Python"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_metadata_is_what_comfyui_reads(comfy: Comfy) -> None:

@@ -71,6 +71,27 @@ def test_accelerated_vae_out_of_memory_gives_whole_pictures_by_tiles(
     assert len(tried) == 4
 
 
+def test_accelerated_vae_in_less_memory_than_whole_pictures_take_gives_the_same(
+    comfy: Comfy, theirs: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = theirs()
+    fast = comfy.vae.FastVAE.of(own)
+    images = torch.rand(5, 128, 160, 3, generator=torch.Generator().manual_seed(4))
+    latents = own.encode(images)
+    # The planner's own words for a call that does not fit as a whole, and for what is enough with tiles.
+    size = {"frames": 5, "height": 128, "width": 160}
+    budgets = []
+    for direction in ("encode", "decode"):
+        budget = fast.network.plan(direction, **size, memory=2**40).peak - 1
+        assert fast.network.plan(direction, **size, memory=budget).tiling is not None
+        budgets.append(budget)
+    monkeypatch.setattr("wan_vae.integrations.comfyui.reports_free_memory", lambda device: False)
+    monkeypatch.setattr(fast.first_stage_model, "_free_memory", lambda device: int(budgets[0] / 0.8))
+    assert_same(fast.encode(images), latents)
+    monkeypatch.setattr(fast.first_stage_model, "_free_memory", lambda device: int(budgets[1] / 0.8))
+    assert_same(fast.decode(latents), own.decode(latents))
+
+
 def test_accelerated_vae_shares_the_weights_and_leaves_the_other_vae_alone(
     comfy: Comfy, ours: WanVAE, theirs: Callable[[], Any]
 ) -> None:

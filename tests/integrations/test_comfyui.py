@@ -116,6 +116,15 @@ def test_frame_rate_is_the_given_one_else_the_clips_else_16() -> None:
     assert frame_rate(0, ClipFacts(1, 1, 1)) == 16
 
 
+@pytest.mark.parametrize("rate", [Fraction(29.97), 29.97, Fraction(30000, 1001)])
+def test_rates_of_floats_can_be_saved(vae: WanVAE, tmp_path: Path, rate: Fraction | float) -> None:
+    latent = encode_images(vae, random_images(1, 4, 4), fps=rate)
+    save_latent(vae, latent, [tmp_path / "a.safetensors"])
+    assert load_latent(tmp_path / "a.safetensors")[1] == (
+        rate if rate == Fraction(30000, 1001) else Fraction(2997, 100)
+    )
+
+
 def test_saved_latents_are_normalized_and_loaded_ones_raw(vae: WanVAE, tmp_path: Path) -> None:
     latent = encode_images(vae, random_images(4, 5, 6), fps=Fraction(24))
     path = tmp_path / "a.safetensors"

@@ -187,7 +187,7 @@ def encode_images(
     network: WanVAE,
     images: Tensor,
     *,
-    fps: Fraction | None = None,
+    fps: Fraction | float | None = None,
     audio: Any = None,
     memory: Budget = "auto",
     progress: Progress | None = None,
@@ -218,7 +218,10 @@ def encode_images(
             if progress is not None:
                 times = sum(part.shape[2] for part in parts)
                 progress(min(frames, 1 + (times - 1) * network.config.temporal_compression), frames)
-    return {"samples": torch.cat(parts, dim=2), CLIP_KEY: ClipFacts(frames, height, width, fps, audio)}
+    return {
+        "samples": torch.cat(parts, dim=2),
+        CLIP_KEY: ClipFacts(frames, height, width, None if fps is None else _exact(fps), audio),
+    }
 
 
 def warn_of_alpha(alpha: Tensor | None) -> None:
@@ -304,7 +307,12 @@ def _samples(network: WanVAE, latent: Mapping[str, Any]) -> Tensor:
 
 def frame_rate(fps: float, facts: ClipFacts) -> Fraction:
     """Return a rate as a fraction; for 0 that of the clip or, if it has none, Wan2.1's 16."""
-    return Fraction(fps).limit_denominator(1001) if fps > 0 else facts.fps or _DEFAULT_FPS
+    return _exact(fps) if fps > 0 else facts.fps or _DEFAULT_FPS
+
+
+def _exact(fps: Fraction | float) -> Fraction:
+    # ComfyUI's rates come from floats: 29.97 is a fraction of numbers with 16 digits, which no file holds.
+    return Fraction(fps).limit_denominator(2**16)
 
 
 def save_latent(network: WanVAE, latent: Mapping[str, Any], paths: Sequence[Path], *, fps: float = 0) -> None:
