@@ -149,7 +149,7 @@ def load_models_gpu(models: list[Any], memory_required: int = 0, force_full_load
 
 class _Input:
     def __init__(self, name: str, types: Any = None, **options: Any) -> None:
-        self.name, self.types, self.options = name, types, options
+        self.id, self.types, self.options = name, types, options
 
 
 class _Type:

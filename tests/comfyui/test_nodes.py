@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import re
 import shutil
 import sys
@@ -144,6 +145,36 @@ def test_metadata_is_what_comfyui_reads(comfy: Comfy) -> None:
         assert (read.project.version, read.project.dependencies) == (wan_vae.__version__, ["wan-vae"])
         assert read.tool_comfy.display_name == "Wan VAE"
         assert read.project.supported_comfyui_version == ">=0.3.64"
+
+
+# The widgets of ComfyUI's own nodes, in the order of their values in a graph.
+WIDGETS = {
+    "LoadVideo": ["file", None],
+    "VAELoader": ["vae_name"],
+    "CreateVideo": ["fps"],
+    "SaveVideo": ["filename_prefix", "format", "codec"],
+}
+
+
+@pytest.mark.parametrize("name", ["accelerate", "round_trip"])
+def test_graph_and_api_form_of_a_workflow_are_the_same(comfy: Comfy, name: str) -> None:
+    folder = Path(comfy.nodes.__file__).parent / "example_workflows"
+    graph, api = (json.loads((place / f"{name}.json").read_text()) for place in (folder, folder / "api"))
+    nodes = asyncio.run(asyncio.run(comfy.nodes.comfy_entrypoint()).get_node_list())
+    widgets = dict(WIDGETS)
+    for schema in (node.define_schema() for node in nodes):
+        linked = ("video", "vae", "samples", "audio")
+        widgets[schema.node_id] = [given.id for given in schema.inputs if given.id not in linked]
+    sources = {link: [str(node), slot] for link, node, slot, *_ in graph["links"]}
+    made = {}
+    for node in graph["nodes"]:
+        inputs = dict(zip(widgets.get(node["type"], []), node["widgets_values"], strict=True))
+        inputs.pop(None, None)
+        inputs |= {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
+        made[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+        for slot, output in enumerate(node["outputs"]):
+            assert all(sources[link] == [str(node["id"]), slot] for link in output["links"])
+    assert made == api
 
 
 def test_readme_names_every_node(comfy: Comfy) -> None:

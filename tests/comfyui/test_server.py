@@ -30,7 +30,7 @@ from wan_vae.io import load_latents, open_clip
 pytestmark = pytest.mark.skipif(CHECKOUT is None, reason="WAN_VAE_COMFYUI names no checkout of ComfyUI")
 
 REPOSITORY = Path(__file__).parents[2]
-WORKFLOWS = REPOSITORY / "comfyui" / "example_workflows"
+WORKFLOWS = REPOSITORY / "comfyui" / "example_workflows" / "api"
 PROBE = """
 import os, folder_paths, safetensors.torch
 
@@ -125,6 +125,10 @@ def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def workflow(name: str, **changes: Any) -> dict[str, Any]:
     return json.loads((WORKFLOWS / name).read_text()) | changes
+
+
+def test_templates_of_the_pack_are_listed(server: Server) -> None:
+    assert sorted(server.get("/workflow_templates")["wan_vae"]) == ["accelerate", "round_trip"]
 
 
 def test_accelerated_workflow_gives_what_comfyui_gives_and_faster(server: Server) -> None:
