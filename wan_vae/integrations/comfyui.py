@@ -49,12 +49,10 @@ def network_from_weights(weights: Mapping[str, Tensor], dtype: torch.dtype | Non
         model = find_models(shapes)[0]
         config, _ = config_of(model, shapes, {}, None)
         with torch.device("meta"):
-            names = stored_names(list(WanVAE(config).state_dict()), config, model.layout)
-        stored = {name: model.prefix + there for name, there in names.items()}
-        here = {there: name for name, there in stored.items()}
-        network = WanVAE.from_weights(
-            config, {here.get(name, name): weight for name, weight in weights.items()}, dtype=dtype
-        )
+            stored = stored_names(list(WanVAE(config).state_dict()), config, model.layout)
+        names = {model.prefix + there: name for name, there in stored.items()}
+        renamed = {names.get(name, name): weight for name, weight in weights.items()}
+        network = WanVAE.from_weights(config, renamed, dtype=dtype)
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:  # of shapes that contradict each other
         raise UserError(
             f"This VAE cannot be accelerated: {str(error).rstrip('.')}; bypass this node (Ctrl+B)."
@@ -171,7 +169,7 @@ class ClipFacts:
     """What a LATENT says of the clip that was encoded.
 
     Attributes:
-        frames, height, width: Its size before padding; None where only the rate is known.
+        frames, height, width: Its size before padding.
         fps: Its rate; None for pictures without one.
         audio: Its sound as ComfyUI has it.
     """
@@ -225,8 +223,8 @@ def encode_images(
 
 
 def warn_of_alpha(alpha: Tensor | None) -> None:
-    """Log that the transparency of a clip is left out, if it has any."""
-    if alpha is not None and alpha.numel() > 0:
+    """Log that the transparency of a clip, (T, H, W) or with channels, in [0, 1], is left out, if there is any."""
+    if alpha is not None and bool((alpha < 1).any()):
         _logger.warning("The clip has transparency, which latents do not hold; it is left out.")
 
 
@@ -276,7 +274,7 @@ def decode_images(
         done = 0
         for video in decode_chunks(network, chunks, rows * side, columns * side, memory):
             part = video[:, :, : frames - done, : height * scale, : width * scale]
-            images[:, done : done + part.shape[2]] = part.permute(0, 2, 3, 4, 1).float().add_(1).div_(2).cpu()
+            images[:, done : done + part.shape[2]] = part.permute(0, 2, 3, 4, 1).float().add(1).div_(2).cpu()
             done += part.shape[2]
             if progress is not None:
                 progress(done, frames)
