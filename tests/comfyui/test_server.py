@@ -92,7 +92,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pictures = smooth_pictures(11, 64, 72)[shift : shift + 6]
         encode(base / "input" / name, rgb_frames(pictures, "yuv420p"), codec="libx264", sound="aac", rate=Fraction(12))
     # Not every version of ComfyUI takes a narrower one.
-    random_vae(load_config("wan2.1"), torch.float32).save(base / "models" / "vae" / "wan_2.1_vae.safetensors")
+    checkpoint = base / "models" / "vae" / "wan_2.1_vae.safetensors"
+    random_vae(load_config("wan2.1"), torch.float32).save(checkpoint)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -110,6 +111,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         finally:
             process.terminate()
             process.wait(timeout=60)
+            checkpoint.unlink()  # half a gigabyte, and pytest keeps its folders
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
