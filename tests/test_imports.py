@@ -20,8 +20,8 @@ LAYERS = (
     ("sharding",),
     ("vae",),
     ("evaluation",),
-    ("training", "files", "integrations"),
-    ("benchmark",),
+    ("training", "files"),
+    ("benchmark", "integrations"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -150,7 +150,7 @@ def encode_file(
         progress(0, info.frames)
         begun = time.perf_counter()
         shape: tuple[int, ...] = ()
-        for (chunk,) in to_host(zip(_encode(model, tensors, info.height, info.width, memory)), model.device):
+        for (chunk,) in to_host(zip(encode_chunks(model, tensors, info.height, info.width, memory)), model.device):
             shape = (*chunk.shape[:2], chunk.shape[2] + (shape[2] if shape else 0), *chunk.shape[3:])
             if writer is not None:
                 writer.write(chunk)
@@ -214,7 +214,7 @@ def decode_file(
         chunks = to_device(source.chunks(model.default_chunk_size(info.height, info.width)), model.device)
         progress(0, info.frames)
         begun, done = time.perf_counter(), 0
-        videos = _decode(model, chunks, info.height, info.width, memory)
+        videos = decode_chunks(model, chunks, info.height, info.width, memory)
         for frames in tensors_to_frames(videos, width, height, model.device):
             true = frames[: info.frames - done]  # the last ones are padding
             if writer is not None:
@@ -370,7 +370,7 @@ def _no_progress(done: int, total: int) -> None:
     """Report nothing."""
 
 
-def _encode(model: Model, video: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
+def encode_chunks(model: Model, video: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
     """Encode frames (1, 3, n, H, W) within a budget: as a stream, or the whole clip where its caches do not fit.
 
     Of a whole clip, the frames count too.
@@ -393,7 +393,7 @@ def _encode(model: Model, video: Iterable[Tensor], height: int, width: int, memo
     return [model.encode(whole, memory=budget - size)]
 
 
-def _decode(model: Model, latents: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
+def decode_chunks(model: Model, latents: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
     """Decode latents (1, z, n, h, w) within a budget: as a stream, or the whole clip where its caches do not fit."""
     budget = _bytes(model, memory)
     if budget is None or _stream_fits(model, "decode", height, width, budget):
