@@ -61,6 +61,7 @@ class StreamStep(nn.Module):
 
     def _cache(self, name: str, halo: "_FilledHalo", x: Tensor) -> Tensor:
         layer = self._half().get_submodule(name)
+        assert isinstance(layer, nn.Conv3d)
         cached = halo.frames_before(layer)
         if cached is not None:
             return cached
