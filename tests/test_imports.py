@@ -17,7 +17,7 @@ LAYERS = (
     ("ops",),
     ("model",),
     ("inference", "checkpoints"),
-    ("sharding",),
+    ("sharding", "interchange"),
     ("vae",),
     ("evaluation",),
     ("training", "files", "integrations"),
