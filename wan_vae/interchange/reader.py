@@ -154,7 +154,7 @@ class ForeignLatents:
         if values is not None:
             if self.values not in (None, values):
                 _logger.warning(
-                    f"{self._path} is {self.form.title}, which holds {self.values} latents; read as {values}."
+                    f"{self._path} is {self.form.title}, which holds {self.values} latents; it is read as {values}."
                 )
             return values
         if self.values is not None:
@@ -230,7 +230,7 @@ def _list(path: Path) -> TensorFile:
             read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
             shape, in_fortran_order, dtype = read(file, max_header_size=LARGEST_HEADER)
             like = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device="meta")
-        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # a damaged header can make numpy's parser raise almost anything
             raise LatentsError(f"its header cannot be used: {str(error).splitlines()[0]}.") from error
         if in_fortran_order and like.ndim > 1:
             raise LatentsError("it is in Fortran's order; save np.ascontiguousarray of it.")
