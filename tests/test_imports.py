@@ -21,6 +21,7 @@ LAYERS = (
     ("vae",),
     ("evaluation",),
     ("training", "files", "integrations"),
+    ("preview",),
     ("benchmark",),
     ("cli",),
     ("__init__", "__main__"),

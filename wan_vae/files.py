@@ -225,7 +225,7 @@ def decode_file(
     check_values(values)
     source = open_latents(latents)
     if isinstance(source, LatentsFile) and values == "raw":
-        raise LatentsError(f"{latents} is a latents file of this package; it holds normalized latents, not raw ones.")
+        raise LatentsError(f"{latents} is a latents file of this package; its latents are normalized, not raw.")
     stored = source.info.fps if isinstance(source, LatentsFile) else source.usual_fps
     rate = stored if fps is None else exact_rate(fps)
     check_clip(clip, fps=rate, lossless=lossless)

@@ -115,7 +115,7 @@ def test_decode_of_our_own_latents_as_raw_is_refused(
     run(capsys, "encode", clip, tmp_path / "l.safetensors", "--checkpoint", model)
     words = ("decode", tmp_path / "l.safetensors", tmp_path / "o.mkv", "--values", "raw", "--checkpoint", model)
     outcome = run(capsys, *words)
-    assert (outcome.code, "holds normalized latents, not raw ones" in outcome.err) == (2, True)
+    assert (outcome.code, "its latents are normalized, not raw" in outcome.err) == (2, True)
 
 
 def test_info_says_how_it_knows_whether_latents_are_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
