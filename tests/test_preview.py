@@ -76,7 +76,7 @@ def test_preview_of_other_programs_latents_is_of_wan(tmp_path: Path, caplog: pyt
     assert np.abs(own - theirs).max() <= 1
     assert "does not say which model encoded it; it is shown as wan2.1's." in caplog.text
     write_latents(tmp_path / "x.latent", torch.zeros(1, 3, 1, 2, 2), small_config())
-    with pytest.raises(LatentsError, match="has 3 channels; Wan2.1's have 16 and Wan2.2's 48"):
+    with pytest.raises(LatentsError, match=r"has 3 channels; Wan2\.1's have 16 and Wan2\.2's 48"):
         preview_file(tmp_path / "x.latent", tmp_path / "x.mkv")
     with pytest.raises(LatentsError, match="its latents are normalized, not raw"):
         preview_file(tmp_path / "z.safetensors", tmp_path / "x.mkv", values="raw")
