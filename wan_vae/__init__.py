@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from wan_vae.ops.cpu.build import set_kernel_building as set_kernel_building
     from wan_vae.ops.workspace import empty_cache as empty_cache
     from wan_vae.posterior import Posterior as Posterior
+    from wan_vae.preview import preview_file as preview_file
     from wan_vae.sharding import ShardedVAE as ShardedVAE
     from wan_vae.vae import WanVAE as WanVAE
 
@@ -53,6 +54,7 @@ _NAMES = {
     "ops.cpu.build": ("build_kernels", "set_kernel_building"),
     "ops.workspace": ("empty_cache",),
     "posterior": ("Posterior",),
+    "preview": ("preview_file",),
     "sharding": ("ShardedVAE",),
     "vae": ("WanVAE",),
 }

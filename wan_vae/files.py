@@ -24,7 +24,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -34,16 +34,21 @@ import torch
 from torch import Tensor
 
 from wan_vae.arguments import check_flag, check_path, check_type, shown
+from wan_vae.config import VAEConfig
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
 from wan_vae.evaluation.metrics import Metrics, Score
 from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import Plan
+from wan_vae.interchange.formats import FORMATS, OURS, Values, check_values, musubi_path, output_format
+from wan_vae.interchange.reader import open_latents
+from wan_vae.interchange.writer import ForeignWriter
 from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, open_clip
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_device, to_host
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
+from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
 from wan_vae.vae import WanVAE
 
@@ -117,26 +122,38 @@ def encode_file(
     size: tuple[int, int] | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    format: str | None = None,  # noqa: A002  # as the command line calls it
+    values: Values | None = None,
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
     load: Loader = WanVAE.from_pretrained,
 ) -> EncodeResult:
-    """Encode a clip into a latents file, which holds all that `decode_file` needs to restore the clip.
+    """Encode a clip into a latents file: ours holds all that `decode_file` needs to restore the clip.
 
     Args:
         clip: A video, an animation, an image, or a folder of images.
-        latents: The safetensors file to write.
+        latents: The file to write; for "musubi" the folder of the cache, in which it gets the name that is looked for.
         size: Width and height to scale the clip to; None keeps them.
         frames: First frame and the frame after the last, counted from 0; None for the clip's ends.
         fps: Rate to resample the selected frames to; None keeps theirs.
+        format: "wan-vae", "comfyui", "musubi", "fastvideo" or "tensor" (see docs/latents.md); None for that of the
+            ending: "comfyui" for .latent, "tensor" for .pt, .pth and .npy, else "wan-vae".
+        values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.
     """
     clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or _no_progress
     _check_options(memory, progress, load, overwrite=overwrite)
-    check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae), must_be_utf8=True)
+    check_values(values)
+    format = output_format(latents, format, values)  # noqa: A001
+    check = partial(check_output, overwrite=overwrite, inputs=_inputs(clip, vae), must_be_utf8=True)
+    if format != "musubi":
+        check(latents)
     with ExitStack() as stack:
         source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
         info = source.info
+        if format == "musubi":
+            latents = musubi_path(latents, clip, info, frames[0] or 0)
+            check(latents)
         if info.has_audio:
             _logger.warning(
                 f"{clip} has sound, which {latents} does not hold; `reconstruct` carries it over, and after `decode` it"
@@ -145,7 +162,13 @@ def encode_file(
         _warn_of_rest(source, clip, latents)
         model = _model(vae, load)
         stack.enter_context(torch.inference_mode())
-        writer = stack.enter_context(LatentsWriter(latents, overwrite=overwrite)) if _is_writer(model) else None
+        if format == OURS:
+            output = LatentsWriter(latents, overwrite=overwrite)
+        else:
+            _warn_of_lost_properties(info, latents, FORMATS[format].title, model.config)
+            is_image = info.container == "image"
+            output = ForeignWriter(latents, format, model.config, values=values, is_image=is_image, overwrite=overwrite)
+        writer = stack.enter_context(output) if _is_writer(model) else None
         tensors = FramesToTensors(_read(source, model), model.config, model.device)
         progress(0, info.frames)
         begun = time.perf_counter()
@@ -177,41 +200,54 @@ def decode_file(
     clip: str | Path,
     vae: "WanVAE | ShardedVAE | str | Path",
     *,
+    fps: Fraction | float | None = None,
+    values: Values | None = None,
     memory: Budget = "auto",
     lossless: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     load: Loader = WanVAE.from_pretrained,
 ) -> DecodeResult:
-    """Decode a latents file into a clip of the size, length and rate that the encoded clip had.
+    """Decode a latents file into a clip of the size, length and rate that the encoded clip had, where the file tells.
 
     Args:
-        latents: A file that `encode_file` wrote.
+        latents: A file that `encode_file` wrote, or latents of ComfyUI, musubi-tuner, FastVideo or ai-toolkit, or a
+            bare tensor (.pt, .pth, .npy, .safetensors); told by its content (see docs/latents.md).
         clip: The clip to write; its ending decides the format, and none is a folder of PNG files.
+        fps: Rate of the clip; None for that of the file, or where it names none 16, or 24 for Wan2.2's latents.
+        values: Whether latents of other programs are "raw" or "normalized"; None takes what the format or the file
+            says, or else guesses by their statistics, with a notice.
         lossless: Write the pixels exactly.
     """
     latents, clip, progress = check_path("latents", latents), check_path("clip", clip), progress or _no_progress
     _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
     check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
-    source = LatentsFile(latents)
-    info = source.info
-    check_clip(clip, fps=info.fps, lossless=lossless)
+    check_values(values)
+    source = open_latents(latents)
+    if isinstance(source, LatentsFile) and values == "raw":
+        raise LatentsError(f"{latents} is a latents file of this package; its latents are normalized, not raw.")
+    stored = source.info.fps if isinstance(source, LatentsFile) else source.usual_fps
+    rate = stored if fps is None else exact_rate(fps)
+    check_clip(clip, fps=rate, lossless=lossless)
     model = _model(vae, load)
-    for name in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
-        encoded, decoding = getattr(info.config, name), getattr(model.config, name)
-        if encoded != decoding:
-            raise LatentsError(
-                f"{latents} cannot be decoded by {_name(vae)}, whose {name.replace('_', ' ')} is {decoding} and not"
-                f" {encoded}; use the checkpoint that encoded it."
-            )
-    if model.digest() != info.checkpoint:
-        _logger.warning(f"{latents} was encoded by other weights than those of {_name(vae)}.")
+    if isinstance(source, LatentsFile):
+        info, read = replace(source.info, fps=rate), source.chunks
+        _check_weights(latents, info, model, _name(vae))
+    else:
+        info = source.clip(model.config, rate)
+        values = source.resolve_values(model.config, values)
+        read = partial(source.normalized, config=model.config, values=values)
+        default = "" if fps is not None or info.frames == 1 else f", at {rate} frames a second (--fps sets others)"
+        _logger.warning(
+            f"{latents}, {source.form.title}, does not say which model encoded it; it is decoded by {_name(vae)}"
+            f" (--checkpoint sets another){default}."
+        )
     width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         output = _create(clip, info, width, height, lossless, overwrite)
         writer = stack.enter_context(output) if _is_writer(model) else None
-        chunks = to_device(source.chunks(model.default_chunk_size(info.height, info.width)), model.device)
+        chunks = to_device(read(model.default_chunk_size(info.height, info.width)), model.device)
         progress(0, info.frames)
         begun, done = time.perf_counter(), 0
         videos = decode_chunks(model, chunks, info.height, info.width, memory)
@@ -312,6 +348,32 @@ def reconstruct_file(
     seconds = time.perf_counter() - begun
     score = None if metrics is None else metrics.score()
     return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
+
+
+def _check_weights(latents: Path, info: LatentsInfo, model: Model, name: str) -> None:
+    for field in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
+        encoded, decoding = getattr(info.config, field), getattr(model.config, field)
+        if encoded != decoding:
+            raise LatentsError(
+                f"{latents} cannot be decoded by {name}, whose {field.replace('_', ' ')} is {decoding} and not"
+                f" {encoded}; use the checkpoint that encoded it."
+            )
+    if model.digest() != info.checkpoint:
+        _logger.warning(f"{latents} was encoded by other weights than those of {name}.")
+
+
+def _warn_of_lost_properties(info: ClipInfo, latents: Path, title: str, config: VAEConfig) -> None:
+    """Say what only our own latents files keep of a clip."""
+    side, unit = config.spatial_compression, config.temporal_compression
+    padded = 1 + -(-(info.frames - 1) // unit) * unit, -(-info.width // side) * side, -(-info.height // side) * side
+    lost = [f"its frame rate, {info.fps}"] if info.frames > 1 else []
+    if padded != (info.frames, info.width, info.height):
+        lost.append(
+            f"its size before padding, {info.frames} frames of {info.width}x{info.height} (it decodes to {padded[0]} of"
+            f" {padded[1]}x{padded[2]})"
+        )
+    if lost:
+        _logger.warning(f"{latents}, {title}, does not hold the clip's properties: {' and '.join(lost)}.")
 
 
 def _warn_of_rest(source: Clip, clip: Path, output: Path) -> None:

@@ -115,8 +115,12 @@ def tensor_format(path: Path) -> Literal["archive", "pickle", "safetensors", "in
     return "pickle" if start.startswith(b"\x80") else None
 
 
-def list_tensors(path: Path) -> TensorFile:
+def list_tensors(path: Path, *, bare: bool = False) -> TensorFile:
     """List the tensors of a file: safetensors, torch's, or the index of a checkpoint in several files.
+
+    Args:
+        path: The file.
+        bare: Accept a tensor without a name in a file of torch; it is listed as "".
 
     Raises:
         CheckpointError: The file is damaged, holds no named tensors, or cannot be loaded without running code.
@@ -128,7 +132,7 @@ def list_tensors(path: Path) -> TensorFile:
             return _list_shards(path, file)
         metadata: dict[str, str] = {}
         if kind in ("archive", "pickle"):
-            tensors = _list_torch(path, file, zipped=kind == "archive")
+            tensors = _list_torch(path, file, zipped=kind == "archive", bare=bare)
         else:
             tensors, metadata = _list_safetensors(path, file)
     if len(tensors) > _MOST_TENSORS:
@@ -213,7 +217,7 @@ def _list_shards(path: Path, file: BinaryIO) -> TensorFile:
     return whole
 
 
-def _list_torch(path: Path, file: BinaryIO, *, zipped: bool) -> dict[str, StoredTensor]:
+def _list_torch(path: Path, file: BinaryIO, *, zipped: bool, bare: bool) -> dict[str, StoredTensor]:
     try:
         (_check_archive if zipped else _check_pickles)(file)
         file.seek(0)
@@ -223,6 +227,8 @@ def _list_torch(path: Path, file: BinaryIO, *, zipped: bool) -> dict[str, Stored
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="meta" if lazy else "cpu", weights_only=True)
+        if bare and isinstance(content, Tensor) and not content.is_nested:
+            content = {"": content}
         tensors: dict[str, Tensor] = {}
         for name, tensor in _named_tensors(content):
             tensors.setdefault(name, tensor)

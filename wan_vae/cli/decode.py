@@ -1,16 +1,22 @@
 """`wan-vae decode`: latents to a clip."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.common import Progress, model_loader, print_file_result
+from wan_vae.errors import UserError
+
+if TYPE_CHECKING:
+    from wan_vae.files import FileResult
 
 
 def decode(
-    latents: Annotated[Path, typer.Argument(help="A latents file that `encode` wrote.")],
+    latents: Annotated[Path, typer.Argument(help="Latents that `encode` wrote, or another program.")],
     clip: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     device: options.DeviceOption = options.Device.auto,
@@ -18,23 +24,51 @@ def decode(
     shards: options.ShardsOption = 1,
     memory: options.MemoryOption = options.AUTO,
     lossless: options.LosslessOption = False,
+    fps: Annotated[
+        str | None,
+        typer.Option(
+            help="Rate of the clip, such as 30000/1001; default that of LATENTS, or 16 (Wan2.2: 24) if it has none.",
+            metavar="RATE",
+        ),
+    ] = None,
+    values: Annotated[
+        options.Values | None,
+        typer.Option(help="What latents of another program are, if it does not tell; default by their statistics."),
+    ] = None,
+    preview: Annotated[
+        bool,
+        typer.Option(
+            "--preview",
+            help="Show the latents by a linear map to colors, at once and without a checkpoint: blurred, but one sees"
+            " what they are of.",
+        ),
+    ] = False,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had."""
-    load = model_loader(device, dtype, shards)
+    """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had, where LATENTS tells."""
+    rate = options.parse_fps(fps)
+    if preview and shards > 1:
+        raise UserError(f"--shards is {shards}, but --preview is the work of one process; leave one of them out.")
+    write: Callable[..., FileResult]
+    if preview:
+        from wan_vae.preview import preview_file
 
-    from wan_vae.files import decode_file
+        write = preview_file
+    else:
+        load = model_loader(device, dtype, shards)
 
+        from wan_vae.files import decode_file
+
+        write = partial(decode_file, vae=checkpoint, memory=memory, load=load)
     with Progress() as progress:
-        result = decode_file(
+        result = write(
             latents,
             clip,
-            checkpoint,
-            memory=memory,
+            fps=rate,
+            values=None if values is None else values.value,
             lossless=lossless,
             overwrite=overwrite,
             progress=progress,
-            load=load,
         )
     print_file_result(result, as_json=as_json)

@@ -11,7 +11,10 @@ from wan_vae.cli.common import Progress, model_loader, print_file_result
 
 def encode(
     clip: Annotated[Path, typer.Argument(help="A video, an animation, an image, or a folder of images.")],
-    latents: Annotated[Path, typer.Argument(help="The latents file to write, such as clip.safetensors.")],
+    latents: Annotated[
+        Path,
+        typer.Argument(help="The latents file to write, such as clip.safetensors; for musubi the folder of the cache."),
+    ],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
@@ -20,10 +23,21 @@ def encode(
     size: options.SizeOption = None,
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
+    format: Annotated[  # noqa: A002  # the option's name
+        options.LatentsFormat | None,
+        typer.Option(
+            help="The program to write for; default by the ending: .latent is comfyui, .pt, .pth and .npy are tensor,"
+            " and all else is wan-vae, the only one that keeps the clip's size, length and rate."
+        ),
+    ] = None,
+    values: Annotated[
+        options.Values | None,
+        typer.Option(help="What --format tensor holds, default normalized; the others hold what is expected of them."),
+    ] = None,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Encode CLIP into LATENTS, a file that holds all that `decode` needs to restore the clip."""
+    """Encode CLIP into LATENTS, by default a file that holds all that `decode` needs to restore the clip."""
     pixels, span, rate = options.parse_size(size), options.parse_frames(frames), options.parse_fps(fps)
     load = model_loader(device, dtype, shards)
 
@@ -37,6 +51,8 @@ def encode(
             size=pixels,
             frames=span,
             fps=rate,
+            format=None if format is None else format.value,
+            values=None if values is None else values.value,
             memory=memory,
             overwrite=overwrite,
             progress=progress,

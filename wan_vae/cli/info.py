@@ -3,13 +3,16 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.common import print_result
 from wan_vae.errors import UserError
+
+if TYPE_CHECKING:
+    from wan_vae.interchange import ForeignLatents
 
 
 def info(
@@ -79,11 +82,15 @@ def describe(file: str) -> dict[str, Any]:
     from wan_vae.checkpoints.sources import holds_checkpoint
     from wan_vae.checkpoints.tensor_files import tensor_format
     from wan_vae.config import preset_names
+    from wan_vae.interchange.reader import find_latents
     from wan_vae.io import open_clip
     from wan_vae.io.latents_file import LatentsFile, latents_metadata
 
     path, is_name = Path(file), file in preset_names()
-    if path.is_dir():
+    foreign = None if is_name else find_latents(path)
+    if foreign is not None:
+        is_clip = False
+    elif path.is_dir():
         is_clip = not is_name and not holds_checkpoint(path)
     else:
         is_clip = not is_name and path.exists() and (not path.is_file() or tensor_format(path) is None)
@@ -104,6 +111,8 @@ def describe(file: str) -> dict[str, Any]:
             "color": f"{stored.color.matrix} {stored.color.range_name}",
             "checkpoint": stored.checkpoint,
         }
+    if foreign is not None:
+        return describe_foreign(foreign, path)
     checkpoint = load_checkpoint(file)
     config, weights = checkpoint.config, checkpoint.weights.values()
     return {
@@ -115,4 +124,24 @@ def describe(file: str) -> dict[str, Any]:
         **{name: getattr(config, name) for name in ("latent_channels", "spatial_compression", "temporal_compression")},
         **{name: value for name, value in config.to_dict().items() if not name.startswith("latent_")},
         "digest": checkpoint.digest(),
+    }
+
+
+def describe_foreign(latents: "ForeignLatents", path: Path) -> dict[str, Any]:
+    """Return whose latents a file holds, and what tells whether they are raw or normalized."""
+    from wan_vae.config import load_config
+
+    values, said_by = latents.values, "named in the file" if latents.named else "known by the format"
+    preset = {16: "wan2.1", 48: "wan2.2"}.get(latents.shape[1])
+    if values is None and preset is not None:
+        guess = latents.guess(load_config(preset))
+        values, said_by = guess.values, f"guessed by the statistics of {preset}, {guess.margin:.2f} nats a value"
+    return {
+        "file": path,
+        "kind": "latents",
+        "format": latents.form.title,
+        "shape": latents.shape,
+        "dtype": latents.dtype,
+        "values": values or "unknown",
+        "values_are": said_by if values is not None else None,
     }

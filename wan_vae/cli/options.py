@@ -38,6 +38,23 @@ class Layout(str, Enum):
     diffusers = "diffusers"
 
 
+class Values(str, Enum):
+    """What latents are: what the network emits, or that minus the mean and over the standard deviation."""
+
+    raw = "raw"
+    normalized = "normalized"
+
+
+class LatentsFormat(str, Enum):
+    """A format of latents files that is written."""
+
+    ours = "wan-vae"
+    comfyui = "comfyui"
+    musubi = "musubi"
+    fastvideo = "fastvideo"
+    tensor = "tensor"
+
+
 DEFAULT_CHECKPOINT = "nano"
 AUTO = "auto"
 CheckpointOption = Annotated[

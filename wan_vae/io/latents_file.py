@@ -31,7 +31,15 @@ from wan_vae.errors import LatentsError, UserError
 from wan_vae.io.atomic_output import check_output, written_beside
 from wan_vae.io.clip import LARGEST_ASPECT
 from wan_vae.io.color import Color
-from wan_vae.io.safetensors_file import DTYPES, StoredTensor, Version, read_exactly, read_header, version
+from wan_vae.io.safetensors_file import (
+    DTYPES,
+    StoredTensor,
+    Version,
+    read_exactly,
+    read_header,
+    safetensors_header,
+    version,
+)
 from wan_vae.io.timing import FASTEST, SLOWEST
 
 FORMAT = "wan_vae.latents"
@@ -215,21 +223,26 @@ class LatentsWriter:
             info.check_shape(shape)
         except LatentsError as error:
             raise self._refusal(str(error)) from error
-        frame_bytes = self._first.nbytes
-        plane_bytes = frame_bytes // channels
-        offsets = [0, frame_bytes * self._frames]
-        tensor = {"dtype": DTYPE_NAMES[self._first.dtype], "shape": shape, "data_offsets": offsets}
-        header = json.dumps({"__metadata__": info.to_metadata(), "latents": tensor}).encode()
-        header += b" " * (-len(header) % 8)
         opened: Any = nullcontext(self._target) if self._temporary is None else self._temporary.open("wb")
         with self._reported(), opened as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for channel in range(channels):
-                for frame in range(self._frames):
-                    self._spool.seek(frame * frame_bytes + channel * plane_bytes)
-                    file.write(self._spool.read(plane_bytes))
+            self._write_file(file, info, shape, self._first.dtype)
         self._finished = True
         return shape
+
+    def _write_file(self, file: BinaryIO, info: LatentsInfo, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        file.write(safetensors_header({"latents": (DTYPE_NAMES[dtype], shape)}, info.to_metadata()))
+        for plane in self._planes():
+            file.write(plane)
+
+    def _planes(self) -> Iterator[bytes]:
+        """Yield the values (h, w) of every channel and latent frame, in the order of the tensor (1, z, t, h, w)."""
+        assert self._first is not None
+        channels, frame_bytes = self._first.shape[1], self._first.nbytes
+        plane_bytes = frame_bytes // channels
+        for channel in range(channels):
+            for frame in range(self._frames):
+                self._spool.seek(frame * frame_bytes + channel * plane_bytes)
+                yield self._spool.read(plane_bytes)
 
     def _refusal(self, reason: str) -> LatentsError:
         return LatentsError(f"{self._name} was not written: {reason}")
@@ -280,25 +293,44 @@ class LatentsFile:
         Raises:
             LatentsError: A value is NaN or infinite, or the file has changed since it was opened.
         """
-        with _open(self._path, self._name) as file:
-            _, channels, frames, height, width = self.shape
-            for start in range(0, frames, count):
-                chunk = torch.empty(
-                    (channels, min(count, frames - start), height, width), dtype=DTYPES[self.dtype], device="cpu"
-                )
-                plane_bytes = chunk[0, 0].nbytes
-                try:
-                    for channel in range(channels):
-                        first = self._start + (channel * frames + start) * plane_bytes
-                        read_exactly(file, first, chunk[channel])
-                    changed = version(file) != self._version
-                except (OSError, ValueError):
-                    changed = True
-                if changed:
-                    raise LatentsError(f"{self._name} was changed while it was read; start again.")
-                if not torch.isfinite(chunk).all():
-                    raise LatentsError(f"{self._name} holds NaN or infinite values from latent frame {start} on.")
-                yield chunk[None]
+        return read_chunks(
+            self._path, self._name, StoredTensor(self.dtype, self.shape, self._start), self._version, count
+        )
+
+
+def read_chunks(path: Path, name: str, tensor: StoredTensor, seen: Version, count: int) -> Iterator[Tensor]:
+    """Yield latents (1, z, n, h, w) that a file keeps as one contiguous tensor (1, z, t, h, w); n is at most `count`.
+
+    Args:
+        name: What messages call the file.
+        seen: The file's version when the tensor was found in it.
+
+    Raises:
+        LatentsError: A value is NaN or infinite, or the file has changed since.
+    """
+    with _open(path, name) as file:
+        _, channels, frames, height, width = tensor.shape
+        for start in range(0, frames, count):
+            chunk = torch.empty(
+                (channels, min(count, frames - start), height, width), dtype=DTYPES[tensor.kind], device="cpu"
+            )
+            plane_bytes = chunk[0, 0].nbytes
+            try:
+                for channel in range(channels):
+                    read_exactly(file, tensor.start + (channel * frames + start) * plane_bytes, chunk[channel])
+                changed = version(file) != seen
+            except (OSError, ValueError):
+                changed = True
+            if changed:
+                raise LatentsError(f"{name} was changed while it was read; start again.")
+            check_finite(chunk, name, start)
+            yield chunk[None]
+
+
+def check_finite(latents: Tensor, name: str, start: int) -> None:
+    """Raise a LatentsError if latents, which begin at latent frame `start` of a file, are not all finite."""
+    if not torch.isfinite(latents).all():
+        raise LatentsError(f"{name} holds NaN or infinite values from latent frame {start} on.")
 
 
 def latents_metadata(path: Path) -> dict[str, str] | None:

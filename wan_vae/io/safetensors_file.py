@@ -6,6 +6,7 @@ A file is the length of its header in 8 bytes, the header, a JSON object, and th
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
@@ -70,6 +71,23 @@ def read_header(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, str]
     if end != size:
         raise ValueError(f"it has {size} bytes, and its header describes {end}")
     return tensors, metadata
+
+
+def safetensors_header(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    """Return what precedes the bytes of tensors, which follow in this order.
+
+    Args:
+        tensors: safetensors' name of the dtype, and the shape, by name.
+        metadata: Texts by name.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (kind, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * DTYPES[kind].itemsize
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
