@@ -142,7 +142,7 @@ class WanVAE(Autoencoder):
 
     def _moments(self, video: Tensor, latents_per_pass: int | None, memory: Budget | None) -> Tensor:
         check_video(video, self.config, whole=True)
-        check_device(video, self.device)
+        check_device(video, self.quant_conv.weight.device)
         latents, tiling = check_latents_per_pass(latents_per_pass), None
         records = records_gradients(self, video)
         with torch.set_grad_enabled(records):
@@ -167,7 +167,7 @@ class WanVAE(Autoencoder):
                 too small; the message says what would work.
         """
         check_latents(latents, self.config, whole=True)
-        check_device(latents, self.device)
+        check_device(latents, self.quant_conv.weight.device)
         together, tiling = check_latents_per_pass(latents_per_pass), None
         records = records_gradients(self, latents)
         with torch.set_grad_enabled(records):
