@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wan_vae.cli import main
+from wan_vae.__main__ import main
 
 # The processes that measure import this file, too.
 if __name__ == "__main__":

@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wan_vae.cli import main
+from wan_vae.__main__ import main
 
 main(["reconstruct", *sys.argv[1:]])

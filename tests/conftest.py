@@ -18,6 +18,10 @@ os.environ["XDG_CACHE_HOME"] = _cache.name
 # Tests that empty the cache would otherwise compile for seconds each; those of the build ask for it.
 os.environ["WAN_VAE_BUILD_KERNELS"] = "0"
 
+# Two processes test side by side; threads of both would take the cores from each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell that starts a command in the background has it ignore Ctrl-C, which the programs under test would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 
 from tests.helpers import small_config, small_configs
 from wan_vae import UserError, VAEConfig
-from wan_vae.config import load_config, preset_names
+from wan_vae.config import config_folder, load_config, preset_names
 
 
 @given(small_configs())
@@ -39,6 +40,16 @@ def test_config_of_wan22_has_its_compression() -> None:
         ({"encoder_width": 1.5}, "encoder_width is 1.5"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"block": "vgg"}, "block is 'vgg'"),
+        ({"blocks_per_level": 4096}, "blocks_per_level is 4096; it must be a whole number from 1 to 64"),
+        ({"dense_layers": 10**5000}, "dense_layers is a int too large to show; it must be a whole number from 1 to 64"),
+        ({"dropout": 10**5000}, "dropout is a int too large to show; it must be a finite number"),
+        ({"latent_mean": (0.0, 1e308, 0.0)}, "latent_mean is .*finite"),
+        (
+            {"latent_std": (1.0, 1e-310, 1.0)},
+            "latent_std holds 1e-310; standard deviations are positive, 1e-30 or more",
+        ),
+        ({"width_multipliers": [[1], [2]]}, "width_multipliers is .*whole numbers from 1 to 4096"),
+        ({"block": ["wan"]}, "block is .*a word"),
         ({"width_multipliers": ()}, r"width_multipliers is \[\]"),
         ({"temporal_downsample": (True, True)}, "temporal_downsample has 2 entries; 2 levels have 1"),
         ({"latent_mean": (0.0,)}, "latent_mean has 1 values for 3"),
@@ -59,6 +70,18 @@ def test_config_with_bad_values_gets_a_sentence(changes: dict[str, object], mess
         ("hub: {}", "no section `architecture`"),
         ("architecture: {latent_channels: 3}", "does not describe an architecture: missing 1[0-9] required"),
         ("architecture: {depth: 3}", "unexpected keyword argument 'depth'"),
+        ("architecture: {1: 3}", "keywords must be strings"),
+        ("a: 2001-99-99", "is not a YAML file"),
+        ("a: " + "9" * 5000, "is not a YAML file"),
+        ("a: " + "[" * 5000, "is not a YAML file"),
+        ("architecture: {dense_layers: 0x" + "f" * 9000 + "}", "does not describe an architecture"),
+        ("a: " + "x" * 2**17, "is larger than 131072 bytes"),
+        ("a: &a [*a, *a]", "aliases stand for too many values"),
+        (
+            "a: &a [x]\n"
+            + "".join(f"{b}: &{b} [*{a}{f', *{a}' * 9}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)),
+            "too many values",
+        ),
     ],
 )
 def test_load_config_of_a_bad_file_gets_a_sentence(text: str, message: str, tmp_path: Path) -> None:
@@ -74,8 +97,24 @@ def test_load_config_of_an_unknown_preset_lists_the_known() -> None:
 
 
 def test_load_config_of_a_users_file_reads_it_like_a_preset(tmp_path: Path) -> None:
-    from wan_vae.config import config_folder
-
     (tmp_path / "mine.yaml").write_bytes((config_folder() / "tiny.yaml").read_bytes())
     assert load_config(tmp_path / "mine.yaml") == load_config("tiny")
     assert "mine" not in preset_names()
+
+
+def test_load_config_with_aliases_reads_them(tmp_path: Path) -> None:
+    text = (config_folder() / "tiny.yaml").read_text(encoding="utf-8")
+    text = text.replace("encoder_width: 8", "encoder_width: &width 8").replace(
+        "decoder_width: 8", "decoder_width: *width"
+    )
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    assert load_config(tmp_path / "mine.yaml") == load_config("tiny")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_load_config_of_no_regular_file_gets_a_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "circle", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"is no regular file|neither a preset|is not a YAML file"):
+            load_config(path)

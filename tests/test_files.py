@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.cli.running import read_clip, write_clip
 from tests.helpers import random_vae, small_config
 from wan_vae import LatentsError, UserError, WanVAE, decode_file, encode_file, reconstruct_file
+from wan_vae.errors import ClipError
 from wan_vae.io.latents_file import LatentsFile
 
 
@@ -153,3 +154,18 @@ def test_decode_file_of_another_latent_space_is_refused(latents: Path, tmp_path:
     vae = random_vae(small_config(latent_channels=2), torch.float32)
     with pytest.raises(LatentsError, match=r"cannot be decoded by the model, whose latent channels is 2 and not 3"):
         decode_file(latents, tmp_path / "out.mkv", vae)
+
+
+def never_called(checkpoint: str | Path) -> WanVAE:
+    raise AssertionError(checkpoint)
+
+
+def test_output_that_cannot_hold_the_rate_is_refused_before_the_model_is_loaded(clip: Path, tmp_path: Path) -> None:
+    fast = tmp_path / "fast.safetensors"
+    encode_file(clip, fast, random_vae(small_config(), torch.float32), fps=1000)
+    with pytest.raises(ClipError, match=r"out\.gif cannot hold 1000 frames a second"):
+        decode_file(fast, tmp_path / "out.gif", "nano", load=never_called)
+    out, pairs = tmp_path / "out.mkv", tmp_path / "pairs.gif"
+    with pytest.raises(ClipError, match=r"pairs\.gif cannot hold 1000 frames a second"):
+        reconstruct_file(clip, out, "nano", side_by_side=pairs, fps=1000, load=never_called)
+    assert list(tmp_path.iterdir()) == [fast]

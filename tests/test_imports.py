@@ -9,9 +9,11 @@ ROOT = Path(wan_vae.__file__).parent
 # A package may import from itself and from what stands on lines above its own.
 LAYERS = (
     ("errors",),
+    ("arguments",),
     ("config",),
     ("io",),
-    ("posterior", "validation"),
+    ("validation",),
+    ("posterior",),
     ("ops",),
     ("model",),
     ("inference", "checkpoints"),

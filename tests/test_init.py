@@ -41,22 +41,24 @@ def test_unknown_name_is_an_attribute_error() -> None:
 def test_users_script_passes_mypy_strict(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     star = SCRIPT.replace("import Plan, WanVAE, encode_file", "import *")
-    for script, expected in ((SCRIPT, []), (star, []), (SCRIPT + "result.nonsense\n", ["attr-defined"])):
-        (tmp_path / "script.py").write_text(script, encoding="utf-8")
-        checked = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "mypy",
-                "--strict",
-                "--follow-imports=silent",
-                "--ignore-missing-imports",
-                "script.py",
-            ],
-            cwd=tmp_path,
-            env={**os.environ, "MYPYPATH": str(root)},
-            capture_output=True,
-            text=True,
-        )
-        codes = [line.rpartition("[")[2].rstrip("]") for line in checked.stdout.splitlines() if ": error: " in line]
-        assert codes == expected, checked.stdout + checked.stderr
+    scripts = {"script.py": SCRIPT, "star.py": star, "wrong.py": SCRIPT + "result.nonsense\n"}
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    checked = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--follow-imports=silent",
+            "--ignore-missing-imports",
+            *scripts,
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    faults = [line for line in checked.stdout.splitlines() if ": error: " in line]
+    codes = [(line.partition(":")[0], line.rpartition("[")[2].rstrip("]")) for line in faults]
+    assert codes == [("wrong.py", "attr-defined")], checked.stdout + checked.stderr

@@ -116,6 +116,7 @@ def matching(theirs: torch.nn.Module, config: VAEConfig) -> WanVAE:
     return WanVAE.from_weights(config, {here: weights[there] for here, there in names.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["wan2.1", "wan2.2"])
 def test_full_width(preset: str) -> None:
     config = load_config(preset)

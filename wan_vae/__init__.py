@@ -6,7 +6,8 @@
 >>> video = vae.decode(latents)
 """
 
-from typing import TYPE_CHECKING, Any
+# Type checkers take it for true. Importing it from typing would take longer than all else until Ctrl-C is handled.
+TYPE_CHECKING = False
 
 # Type checkers read these imports, Python the table below; `as` marks a name as exported.
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ _NAMES = {
 _MODULES = {name: f"wan_vae.{module}" for module, names in _NAMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Importing torch takes seconds, and `wan-vae --help` does not need it.
     if name in _MODULES:
         from importlib import import_module

@@ -1,7 +1,6 @@
 """The architecture as one frozen dataclass, the presets shipped as YAML files, and the YAML reader."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,9 @@ from typing import Any, get_args
 import yaml
 
 from wan_vae.errors import UserError
+
+_LARGEST_YAML = 2**17  # bytes; PyYAML takes about a second for as many
+_MOST_YAML_VALUES = 2**17
 
 BLOCK_KINDS = ("wan", "resnet", "bottleneck", "preact", "dense", "plain")
 
@@ -64,8 +66,11 @@ class VAEConfig:
             if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(self, field.name, value)
-            if not _is_of_type(value, field.type):
-                raise UserError(f"{field.name} is {value!r}; it must be {_TYPE_NAMES[field.type]}.")
+            largest = _LARGEST_OF.get(field.name, _LARGEST)
+            if not _is_of_type(value, field.type, largest):
+                raise UserError(
+                    f"{field.name} is {shown(value)}; it must be {_TYPE_NAMES[field.type].format(largest)}."
+                )
         if self.block not in BLOCK_KINDS:
             raise UserError(f"block is {self.block!r}; the kinds are {', '.join(BLOCK_KINDS)}.")
         if not 0 <= self.dropout < 1:
@@ -81,8 +86,10 @@ class VAEConfig:
         for name in ("latent_mean", "latent_std"):
             if (count := len(getattr(self, name))) != self.latent_channels:
                 raise UserError(f"{name} has {count} values for {self.latent_channels} latent channels.")
-        if min(self.latent_std) <= 0:
-            raise UserError(f"latent_std holds {min(self.latent_std)}; standard deviations are positive.")
+        if min(self.latent_std) < _SMALLEST_STD:
+            raise UserError(
+                f"latent_std holds {min(self.latent_std)}; standard deviations are positive, {_SMALLEST_STD} or more."
+            )
 
     def _check_widths(self) -> None:
         multipliers = self.width_multipliers
@@ -134,7 +141,9 @@ class VAEConfig:
             UserError: `values` is no mapping, has missing or unknown fields, or values that `VAEConfig` refuses.
         """
         if not isinstance(values, Mapping):
-            raise UserError(f"{origin} does not describe an architecture: it is {values!r}, not names with values.")
+            raise UserError(
+                f"{origin} does not describe an architecture: it is {shown(values)}, not names with values."
+            )
         try:
             return cls(**values)
         except (TypeError, UserError) as error:
@@ -143,25 +152,37 @@ class VAEConfig:
 
 
 _LARGEST = 4096
+_LARGEST_OF = {"blocks_per_level": 64, "patch_size": 64, "output_upscale": 64, "dense_layers": 64}
+_LARGEST_FLOAT = 3e38  # of float32
+_SMALLEST_STD = 1e-30  # below, a latent divided by it overflows float32
 _TYPE_NAMES: dict[Any, str] = {
-    int: f"a whole number from 1 to {_LARGEST}",
+    int: "a whole number from 1 to {}",
     bool: "true or false",
     float: "a finite number",
     str: "a word",
-    tuple[int, ...]: f"a list of whole numbers from 1 to {_LARGEST}",
+    tuple[int, ...]: "a list of whole numbers from 1 to {}",
     tuple[bool, ...]: "a list of true and false",
     tuple[float, ...]: "a list of finite numbers (in YAML, 0.001 or 1.0e-3)",
 }
 
 
-def _is_of_type(value: object, kind: object) -> bool:
+def _is_of_type(value: object, kind: object, largest: int) -> bool:
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= largest
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        # An integer may be too large for a float, but not to be compared with one; NaN compares as false.
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_FLOAT
     if isinstance(kind, type) and not get_args(kind):
         return isinstance(value, kind)
-    return isinstance(value, tuple) and all(_is_of_type(item, get_args(kind)[0]) for item in value)
+    return isinstance(value, tuple) and all(_is_of_type(item, get_args(kind)[0], largest) for item in value)
+
+
+def shown(value: object) -> str:
+    """Return `repr` of a value from a file, or its type where Python refuses: for huge integers and deep nesting."""
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} too large to show"
 
 
 def config_folder() -> Path:
@@ -201,11 +222,34 @@ def read_yaml(path: Path, *, missing: str) -> Any:
     """Return the content of a YAML file; `missing` is the error message if there is no such file.
 
     Raises:
-        UserError: There is no such file, it cannot be read, or it is not YAML.
+        UserError: There is no such file, it cannot be read, it is not YAML, or it is too large for settings.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(missing) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if not path.is_file():  # reading a pipe or a device might never end
+            raise UserError(f"{path} is not a YAML file: it is no regular file." if path.exists() else missing)
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_YAML + 1)
+        if len(text) > _LARGEST_YAML:
+            raise UserError(f"{path} is not a YAML file of settings: it is larger than {_LARGEST_YAML} bytes.")
+        loader = yaml.SafeLoader(text.decode())
+        node = loader.get_single_node()
+        _check_aliases(node, path)
+        return None if node is None else loader.construct_document(node)
+    except UserError:
+        raise
+    except (ArithmeticError, OSError, RecursionError, TypeError, ValueError, yaml.YAMLError) as error:
+        # Not only YAMLErrors: PyYAML recognizes dates and numbers that Python cannot hold.
         raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+
+
+def _check_aliases(node: yaml.Node | None, path: Path) -> None:
+    """Raise a UserError for aliases of aliases that multiply: a small file can stand for more than memory can hold."""
+    waiting: list[Any] = [] if node is None else [node]
+    count = 0
+    while waiting:
+        count += 1
+        if count > _MOST_YAML_VALUES:
+            raise UserError(f"{path} is not a YAML file of settings: its aliases stand for too many values.")
+        value = waiting.pop().value
+        if isinstance(value, list):  # of nodes, or of pairs of nodes
+            waiting += [item for entry in value for item in (entry if isinstance(entry, tuple) else (entry,))]

@@ -5,9 +5,26 @@ with code 2. They are `ValueError`s, so that library users can catch them withou
 invariant of the package is an `AssertionError` and keeps its traceback.
 """
 
+import logging
+
+_LONGEST = 1000  # characters of a message; a name in a damaged file can have millions
+
+
+def printable(text: object) -> str:
+    """Return text as one line that a terminal only shows.
+
+    Names and messages from files can hold line breaks, which would forge further messages, control sequences, and bytes
+    that are no UTF-8: all are escaped, and the middle of a very long text is left out.
+    """
+    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} [...] {line[-_LONGEST // 2 :]}"
+
 
 class UserError(ValueError):
     """A request cannot be fulfilled; the message says what would work."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(message))
 
 
 class CheckpointError(UserError):
@@ -20,3 +37,12 @@ class ClipError(UserError):
 
 class LatentsError(UserError):
     """A latents file is missing, damaged, or of another model."""
+
+
+class _Printable(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage()), None
+        return True
+
+
+logging.getLogger("wan_vae").addFilter(_Printable())

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import check_flag, check_path, check_type, shown
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
@@ -43,6 +44,7 @@ from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, ope
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_device, to_host
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
+from wan_vae.io.writer import check_clip
 from wan_vae.vae import WanVAE
 
 if TYPE_CHECKING:
@@ -129,13 +131,21 @@ def encode_file(
         frames: First frame and the frame after the last, counted from 0; None for the clip's ends.
         fps: Rate to resample the selected frames to; None keeps theirs.
     """
-    clip, latents, progress = Path(clip), Path(latents), progress or _no_progress
-    check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae))
+    clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or _no_progress
+    _check_options(memory, progress, load, overwrite=overwrite)
+    check_output(latents, overwrite=overwrite, inputs=_inputs(clip, vae), must_be_utf8=True)
     with ExitStack() as stack:
         source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
-        info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
+        info = source.info
+        if info.has_audio:
+            _logger.warning(
+                f"{clip} has sound, which {latents} does not hold; `reconstruct` carries it over, and after `decode` it"
+                " can be added from the clip."
+            )
+        _warn_of_rest(source, clip, latents)
+        model = _model(vae, load)
         stack.enter_context(torch.inference_mode())
-        writer = stack.enter_context(LatentsWriter(latents)) if _is_writer(model) else None
+        writer = stack.enter_context(LatentsWriter(latents, overwrite=overwrite)) if _is_writer(model) else None
         tensors = FramesToTensors(_read(source, model), model.config, model.device)
         progress(0, info.frames)
         begun = time.perf_counter()
@@ -180,10 +190,13 @@ def decode_file(
         clip: The clip to write; its ending decides the format, and none is a folder of PNG files.
         lossless: Write the pixels exactly.
     """
-    latents, clip, progress = Path(latents), Path(clip), progress or _no_progress
+    latents, clip, progress = check_path("latents", latents), check_path("clip", clip), progress or _no_progress
+    _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
     check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
     source = LatentsFile(latents)
-    info, model = source.info, load(vae) if isinstance(vae, str | Path) else vae
+    info = source.info
+    check_clip(clip, fps=info.fps, lossless=lossless)
+    model = _model(vae, load)
     for name in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
         encoded, decoding = getattr(info.config, name), getattr(model.config, name)
         if encoded != decoding:
@@ -196,7 +209,7 @@ def decode_file(
     width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        output = _create(clip, info, width, height, lossless)
+        output = _create(clip, info, width, height, lossless, overwrite)
         writer = stack.enter_context(output) if _is_writer(model) else None
         chunks = to_device(source.chunks(model.default_chunk_size(info.height, info.width)), model.device)
         progress(0, info.frames)
@@ -239,20 +252,27 @@ def reconstruct_file(
         contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
         lossless: Write the clips' pixels exactly.
     """
-    clip, out, progress = Path(clip), Path(out), progress or _no_progress
-    pairs_path, sheet_path = (None if path is None else Path(path) for path in (side_by_side, contact_sheet))
+    clip, out, progress = check_path("clip", clip), check_path("out", out), progress or _no_progress
+    _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
+    pairs_path = None if side_by_side is None else check_path("side_by_side", side_by_side)
+    sheet_path = None if contact_sheet is None else check_path("contact_sheet", contact_sheet)
     if sheet_path is not None and sheet_path.suffix.lower() != ".png":
         raise UserError(f"The contact sheet is {sheet_path}, but it is a PNG file; name one that ends in .png.")
     outputs = [path for path in (out, pairs_path, sheet_path) if path is not None]
     for path in outputs:
         check_output(path, overwrite=overwrite, inputs=_inputs(clip, vae), may_be_folder=not path.suffix)
+        if clip.is_dir() and clip.resolve() in path.resolve().parents:
+            raise UserError(f"{path} is in {clip}, the folder that it is made from; name a place outside.")
     check_distinct(*outputs)
     with ExitStack() as stack:
         source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
         info = source.info
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
-        model = load(vae) if isinstance(vae, str | Path) else vae
+        _warn_of_rest(source, clip, out)
+        for path in (path for path in outputs if path != sheet_path):
+            check_clip(path, fps=info.fps, lossless=lossless)
+        model = _model(vae, load)
         scale = model.config.output_upscale
         if sheet_path is not None and scale != 1:
             raise UserError(
@@ -262,11 +282,11 @@ def reconstruct_file(
         width, height = info.width * scale, info.height * scale
         stack.enter_context(torch.inference_mode())
         writes = _is_writer(model)
-        writer = stack.enter_context(_create(out, info, width, height, lossless, source.audio)) if writes else None
+        create = partial(_create, info=info, height=height, lossless=lossless, overwrite=overwrite, audio=source.audio)
+        writer = stack.enter_context(create(out, width=width)) if writes else None
         pairs = None
         if pairs_path is not None and writes:
-            pairs_width = comparison.side_by_side_width(width)
-            pairs = stack.enter_context(_create(pairs_path, info, pairs_width, height, lossless, source.audio))
+            pairs = stack.enter_context(create(pairs_path, width=comparison.side_by_side_width(width)))
         sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
         metrics = Metrics() if scale == 1 and writes else None
         progress(0, info.frames)
@@ -288,17 +308,44 @@ def reconstruct_file(
             if clip_writer is not None:
                 clip_writer.finish()
         if sheet is not None and sheet_path is not None:
-            sheet.save(stack.enter_context(written_beside(sheet_path)))
+            sheet.save(stack.enter_context(written_beside(sheet_path, overwrite=overwrite)))
     seconds = time.perf_counter() - begun
     score = None if metrics is None else metrics.score()
     return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
 
 
+def _warn_of_rest(source: Clip, clip: Path, output: Path) -> None:
+    if source.left_out:
+        _logger.warning(f"{clip} has {' and '.join(source.left_out)}, which {output} does not hold.")
+
+
+def _check_options(memory: Budget, progress: Progress, load: Loader, **flags: bool) -> None:
+    check_type("progress", progress, Callable, "None or a function of the frames done and in total")
+    check_type("load", load, Callable, "a function that loads a checkpoint")
+    for name, flag in flags.items():
+        check_flag(name, flag)
+    if not isinstance(memory, str) or memory != "auto":
+        parse_bytes(memory, torch.device("cpu"))
+
+
+def _model(vae: "Model | str | Path", load: Loader) -> Model:
+    model = load(vae) if isinstance(vae, str | Path) else vae
+    if not isinstance(model, WanVAE) and not hasattr(model, "rank"):  # not every build of torch has ShardedVAE
+        raise UserError(f"vae is {shown(model)}; it must be a WanVAE, a ShardedVAE, or a checkpoint's name or path.")
+    return model
+
+
 def _create(
-    path: Path, info: ClipInfo | LatentsInfo, width: int, height: int, lossless: bool, audio: AudioSource | None = None
+    path: Path,
+    info: ClipInfo | LatentsInfo,
+    width: int,
+    height: int,
+    lossless: bool,
+    overwrite: bool,
+    audio: AudioSource | None = None,
 ) -> ClipWriter:
     create = partial(create_clip, fps=info.fps, color=info.color, pixel_aspect=info.pixel_aspect)
-    return create(path, width=width, height=height, lossless=lossless, audio=audio)
+    return create(path, width=width, height=height, lossless=lossless, overwrite=overwrite, audio=audio)
 
 
 def _read(source: Clip, model: Model) -> Iterable[Frames]:

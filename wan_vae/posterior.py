@@ -6,7 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import shown
 from wan_vae.config import VAEConfig
+from wan_vae.errors import UserError
+from wan_vae.validation import DTYPES, check_tensor
 
 
 @dataclass(frozen=True)
@@ -16,14 +19,42 @@ class Posterior:
     Attributes:
         mean: (B, z, t, h, w).
         logvar: (B, z, t, h, w), the logarithm of the variance, clamped to [-30, 20].
+
+    Raises:
+        UserError: They are no floating-point tensors of one shape, dtype and device.
     """
 
     mean: Tensor
     logvar: Tensor
 
+    def __post_init__(self) -> None:
+        for name, tensor in vars(self).items():
+            check_tensor(tensor, f"The posterior's {name} is")
+            if tensor.ndim != 5 or tensor.dtype not in DTYPES.values():
+                raise UserError(
+                    f"The posterior's {name} is {tuple(tensor.shape)} of {tensor.dtype}; it must be (B, z, t, h, w) of"
+                    " floating-point numbers."
+                )
+        mean, logvar = self.mean, self.logvar
+        if (mean.shape, mean.dtype, mean.device) != (logvar.shape, logvar.dtype, logvar.device):
+            raise UserError(
+                f"The posterior's mean is {tuple(mean.shape)} of {mean.dtype} on {mean.device}, but its logvar is"
+                f" {tuple(logvar.shape)} of {logvar.dtype} on {logvar.device}; they must be alike."
+            )
+
     @classmethod
     def from_moments(cls, moments: Tensor) -> "Posterior":
-        """Split the encoder's output (B, 2z, t, h, w) into mean and log-variance."""
+        """Split the encoder's output (B, 2z, t, h, w) into mean and log-variance.
+
+        Raises:
+            UserError: It is no floating-point tensor of this shape.
+        """
+        check_tensor(moments, "The moments are")
+        if moments.ndim != 5 or moments.shape[1] % 2 or moments.dtype not in DTYPES.values():
+            raise UserError(
+                f"The moments are {tuple(moments.shape)} of {moments.dtype}; they must be (B, 2z, t, h, w) of"
+                " floating-point numbers."
+            )
         mean, logvar = moments.chunk(2, dim=1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
@@ -42,7 +73,17 @@ class Posterior:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw raw latents; differentiable in mean and log-variance."""
+        """Draw raw latents; differentiable in mean and log-variance.
+
+        Raises:
+            UserError: The generator is not one of the latents' device.
+        """
+        if generator is not None and not (
+            isinstance(generator, torch.Generator) and generator.device.type == self.mean.device.type
+        ):
+            raise UserError(
+                f"The generator is {shown(generator)}; it must be None or torch.Generator({str(self.mean.device)!r})."
+            )
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + self.std * noise
 

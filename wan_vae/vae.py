@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import check_count, check_flag, check_path, check_type
 from wan_vae.checkpoints import load_checkpoint, weights_digest, write_checkpoint
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.inference.budget import Budget
@@ -20,7 +21,15 @@ from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.blocks import Blocks
 from wan_vae.model.halo import Halo, Neighbors
 from wan_vae.posterior import LatentStatistics, Posterior
-from wan_vae.validation import check_device, check_latents, check_video, parse_dtype
+from wan_vae.validation import (
+    check_channels,
+    check_device,
+    check_latents,
+    check_video,
+    check_weights,
+    parse_device,
+    parse_dtype,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -54,6 +63,7 @@ class WanVAE(Autoencoder):
             changes: Fields of the config to set to other values, such as `block="dense"`.
         """
         if not isinstance(config, VAEConfig):
+            check_type("config", config, (str, Path), "a VAEConfig, a preset's name or the path of a YAML file")
             config = load_config(config)
         return cls(VAEConfig.from_dict({**config.to_dict(), **changes}, origin="the changed config"))
 
@@ -77,7 +87,10 @@ class WanVAE(Autoencoder):
 
         Raises:
             CheckpointError: The checkpoint is missing, damaged, incomplete, of another model, or holds NaN.
+            UserError: There is no such device or dtype.
         """
+        check_type("source", source, (str, Path), "a name or a path")
+        device, dtype = parse_device(device), parse_dtype(dtype)
         checkpoint = load_checkpoint(source)
         vae = cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
         status = checkpoint.path.stat()
@@ -93,11 +106,17 @@ class WanVAE(Autoencoder):
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> "WanVAE":
-        """Build a VAE around weights named as in `state_dict()`, which are not copied where they need no conversion."""
+        """Build a VAE around weights named as in `state_dict()`, which are not copied where they need no conversion.
+
+        Raises:
+            UserError: There is no such device or dtype; or weights are missing, of another model, or misshapen.
+        """
+        device, dtype = parse_device(device), parse_dtype(dtype)
         with torch.device("meta"):
             vae = cls(config)
+        check_weights(weights, vae.state_dict())
         floating = [weight.dtype for weight in weights.values() if weight.is_floating_point()]
-        wanted = parse_dtype(dtype) or reduce(torch.promote_types, floating)
+        wanted = dtype or reduce(torch.promote_types, floating)
         converted = {
             name: weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
             for name, weight in weights.items()
@@ -115,7 +134,7 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: There is no such layout, or it cannot hold this config.
         """
-        write_checkpoint(Path(path), self.config, self.state_dict(), layout=layout)
+        write_checkpoint(check_path("path", path), self.config, self.state_dict(), layout=layout)
 
     def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> normalized latents (B, z, t, h, w): the posterior's mean.
@@ -189,7 +208,7 @@ class WanVAE(Autoencoder):
         batch: int = 1,
         latents_per_pass: int | None = None,
         streaming: bool = False,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
     ) -> Plan:
         """Return how a call would keep to a budget of memory. It takes a fraction of a second and computes nothing.
 
@@ -208,9 +227,11 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: The size does not fit, or the budget is too small; the message says what would work.
         """
-        x = dummy_input(self, direction, (batch, 3, frames, height, width))
+        size = {"batch": batch, "frames": frames, "height": height, "width": width}
+        x = dummy_input(self, direction, **size, streaming=streaming)
+        on = parse_device(device, present=False)
         with torch.no_grad():
-            return make_plan(self, direction, x, latents_per_pass, memory, streaming=streaming, device=device)
+            return make_plan(self, direction, x, latents_per_pass, memory, streaming=streaming, device=on)
 
     def encode_stream(
         self,
@@ -267,6 +288,8 @@ class WanVAE(Autoencoder):
             The reconstruction (B, 3, T, H, W), not clamped, and the posterior of the raw latents.
         """
         check_video(video, self.config, whole=True)
+        check_device(video, self.quant_conv.weight.device)
+        check_flag("sample", sample)
         posterior = Posterior.from_moments(self.moments(video.to(self.dtype), Halo()))
         raw = posterior.sample(generator) if sample else posterior.mode()
         return self.pixels(raw, Halo()), posterior
@@ -293,32 +316,37 @@ class WanVAE(Autoencoder):
 
         Pushing that many latents at a time to a stream, or the frames of as many, is the fastest.
         """
+        height, width = check_count("height", height), check_count("width", width)
         side = self.config.spatial_compression
         return choose_chunk_size(self, -(-height // side) * -(-width // side), None).frames
 
     def normalize(self, raw: Tensor) -> Tensor:
         """Raw latents (B, z, t, h, w) -> normalized latents."""
+        check_channels(raw, self.config)
         return LatentStatistics.of(self.config, raw.dtype, raw.device).normalized(raw)
 
     def denormalize(self, normalized: Tensor) -> Tensor:
         """Normalized latents (B, z, t, h, w) -> raw latents."""
+        check_channels(normalized, self.config)
         return LatentStatistics.of(self.config, normalized.dtype, normalized.device).denormalized(normalized)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Set whether the backward pass recomputes the activations inside the levels' residual blocks."""
+        check_flag("enabled", enabled)
         for module in self.modules():
             if isinstance(module, Blocks):
                 module.recompute = enabled
 
     def set_dtypes(self, *, encoder: torch.dtype | str, decoder: torch.dtype | str) -> "WanVAE":
         """Convert the weights of each half in place: decoding tolerates a lower precision than latents for training."""
+        encoding, decoding = parse_dtype(encoder), parse_dtype(decoder)
         for half, dtype in (
-            (self.encoder, encoder),
-            (self.quant_conv, encoder),
-            (self.post_quant_conv, decoder),
-            (self.decoder, decoder),
+            (self.encoder, encoding),
+            (self.quant_conv, encoding),
+            (self.post_quant_conv, decoding),
+            (self.decoder, decoding),
         ):
-            half.to(parse_dtype(dtype))
+            half.to(dtype)
         return self
 
     def digest(self) -> str:
@@ -341,10 +369,15 @@ class WanVAE(Autoencoder):
 
 @lru_cache  # a caller of encode_file loops over clips
 def _file_digest(path: Path, version: tuple[int, int]) -> str:
-    return load_checkpoint(path).digest()
+    return load_checkpoint(path, notices=False).digest()
 
 
 def _results(stream: ClipStream, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    check_type("chunks", chunks, Iterable, "an iterable of tensors, such as [video]")
+    return _pushed(stream, chunks)
+
+
+def _pushed(stream: ClipStream, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     with stream:
         for chunk in chunks:
             result = stream.push(chunk)

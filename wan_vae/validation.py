@@ -1,12 +1,14 @@
-"""Checks of what callers pass in: videos, latents and dtypes; and the choice of dtypes for a device."""
+"""Checks of what callers pass in: tensors, dtypes and devices; and the choice of dtypes for a device."""
 
 import logging
+from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import check_type, shown
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 
@@ -24,10 +26,11 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """
     if dtype is None:
         return None
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, str | torch.dtype) else ""
     name = _ALIASES.get(name, name)
     if name not in DTYPES:
-        raise UserError(f"dtype is {str(dtype)!r}; it must be {', '.join(DTYPES)} or a torch.dtype of these.")
+        given = shown(str(dtype) if isinstance(dtype, torch.dtype) else dtype)
+        raise UserError(f"dtype is {given}; it must be {', '.join(DTYPES)} or a torch.dtype of these.")
     return DTYPES[name]
 
 
@@ -52,8 +55,8 @@ def choose_dtypes(dtype: str, device: torch.device) -> Dtypes:
         UserError: There is no such dtype.
     """
     if dtype != "auto":
-        if dtype not in _ALIASES:
-            raise UserError(f"The dtype is {dtype!r}; it must be auto, {', '.join(_ALIASES)}.")
+        if not isinstance(dtype, str) or dtype not in _ALIASES:
+            raise UserError(f"The dtype is {shown(dtype)}; it must be auto, {', '.join(_ALIASES)}.")
         return Dtypes(DTYPES[_ALIASES[dtype]], DTYPES[_ALIASES[dtype]])
     if device.type == "cuda":
         return Dtypes(torch.bfloat16, torch.bfloat16)
@@ -61,6 +64,28 @@ def choose_dtypes(dtype: str, device: torch.device) -> Dtypes:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return Dtypes(torch.float32, torch.bfloat16 if fast else torch.float32)
+
+
+def parse_device(device: str | torch.device | None, *, present: bool = True) -> torch.device | None:
+    """Return the device that a text such as "cuda:1" names; None is returned as it is.
+
+    Raises:
+        UserError: torch knows no such device or, where it must be `present`, cannot use it here.
+    """
+    if device is None:
+        return None
+    try:
+        parsed = torch.device(device)
+        if present:
+            torch.empty(0, device=parsed)
+        return parsed
+    except Exception as error:  # backends that are not there raise anything, AssertionError and ImportError included
+        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        raise UserError(
+            f"The device is {shown(device)}, which this machine or this build of torch has not; {', '.join(here)} would"
+            " work."
+        ) from error
 
 
 def check_video(video: Tensor, config: VAEConfig, *, whole: bool) -> None:
@@ -71,13 +96,22 @@ def check_video(video: Tensor, config: VAEConfig, *, whole: bool) -> None:
     Raises:
         UserError: It cannot; the message says what would fit.
     """
-    _check_tensor(video, "The video is")
+    check_tensor(video, "The video is")
     if video.ndim != 5 or video.shape[1] != 3:
         raise UserError(f"A video is (B, 3, T, H, W), but this one is {tuple(video.shape)}.")
     _check_batch(video, "videos")
-    if not video.is_floating_point():
-        raise UserError(f"A video holds values in [-1, 1], but this one is {video.dtype}; divide by 127.5, minus 1.")
+    if video.dtype not in DTYPES.values():
+        numbers = video.is_floating_point() or video.is_complex() or video.dtype is torch.bool
+        cure = "convert it to float32" if numbers else "divide by 127.5, minus 1"
+        raise UserError(f"A video holds values in [-1, 1], but this one is {video.dtype}; {cure}.")
     frames, height, width = video.shape[2:]
+    check_video_size(frames, height, width, config, whole=whole)
+    if _looks_like_levels(video):
+        _warn_of_levels()
+
+
+def check_video_size(frames: int, height: int, width: int, config: VAEConfig, *, whole: bool) -> None:
+    """Raise a UserError, which says what would fit, if a model cannot encode a video or chunk of this size."""
     multiple = config.spatial_compression
     for name, size in (("height", height), ("width", width)):
         if size % multiple or size == 0:
@@ -86,8 +120,6 @@ def check_video(video: Tensor, config: VAEConfig, *, whole: bool) -> None:
     unit = config.temporal_compression
     if whole and (frames == 0 or (frames - 1) % unit):
         raise UserError(f"{frames} frames are not 1 + {unit}k; {_fitting(frames, unit, offset=1)} would fit.")
-    if _looks_like_levels(video):
-        _warn_of_levels()
 
 
 def check_latents(latents: Tensor, config: VAEConfig, *, whole: bool) -> None:
@@ -96,13 +128,44 @@ def check_latents(latents: Tensor, config: VAEConfig, *, whole: bool) -> None:
     Raises:
         UserError: It cannot; the message says what would fit.
     """
-    _check_tensor(latents, "The latents are")
-    channels = config.latent_channels
-    if latents.ndim != 5 or latents.shape[1] != channels or (whole and 0 in latents.shape[2:]):
-        raise UserError(f"Latents of this model are (B, {channels}, t, h, w), but these are {tuple(latents.shape)}.")
+    check_tensor(latents, "The latents are")
+    check_channels(latents, config)
+    if 0 in latents.shape[2 if whole else 3 :]:
+        raise UserError(
+            f"Latents of this model are (B, {config.latent_channels}, t, h, w), but these are {tuple(latents.shape)},"
+            " which holds no value."
+        )
     _check_batch(latents, "latents")
-    if not latents.is_floating_point():
-        raise UserError(f"Latents are floating point numbers, but these are {latents.dtype}.")
+
+
+def check_channels(latents: Tensor, config: VAEConfig) -> None:
+    """Raise a UserError if a tensor does not hold raw or normalized latents (B, z, t, h, w) of a model."""
+    check_tensor(latents, "The latents are")
+    channels = config.latent_channels
+    if latents.ndim != 5 or latents.shape[1] != channels:
+        raise UserError(f"Latents of this model are (B, {channels}, t, h, w), but these are {tuple(latents.shape)}.")
+    if latents.dtype not in DTYPES.values():
+        raise UserError(f"Latents are floating point numbers, but these are {latents.dtype}; convert them.")
+
+
+def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise a UserError if `weights` are not those of a model whose `state_dict()` is like `expected`."""
+    check_type("weights", weights, Mapping, "a dictionary of tensors, such as a model's state_dict()")
+    faults = {
+        "missing": [name for name in expected if name not in weights],
+        "of another model": [name for name in weights if name not in expected],
+    }
+    for name, like in expected.items():
+        if name in weights:
+            weight = weights[name]
+            check_tensor(weight, f"The weight {name} is")
+            if weight.shape != like.shape:
+                faults[f"{tuple(weight.shape)} where {tuple(like.shape)} belongs"] = [name]
+            elif weight.dtype not in (DTYPES.values() if like.is_floating_point() else [like.dtype]):
+                faults[f"{weight.dtype}, which no weight of this model can be"] = [name]
+    for fault, names in faults.items():
+        if names:
+            raise UserError(f"Of {len(expected)} weights, {names[0]!r} is {fault}; take the weights of this config.")
 
 
 def check_device(x: Tensor, device: torch.device) -> None:
@@ -111,12 +174,16 @@ def check_device(x: Tensor, device: torch.device) -> None:
         raise UserError(f"The input is on {x.device}, but the model on {device}; move it there: `.to(vae.device)`.")
 
 
-def _check_tensor(value: object, subject: str) -> None:
-    if isinstance(value, Tensor):
-        return
+def check_tensor(value: object, subject: str) -> None:
+    """Raise a UserError, which begins with `subject`, if a value is no tensor, or stores other than all its values."""
     if type(value).__name__ == "ndarray":
         raise UserError(f"{subject} a numpy array; pass torch.from_numpy(...).")
-    raise UserError(f"{subject} a {type(value).__name__}; pass a torch.Tensor.")
+    if not isinstance(value, Tensor):
+        raise UserError(f"{subject} a {type(value).__name__}; pass a torch.Tensor.")
+    if value.is_quantized:
+        raise UserError(f"{subject} a quantized tensor; pass its `.dequantize()`.")
+    if value.is_nested or value.layout is not torch.strided:
+        raise UserError(f"{subject} a tensor of layout {value.layout}, or nested; pass a dense one of one shape.")
 
 
 def _check_batch(values: Tensor, what: str) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import struct
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,31 +10,12 @@ import torch
 from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 
+from tests.checkpoints.variants import STANDARD, assert_same_weights, native, standard_vae
 from tests.helpers import diffusers_vae, random_vae, random_video, small_config, small_configs, stored_config
 from wan_vae import CheckpointError, UserError, VAEConfig, WanVAE
 from wan_vae.checkpoints import load_checkpoint, resolve_checkpoint, weights_digest
 from wan_vae.checkpoints.files import DIFFUSERS_FILE
-from wan_vae.checkpoints.layouts import stored_names
 from wan_vae.config import BLOCK_KINDS, load_config
-
-STANDARD = {"width_multipliers": (1, 2, 4, 4), "temporal_downsample": (False, True, True), "blocks_per_level": 2}
-
-
-def standard_vae(**changes: object) -> WanVAE:
-    """A narrow VAE of Wan2.1's structure, which is recognized without metadata."""
-    return random_vae(small_config(**STANDARD, encoder_width=2, decoder_width=2, **changes), torch.float32)
-
-
-def native(vae: WanVAE, layout: str = "wan") -> dict[str, torch.Tensor]:
-    """The weights under a layout's names, as in a file of other software: without our metadata."""
-    names = stored_names(list(vae.state_dict()), vae.config, layout)
-    return {names[name]: weight.clone() for name, weight in vae.state_dict().items()}
-
-
-def assert_same_weights(ours: WanVAE, theirs: WanVAE) -> None:
-    expected = theirs.state_dict()
-    assert list(ours.state_dict()) == list(expected)
-    assert all(torch.equal(weight, expected[name]) for name, weight in ours.state_dict().items())
 
 
 @pytest.mark.parametrize("level_shortcuts", [False, True])
@@ -222,17 +202,6 @@ def test_from_weights_does_not_copy(tmp_path: Path) -> None:
     assert all(weight.data_ptr() == weights[name].data_ptr() for name, weight in vae.state_dict().items())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
-@pytest.mark.parametrize("name", ["vae.safetensors", "vae.pth"])
-def test_from_pretrained_maps_the_file(name: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    save = save_file if path.suffix == ".safetensors" else torch.save
-    save(native(standard_vae()), path)
-    vae = WanVAE.from_pretrained(path)
-    assert str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
-    assert vae.encode(random_video(1, 8, 8, dtype=torch.float32)).isfinite().all()
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_load_checkpoint_refuses_infinite_but_not_large_weights(dtype: torch.dtype, tmp_path: Path) -> None:
     weights = native(standard_vae().to(dtype))
@@ -406,19 +375,25 @@ def test_from_pretrained_of_a_preset_offline_gets_a_sentence(tmp_path: Path, mon
     assert "\n" not in str(caught.value)
 
 
-def test_from_pretrained_of_a_preset_fetches_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pretrained_of_a_preset_fetches_the_pinned_revision_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vae = standard_vae(latent_channels=16)
     save_file(native(vae, "diffusers"), tmp_path / "fetched.safetensors")
     asked = []
 
     def fetch(*where: str, revision: str | None) -> str:
-        assert revision is None
-        asked.append(where)
+        asked.append((*where, revision))
         return str(tmp_path / "fetched.safetensors")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
-    assert_same_weights(WanVAE.from_pretrained("wan2.1"), vae)
-    assert asked == [("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "vae/diffusion_pytorch_model.safetensors")]
+    assert_same_weights(WanVAE.from_pretrained("qwen-image"), vae)
+    file = "vae/diffusion_pytorch_model.safetensors"
+    assert asked == [("Qwen/Qwen-Image", file, "75e0b4be04f60ec59a75f475837eced720f823b6")]
+    with pytest.raises(
+        CheckpointError, match=r"not the wan2.1 that was published: its SHA-256 is [0-9a-f]{64}, not d6e5"
+    ):
+        WanVAE.from_pretrained("wan2.1")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,12 @@ from wan_vae.cli.common import memory_shortage
             "[enforce fail] DefaultCPUAllocator: can't allocate memory",
         ),
         (MemoryError(), "MemoryError"),
+        (OSError(12, "Cannot allocate memory", "a.png"), "Cannot allocate memory"),
+        (RuntimeError("std::bad_alloc"), "std::bad_alloc"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (ImportError("libtorch_cpu.so: failed to map segment"), "libtorch_cpu.so: failed to map segment"),
+        (ImportError("No module named 'x'"), None),
+        (OSError(2, "No such file or directory", "memory"), None),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ],
 )

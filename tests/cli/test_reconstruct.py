@@ -133,3 +133,16 @@ def test_failure_leaves_none_of_the_outputs(
     monkeypatch.setattr(writer.AvSink, "finish", second_fails)
     assert_one_sentence(run(capsys, *command, *extras, tmp_path / "pairs.mkv"), "pairs.mkv", "make room")
     assert listing(tmp_path) == before
+
+
+def test_encode_and_reconstruct_say_what_they_leave_out(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = encode(tmp_path / "loud.mkv", rgb_frames(smooth_pictures(2, 16, 24)), sound="pcm_s16le")
+    assert run(capsys, "encode", clip, tmp_path / "l.safetensors", "--checkpoint", checkpoint).code == 0
+    assert [
+        record.message for record in caplog.records if "has sound" in record.message and "reconstruct" in record.message
+    ]
+    caplog.clear()
+    assert run(capsys, "reconstruct", clip, tmp_path / "out.mkv", "--checkpoint", checkpoint).code == 0
+    assert not caplog.records

@@ -186,3 +186,52 @@ def test_shell_loop_ends_with_the_command(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert (process.returncode, out, err) == (-signal.SIGINT, "", INTERRUPTED)
+
+
+def test_signal_before_anything_is_imported_leaves_no_traceback() -> None:
+    ended = run_python(
+        """
+import runpy, signal, sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "wan_vae.cli":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+runpy.run_module("wan_vae", run_name="__main__")
+"""
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_after_the_output_has_its_name_says_nothing_false(number: signal.Signals, tmp_path: Path) -> None:
+    command = f"""
+from wan_vae.io.atomic_output import written_beside
+@app.command()
+def command() -> None:
+    with written_beside({str(tmp_path / "a.txt")!r}) as beside:
+        beside.touch()
+    signal.raise_signal({int(number)})
+main([], app)
+"""
+    ended = run_python(APP + command)
+    message = "wan-vae: interrupted; the outputs that are there are whole.\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-number, "", message)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_the_message_is_printed_kills_the_process(number: signal.Signals) -> None:
+    command = f"""
+class Stream:
+    def write(self, text):
+        signal.raise_signal({int(number)})
+    def flush(self):
+        pass
+@app.command()
+def command() -> None:
+    sys.stderr = Stream()
+    signal.raise_signal({int(number)})
+main([], app)
+"""
+    ended = run_python(APP + command)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-number, "", "")

@@ -1,11 +1,16 @@
+import contextlib
 import io
+import os
+import random
+import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -133,3 +138,112 @@ def test_load_latents_from_another_file_object_is_refused() -> None:
     ):
         with pytest.raises(LatentsError, match=message):
             load_latents(io.BytesIO(safetensors.torch.save(tensors, metadata)))
+
+
+def stored_with(**changes: str) -> bytes:
+    latents = torch.zeros(1, 3, 1, 2, 2)
+    return safetensors.torch.save({"latents": latents}, info(latents).to_metadata() | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: text} for name in ("fps", "pixel_aspect") for text in
+          ("1e999999999", "1e-999999999", "1/0", "0", "-1/3", "1/3.0", "nan", "٣", " 1", "1_0", "3000000000/2999999999",
+           "1/70000", "70000", "1/00", "9" * 5000)),
+        *({name: text} for name in ("frames", "width", "height") for text in
+          ("1000000000000", "0", "-3", "1.0", "1e3", "٣", "9" * 5000)),
+        *({"color": text} for text in
+          ("[", "[" * 100000, "3", "null", '{"matrix": "bt709"}', '{"matrix": [], "full_range": true}',
+           '{"matrix": "bt709", "full_range": 1}', '{"matrix": "bt709", "full_range": true, "primaries": NaN}',
+           '{"matrix": "bt709", "full_range": true, "primaries": true}', '{"matrix": "x", "full_range": true}',
+           '{"matrix": "bt709", "full_range": true, "transfer": 256}',
+           '{"matrix": "rgb", "full_range": true, "x": 1}', "{}")),
+        *({"config": text} for text in ("{}", "[" * 100000, "3", '{"latent_channels": ' + "9" * 5000 + "}")),
+    ],
+)  # fmt: skip
+def test_load_latents_with_damaged_metadata_gets_a_sentence_at_once(changes: dict[str, str]) -> None:
+    begun = time.process_time()
+    with pytest.raises(
+        LatentsError, match=r"the file object cannot be used: (its metadata is damaged|its latents are)"
+    ):
+        load_latents(io.BytesIO(stored_with(**changes)))
+    assert time.process_time() - begun < 1
+
+
+def test_load_latents_of_another_dtype_is_refused() -> None:
+    latents = torch.zeros(1, 3, 1, 2, 2)
+    for dtype in (torch.float8_e4m3fn, torch.int32):
+        content = safetensors.torch.save({"latents": latents.to(dtype)}, info(latents).to_metadata())
+        with pytest.raises(LatentsError, match=r"its latents are (F8_E4M3|I32), not one of F64, F32, BF16, F16"):
+            load_latents(io.BytesIO(content))
+
+
+@settings(max_examples=50)
+@given(
+    numbers=st.tuples(*[st.integers(-1, 2**32)] * 3),
+    ratios=st.tuples(*[st.fractions() | st.fractions(min_value=0, max_value=10**5, max_denominator=2**32)] * 2),
+    codes=st.tuples(*[st.integers(0, 255)] * 2),
+)
+def test_latents_info_that_can_be_made_is_read_as_it_was_written(
+    numbers: tuple[int, int, int], ratios: tuple[Fraction, Fraction], codes: tuple[int, int]
+) -> None:
+    try:
+        made = LatentsInfo(*numbers, *ratios, Color("bt709", True, *codes), small_config(), "0123")
+    except LatentsError:
+        return
+    assert LatentsInfo.from_metadata(made.to_metadata()) == made
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def replace(path: Path) -> None:
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(path.with_suffix(".old").read_bytes())
+
+
+@pytest.mark.parametrize("spoil", [cut, overwrite, replace])
+def test_chunks_of_a_file_that_changes_get_a_sentence(spoil: Callable[[Path], None], tmp_path: Path) -> None:
+    path, latents = tmp_path / "l.safetensors", torch.randn(1, 3, 40, 5, 5)
+    save_latents(path, latents, info(latents))
+    os.utime(path, (1, 1))
+    chunks = LatentsFile(path).chunks(10)
+    opened = LatentsFile(path)
+    next(chunks)
+    spoil(path)
+    with pytest.raises(LatentsError, match=r"l\.safetensors was changed while it was read; start again"):
+        list(opened.chunks(10))
+    if spoil is not replace:  # the file that was opened is still there
+        with pytest.raises(LatentsError, match="was changed while it was read"):
+            list(chunks)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_latents_file_of_no_regular_file_gets_a_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    for path in (tmp_path / "pipe", tmp_path / "circle", tmp_path, tmp_path / "-", tmp_path / ("x" * 300)):
+        with pytest.raises(LatentsError, match=r"is not a file|cannot be read"):
+            LatentsFile(path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_load_latents_of_flipped_bits_and_cuts_raises_nothing_else(seed: int, tmp_path: Path) -> None:
+    path, latents, chance = tmp_path / "l.safetensors", torch.randn(1, 3, 4, 2, 2), random.Random(seed)
+    save_latents(path, latents, info(latents))
+    whole = path.read_bytes()
+    for attempt in range(100):
+        content = bytearray(whole)
+        if attempt % 5 == 0:
+            content = content[: chance.randrange(len(content))]
+        else:
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(content)
+        with contextlib.suppress(LatentsError):
+            load_latents(path)

@@ -1,5 +1,7 @@
 """What was written comes back."""
 
+import os
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -124,6 +126,58 @@ def test_pixel_aspect_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "4/3 as wide as high" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["folder", "a.png", "a.gif", "a.webp"])
+def test_a_format_without_pixel_aspect_and_color_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    hdr = Color("bt2020", False, primaries=9, transfer=16)
+    write(tmp_path / name, smooth_pictures(1, 32, 32), color=hdr, pixel_aspect=Fraction(4, 3), fps=Fraction(10))
+    aspect, color = (record.message for record in caplog.records)
+    assert f"{name} cannot say that its pixels are 4/3 as wide as high" in aspect
+    assert f"{name} cannot say that its colors are not the usual ones (primaries 9, transfer 16)" in color
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".webm"])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_primaries_and_transfer_come_back_or_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, lossless: bool
+) -> None:
+    hdr = Color("bt2020", False, primaries=9, transfer=16)
+    write(tmp_path / f"a{suffix}", smooth_pictures(2, 32, 32), color=hdr, lossless=lossless)
+    color = read_all(tmp_path / f"a{suffix}")[0].color
+    assert ((color.primaries, color.transfer) == (9, 16)) != ("primaries 9" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("a.webp", 2**14), ("a.jpg", 65501), ("a.mp4", 2**14 + 1), ("a.gif", 2**14 + 1)]
+)
+def test_create_clip_of_too_long_a_side_is_refused(tmp_path: Path, name: str, side: int) -> None:
+    with pytest.raises(ClipError, match=f"cannot be {side}x16; with this ending, sides have up to {side - 1} pixels"):
+        create_clip(tmp_path / name, width=side, height=16, fps=25)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif", ".webp"])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_rates_that_are_not_refused_come_back(tmp_path: Path, suffix: str, lossless: bool) -> None:
+    if lossless and suffix == ".gif":
+        pytest.skip("a GIF is never lossless")
+    pictures = smooth_pictures(5, 32, 32)
+    refused = []
+    for fps in map(Fraction, ("1/65536", "1/1000", "1/600", "1/7", "1", "24000/1001", "120", "1000", "5000", "65536")):
+        path = tmp_path / f"{fps.numerator}_{fps.denominator}{suffix}"
+        try:
+            write(path, pictures, fps, lossless=lossless)
+        except ClipError as error:
+            refused.append(fps)
+            assert re.search("cannot hold .* frames a second", str(error))  # noqa: PT017
+            continue
+        info = read_all(path)[0]
+        near = Fraction(1, 20) if suffix in (".gif", ".webp") else 0
+        assert abs(info.fps - fps) <= near * fps, (fps, info.fps)
+        assert not info.variable_frame_rate
+    assert len(refused) <= {".gif": 6, ".webp": 3, ".mp4": 0, ".mov": 0}.get(suffix, 2)
+
+
 def test_odd_sizes_in_h264_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "a.mp4", smooth_pictures(2, 32, 33))
     assert [r.message for r in caplog.records if "33x32 has an odd side" in r.message and "yuv444p" in r.message]
@@ -138,7 +192,11 @@ def test_odd_sizes_in_h264_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptu
         ("a.xyz", {}, r"unknown ending; known are \.mp4.*folder"),
         ("a.gif", {"lossless": True}, r"cannot be lossless; these can: .*\.mkv"),
         ("a.jpg", {"lossless": True}, r"cannot be lossless.*\.png"),
-        ("a.gif", {"fps": Fraction(60)}, "60 frames a second; give at most 50"),
+        ("a.gif", {"fps": Fraction(60)}, "60 frames a second; give from 0.0015.* to 50, or name an .mp4"),
+        ("a.gif", {"fps": Fraction(1, 700)}, "cannot hold 0.00142857 frames a second"),
+        ("a.webp", {"fps": Fraction(1, 20000)}, "cannot hold 5e-05 frames a second"),
+        ("a.mkv", {"fps": Fraction(5000)}, "cannot hold 5000 frames a second; give from .* to 1000, or name an .mp4"),
+        ("a.webm", {"fps": Fraction(1001)}, "cannot hold 1001 frames a second"),
         ("a.mp4", {"fps": Fraction(0)}, "must be above 0"),
         ("there.mp4", {}, "is a folder; name a file"),
         ("full", {}, "not an empty folder"),
@@ -302,3 +360,27 @@ print(peak() - before)
 """
     run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 8
+
+
+WRITE_ALL = """
+import hashlib, sys
+from pathlib import Path
+from tests.io.sources import smooth_pictures
+from tests.io.test_writing import write
+
+for suffix in (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif", ".webp"):
+    path = Path(sys.argv[1]) / f"a{suffix}"
+    write(path, smooth_pictures(9, 40, 56))
+    print(suffix, hashlib.sha256(path.read_bytes()).hexdigest())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc fills memory")
+def test_lossy_clips_have_the_same_bytes_whatever_memory_held_before(tmp_path: Path) -> None:
+    digests = []
+    for value in ("0", "85"):
+        env = {**os.environ, "MALLOC_PERTURB_": value}
+        ended = subprocess.run([sys.executable, "-c", WRITE_ALL, tmp_path], env=env, capture_output=True, check=True)
+        digests.append(ended.stdout)
+    assert digests[0].count(b"\n") == 7
+    assert digests[0] == digests[1]

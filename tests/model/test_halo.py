@@ -157,6 +157,7 @@ def test_compiles_to_one_graph() -> None:
     assert relative_difference(result, expected) <= 1e-12
 
 
+@pytest.mark.slow
 def test_compiles_with_sampling_and_checkpointing() -> None:
     vae = WanVAE(small_config(block="dense"))
     vae.set_gradient_checkpointing(True)
@@ -181,7 +182,7 @@ def test_gradient_checkpointing_changes_no_gradient(block: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradient_checkpointing_counts_a_batch_once_in_batch_norms(compiled: bool) -> None:
     def statistics(enabled: bool) -> dict[str, torch.Tensor]:
         vae = random_vae(small_config(block="resnet")).requires_grad_(True).train()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_vae.ops.dispatch import MIN_NORM
+from wan_vae.ops import MIN_NORM
 
 
 def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:

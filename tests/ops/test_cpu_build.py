@@ -258,7 +258,10 @@ class TestEnsure:
     ("prepare", "reason"),
     [
         (lambda _: "no-such-compiler", "There is no C++ compiler (no-such-compiler); install g++, or set CXX to one."),
-        (lambda folder: failing_compiler(folder), "cannot compile the kernels; install a recent g++, or set CXX."),
+        (
+            lambda folder: failing_compiler(folder),
+            "cannot compile the kernels (cannot do that); install a recent g++, or set CXX to one.",
+        ),
     ],
 )
 def test_ensure_kernels_without_a_compiler_warns_once(

@@ -19,7 +19,7 @@ SHARED_MEMORY = 227 * 1024
 @pytest.mark.parametrize(
     "interpreted",
     [
-        pytest.param("1", id="interpreted"),
+        pytest.param("1", id="interpreted", marks=pytest.mark.slow),
         pytest.param("0", id="compiled", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
     ],
 )

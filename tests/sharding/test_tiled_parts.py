@@ -1,6 +1,7 @@
 """Parts of a picture that are processed in tiles compute what the whole picture gives, and send what is counted."""
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_configs
 from tests.inference.test_tiling import tilings
 from tests.sharding.comm_volume import bytes_sent, decoder_looks, encoder_looks
-from tests.sharding.grids import grids
+from tests.sharding.grids import HALVES, grids
 from tests.sharding.test_halo_exchange import joined
 from tests.sharding.workers import Workers
 from wan_vae import VAEConfig
@@ -54,31 +55,55 @@ def coded_part(
     return torch.cat(results, dim=2).numpy(), ranks.bytes_sent
 
 
-@settings(max_examples=20)
-@given(st.data(), small_configs(), grids(), st.integers(1, 3), st.booleans())
-def test_tiled_parts_decode_like_the_whole_picture(
-    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, streaming: bool
+def check_tiled_parts(
+    workers: Workers,
+    data: st.DataObject,
+    config: VAEConfig,
+    grid: Grid,
+    latents: int,
+    encodes: bool,
+    streaming: bool,
 ) -> None:
     vae, first = random_vae(config), data.draw(st.integers(1, latents))
-    tiling = data.draw(tilings(len(vae.decoder.local_stages())))
-    job = (coded_part, config, grid, latents, first, tiling, False, streaming)
+    tiling = data.draw(tilings(len((vae.encoder if encodes else vae.decoder).local_stages())))
+    job = (coded_part, config, grid, latents, first, tiling, encodes, streaming)
     parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
-    whole = vae.pixels(latents_of(config, grid, latents), Halo())
+    if encodes:
+        whole = vae.moments(video_of(config, grid, latents), Halo())
+        looks = list(encoder_looks(config, 1 + config.temporal_compression * (latents - 1), tiling))
+    else:
+        whole = vae.pixels(latents_of(config, grid, latents), Halo())
+        looks = list(decoder_looks(config, latents, tiling))
     assert relative_difference(joined(parts, grid), whole) <= 1e-10
-    looks = list(decoder_looks(config, latents, tiling))
     assert sent == tuple(bytes_sent(looks, grid, part, itemsize=8) for part in range(len(parts)))
 
 
+@settings(max_examples=3)
+@given(st.data(), small_configs(), grids(HALVES, largest=2), st.integers(1, 2), st.booleans())
+@pytest.mark.parametrize("encodes", [True, False])
+def test_tiled_halves_equal_the_whole_picture(
+    workers: Workers,
+    encodes: bool,
+    data: st.DataObject,
+    config: VAEConfig,
+    grid: Grid,
+    latents: int,
+    streaming: bool,
+) -> None:
+    check_tiled_parts(workers, data, config, grid, latents, encodes, streaming)
+
+
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.data(), small_configs(), grids(), st.integers(1, 3), st.booleans())
-def test_tiled_parts_encode_like_the_whole_picture(
-    workers: Workers, data: st.DataObject, config: VAEConfig, grid: Grid, latents: int, streaming: bool
+@pytest.mark.parametrize("encodes", [True, False])
+def test_tiled_parts_equal_the_whole_picture(
+    workers: Workers,
+    encodes: bool,
+    data: st.DataObject,
+    config: VAEConfig,
+    grid: Grid,
+    latents: int,
+    streaming: bool,
 ) -> None:
-    vae, first = random_vae(config), data.draw(st.integers(1, latents))
-    tiling = data.draw(tilings(len(vae.encoder.local_stages())))
-    job = (coded_part, config, grid, latents, first, tiling, True, streaming)
-    parts, sent = zip(*workers.run(grid.rows * grid.columns, *job), strict=True)
-    whole = vae.moments(video_of(config, grid, latents), Halo())
-    assert relative_difference(joined(parts, grid), whole) <= 1e-10
-    looks = list(encoder_looks(config, 1 + config.temporal_compression * (latents - 1), tiling))
-    assert sent == tuple(bytes_sent(looks, grid, part, itemsize=8) for part in range(len(parts)))
+    check_tiled_parts(workers, data, config, grid, latents, encodes, streaming)

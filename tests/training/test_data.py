@@ -334,7 +334,7 @@ def test_write_array_with_fewer_frames_than_announced_fixes_the_header(store: Pa
 
 def test_find_sources_searches_folders(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
-    for name in ("b.MP4", "a.mkv", "inner/c.gif", "photo.png", "notes.txt"):
+    for name in ("b.MP4", "a.mkv", "inner/c.gif", "photo.png", "notes.txt", "._b.MP4", "inner/.d.partial.gif"):
         (tmp_path / name).touch()
     assert find_sources(None, VIDEO_SUFFIXES) == []
     found = find_sources(tmp_path, VIDEO_SUFFIXES)
@@ -345,3 +345,6 @@ def test_find_sources_searches_folders(tmp_path: Path) -> None:
         find_sources(tmp_path / "nowhere", VIDEO_SUFFIXES)
     with pytest.raises(UserError, match=r"inner holds no file ending in \.png"):
         find_sources(tmp_path / "inner", PHOTO_SUFFIXES)
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"link\.png is a link to a file that does not exist"):
+        find_sources(tmp_path, PHOTO_SUFFIXES)

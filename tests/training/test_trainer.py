@@ -313,7 +313,9 @@ def test_trainer_warns_only_if_nothing_is_held_out(
 ) -> None:
     Trainer(small_recipe(material), tmp_path / "held_out").run(1)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    Trainer(small_recipe(material, data={"videos": str(material.videos)}), tmp_path / "all").run(1)
+    Trainer(
+        small_recipe(material, data={"videos": str(material.videos), "video_short_side": 32}), tmp_path / "all"
+    ).run(1)
     assert "held_out in the recipe's section data" in caplog.text
 
 
@@ -333,7 +335,9 @@ def test_trainer_logs_frame_store_size_and_held_out_psnr(
 
 
 def test_trainer_without_held_out_clips_returns_the_losses_of_the_last_step(material: Material, tmp_path: Path) -> None:
-    metrics = Trainer(small_recipe(material, data={"videos": str(material.videos)}, log_every=1000), tmp_path).run(2)
+    metrics = Trainer(
+        small_recipe(material, data={"videos": str(material.videos), "video_short_side": 32}, log_every=1000), tmp_path
+    ).run(2)
     assert {"l1", "kl", "total"} <= metrics.keys()
     log = EventAccumulator(str(tmp_path / "log")).Reload()
     assert [event.step for event in log.Scalars("train/l1")] == [2]

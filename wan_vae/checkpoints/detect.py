@@ -2,12 +2,13 @@
 
 import itertools
 import json
-import logging
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
 from wan_vae.checkpoints.layouts import LAYOUTS, stored_names
+from wan_vae.checkpoints.tensor_files import WRAPPERS
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import CheckpointError, UserError
 
@@ -28,42 +29,85 @@ def _marks(layout: str) -> dict[str, str]:
     return stored_names([_LAYOUT_MARK, _UPSAMPLING, *_WIDTHS], load_config("wan2.2"), layout)
 
 
-class Detected(NamedTuple):
-    """A layout, the prefix of its names (such as `model.` in `model.decoder...`), and the architecture."""
+class Model(NamedTuple):
+    """A Wan VAE among the tensors of a file."""
 
     layout: str
-    prefix: str
-    config: VAEConfig
+    prefix: str  # of the names of its tensors, such as `model.` in `model.decoder...`
 
 
-def detect(shapes: Shapes, metadata: Mapping[str, str], diffusers_config: Mapping[str, Any] | None) -> Detected:
-    """Recognize a checkpoint from its tensors' shapes, a safetensors file's metadata and a diffusers folder's config.
+def find_models(shapes: Shapes) -> list[Model]:
+    """Return the Wan VAEs among tensors, whole ones if there are any, the one to load first.
+
+    The weights as they were trained come before their moving averages, and names that training programs give to a
+    model before all others.
 
     Raises:
-        UserError: The names are in no layout of a Wan VAE, or those of several models.
+        CheckpointError: There is none, or nothing says which of several is to be loaded.
+    """
+    models = [
+        Model(layout, name.removesuffix(mark))
+        for layout in (*LAYOUTS, "wan_vae")
+        for mark in [_marks(layout)[_LAYOUT_MARK]]
+        for name in shapes
+        if name.endswith(mark)
+    ]
+    whole = [model for model in models if all(name in shapes for name in _width_names(model))]
+    found = sorted(whole or models, key=_rank)
+    if not found:
+        held = f"it holds {min(shapes)!r}" if shapes else "it holds no tensor at all"
+        mark = _marks("wan")[_LAYOUT_MARK]
+        raise CheckpointError(f"it is no Wan VAE: {held}, but not {mark!r} or its name in another layout.")
+    alike = [repr(model.prefix) for model in found if _rank(model) == _rank(found[0])]
+    if len(alike) > 1:
+        shown = f"{', '.join(alike[:-1])} and {alike[-1]}" if len(alike) < 9 else f"{', '.join(alike[:8])} and others"
+        raise CheckpointError(f"it holds {len(alike)} models, {shown}; save one.")
+    return found
+
+
+def _rank(model: Model) -> tuple[bool, tuple[int, ...]]:
+    keys = [key for key in model.prefix.split(".") if key]
+    return is_average(model), tuple(WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) for key in keys)
+
+
+def is_average(model: Model) -> bool:
+    """Whether the name of a model says that its weights are a moving average over the training."""
+    return re.search(r"(^|[._])(ema|average|averaged|shadow|swa)([._]|$)", model.prefix.lower()) is not None
+
+
+def _width_names(model: Model) -> list[str]:
+    return [model.prefix + _marks(model.layout)[name] for name in _WIDTHS]
+
+
+def config_of(
+    model: Model, shapes: Shapes, metadata: Mapping[str, str], diffusers_config: Mapping[str, Any] | None
+) -> tuple[VAEConfig, bool]:
+    """Return the architecture of a model, and whether the statistics of its latents are known.
+
+    They are told by `diffusers_config`, else by the metadata, else by the shapes of the tensors.
+
+    Raises:
+        UserError: A config is not possible, or describes far more weights than there are.
         ArithmeticError, IndexError, TypeError, ValueError: Shapes or config do not describe such a network.
     """
-    for layout in (*LAYOUTS, "wan_vae"):
-        mark = _marks(layout)[_LAYOUT_MARK]
-        prefixes = [name.removesuffix(mark) for name in shapes if name.endswith(mark)]
-        if len(prefixes) > 1:
-            raise CheckpointError(f"it holds {len(prefixes)} models, {' and '.join(map(repr, prefixes))}; save one.")
-        if prefixes:
-            # config.json takes precedence over the metadata, since users edit it.
-            if diffusers_config is not None:
-                config = config_from_diffusers(diffusers_config)
-            elif CONFIG_KEY in metadata:
-                config = VAEConfig.from_dict(json.loads(metadata[CONFIG_KEY]), origin=f"its metadata {CONFIG_KEY!r}")
-            else:
-                config = _config_from_shapes(shapes, prefixes[0], layout)
-            return Detected(layout, prefixes[0], config)
-    held = f"it holds {min(shapes)!r}" if shapes else "it holds no tensor at all"
-    mark = _marks("wan")[_LAYOUT_MARK]
-    raise CheckpointError(f"it is no Wan VAE: {held}, but not {mark!r} or its name in another layout.")
+    if diffusers_config is None and CONFIG_KEY not in metadata:
+        return _config_from_shapes(shapes, model)
+    # config.json takes precedence over the metadata, since users edit it.
+    if diffusers_config is not None:
+        config = config_from_diffusers(diffusers_config)
+    else:
+        config = VAEConfig.from_dict(json.loads(metadata[CONFIG_KEY]), origin=f"its metadata {CONFIG_KEY!r}")
+    convolutions = len(config.width_multipliers) * (2 * config.blocks_per_level + 1)
+    convolutions *= config.dense_layers if config.block == "dense" else 1
+    if convolutions > len(shapes):
+        raise CheckpointError(
+            f"its config describes {convolutions} convolutions or more, and there are {len(shapes)} tensors."
+        )
+    return config, True
 
 
-def _config_from_shapes(shapes: Shapes, prefix: str, layout: str) -> VAEConfig:
-    wanted = [prefix + _marks(layout)[name] for name in _WIDTHS]
+def _config_from_shapes(shapes: Shapes, model: Model) -> tuple[VAEConfig, bool]:
+    (layout, prefix), wanted = model, _width_names(model)
     missing = [name for name in wanted if name not in shapes]
     if missing:
         raise CheckpointError(f"it is half a checkpoint: it lacks {missing[0]!r}.")
@@ -82,13 +126,11 @@ def _config_from_shapes(shapes: Shapes, prefix: str, layout: str) -> VAEConfig:
         "output_upscale": _root(decoder_out[0] // (3 * patch_size**2)),
     }  # fmt: skip
     # Models pruned from a published one keep its latents; any other structure has its own.
-    if any(values[name] != base[name] for name in ("latent_channels", *structure)):
-        logging.getLogger("wan_vae").warning(
-            f"Nothing says what the mean and standard deviation of these {latent_channels} latent channels are:"
-            " normalized latents will be the raw ones."
-        )
-        values |= {"latent_mean": (0.0,) * latent_channels, "latent_std": (1.0,) * latent_channels}
-    return VAEConfig.from_dict(values, origin="the shape of its tensors")
+    known = all(values[name] == base[name] for name in ("latent_channels", *structure))
+    if not known:
+        count = min(latent_channels, 4096)  # a shape says what it likes; `VAEConfig` refuses more
+        values |= {"latent_mean": (0.0,) * count, "latent_std": (1.0,) * count}
+    return VAEConfig.from_dict(values, origin="the shape of its tensors"), known
 
 
 def _structure(shapes: Shapes, prefix: str, encoder_width: int) -> dict[str, Any]:

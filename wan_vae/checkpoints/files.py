@@ -1,50 +1,35 @@
-"""Checkpoints as a whole: a source is resolved to a path, its tensors are read, recognized and checked.
-
-Formats are told apart by their content, never by the file's name.
-"""
+"""Checkpoints as a whole: a source is resolved to a file, its tensors are recognized, checked and read; and written."""
 
 import hashlib
 import json
+import logging
 import math
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wan_vae.checkpoints.detect import CONFIG_KEY, Detected, config_to_diffusers, detect
+from wan_vae.checkpoints.detect import CONFIG_KEY, Model, config_of, config_to_diffusers, is_average
 from wan_vae.checkpoints.layouts import LAYOUTS, stored_names
-from wan_vae.config import VAEConfig, preset_names, read_preset
+from wan_vae.checkpoints.sources import DIFFUSERS_FILE, config_beside, open_source, resolve_checkpoint
+from wan_vae.checkpoints.tensor_files import StoredTensor, TensorFile
+from wan_vae.config import VAEConfig
 from wan_vae.errors import CheckpointError, UserError
 from wan_vae.io.atomic_output import check_output, written_beside
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.validation import DTYPES
 
-WRAPPERS = ("model_state", "model", "state_dict")
-"""Keys under which training checkpoints keep the model's weights."""
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
-PACKAGED_WEIGHTS = Path(__file__).parents[1] / "weights"
-
-# owner/name, owner/name@revision, either followed by /path/of/a/file. Among revisions only refs hold a slash.
-_HUB_ID = re.compile(
-    r"(?P<repository>(?P<owner>\w[\w.-]*)/\w[\w.-]*)"
-    r"(@(?P<revision>refs/(pr|convert)/[\w.-]+|[\w.-]+))?"
-    r"(/(?P<file>.*[^/]))?"
-)
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_LOGGER = logging.getLogger("wan_vae")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory, mapped from its file where the format allows."""
+    """A checkpoint in memory."""
 
     path: Path  # file that holds the weights
     layout: str  # how the file names them: one of `LAYOUTS`, or "wan_vae" for the names of `WanVAE.state_dict()`
@@ -66,64 +51,52 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_checkpoint(source: str | Path) -> Checkpoint:
+def load_checkpoint(source: str | Path, *, notices: bool = True) -> Checkpoint:
     """Locate a checkpoint as `resolve_checkpoint` does, read it and check every tensor.
+
+    Args:
+        source: The checkpoint.
+        notices: Whether to log what is left out, and which of several models is loaded.
 
     Raises:
         CheckpointError: It is missing, damaged, incomplete, of another model, or holds NaN or infinite weights.
     """
     origin = resolve_checkpoint(source)
-    path, diffusers_config = _open_folder(origin) if origin.is_dir() else (origin, None)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file.")
-    tensors, metadata = read_tensors(path)
+    path, listed, models, diffusers_config = open_source(origin)
+    model = models[0]
+    # A file of a folder that is named itself has no config.json of its own: the one beside it may be of another file.
+    if diffusers_config is None and CONFIG_KEY not in listed.metadata and model.layout == "diffusers":
+        diffusers_config = config_beside(path)
     try:
-        found = detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata, diffusers_config)
+        config, statistics_known = config_of(model, listed.shapes(), listed.metadata, diffusers_config)
+        names = _names(listed, model, config)
+        read = listed.read(names.values())
     except UserError as error:
         raise CheckpointError(f"{origin} cannot be used: {error}") from error
-    except (ArithmeticError, IndexError, RecursionError, TypeError, ValueError) as error:
-        # Numbers in the file contradict each other in a way that `detect` does not check.
+    except (ArithmeticError, IndexError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        # Numbers in the file contradict each other in a way that `config_of` does not check.
         raise CheckpointError(f"{origin} cannot be used: its shapes or its config make no sense ({error}).") from error
-    weights = _select_weights(tensors, found, origin)
+    weights = {name: read[stored] for name, stored in names.items()}
+    narrow = [name for name, weight in weights.items() if weight.dtype in _FLOAT8]
+    weights |= {name: weights[name].to(torch.bfloat16) for name in narrow}
     _check_finite(weights, origin)
-    return Checkpoint(path, found.layout, found.config, weights)
+    if notices:
+        if not statistics_known:
+            _LOGGER.warning(
+                f"Nothing says what the mean and standard deviation of these {config.latent_channels} latent channels"
+                " are: normalized latents will be the raw ones."
+            )
+        if narrow:
+            _LOGGER.warning(
+                f"{origin}: {len(narrow)} weights in float8 are loaded as bfloat16, which holds them exactly."
+            )
+        _log_left_out(origin, listed, models, set(names.values()))
+    return Checkpoint(path, model.layout, config, weights)
 
 
-def resolve_checkpoint(source: str | Path) -> Path:
-    """Return the path of a checkpoint on disk, fetched from the Hugging Face hub if it is not in its cache.
-
-    Args:
-        source: The first of these that fits: an existing file; a diffusers folder, or a pipeline's folder with `vae`
-            in it; the name of a trained preset, such as "wan2.1"; a repository on the hub, "owner/name" for its
-            diffusers folder `vae` or "owner/name/path/of/file", where the name may end in "@revision".
-
-    Raises:
-        CheckpointError: There is no such path or name, or the hub cannot be reached and its cache has no copy.
-    """
-    name = str(source)
-    if name and Path(source).exists():
-        return Path(source)
-    presets = {preset: read_preset(preset) for preset in preset_names()}
-    trained = {preset: values for preset, values in presets.items() if {"hub", "file"} & values.keys()}
-    if name in trained:
-        preset = trained[name]
-        if "file" in preset:
-            return PACKAGED_WEIGHTS / preset["file"]
-        return _fetch(name, preset["hub"]["repository"], preset["hub"]["file"])
-    hub = _HUB_ID.fullmatch(name)
-    # "weights/vae.safetensors" and everything below an existing folder is a mistyped path, not a repository.
-    if hub is None or Path(hub["owner"]).exists() or (hub["file"] is None and name.endswith(SUFFIXES)):
-        raise CheckpointError(
-            f"{source} is neither a file, a folder, a trained model ({', '.join(trained)}) nor a repository on the"
-            " Hugging Face hub (owner/name)."
-        )
-    if hub["file"] is not None:
-        return _fetch(name, hub["repository"], hub["file"], hub["revision"])
-    _fetch(name, hub["repository"], "vae/config.json", hub["revision"])
-    return _fetch(name, hub["repository"], f"vae/{DIFFUSERS_FILE}", hub["revision"]).parent
-
-
-def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor], *, layout: str) -> None:
+def write_checkpoint(
+    path: Path, config: VAEConfig, weights: Mapping[str, Tensor], *, layout: str, overwrite: bool = True
+) -> None:
     """Write weights named as in `WanVAE.state_dict()`; missing parent folders are created.
 
     Args:
@@ -131,6 +104,7 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
         config: The architecture, which is stored in the file's metadata.
         weights: Every weight; written in its own dtype.
         layout: One of `LAYOUTS`.
+        overwrite: Replace an existing file.
 
     Raises:
         UserError: There is no such layout, it cannot hold this config, or `path` names no safetensors file.
@@ -143,7 +117,7 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
         raise UserError(f"{path} is not a file name for layout {layout!r}; name a file that ends in .safetensors.")
     if not is_folder and path.suffix != ".safetensors":
         raise UserError(f"{path} would be a safetensors file; name one that ends in .safetensors.")
-    check_output(path, overwrite=True, may_be_folder=is_folder)
+    check_output(path, overwrite=overwrite, may_be_folder=is_folder, must_be_utf8=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,7 +125,7 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
     names = stored_names(list(weights), config, layout)
     stored = {names[name]: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
-    with written_beside(path) as beside:
+    with written_beside(path, overwrite=overwrite) as beside:
         if is_folder:
             beside.mkdir()
             (beside / "config.json").write_text(json.dumps(diffusers_config, indent=2) + "\n", encoding="utf-8")
@@ -161,113 +135,80 @@ def write_checkpoint(path: Path, config: VAEConfig, weights: Mapping[str, Tensor
             raise OSError(f"{path} could not be written: {error}") from error
 
 
-def tensor_format(path: Path) -> Literal["archive", "pickle", "safetensors"] | None:
-    """Return the format of a file that starts like torch's (archives or, before 1.6, pickles) or safetensors."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start.startswith(b"PK\x03\x04"):
-        return "archive"
-    # Eight bytes of header length, of which the first may be a pickle's, and the header's brace.
-    if start.endswith(b"{"):
-        return "safetensors"
-    return "pickle" if start.startswith(b"\x80") else None
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a file's tensors by name and its metadata.
-
-    Tensors are mapped into memory, except those of torch's legacy format, which are read.
+def _names(listed: TensorFile, model: Model, config: VAEConfig) -> dict[str, str]:
+    """Return the name in the file of every weight, by its name in `WanVAE.state_dict()`.
 
     Raises:
-        CheckpointError: The file is damaged, holds no named tensors, or cannot be loaded without running code.
+        CheckpointError: Weights are missing, misshapen or of a wrong type, or there are some that the network lacks.
     """
-    if tensor_format(path) in ("archive", "pickle"):
-        content = _load_torch(path)
-        for wrapper in WRAPPERS:
-            if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-                content = content[wrapper]
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors.")
-        return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}, {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        size = path.stat().st_size
-        raise CheckpointError(f"{path} is not a readable checkpoint ({size} bytes): {error}.") from error
-
-
-def _fetch(source: str, repository: str, file: str, revision: str | None = None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision))
-    except Exception as error:
-        # Errors range from sockets to HTTP, none of them with a file; their messages span many lines.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{source} could not be fetched from huggingface.co/{repository} ({reason}); with no network, fetch {file}"
-            " elsewhere and give its path."
-        ) from error
-
-
-def _load_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # torch maps archives only, and takes a path that ends in .safetensors for another format.
-            if tensor_format(path) == "archive" and not path.name.endswith(".safetensors"):
-                return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A damaged file can make the unpickler raise anything.
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            raise CheckpointError(f"{path} holds more than weights and is not loaded: it could run code.") from error
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise CheckpointError(f"{path} is damaged: {reason}.") from error
-
-
-def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
-    for place in (folder, folder / "vae"):
-        if (place / "config.json").is_file() and (place / DIFFUSERS_FILE).is_file():
-            try:
-                values = json.loads((place / "config.json").read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise CheckpointError(f"{place / 'config.json'} is not JSON: {error}.") from error
-            if not isinstance(values, dict):
-                raise CheckpointError(f"{place / 'config.json'} does not hold a JSON object.")
-            return place / DIFFUSERS_FILE, values
-    raise CheckpointError(f"{folder} is no diffusers folder: config.json and {DIFFUSERS_FILE} are not both in it.")
-
-
-def _select_weights(tensors: Mapping[str, Tensor], found: Detected, origin: Path) -> dict[str, Tensor]:
     with torch.device("meta"):
-        expected = Autoencoder(found.config).state_dict()
-    names = stored_names(list(expected), found.config, found.layout)
-    wanted = {found.prefix + stored: name for name, stored in names.items()}
-    pairs = [(stored, tensors[stored], expected[name]) for stored, name in wanted.items() if stored in tensors]
+        expected = Autoencoder(config).state_dict()
+    stored_as = stored_names(list(expected), config, model.layout)
+    names = {name: model.prefix + stored for name, stored in stored_as.items()}
+    tensors = {stored: entry.like for stored, entry in listed.tensors.items()}
+    pairs = [(stored, tensors[stored], expected[name]) for name, stored in names.items() if stored in tensors]
+    wanted, parts = set(names.values()), {f"{model.prefix}{stored.split('.')[0]}." for stored in stored_as.values()}
     faults = {
-        "missing": [name for name in wanted if name not in tensors],
-        "unexpected": [name for name in tensors if name.startswith(found.prefix) and name not in wanted],
+        "missing": [stored for stored in names.values() if stored not in tensors],
+        "unexpected": [
+            stored
+            for stored, tensor in tensors.items()
+            if stored.startswith(tuple(parts)) and stored not in wanted and not _is_state(stored, tensor)
+        ],
         "misshapen": [
-            f"{name} is {tuple(tensor.shape)} where {tuple(like.shape)} belongs"
-            for name, tensor, like in pairs
+            f"{stored} is {tuple(tensor.shape)} where {tuple(like.shape)} belongs"
+            for stored, tensor, like in pairs
             if tensor.shape != like.shape
         ],
         # Batch-norm counters are integers; every other weight may have any floating-point dtype.
         "of a wrong type": [
-            f"{name} is {tensor.dtype}"
-            for name, tensor, like in pairs
-            if tensor.dtype not in (DTYPES.values() if like.is_floating_point() else [like.dtype])
+            f"{stored} is {_type_name(listed.tensors[stored])}"
+            for stored, tensor, like in pairs
+            if tensor.dtype not in ((*DTYPES.values(), *_FLOAT8) if like.is_floating_point() else (like.dtype,))
+            or not listed.tensors[stored].has_values()
         ],
     }
     found_faults = [f"{len(names)} {kind}, the first {names[0]}" for kind, names in faults.items() if names]
     if found_faults:
         raise CheckpointError(
-            f"{origin} does not fit the layout {found.layout!r} that its names suggest: {'; '.join(found_faults)}."
+            f"it does not fit the layout {model.layout!r} that its names suggest: {'; '.join(found_faults)}."
         )
-    return {name: tensors[stored] for stored, name in wanted.items()}
+    return names
+
+
+def _is_state(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor inside the network is no weight: a counter, or the cache of a program that runs it."""
+    return not tensor.is_floating_point() or "cache" in name.lower()
+
+
+def _type_name(stored: StoredTensor) -> str:
+    if stored.has_values():
+        return str(stored.like.dtype)
+    return "on the meta device, without values" if stored.like.is_meta else f"{stored.like.layout}, {stored.like.dtype}"
+
+
+def _log_left_out(origin: Path, listed: TensorFile, models: list[Model], loaded: set[str]) -> None:
+    """Log which other models, and which other tensors than buffers, are not loaded."""
+    first, others = models[0], models[1:]
+    if others:
+        names = ", ".join(repr(model.prefix) for model in others)
+        averages = ", a moving average of the weights" if all(map(is_average, others)) else ""
+        _LOGGER.warning(
+            f"{origin} holds {len(models)} VAEs: {first.prefix!r} is loaded, and {names}{averages}, is left out; save"
+            " it alone to load it."
+        )
+    left_out = [
+        name
+        for name, stored in listed.tensors.items()
+        if name not in loaded
+        and stored.like.ndim > 1
+        and not (others and any(model.prefix and name.startswith(model.prefix) for model in others))
+    ]
+    if left_out:
+        _LOGGER.warning(
+            f"{origin} also holds {len(left_out)} tensors that are no weights of the VAE and are left out, the first"
+            f" {left_out[0]!r}."
+        )
 
 
 def _check_finite(weights: Mapping[str, Tensor], origin: Path) -> None:

@@ -41,10 +41,11 @@ def stored_names(names: list[str], config: VAEConfig, layout: str) -> dict[str, 
         prefixes[f"{module.wan_vae}."] = f"{module[column]}."
         for part in module.parts:
             prefixes[f"{module.wan_vae}.{part.wan_vae}."] = f"{module[column]}.{part[column]}."
-    longest_first = sorted(prefixes, key=len, reverse=True)
     stored = {}
     for name in names:
-        prefix = next(prefix for prefix in longest_first if name.startswith(prefix))
+        prefix = name
+        while prefix not in prefixes:  # the longest that fits
+            prefix = prefix[:-1].rpartition(".")[0] + "."
         stored[name] = prefixes[prefix] + name[len(prefix) :]
     return stored
 

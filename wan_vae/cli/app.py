@@ -15,7 +15,7 @@ from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
 from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.cli.train import train
-from wan_vae.errors import UserError
+from wan_vae.errors import UserError, printable
 
 # typer contains click or depends on it, according to its version; this is the class in both cases.
 UsageError: Any = typer.BadParameter.__base__
@@ -52,23 +52,25 @@ def explain(error: Exception) -> tuple[int, str | None]:
         return signals.INTERRUPTED, None
     if isinstance(error, UsageError):
         return 2, _sentence(error.format_message()) if is_main() else None
+    shortage = memory_shortage(error)
+    if shortage is not None:
+        return 2, _sentence(f"there is not enough memory ({shortage}); free some, or take a smaller --size")
     if isinstance(error, UserError):
         text = str(error)
+    elif isinstance(error, RecursionError):
+        text = f"a file is nested too deeply to be read ({error})"
     elif isinstance(error, OSError):
         # A full disk or a missing permission: the system's sentence, and the path that it is about.
-        text = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        text = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
     elif is_connection_loss(error):
         # The process that was lost has printed why.
         return 2, LOST if is_main() else None
     else:
-        shortage = memory_shortage(error)
-        if shortage is None:
-            signals.check_interrupted()  # it may stem from a lost KeyboardInterrupt, such as half an import
-            raise error
-        return 2, _sentence(f"there is not enough memory ({shortage}); take a smaller --size")
+        signals.check_interrupted()  # it may stem from a lost KeyboardInterrupt, such as half an import
+        raise error
     shown = agree(text)
     return 2, None if shown is None else _sentence(shown)
 
 
 def _sentence(text: str) -> str:
-    return f"{text.rstrip('.')}."
+    return f"{printable(text).rstrip('.')}."

@@ -104,7 +104,7 @@ def benchmark(
 
         record = run_benchmark(config, progress)
     if json_file is not None:
-        with written_beside(json_file) as beside:
+        with written_beside(json_file, overwrite=overwrite) as beside:
             beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     typer.echo(report(record), nl=False)
 

@@ -1,6 +1,7 @@
 """What commands share: the model, progress, the report, and the process's memory."""
 
 import ctypes
+import errno
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import typer
 from wan_vae.cli import signals
 from wan_vae.cli.distributed import agree, is_main, join
 from wan_vae.cli.options import Device, Precision, torch_device
+from wan_vae.errors import printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -116,7 +118,7 @@ def print_result(values: Mapping[str, Any], *, as_json: bool) -> None:
     width = max(len(name) for name in values)
     for name, value in values.items():
         if value is not None:
-            typer.echo(f"{name.replace('_', ' '):<{width}}  {_format(name, value)}")
+            typer.echo(f"{name.replace('_', ' '):<{width}}  {printable(_format(name, value))}")
 
 
 def _format(name: str, value: Any) -> str:
@@ -133,10 +135,14 @@ def _format(name: str, value: Any) -> str:
     return str(value)
 
 
+_SHORTAGES = ("memory", "bad_alloc", "start new thread", "failed to map segment")
+
+
 def memory_shortage(error: Exception) -> str | None:
     """Return one line about the memory that an error says is missing; None for any other error."""
-    text = str(error)
-    # torch has a class for CUDA's shortages only.
-    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and "memory" in text):
-        return None
-    return text.partition("\n")[0] or type(error).__name__
+    line = str(error).partition("\n")[0]
+    if isinstance(error, OSError):
+        return error.strerror if error.errno == errno.ENOMEM else None
+    # torch has a class for CUDA's shortages only; libraries that find no room are errors of imports.
+    words = isinstance(error, ImportError | RuntimeError) and any(word in str(error) for word in _SHORTAGES)
+    return line or type(error).__name__ if words or isinstance(error, MemoryError) else None

@@ -13,9 +13,9 @@ from wan_vae.errors import UserError
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.")] = Path(
-        options.DEFAULT_CHECKPOINT
-    ),
+    file: Annotated[
+        str, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.")
+    ] = options.DEFAULT_CHECKPOINT,
     plan: Annotated[
         str | None,
         typer.Option(
@@ -34,7 +34,7 @@ def info(
 
 
 def plan_calls(
-    checkpoint: Path, size: str, memory: str, device: options.Device, dtype: options.Precision
+    checkpoint: str, size: str, memory: str, device: options.Device, dtype: options.Precision
 ) -> dict[str, Any]:
     """Return how clips of a size would be encoded and decoded, as streams and as a whole."""
     match = re.fullmatch(r"(\d{1,9})x(\d{1,9})x(\d{1,9})", size)
@@ -50,7 +50,7 @@ def plan_calls(
     from wan_vae.validation import choose_dtypes
 
     # The weights are not needed; a preset's are not even fetched.
-    is_preset = str(checkpoint) in preset_names()
+    is_preset = checkpoint in preset_names()
     config = load_config(checkpoint) if is_preset else load_checkpoint(checkpoint).config
     on = options.torch_device(device)
     with torch.device("meta"):
@@ -73,23 +73,26 @@ def plan_calls(
     return result
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(file: str) -> dict[str, Any]:
     """Return what a file is and holds, recognized by its content."""
     from wan_vae.checkpoints import load_checkpoint
-    from wan_vae.checkpoints.files import tensor_format
+    from wan_vae.checkpoints.sources import holds_checkpoint
+    from wan_vae.checkpoints.tensor_files import tensor_format
+    from wan_vae.config import preset_names
     from wan_vae.io import open_clip
     from wan_vae.io.latents_file import LatentsFile, latents_metadata
 
+    path, is_name = Path(file), file in preset_names()
     if path.is_dir():
-        is_clip = not any((folder / "config.json").is_file() for folder in (path, path / "vae"))
+        is_clip = not is_name and not holds_checkpoint(path)
     else:
-        is_clip = path.exists() and tensor_format(path) is None
+        is_clip = not is_name and path.exists() and (not path.is_file() or tensor_format(path) is None)
     if is_clip:
         with open_clip(path) as clip:
             values = asdict(clip.info)
         color = {f"color_{name}": value for name, value in values.pop("color").items()}
         return {"file": path, "kind": "clip", **values, **color}
-    if path.is_file() and latents_metadata(path) is not None:
+    if not is_name and path.is_file() and latents_metadata(path) is not None:
         latents = LatentsFile(path)
         stored = latents.info
         return {
@@ -101,7 +104,7 @@ def describe(path: Path) -> dict[str, Any]:
             "color": f"{stored.color.matrix} {stored.color.range_name}",
             "checkpoint": stored.checkpoint,
         }
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(file)
     config, weights = checkpoint.config, checkpoint.weights.values()
     return {
         "file": checkpoint.path,

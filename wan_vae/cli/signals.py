@@ -47,6 +47,8 @@ def handled() -> Iterator[None]:
     sys.unraisablehook = raise_lost_again
     try:
         yield
+    except KeyboardInterrupt:  # between the command's end and `restore_defaults`
+        die(received() or signal.SIGINT)
     finally:
         _set_alarm(0)
         sys.unraisablehook = hook
@@ -54,6 +56,14 @@ def handled() -> Iterator[None]:
             signal.signal(number, handler)
         # While Python exits, exceptions are lost as well.
         atexit.register(lambda: [signal.signal(number, signal.SIG_DFL) for number in numbers])
+
+
+def restore_defaults() -> None:
+    """Let the next signals end the process at once: the command has ended and cleaned up."""
+    _set_alarm(0)
+    for number in _NUMBERS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def train(
         trainer = Trainer(load_recipe(recipe, changes), folder)
         with signals.deferred(trainer.request_stop):
             figures = trainer.run(max_steps)
-    except (MemoryError, RuntimeError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
         lacking = memory_shortage(error)
         if lacking is None:
             raise

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from wan_vae.arguments import check_count
+from wan_vae.errors import UserError
 from wan_vae.evaluation.metrics import levels, psnr
 from wan_vae.evaluation.reconstruct import eight_bits
 from wan_vae.io.frames import Frames
@@ -81,6 +83,7 @@ class ContactSheet:
 
     def __init__(self, frames: int) -> None:
         """Start a sheet for a clip of this many frames; if the clip ends earlier, the later rows are left out."""
+        check_count("frames", frames)
         self._wanted = {round((frames - 1) * row / (ROWS - 1)) for row in range(ROWS)}
         self._frames = 0
         self._rows: list[tuple[int, float, list[Image.Image]]] = []  # number of the frame, PSNR in dB, pictures
@@ -100,7 +103,8 @@ class ContactSheet:
     def draw(self) -> Image.Image:
         """Return the sheet, RGB."""
         layout = self._layout
-        assert layout is not None, "a sheet needs at least one frame"
+        if layout is None:
+            raise UserError("A contact sheet has no frame; add at least one.")
         sheet = Image.new("RGB", layout.size(len(self._rows)), _BACKGROUND)
         draw = ImageDraw.Draw(sheet)
         font = ImageFont.load_default(size=layout.text)

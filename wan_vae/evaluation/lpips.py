@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wan_vae.checkpoints.files import read_tensors
+from wan_vae.checkpoints.tensor_files import read_tensors
 from wan_vae.errors import CheckpointError, UserError
 from wan_vae.io.frames import Frames
 

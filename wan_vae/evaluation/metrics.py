@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wan_vae.errors import UserError
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.io.frames import Frames
 
@@ -98,6 +99,8 @@ class Score:
 
 def mean_score(scores: Sequence[Score]) -> Score:
     """Return the unweighted mean of one or more scores; a value is None where any score has None."""
+    if not scores:
+        raise UserError("There is no score to average; compare at least one frame.")
     means: dict[str, Any] = {}
     for name in vars(scores[0]):
         values = [getattr(score, name) for score in scores]
@@ -114,6 +117,10 @@ class Metrics:
 
     def add(self, source: Frames, reconstruction: Frames) -> None:
         """Compare a frame (height, width, 3), full-range uint8 or uint16, with its reconstruction of the same size."""
+        if source.shape != reconstruction.shape:
+            raise UserError(
+                f"A frame is {source.shape} and its reconstruction {reconstruction.shape}; only equal sizes compare."
+            )
         expected, found = levels(source), levels(reconstruction)
         self.frames.append(
             Score(

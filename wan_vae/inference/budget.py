@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from wan_vae.arguments import shown
 from wan_vae.errors import UserError
 
 Budget = int | str
@@ -34,17 +35,22 @@ def parse_bytes(budget: Budget, device: torch.device) -> int:
     Raises:
         UserError: It is none of these, or "auto" on a device that does not tell.
     """
-    if budget == "auto":
+    if isinstance(budget, str) and budget == "auto":
         return int(_SHARE_OF_FREE * _free(device))
     if isinstance(budget, str):
         match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT]?)|([KMGT])i)B?", budget.strip(), re.IGNORECASE)
         if match is None:
-            raise UserError(f"The memory is {budget!r}; write bytes, a number with a unit such as 4GiB, or auto.")
+            raise UserError(f"The memory is {shown(budget)}; write bytes, a number with a unit such as 4GiB, or auto.")
         unit = _BINARY_UNITS[match[3].upper()] if match[3] else _UNITS[match[2].upper()]
-        budget = int(float(match[1]) * unit)
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0:
-        raise UserError(f"The memory is {budget!r}; it must be more than nothing, such as 4GiB, or auto.")
-    return budget
+        size = int(float(match[1]) * unit)
+    else:
+        size = budget if isinstance(budget, int) and not isinstance(budget, bool) else 0
+    if not 0 < size < 2**63:
+        raise UserError(
+            f"The memory is {shown(budget)}; it must be bytes, a whole number from 1 to 2**63 - 1, a number with a unit"
+            " such as 4GiB, or auto."
+        )
+    return size
 
 
 def reports_free_memory(device: torch.device) -> bool:
@@ -72,7 +78,8 @@ def _free(device: torch.device) -> int:
             " 4GiB."
         )
     available = re.search(r"^MemAvailable:\s*(\d+) kB", _MEMINFO.read_text(), re.MULTILINE)
-    assert available is not None, "/proc/meminfo has no MemAvailable"
+    if available is None:  # kernels before 3.14
+        raise UserError(f"The memory is 'auto', but {_MEMINFO} does not tell how much is left; write it, such as 4GiB.")
     return min([1024 * int(available[1]), *_left_to_this_group()])
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from wan_vae.errors import UserError
+from wan_vae.arguments import check_count
 from wan_vae.inference.tiling import Tiling
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Neighbors, target_bytes
@@ -60,6 +60,4 @@ def check_latents_per_pass(latents: int | None) -> int | None:
     Raises:
         UserError: It is not.
     """
-    if latents is not None and (isinstance(latents, bool) or not isinstance(latents, int) or latents < 1):
-        raise UserError(f"latents_per_pass is {latents!r}; it must be a whole number above 0.")
-    return latents
+    return None if latents is None else check_count("latents_per_pass", latents)

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from wan_vae.arguments import check_count, check_flag, shown
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget, parse_bytes
 from wan_vae.inference.chunk_size import check_latents_per_pass, choose_chunk_size
@@ -17,17 +18,22 @@ from wan_vae.inference.tiling import Tiling
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Halo
 from wan_vae.model.stages import LocalStage
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.cpu.build import ensure_kernels, library
 from wan_vae.ops.cpu.kernels import processor_has_amx
-from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.memory_estimator import MemoryEstimator
-from wan_vae.validation import check_video
+from wan_vae.validation import check_video_size
 
 # After the first latent and this many passes, everything that is held has its final size.
 _PASSES = 3
 # Latent pixels to a side in the run that counts operations, which are proportional to the pixels.
 _COUNTING_SIDE = 4
 _MAX_REQUESTS = 64
+# More pixels than a machine can hold as a clip, and few enough that sizes in bytes stay whole numbers of 64 bits.
+_MOST_PIXELS = 2**40
+_LARGEST_SIDE = 2**16
+# Of streams, more than which make no pass faster.
+_MAX_LATENTS = 2**10
 _requests: OrderedDict[Hashable, PlanRequest] = OrderedDict()
 
 
@@ -57,8 +63,8 @@ def make_plan(
     Raises:
         UserError: The budget is too small, or the call's memory cannot be predicted.
     """
-    if direction not in ("encode", "decode"):
-        raise UserError(f"The direction is {direction!r}; it must be 'encode' or 'decode'.")
+    if not isinstance(direction, str) or direction not in ("encode", "decode"):
+        raise UserError(f"The direction is {shown(direction)}; it must be 'encode' or 'decode'.")
     if model.training:
         raise UserError("A budget of memory is for eval mode; call vae.eval() first.")
     if needs_plain_ops():
@@ -70,9 +76,13 @@ def make_plan(
     chosen = check_latents_per_pass(latents_per_pass)
     part = Part() if part is None else part
     config, decodes = model.config, direction == "decode"
+    scale, rate = (config.spatial_compression, config.temporal_compression) if decodes else (1, 1)
+    batch, _, length, height, width = x.shape
+    _check_size(batch, 1 if streaming else length * rate, height * scale, width * scale)
     side, unit = (1, 1) if decodes else (config.spatial_compression, config.temporal_compression)
     frame = torch.empty((*x.shape[:2], 1, *x.shape[3:]), dtype=x.dtype, device="meta")
     latents = choose_chunk_size(model, part.cut(frame)[:, :1].numel() // side**2, chosen, device=device).frames
+    latents = min(latents, _MAX_LATENTS if streaming else -(-length // unit))
     shape = (*x.shape[:2], _PASSES * latents * unit + 1 if streaming else x.shape[2], *x.shape[3:])
     key = (
         *(_fingerprint(model), direction, shape, x.dtype, latents, streaming, str(device), part.key),
@@ -86,22 +96,48 @@ def make_plan(
     return choose(_requests[key], budget)
 
 
-def dummy_input(model: Autoencoder, direction: Direction, video: tuple[int, ...]) -> Tensor:
-    """Return the input of a call for a video of shape (B, 3, T, H, W), on the meta device.
+def dummy_input(
+    model: Autoencoder,
+    direction: Direction,
+    *,
+    batch: int,
+    frames: int,
+    height: int,
+    width: int,
+    streaming: bool,
+) -> Tensor:
+    """Return the input of a call for a video of this size, on the meta device; for a stream, a short first chunk.
 
     Raises:
         UserError: The model does not take such a video.
     """
+    check_flag("streaming", streaming)
+    config = model.config
+    side, unit = config.spatial_compression, config.temporal_compression
+    check_count("frames", frames, high=_MOST_PIXELS)
+    _check_size(batch, 1 if streaming else frames, height, width)
+    check_video_size(frames, height, width, config, whole=True)
+    frames = min(frames, 1 + unit) if streaming else frames
     # Frames and latents from files are float32 even where the weights are narrower, and converted copies count.
     wide = torch.promote_types(model.decoder_dtype if direction == "decode" else model.dtype, torch.float32)
-    x = torch.empty(video, dtype=wide, device="meta")
-    check_video(x, model.config, whole=True)
-    if direction == "encode":
-        return x
-    config, (batch, _, frames, height, width) = model.config, video
-    side, unit = config.spatial_compression, config.temporal_compression
-    size = (1 + (frames - 1) // unit, height // side, width // side)
-    return torch.empty((batch, config.latent_channels, *size), dtype=wide, device="meta")
+    if direction == "decode":
+        shape = batch, config.latent_channels, 1 + (frames - 1) // unit, height // side, width // side
+    else:
+        shape = batch, 3, frames, height, width
+    return torch.empty(shape, dtype=wide, device="meta")
+
+
+def _check_size(batch: int, frames: int, height: int, width: int) -> None:
+    """Raise a UserError if a video has a size that is not planned for."""
+    check_count("batch", batch, high=_MOST_PIXELS)
+    check_count("frames", frames, high=_MOST_PIXELS)
+    check_count("height", height, high=_LARGEST_SIDE)
+    check_count("width", width, high=_LARGEST_SIDE)
+    if batch * frames * height * width > _MOST_PIXELS:
+        raise UserError(
+            f"The clip is {batch} x {frames} frames of {width}x{height}; a budget is for {_MOST_PIXELS} pixels in all"
+            " at most: pass a longer clip as a stream."
+        )
 
 
 def _fingerprint(model: nn.Module) -> Hashable:

@@ -16,9 +16,9 @@ from wan_vae.inference.chunk_size import ChunkSize, choose_chunk_size
 from wan_vae.inference.tiling import TiledHalo, Tiling, tiling_of
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import CachedHalo, Halo, Neighbors
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.cpu.build import ensure_kernels
 from wan_vae.ops.cuda_graph import CudaGraph
-from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.posterior import LatentStatistics
 
 Direction = Literal["encode", "decode"]
@@ -26,6 +26,7 @@ Network = Callable[[Tensor, Halo], Tensor]
 
 # The first pass after the clip's first frame fills caches, the second one reads them all; later ones are alike.
 _RUNS_BEFORE_CAPTURE = 2
+_MOST_FRAMES = 2**48  # of a stream, far from what its state cannot hold
 
 
 def encode_moments(
@@ -267,7 +268,7 @@ class Stream:
             return
         position, waiting = int(state["position"]), state["waiting"]
         # The first frame passes at once, and then every whole latent.
-        if waiting.shape[2] != (max(0, position - 1) % self._in_frames) or position < 0:
+        if waiting.shape[2] != (max(0, position - 1) % self._in_frames) or not 0 <= position < _MOST_FRAMES:
             raise UserError(f"The state is damaged: of {position} frames, {waiting.shape[2]} wait.")
         passed = position - waiting.shape[2]
         waiting = waiting.to(self._model.device, copy=True)

@@ -1,12 +1,13 @@
 """Streams as objects: a clip that is pushed as it arrives, through a model that any number of streams share."""
 
 from collections.abc import Mapping
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import check_type
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
 from wan_vae.inference.chunk_size import check_latents_per_pass
@@ -58,6 +59,9 @@ class ClipStream:
         memory: Budget | None = None,
         tiling: Tiling | None = None,
     ) -> None:
+        check_type("vae", vae, Autoencoder, "a model, such as WanVAE.from_pretrained(...)")
+        check_type("neighbors", neighbors, (NoneType, Neighbors), "None or what holds the pixels around the clip")
+        check_type("tiling", tiling, (NoneType, Tiling), "None or a Tiling")
         latents = check_latents_per_pass(latents_per_pass)
         if neighbors is not None and memory is not None:
             raise UserError(

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wan_vae.arguments import check_type, shown
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 from wan_vae.inference.passes import Direction
+from wan_vae.validation import check_tensor
 
 VERSION = 1
 
 _CLASSES = {"encode": "EncodeStream", "decode": "DecodeStream"}
 _SAMPLE = 1024
+_MOST_BYTES = 2**24  # of the entry "stream"
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -55,13 +58,15 @@ def checked_state(
     """
     described = _description(state)
     if described["direction"] != direction:
-        other = _CLASSES.get(described["direction"])
+        other = _CLASSES[described["direction"]]
         raise UserError(f"The state is of a stream that is to {described['direction']}; load it into a new {other}.")
     for name, value in config.to_dict().items():
         theirs = described["config"].get(name)
         if theirs != value:
-            raise UserError(f"The state is of a model whose {name} is {theirs} and not {value}; take that model.")
-    if not torch.equal(_entry(state, "weights").cpu(), _sums_of_weights(half)):
+            given = theirs if isinstance(theirs, str) else shown(theirs)
+            raise UserError(f"The state is of a model whose {name} is {given} and not {value}; take that model.")
+    weights, ours = _entry(state, "weights").cpu(), _sums_of_weights(half)
+    if _described(weights) != _described(ours) or not torch.equal(weights, ours):
         raise UserError(
             "The state is of a model with the same config but other weights or another dtype; take the same checkpoint"
             " and dtype."
@@ -69,29 +74,47 @@ def checked_state(
     for name, expected in described["entries"].items():
         found = _described(_entry(state, name))
         if found != expected:
-            raise UserError(f"The state's entry {name!r} is {found} and not {expected}; take the state as it was.")
+            text = expected if isinstance(expected, str) else shown(expected)
+            raise UserError(f"The state's entry {name!r} is {found} and not {text}; take the state as it was.")
     content = {name: tensor for name, tensor in state.items() if name not in ("stream", "weights")}
-    excess = sorted(content.keys() - described["entries"].keys())
+    excess = content.keys() - described["entries"].keys()
     if excess:
-        raise UserError(f"The state has an entry {excess[0]!r} that its stream did not have; take the state as it was.")
+        first = shown(min(excess, key=str))
+        raise UserError(f"The state has an entry {first} that its stream did not have; take the state as it was.")
+    # Before the first chunk there is no content.
+    if content and _described(_entry(content, "position")) != _described(torch.tensor(0, device="cpu")):
+        raise UserError("The state's entry 'position' is no whole number; take the state as it was.")
+    if content:
+        _entry(content, "waiting")
     return content
 
 
 def _description(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    text = _entry(state, "stream").tolist()
+    check_type("state", state, Mapping, "what a stream's state_dict() returned")
+    stream = _entry(state, "stream")
     try:
-        described: dict[str, Any] = json.loads(bytes(text))
+        described: dict[str, Any] = json.loads(bytes(stream.tolist() if stream.numel() < _MOST_BYTES else ()))
         version = described["version"]
-    except (KeyError, TypeError, ValueError) as error:
+        known = version != VERSION or (
+            described["direction"] in _CLASSES
+            and isinstance(described["config"], dict)
+            and isinstance(described["entries"], dict)
+        )
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise UserError("The state's entry 'stream' is damaged; take the state as it was.") from error
     if version != VERSION:
-        raise UserError(f"The state is of version {version}; this program reads version {VERSION}.")
+        raise UserError(f"The state is of version {shown(version)}; this program reads version {VERSION}.")
+    if not known:
+        raise UserError("The state's entry 'stream' is damaged; take the state as it was.")
     return described
 
 
 def _entry(state: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in state:
         raise UserError(f"The state has no entry {name!r}; take all that a stream's state_dict() returned.")
+    check_tensor(state[name], f"The state's entry {name!r} is")
+    if state[name].is_meta:
+        raise UserError(f"The state's entry {name!r} is on the meta device, without values; take the state as it was.")
     return state[name]
 
 

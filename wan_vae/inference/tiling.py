@@ -1,17 +1,19 @@
 """Exact tiles: how a picture is cut, which pixels each stage needs for a tile, and the halo that runs them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from wan_vae.arguments import check_count
+from wan_vae.errors import UserError
 from wan_vae.model.halo import CachedHalo, Halo, Neighbors
 from wan_vae.model.stages import LocalStage, StageFunction, frames_per_latent, pixels_per_latent
-from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.memory_estimator import estimator_of, representative_passes
 from wan_vae.ops.workspace import Workspace
 
@@ -26,6 +28,9 @@ class Tiling:
         first: Index of the first local stage that runs tile by tile; earlier ones run on whole frames.
         last: Index after the last stage that runs tile by tile; later ones run on whole frames.
         latents_per_pass: Latents, or the frames of as many, per pass after the first.
+
+    Raises:
+        UserError: They are no whole numbers, or make no tiling.
     """
 
     rows: int
@@ -33,6 +38,12 @@ class Tiling:
     first: int
     last: int
     latents_per_pass: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_count(f"The tiling's {name}", value, 0 if name in ("first", "last") else 1, 2**31)
+        if self.first > self.last:
+            raise UserError(f"The tiling's first is {self.first}, after its last, which is {self.last}.")
 
 
 class Interval(NamedTuple):
@@ -163,12 +174,12 @@ class TiledHalo(CachedHalo):
 
     def run_global(self, stage: StageFunction, x: Tensor) -> Tensor:
         """Run a stage that needs whole frames, a few latents at a time."""
-        assert not needs_plain_ops(), "tiles take no gradients"
+        _check_no_plain_ops()
         return self._run_on_whole_frames("stage", (LocalStage(stage, radius=0, channels=0, temporal=True),), x, 1, 1)
 
     def run_local(self, stages: Sequence[LocalStage], x: Tensor) -> Tensor:
         """Run the stages that the tiling selects tile by tile, and the others on whole frames."""
-        assert not needs_plain_ops(), "tiles take no gradients"
+        _check_no_plain_ops()
         first, last = self.tiling.first, self.tiling.last
         lengths = [frames_per_latent(stages, place) for place in (0, first, last, len(stages))]
         x = self._run_on_whole_frames("before", stages[:first], x, *lengths[:2])
@@ -184,11 +195,11 @@ class TiledHalo(CachedHalo):
     ) -> Tensor:
         if not stages:
             return x
-        passes = _passes(x.shape[2], self._at_start(name), in_frames, out_frames, self.tiling.latents_per_pass)
+        passes = self._passes(name, x, in_frames, out_frames)
         halo, result = self._part(name, passes, Workspace(recycle=False), self.neighbors), None
         for before, after in representative_passes(passes, x):
             part = halo.run_local(stages, x[:, :, before])
-            result = _empty_result(part, passes[-1][1].stop, *part.shape[3:]) if result is None else result
+            result = _empty_result(part, passes.out_frames, *part.shape[3:]) if result is None else result
             result[:, :, after] = part
             del part
             halo.advance()
@@ -215,11 +226,11 @@ class TiledHalo(CachedHalo):
             name, tile = f"{_TILE}{index}", place.moved(-down, -right)
             boxes = boxes_of(stages, x.shape[3], x.shape[4], place)
             cropping = [_cropping(stage, *pair) for stage, pair in zip(stages, pairwise(boxes), strict=True)]
-            passes = _passes(x.shape[2], self._at_start(name), in_frames, out_frames, self.tiling.latents_per_pass)
+            passes = self._passes(name, x, in_frames, out_frames)
             halo = self._part(name, passes, workspace, None)
             for before, after in representative_passes(passes, x):
                 part = halo.run_local(cropping, x[:, :, before, boxes[0].rows.slice, boxes[0].columns.slice])
-                result = _empty_result(part, passes[-1][1].stop, height, width) if result is None else result
+                result = _empty_result(part, passes.out_frames, height, width) if result is None else result
                 result[:, :, after, tile.rows.slice, tile.columns.slice] = part
                 del part
                 if estimator is not None and self._streaming and halo.at_start:
@@ -229,10 +240,13 @@ class TiledHalo(CachedHalo):
         assert result is not None
         return result
 
-    def _at_start(self, name: str) -> bool:
-        return name not in self._parts or self._parts[name].at_start
+    def _passes(self, name: str, x: Tensor, in_frames: int, out_frames: int) -> "_Passes":
+        if name not in self._parts and self._streaming and not self.at_start:
+            raise UserError(f"The state has no entry of {name!r}, a part of its tiling; take the state as it was.")
+        at_start = name not in self._parts or self._parts[name].at_start
+        return _Passes(x.shape[2], at_start, in_frames, out_frames, self.tiling.latents_per_pass)
 
-    def _part(self, name: str, passes: Sequence[object], workspace: Workspace, neighbors: Neighbors | None) -> Halo:
+    def _part(self, name: str, passes: "_Passes", workspace: Workspace, neighbors: Neighbors | None) -> Halo:
         if not self._streaming:
             halo = Halo(neighbors) if len(passes) == 1 else CachedHalo(neighbors)
             halo.workspace = workspace
@@ -263,11 +277,22 @@ class TiledHalo(CachedHalo):
 def tiling_of(state: Mapping[str, Tensor], prefix: str = "") -> Tiling | None:
     """Return the tiling of the stream that had this state; None for whole pictures."""
     tiling = state.get(f"{prefix}{_TILING}")
-    return None if tiling is None else Tiling(*tiling.tolist())
+    if tiling is None:
+        return None
+    if tiling.shape != (len(fields(Tiling)),):
+        raise UserError(f"The state's tiling is {tuple(tiling.shape)}; take the state as it was.")
+    return Tiling(*tiling.tolist())
 
 
-def _passes(frames: int, at_start: bool, in_frames: int, out_frames: int, latents: int) -> list[tuple[slice, slice]]:
-    """Return the passes of a part of the network: the clip's first frame alone, then the frames of some latents.
+def _check_no_plain_ops() -> None:
+    if needs_plain_ops():
+        raise UserError("Tiles are computed without gradients, autocast and torch.compile; leave them and call again.")
+
+
+class _Passes:
+    """The passes of a part of the network: the clip's first frame alone, then the frames of some latents.
+
+    Iterating yields the input frames of each pass and its output frames.
 
     Args:
         frames: Number of input frames.
@@ -276,17 +301,28 @@ def _passes(frames: int, at_start: bool, in_frames: int, out_frames: int, latent
         out_frames: Output frames per latent.
         latents: Latents per pass.
 
-    Returns:
-        The input frames of each pass and their output frames.
+    Attributes:
+        out_frames: Number of output frames.
     """
-    first = 1 if at_start and frames > 0 else 0
-    assert (frames - first) % in_frames == 0, (frames, first, in_frames)
-    count = (frames - first) // in_frames
-    bounds = [*range(0, count, latents), count]
-    return [(slice(0, 1), slice(0, 1))] * first + [
-        tuple(slice(first + start * unit, first + stop * unit) for unit in (in_frames, out_frames))  # type: ignore[misc]
-        for start, stop in pairwise(bounds)
-    ]
+
+    def __init__(self, frames: int, at_start: bool, in_frames: int, out_frames: int, latents: int) -> None:
+        self._first = 1 if at_start and frames > 0 else 0
+        self._count = (frames - self._first) // in_frames
+        self._units = in_frames, out_frames
+        self._latents = latents
+        self.out_frames = self._first + self._count * out_frames
+
+    def __len__(self) -> int:
+        return self._first + -(-self._count // self._latents)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        first = self._first
+        if first:
+            yield slice(0, 1), slice(0, 1)
+        for start in range(0, self._count, self._latents):
+            stop = min(self._count, start + self._latents)
+            given, returned = (slice(first + start * unit, first + stop * unit) for unit in self._units)
+            yield given, returned
 
 
 def _cropping(stage: LocalStage, box: Box, following: Box) -> LocalStage:

@@ -51,7 +51,7 @@ class AudioCopy:
         """Add the stream to `output`, not yet started; a ClipError if it is missing, unreadable or does not fit."""
         self._source = source
         try:
-            self._container = av.open(file_url(source.path))
+            self._container = av.open(file_url(source.path), metadata_errors="replace")
         except (av.error.FFmpegError, OSError) as error:
             raise ClipError(f"the sound of {source.path} cannot be read ({reason(error)}).") from error
         try:
@@ -105,6 +105,8 @@ class AudioCopy:
 
 def _check_fits(stream: "AudioStream", container: str) -> None:
     """Try to write a header with this stream to memory: FFmpeg's table of codecs per container has gaps."""
+    if stream.codec_context is None:
+        raise ClipError("the sound is of a kind that the installed FFmpeg does not know.")
     codec = stream.codec_context.name
     try:
         with av.open(io.BytesIO(), "w", format=container) as trial:

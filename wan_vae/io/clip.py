@@ -14,12 +14,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource
-from wan_vae.io.color import Color, Resizer, is_transparent, over_black
+from wan_vae.io.color import Color, Resizer, is_transparent, over_black, to_depth
 from wan_vae.io.orientation import Picture
-from wan_vae.io.timing import Timing, resample, resampled_count
+from wan_vae.io.timing import FASTEST, SLOWEST, Timing, resample, resampled_count
 
 LOGGER = logging.getLogger("wan_vae")
+
+LARGEST_SIDE = 16384  # pixels; twice the width of 8K, about
+MOST_PIXELS = 256_000_000  # of a picture
+
+_LARGEST_FRAME = 1 << 26  # of a frame; twice the pixels of 8K
+
+LARGEST_ASPECT = 2**16
+"""Pixels are at most so many times wider than high, or higher than wide, in a clip or a latents file."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class ClipInfo:
         bit_depth: Bits of a channel in the source. Above 8, frames are uint16.
         codec: FFmpeg's or Pillow's name of the picture format.
         container: FFmpeg's name of the file format; "image" or "folder" for images.
-        has_alpha: The first frame has transparent pixels.
+        has_alpha: The first frame has transparent pixels; for a large image, an alpha channel.
         has_audio: There is an audio stream.
         rotation: Clockwise rotation applied to the stored frames, in degrees: 0, 90, 180 or 270.
         variable_frame_rate: The frames of the source are unevenly spaced in time.
@@ -64,6 +73,7 @@ class ClipSource(Protocol):
     timing: Timing
     info: ClipInfo  # before resizing and resampling
     audio: AudioSource | None
+    left_out: tuple[str, ...]  # what the file holds in addition to the pictures and the first track of sound
 
     def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
         """Yield seconds since the first selected frame, and the frame, upright (height, width, 3 or 4)."""
@@ -90,6 +100,7 @@ class Clip:
         info: Properties of the clip.
         audio: Audio of the selected frames, for `create_clip`. None if there is none, or if the clip was opened from a
             file object, which cannot be read at two places at once.
+        left_out: What the file holds in addition to its pictures and its first track of sound: "subtitles" and so on.
     """
 
     def __init__(self, source: ClipSource, size: tuple[int, int] | None, fps: Fraction | None) -> None:
@@ -106,12 +117,25 @@ class Clip:
         if size is not None:
             width, height = size
             aspect = info.pixel_aspect * Fraction(info.width * height, info.height * width)
-            info = replace(info, width=width, height=height, pixel_aspect=aspect.limit_denominator(1000))
+            info = replace(info, width=width, height=height, pixel_aspect=aspect.limit_denominator(1000) or aspect)
+        if not SLOWEST <= info.fps <= FASTEST:
+            raise ClipError(
+                f"{source.name} has {float(info.fps):g} frames a second, but only rates from {SLOWEST} to {FASTEST} can"
+                " be kept; give another with --fps (in Python, fps)."
+            )
+        if not Fraction(1, LARGEST_ASPECT) <= info.pixel_aspect <= LARGEST_ASPECT:
+            raise ClipError(
+                f"{source.name} has pixels {float(info.pixel_aspect):g} times as wide as high; at most"
+                f" {LARGEST_ASPECT} times, or as many times higher, can be kept; give another --size (in Python, size),"
+                " or set its pixels square with `ffmpeg -vf setsar=1`."
+            )
         self.info = info
         self.audio = source.audio
+        self.left_out = source.left_out
         self._source = source
         self._fps = fps
         self._resize = Resizer(info.width, info.height)
+        self._dtype = np.dtype(np.uint8 if info.bit_depth <= 8 else np.uint16)
         self._warned_of_alpha = False
         self._reading: Generator[Picture, None, None] | None = None
 
@@ -135,20 +159,24 @@ class Clip:
             bits a channel. n is `count`, except that the last chunk may be shorter.
 
         Raises:
-            ClipError: The file is cut short or damaged.
-            ValueError: `count` is below 1.
+            ClipError: The file is cut short or damaged, or its frames are too large.
+            ValueError: `count` is no integer above 0.
         """
-        if count < 1:
-            raise ValueError(f"{count} frames at a time cannot be read; ask for at least 1.")
+        if not hasattr(count, "__index__") or count < 1:
+            raise ValueError(f"{count} frames at a time cannot be read; ask for an integer, at least 1.")
+        if self.info.width * self.info.height > _LARGEST_FRAME:
+            raise ClipError(
+                f"{self._source.name} is {self.info.width}x{self.info.height}, which is too large to process: frames "
+                f"have up to {_LARGEST_FRAME // 1_000_000} million pixels; give a smaller size (--size)."
+            )
         self.close()
         self._reading = self._pictures()
-        dtype = np.uint8 if self.info.bit_depth <= 8 else np.uint16
-        chunk = np.empty((count, self.info.height, self.info.width, 3), dtype)
+        chunk = np.empty((min(count, self.info.frames), self.info.height, self.info.width, 3), self._dtype)
         filled = 0
         for picture in self._reading:
             chunk[filled] = picture
             filled += 1
-            if filled == count:
+            if filled == len(chunk):
                 yield chunk
                 chunk, filled = np.empty_like(chunk), 0
         if filled:
@@ -160,7 +188,8 @@ class Clip:
             yield from resample(finished, self._duration, self._fps)
 
     def _postprocess(self, picture: Picture) -> Picture:
-        """Convert upright (h, w, 3 or 4) of any size to (info.height, info.width, 3) of the same dtype."""
+        """Convert upright (h, w, 3 or 4) of any size and dtype to (info.height, info.width, 3) of the clip's dtype."""
+        picture = to_depth(picture, self._dtype)
         if is_transparent(picture):
             if not self._warned_of_alpha:
                 LOGGER.warning(f"{self._source.name} has transparent pixels; they are laid over black.")

@@ -6,6 +6,7 @@ In this order: `Color` and its code points; `Scaler` and `Resizer`, which wrap l
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import av
 import av.filter
@@ -71,12 +72,22 @@ class Color:
         """Name of the range in swscale."""
         return "full" if self.full_range else "limited"
 
-    def for_yuv(self) -> "Color":
-        """Color to store YUV with: `self`, or limited-range BT.709 (code point 1) if this is RGB.
+    @property
+    def is_usual(self) -> bool:
+        """Whether pictures look the same without a tag: primaries and transfer of BT.709, BT.601, sRGB or none."""
+        return self.primaries in (1, UNSPECIFIED, 5, 6) and self.transfer in (1, UNSPECIFIED, 4, 5, 6, 13)
 
-        Players assume the BT.709 transfer for such files, and display sRGB pictures with it.
+    def for_yuv(self) -> "Color":
+        """Color to store YUV with: `self`, or limited-range BT.709 (code point 1) if this is the usual RGB.
+
+        Players assume the BT.709 transfer for such files, and display sRGB pictures with it. RGB in other colors keeps
+        them, and those of BT.2020 (code point 9) get its matrix.
         """
-        return Color("bt709", False, primaries=1, transfer=1) if self.matrix == "rgb" else self
+        if self.matrix != "rgb":
+            return self
+        if self.is_usual:
+            return Color("bt709", False, primaries=1, transfer=1)
+        return replace(self, matrix="bt2020" if self.primaries == 9 else "bt709", full_range=False)
 
     def for_rgb(self) -> "Color":
         """Color to store RGB with: the same primaries and transfer, no matrix, full range."""
@@ -98,8 +109,9 @@ def stored_color(frame: av.VideoFrame, primaries: int, transfer: int) -> Color:
         matrix = _MATRIX_OF_CODE[code]
     else:
         raise ClipError(f"color matrix {code} (ISO/IEC 23091-2) cannot be read; convert the clip to BT.709 first.")
-    # FFmpeg's formats yuvj* have no limited range.
-    full_range = frame.format.name.startswith("yuvj") or int(frame.color_range) == _RANGE_FULL
+    # FFmpeg's formats yuvj* stand for full range, but a decoder keeps them where the range changes midway.
+    samples = int(frame.color_range)
+    full_range = samples == _RANGE_FULL or (samples != _RANGE_LIMITED and frame.format.name.startswith("yuvj"))
     return Color(matrix, full_range, primaries, transfer)
 
 
@@ -120,6 +132,15 @@ def plane(frame: av.VideoFrame, index: int, channels: int, dtype: type[np.uint8]
     stored = frame.planes[index]
     lines = np.frombuffer(memoryview(stored), dtype).reshape(stored.height, -1)
     return lines[:, : stored.width * channels].reshape(stored.height, stored.width, channels)
+
+
+def _without_full_range(frame: av.VideoFrame) -> av.VideoFrame:
+    """Copy a frame of a format yuvj*, which swscale always reads as full range, to the format yuv*."""
+    copy = av.VideoFrame(frame.width, frame.height, frame.format.name.replace("yuvj", "yuv"))
+    for index in range(len(copy.planes)):
+        plane(copy, index, 1, np.uint8)[:] = plane(frame, index, 1, np.uint8)
+    copy.pts, copy.time_base = 0, Fraction(1, 1)
+    return copy
 
 
 class Scaler:
@@ -192,8 +213,22 @@ def over_black(picture: Picture) -> Picture:
     return ((color * alpha + top // 2) // top).astype(picture.dtype)
 
 
+def to_depth(picture: Picture, dtype: np.dtype[Any]) -> Picture:
+    """Convert a full-range picture to uint8 or uint16."""
+    if picture.dtype == dtype:
+        return picture
+    if dtype == np.uint16:
+        return picture.astype(np.uint16) * 257
+    return ((picture.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def kind_of(frame: av.VideoFrame) -> tuple[str, int, int, int, int]:
+    """What an `RgbConverter` is set up for: pixel format, width, height, and the code points of matrix and range."""
+    return frame.format.name, frame.width, frame.height, int(frame.colorspace), int(frame.color_range)
+
+
 class RgbConverter:
-    """Converts frames of one stream to full-range RGB (height, width, 3), or RGBA (height, width, 4).
+    """Converts frames of one kind to full-range RGB (height, width, 3), or RGBA (height, width, 4).
 
     The result is uint8 for frames of up to 8 bits a channel, and uint16 (0 to 65535) for deeper ones.
 
@@ -202,9 +237,9 @@ class RgbConverter:
     """
 
     def __init__(self, frame: av.VideoFrame, primaries: int, transfer: int) -> None:
-        """Set up for frames of the pixel format and tags of `frame`; `primaries` and `transfer` are code points."""
+        """Set up for frames of the kind of `frame`, see `kind_of`; `primaries` and `transfer` are code points."""
         layout = frame.format
-        self.color: Color = RGB
+        self.color = Color("rgb", True, primaries, transfer)
         self._depth = bit_depth(layout)
         self._deep = self._depth > 8
         self._alpha = layout.name == "pal8" or any(component.is_alpha for component in layout.components)
@@ -232,6 +267,8 @@ class RgbConverter:
             return self._from_gray(frame)
         if self._numpy_matrix:
             return self._from_deep_yuv(self._scale(frame))
+        if name.startswith("yuvj") and not self.color.full_range:
+            frame = _without_full_range(frame)
         return plane(self._scale(frame), 0, 4 if self._alpha else 3, np.uint16 if self._deep else np.uint8)
 
     def _from_gray(self, frame: av.VideoFrame) -> Picture:

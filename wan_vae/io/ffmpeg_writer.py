@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from wan_vae.io.audio import AudioCopy, AudioSource, file_url
 from wan_vae.io.clip import LOGGER, ClipSink
 from wan_vae.io.color import Color, Scaler, frame_of
 from wan_vae.io.orientation import Picture
+from wan_vae.io.timing import FASTEST, SLOWEST
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -31,37 +32,71 @@ class Format:
     pixel_format: str
     options: dict[str, str] = field(default_factory=dict)  # of the encoder
     odd_pixel_format: str | None = None  # for an odd width or height; None if `pixel_format` supports those
-    fastest: int | None = None  # highest frame rate, None if there is no limit
+    slowest: Fraction = SLOWEST  # lowest and highest frame rate
+    fastest: Fraction = FASTEST
+    largest_side: int = 16384  # pixels
     ticks: int | None = None  # time units of the container per second, None if it stores any rate exactly
+    stores_aspect: bool = False  # of pixels; containers can store it, but PyAV sets it in H.264 alone
+    stores_color: bool = True  # primaries and transfer
 
 
 def _h264(container: str, **options: str) -> Format:
-    return Format(container, "libx264", "yuv420p", {"crf": "17", "preset": "medium"} | options, "yuv444p")
+    options = {"crf": "17", "preset": "medium"} | options
+    return Format(container, "libx264", "yuv420p", options, "yuv444p", stores_aspect=True)
+
+
+def _h264_rgb(container: str) -> Format:
+    return Format(container, "libx264rgb", "rgb24", {"qp": "0", "preset": "medium"}, stores_aspect=True)
+
+
+def _matroska(form: Format) -> Format:
+    """Matroska and WebM count time in 1/1000 s, though they store the duration of a frame exactly."""
+    return replace(form, fastest=Fraction(1000))
+
+
+def _webp(**options: str) -> Format:
+    """WebP stores durations in 1/1000 s with 24 bits, and sides less one with 14."""
+    slowest, fastest = Fraction(1000, 2**24 - 1), Fraction(1000)
+    return Format(
+        "webp",
+        "libwebp",
+        "bgra",
+        options,
+        slowest=slowest,
+        fastest=fastest,
+        largest_side=2**14 - 1,
+        ticks=1000,
+        stores_color=False,
+    )
 
 
 _VP9 = {"b:v": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1", "tile-columns": "2"}
 # Higher levels cut frames into slices, which fails for frames of a few pixels.
 _FFV1 = {"level": "1", "g": "1"}
 
-# GIF counts time in 1/100 s, and players ignore durations below 2/100 s.
+# GIF stores durations in 1/100 s with 16 bits, and players ignore those below 2/100 s.
+_SLOWEST_GIF, _FASTEST_GIF = Fraction(100, 2**16 - 1), Fraction(50)
+
+_FASTEST_AVI = Fraction(1000)  # FFmpeg writes others with times of 1/600 s
+
 LOSSY = {
     ".mp4": _h264("mp4"),
     ".mov": _h264("mov"),
-    ".mkv": _h264("matroska"),
+    ".mkv": _matroska(_h264("matroska")),
     # AVI stores no timestamps, so frames must be stored in display order: no B-frames.
-    ".avi": _h264("avi", bf="0"),
-    ".webm": Format("webm", "libvpx-vp9", "yuv420p", _VP9 | {"crf": "20"}),
-    ".gif": Format("gif", "gif", "pal8", fastest=50, ticks=100),
-    ".webp": Format("webp", "libwebp", "bgra", {"quality": "90"}, fastest=1000, ticks=1000),
+    ".avi": replace(_h264("avi", bf="0"), fastest=_FASTEST_AVI),
+    ".webm": _matroska(Format("webm", "libvpx-vp9", "yuv420p", _VP9 | {"crf": "20"})),
+    ".gif": Format("gif", "gif", "pal8", slowest=_SLOWEST_GIF, fastest=_FASTEST_GIF, ticks=100, stores_color=False),
+    ".webp": _webp(quality="90"),
 }
 
 LOSSLESS = {
-    ".mp4": Format("mp4", "libx264rgb", "rgb24", {"qp": "0", "preset": "medium"}),
-    ".mov": Format("mov", "libx264rgb", "rgb24", {"qp": "0", "preset": "medium"}),
-    ".mkv": Format("matroska", "ffv1", "bgr0", _FFV1),
-    ".avi": Format("avi", "ffv1", "bgr0", _FFV1),
-    ".webm": Format("webm", "libvpx-vp9", "gbrp", _VP9 | {"lossless": "1"}),
-    ".webp": Format("webp", "libwebp", "bgra", {"lossless": "1"}, fastest=1000, ticks=1000),
+    ".mp4": _h264_rgb("mp4"),
+    ".mov": _h264_rgb("mov"),
+    ".mkv": _matroska(Format("matroska", "ffv1", "bgr0", _FFV1)),
+    ".avi": Format("avi", "ffv1", "bgr0", _FFV1, fastest=_FASTEST_AVI, stores_color=False),
+    ".webm": _matroska(Format("webm", "libvpx-vp9", "gbrp", _VP9 | {"lossless": "1"})),
+    ".webp": _webp(lossless="1"),
 }
 
 
@@ -82,8 +117,12 @@ class AvSink(ClipSink):
         """Create the file as `form`, whatever the suffix of `path`; for the other arguments see `create_clip`."""
         self._fps = fps
         self._count = 0
-        # Loop for ever. This is FFmpeg's default for GIF, but not for WebP.
-        options = {"loop": "0"} if form.container == "webp" else {}
+        options = {"fflags": "bitexact"}  # else Matroska files get random numbers, and no two runs are alike
+        if form.container == "webp":
+            options["loop"] = "0"  # for ever; this is FFmpeg's default for GIF, but not for WebP
+        if form.container in ("mp4", "mov") and fps < 1:
+            # FFmpeg's time unit is below 1/10000 s, of which a long clip with slow frames has more than it can count.
+            options["video_track_timescale"] = str(fps.numerator)
         self._container = av.open(file_url(path), "w", format=form.container, options=options)
         try:
             stream = self._container.add_stream(form.encoder, rate=fps, options=form.options)
@@ -96,12 +135,6 @@ class AvSink(ClipSink):
                 LOGGER.warning(
                     f"{width}x{height} has an odd side, which H.264 cannot store with chroma at half resolution; it is "
                     f"stored at full ({pixel_format}), which not every player shows."
-                )
-            if pixel_aspect != 1 and not form.encoder.startswith("libx264"):
-                # Containers can store it, but PyAV cannot set it there; H.264 stores it in the stream.
-                LOGGER.warning(
-                    f"the output cannot say that its pixels are {pixel_aspect} as wide as high, as H.264 could; "
-                    "players will take them for square."
                 )
             context = self._stream.codec_context
             context.width, context.height, context.pix_fmt = width, height, pixel_format

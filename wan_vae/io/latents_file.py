@@ -4,7 +4,7 @@ A safetensors file with one tensor, `latents`, (1, z, t, h, w), normalized; and 
 
 - `format` is "wan_vae.latents", `version` "1".
 - `frames`, `width`, `height`: size of the clip before padding.
-- `fps`, `pixel_aspect`: fractions, such as "30000/1001".
+- `fps`, `pixel_aspect`: fractions, such as "30000/1001", from 1/65536 to 65536, of whole numbers below 2^31.
 - `color`: color of the source as JSON (see `wan_vae.io.Color`).
 - `config`: architecture as JSON (see `wan_vae.config.VAEConfig`).
 - `checkpoint`: digest of the weights (see `wan_vae.checkpoints.Checkpoint.digest`).
@@ -12,6 +12,7 @@ A safetensors file with one tensor, `latents`, (1, z, t, h, w), normalized; and 
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,22 +24,29 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wan_vae.config import VAEConfig
+from wan_vae.config import VAEConfig, shown
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.io.atomic_output import check_output, written_beside
+from wan_vae.io.clip import LARGEST_ASPECT
 from wan_vae.io.color import Color
+from wan_vae.io.safetensors_file import DTYPES, StoredTensor, Version, read_exactly, read_header, version
+from wan_vae.io.timing import FASTEST, SLOWEST
 
 FORMAT = "wan_vae.latents"
 VERSION = "1"
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_LARGEST_INTEGER = 2**31 - 1  # numerators and denominators are 32 bits in FFmpeg
 
 
 @dataclass(frozen=True)
 class LatentsInfo:
-    """Properties of the clip and of the model that encoded it; the fields are explained at the top of this module."""
+    """Properties of the clip and of the model that encoded it; the fields are explained at the top of this module.
+
+    Raises:
+        LatentsError: A number is out of range: no file can hold it.
+    """
 
     frames: int
     width: int
@@ -48,6 +56,18 @@ class LatentsInfo:
     color: Color
     config: VAEConfig
     checkpoint: str
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "width", "height"):
+            if not 1 <= getattr(self, name) <= _LARGEST_INTEGER:
+                raise LatentsError(f"{name} is {getattr(self, name)}; it must be from 1 to {_LARGEST_INTEGER}.")
+        ranges = {"fps": (SLOWEST, FASTEST), "pixel_aspect": (Fraction(1, LARGEST_ASPECT), LARGEST_ASPECT)}
+        for name, (least, most) in ranges.items():
+            ratio = getattr(self, name)
+            if not least <= ratio <= most:
+                raise LatentsError(f"{name} is {ratio}; it must be from {least} to {most}.")
+            if max(ratio.numerator, ratio.denominator) > _LARGEST_INTEGER:
+                raise LatentsError(f"{name} is {ratio}, a fraction of numbers above {_LARGEST_INTEGER}.")
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise a LatentsError for latents of another shape than those of this clip."""
@@ -76,22 +96,39 @@ class LatentsInfo:
         if metadata.get("version") != VERSION:
             raise LatentsError(f"it is of version {metadata.get('version')}; this program reads version {VERSION}.")
         try:
-            info = cls(
-                frames=int(metadata["frames"]),
-                width=int(metadata["width"]),
-                height=int(metadata["height"]),
-                fps=Fraction(metadata["fps"]),
-                pixel_aspect=Fraction(metadata["pixel_aspect"]),
-                color=Color(**json.loads(metadata["color"])),
+            return cls(
+                frames=_whole_number(metadata["frames"]),
+                width=_whole_number(metadata["width"]),
+                height=_whole_number(metadata["height"]),
+                fps=_ratio(metadata["fps"]),
+                pixel_aspect=_ratio(metadata["pixel_aspect"]),
+                color=_color(json.loads(metadata["color"])),
                 config=VAEConfig.from_dict(json.loads(metadata["config"]), origin="its config"),
                 checkpoint=metadata["checkpoint"],
             )
-        except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise LatentsError(f"its metadata is damaged: {error}.") from error
-        counts, ratios = (info.frames, info.width, info.height), (info.fps, info.pixel_aspect)
-        if min(counts) < 1 or not all(Fraction(1, 2**16) <= ratio <= 2**16 for ratio in ratios):
-            raise LatentsError("its metadata is damaged: a size or rate is not possible.")
-        return info
+        except KeyError as error:
+            raise LatentsError(f"its metadata is damaged: it has no {error}.") from error
+        except (RecursionError, TypeError, ValueError) as error:
+            raise LatentsError(f"its metadata is damaged: {str(error).rstrip('.')}.") from error
+
+
+def _whole_number(text: str) -> int:
+    if re.fullmatch("[0-9]{1,10}", text) is None:
+        raise ValueError(f"{text!r} is no whole number of up to 10 digits")
+    return int(text)
+
+
+def _ratio(text: str) -> Fraction:
+    if re.fullmatch("[0-9]{1,10}(/0*[1-9][0-9]{0,9})?", text) is None:
+        raise ValueError(f"{text!r} is no fraction such as '30000/1001'")
+    return Fraction(text)
+
+
+def _color(values: Any) -> Color:
+    kinds = {"matrix": str, "full_range": bool, "primaries": int, "transfer": int}
+    if not isinstance(values, dict) or not all(type(value) is kinds.get(name) for name, value in values.items()):
+        raise ValueError(f"{shown(values)} is no color")
+    return Color(**values)
 
 
 class LatentsWriter:
@@ -103,8 +140,13 @@ class LatentsWriter:
     layout depends on the length.
     """
 
-    def __init__(self, target: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write to a path, whose existing file is replaced, or to a binary file object from its current position."""
+    def __init__(self, target: str | os.PathLike[str] | BinaryIO, *, overwrite: bool = True) -> None:
+        """Write to a path, or to a binary file object from its current position.
+
+        Without `overwrite`, a file that appears under the path is kept; the latents get another name, and leaving the
+        context raises a UserError that says which.
+        """
+        self._overwrite = overwrite
         self._target = Path(target) if isinstance(target, str | os.PathLike) else target
         self._name = str(self._target) if isinstance(self._target, Path) else "the file object"
         self._frames = 0
@@ -115,7 +157,7 @@ class LatentsWriter:
         with self._reported(), ExitStack() as stack:
             self._temporary = None
             if isinstance(self._target, Path):
-                self._temporary = stack.enter_context(written_beside(self._target))
+                self._temporary = stack.enter_context(written_beside(self._target, overwrite=self._overwrite))
             folder = self._temporary.parent if self._temporary else None
             self._spool = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             self._stack = stack.pop_all()
@@ -127,7 +169,8 @@ class LatentsWriter:
         if kind is None and self._temporary is not None and not self._finished:
             with self._stack:
                 raise self._refusal("finish was not called; call it with a LatentsInfo after the last chunk.")
-        self._stack.__exit__(kind, error, traceback)
+        with self._reported():
+            self._stack.__exit__(kind, error, traceback)
 
     def write(self, latents: Tensor) -> None:
         """Append normalized latents (1, z, n, h, w); all chunks have one dtype, z, h and w.
@@ -216,17 +259,17 @@ class LatentsFile:
     def __init__(self, path: str | os.PathLike[str], *, name: str | None = None) -> None:
         self._path = Path(path)
         self._name = name or str(path)
-        metadata = latents_metadata(self._path)
-        if metadata is None:
+        header = _read_latents_header(self._path)
+        if header is None:
             raise LatentsError(f"{self._name} is no latents file; `wan-vae encode` writes them.")
+        tensors, metadata, self._version = header
         try:
             self.info = LatentsInfo.from_metadata(metadata)
-            with safe_open(self._path, framework="pt") as file:
-                if "latents" not in file.keys():  # noqa: SIM118
-                    raise LatentsError("it has no tensor 'latents'.")
-                tensor = file.get_slice("latents")
-                self.shape = tuple(tensor.get_shape())
-                self.dtype = str(tensor.get_dtype())
+            if "latents" not in tensors:
+                raise LatentsError("it has no tensor 'latents'.")
+            self.dtype, self.shape, self._start = tensors["latents"]
+            if self.dtype not in DTYPE_NAMES.values():
+                raise LatentsError(f"its latents are {self.dtype}, not one of {', '.join(DTYPE_NAMES.values())}.")
             self.info.check_shape(self.shape)
         except UserError as error:
             raise LatentsError(f"{self._name} cannot be used: {error}") from error
@@ -235,27 +278,51 @@ class LatentsFile:
         """Yield normalized latents (1, z, n, h, w); n is `count`, or less for the last chunk.
 
         Raises:
-            LatentsError: A value is NaN or infinite.
+            LatentsError: A value is NaN or infinite, or the file has changed since it was opened.
         """
-        with safe_open(self._path, framework="pt") as file:
-            tensor = file.get_slice("latents")
-            for start in range(0, self.shape[2], count):
-                chunk = tensor[:, :, start : start + count]
+        with _open(self._path, self._name) as file:
+            _, channels, frames, height, width = self.shape
+            for start in range(0, frames, count):
+                chunk = torch.empty(
+                    (channels, min(count, frames - start), height, width), dtype=DTYPES[self.dtype], device="cpu"
+                )
+                plane_bytes = chunk[0, 0].nbytes
+                try:
+                    for channel in range(channels):
+                        first = self._start + (channel * frames + start) * plane_bytes
+                        read_exactly(file, first, chunk[channel])
+                    changed = version(file) != self._version
+                except (OSError, ValueError):
+                    changed = True
+                if changed:
+                    raise LatentsError(f"{self._name} was changed while it was read; start again.")
                 if not torch.isfinite(chunk).all():
                     raise LatentsError(f"{self._name} holds NaN or infinite values from latent frame {start} on.")
-                yield chunk
+                yield chunk[None]
 
 
 def latents_metadata(path: Path) -> dict[str, str] | None:
     """Return the metadata of a latents file, None for any other file; a LatentsError if there is no such file."""
-    if not path.is_file():
-        raise LatentsError(f"{path} is not a file.")
+    header = _read_latents_header(path)
+    return None if header is None else header[1]
+
+
+def _read_latents_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str], Version] | None:
+    with _open(path, str(path)) as file:
+        try:
+            tensors, metadata = read_header(file)
+        except ValueError:
+            return None
+        return (tensors, metadata, version(file)) if metadata.get("format") == FORMAT else None
+
+
+def _open(path: Path, name: str) -> BinaryIO:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except SafetensorError:
-        return None
-    return metadata if metadata.get("format") == FORMAT else None
+        if not path.is_file():
+            raise LatentsError(f"{name} is not a file.")
+        return path.open("rb")
+    except OSError as error:
+        raise LatentsError(f"{name} cannot be read: {error.strerror}.") from error
 
 
 def load_latents(source: str | os.PathLike[str] | BinaryIO) -> tuple[Tensor, LatentsInfo]:
@@ -294,7 +361,7 @@ def save_latents(
         UserError: The path is taken, the latents cannot be stored or do not fit `info`, or the disk is full.
     """
     if isinstance(target, str | os.PathLike):
-        check_output(target, overwrite=overwrite)
-    with LatentsWriter(target) as writer:
+        check_output(target, overwrite=overwrite, must_be_utf8=True)
+    with LatentsWriter(target, overwrite=overwrite) as writer:
         writer.write(latents)
         writer.finish(info)

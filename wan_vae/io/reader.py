@@ -1,6 +1,7 @@
 """Opening and reading clips of all kinds."""
 
 import os
+import stat
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import check_clip_options
 from wan_vae.errors import ClipError
-from wan_vae.io.clip import Clip, ClipInfo, ClipSource
+from wan_vae.io.audio import reason
+from wan_vae.io.clip import LARGEST_SIDE, Clip, ClipInfo, ClipSource
 from wan_vae.io.ffmpeg_reader import AvSource
 from wan_vae.io.frames import frames_to_tensor
-from wan_vae.io.images import IMAGE_SUFFIXES, ImageSource
+from wan_vae.io.image_kind import image_kind
+from wan_vae.io.images import ImageSource
 from wan_vae.io.timing import exact_rate, format_slice
 
-_LARGEST_SIDE = 16384  # pixels; twice the width of 8K, about
 _FASTEST = 1000  # frames per second
 
 
@@ -34,9 +37,10 @@ def open_clip(
     logger "wan_vae".
 
     Args:
-        source: Path of a file that FFmpeg can play, of an image (PNG, JPEG, WebP, BMP, TIFF), or of a folder of images
-            of one size, which are read in natural order (2 before 10) at 24 frames per second. Or a binary file object
-            that can seek, with a video; it is read from its start and stays open.
+        source: Path of a file that FFmpeg can play, of an image (PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF), recognized by
+            its content, or of a folder of images of one size, which are read in natural order (2 before 10) at 24
+            frames per second, as are the pages of a TIFF. Or a binary file object that can seek, with a video or an
+            image; it is read from its start and stays open.
         size: Width and height to resize to; None for those of the source.
         frames: First frame and the one after the last, counted from 0, as in a slice.
         fps: Frame rate to resample the selected frames to, with the same duration; None for that of the source. Images
@@ -46,11 +50,14 @@ def open_clip(
         ClipError: The source is missing, not a clip, damaged or cut short, or an option is out of range or selects no
             frames.
     """
-    if size is not None and not 1 <= min(size) <= max(size) <= _LARGEST_SIDE:
-        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {_LARGEST_SIDE}.")
+    check_clip_options(size, frames)
+    if size is not None and not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
+        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {LARGEST_SIDE}.")
     rate = None if fps is None else exact_rate(fps)
     if rate is not None and not Fraction(1, _FASTEST) <= rate <= _FASTEST:
-        raise ClipError(f"{fps} frames a second is not possible; give a rate from 1/{_FASTEST} to {_FASTEST}.")
+        raise ClipError(
+            f"{float(rate):g} frames a second is not possible; give a rate from 1/{_FASTEST} to {_FASTEST}."
+        )
     if any(number is not None and number < 0 for number in frames):
         raise ClipError(
             f"frames {format_slice(frames)} counts from the end, which is not supported; count from 0 at the start."
@@ -59,14 +66,34 @@ def open_clip(
     if not isinstance(source, str | os.PathLike):
         if not source.seekable():
             raise ClipError("the file object cannot seek; read its content into an io.BytesIO.")
-        reader = AvSource(source, "the file object", frames)
-    elif not (path := Path(source)).exists():
-        raise ClipError(f"{path} does not exist; name a video, an image or a folder of images.")
-    elif path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        reader = ImageSource(path, frames, rate)
+        name = "the file object"
+        kind = image_kind(source, name)
+        source.seek(0)
+        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames)
+    elif (path := _checked(Path(source))).is_dir():
+        reader = ImageSource(path, str(path), None, frames, rate)
+    elif kind := image_kind(path, str(path)):
+        reader = ImageSource(path, str(path), kind, frames, rate)
     else:
         reader = AvSource(path, str(path), frames)
     return Clip(reader, size, rate)
+
+
+def _checked(path: Path) -> Path:
+    """Refuse what is neither a file nor a folder, without opening it: reading a pipe could wait without end."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        hint = "; standard input cannot be read, so save it to a file" if path == Path("-") else ""
+        raise ClipError(f"{path} does not exist{hint}; name a video, an image or a folder of images.") from error
+    except (OSError, ValueError) as error:
+        raise ClipError(f"{path} cannot be opened ({reason(error)}); name a video, an image or a folder.") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ClipError(
+            f"{path} is neither a file nor a folder, and only those can be read twice; save its content to a file (in "
+            "Python, to an io.BytesIO)."
+        )
+    return path
 
 
 def read_clip(

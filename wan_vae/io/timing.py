@@ -2,14 +2,22 @@
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Rational, Real
 from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from wan_vae.errors import ClipError
 
 T = TypeVar("T")
+
+SLOWEST, FASTEST = Fraction(1, 2**16), Fraction(2**16)
+"""Frame rates of clips that can be opened, kept in a latents file, and written."""
 
 
 @dataclass(frozen=True)
@@ -50,54 +58,102 @@ def measure(
 ) -> Timing:
     """Find the timing of selected frames from the timestamps of all frames; a ClipError if none is selected.
 
+    The rate is constant if all timestamps are those of a steady clock that a container rounded to its time unit. An
+    earlier container may have rounded them to milliseconds before: that is believed of usual rates, if all timestamps
+    are whole milliseconds.
+
     Args:
         shown: Timestamp and duration of every frame in seconds, ascending. Only the last duration is used; 0 if
             unknown.
-        tick: Time unit of the container, in seconds. Timestamps of a constant rate are off by at most one unit.
-        rates: Frame rates the container declares, best first. The first that agrees with the timestamps is used.
+        tick: Time unit of the container, in seconds.
+        rates: Frame rates the container declares, best first. The first that agrees with the timestamps is used, usual
+            ones before others.
         frames: First frame and the one after the last, as in a slice.
     """
     first, stop = frames[0] or 0, math.inf if frames[1] is None else frames[1]
-    total = count = 0
+    total = 0
     start = last = last_duration = Fraction(0)
     end: Fraction | None = None
-    slowest, fastest = Fraction(0), Fraction(1_000_000)
+    seconds = array("d")  # 8 bytes a frame, since the best steady clock is known only at the end
     for time, duration in shown:
         last_duration = duration
-        if total == first:
-            start = time
         if first <= total < stop:
-            if count and time - start + tick > 0:
-                slowest = max(slowest, count / (time - start + tick))
-            if count and time - start - tick > 0:
-                fastest = min(fastest, count / (time - start - tick))
-            last, count = time, count + 1
+            start = start if seconds else time
+            last = time
+            seconds.append(float(time - start))
         elif total == stop:
             end = time
         total += 1
+    count = len(seconds)
     if count == 0:
         raise ClipError(f"frames {format_slice(frames)} selects no frame: the clip has {total}, numbered from 0.")
-    constant = slowest <= fastest
-    rate = _matching_rate(slowest, fastest, rates) if constant else None
     if end is None:
         mean = (last - start) / (count - 1) if count > 1 else Fraction(0)
-        end = last + (last_duration or (1 / rate if rate else mean))
+        end = last + (last_duration or mean)
+    if count == 1:
+        seconds.append(float(end - start))  # the time of the next frame, if there were one
+    declared = [_unrounded(rate) for rate in rates if rate > 0]
+    rate = _constant_rate(np.array(seconds), float(tick), declared, count / (end - start) if end > start else None)
+    constant = rate is not None or count == 1
     if rate is None:
-        rate = _simplified(count / (end - start)) if end > start else Fraction(24)
+        rate = _simplified(count / (end - start)) if end > start else [*declared, Fraction(24)][0]
     return Timing(count, total, rate, constant, start, max(end, start + 1 / rate))
 
 
-def _matching_rate(slowest: Fraction, fastest: Fraction, rates: Iterable[Fraction]) -> Fraction | None:
-    middle = (slowest + fastest) / 2 if slowest else None
-    for rate in [*map(_unrounded, rates), *(_usual_rates(middle) if middle else [])]:
-        if slowest <= rate <= fastest and 0 < rate <= 1000:
+def _constant_rate(
+    seconds: npt.NDArray[np.float64], tick: float, declared: list[Fraction], mean: Fraction | None
+) -> Fraction | None:
+    """The rate of the steady clock that timestamps, of which the first is 0, were rounded from; None if there is none.
+
+    `mean` is the number of frames over the time they take.
+    """
+    numbers = np.arange(len(seconds))
+
+    def jitter(period: float) -> float:
+        """Largest difference between the delays of two frames to a clock of this period."""
+        return float(np.ptp(seconds - numbers * period))
+
+    steadiest = _minimum(jitter, float(seconds[-1]) / int(numbers[-1]))
+    if steadiest <= 0:
+        return None
+    milliseconds, exact = seconds * 1000, 1e-12 * float(seconds[-1])
+    were_rounded = tick <= 1 / 1000 and np.abs(milliseconds - np.rint(milliseconds)).max() <= 1000.001 * tick
+    near = Fraction(1 / steadiest)
+    for rate in [
+        *(rate for rate in declared if _is_usual(rate)),
+        *(rate for rate in declared if jitter(float(1 / rate)) <= exact),
+        *(rate for rate in _usual_rates(near) if rate > 0),
+        *declared,
+        _simplified(near),
+    ]:
+        period, rounding = float(1 / rate), tick
+        if tick > period / 2 and len(seconds) > 2:
+            # Rounding this coarse could explain frames that were dropped, so only a rate that was declared is believed,
+            # and needs rounding. MP4 declares the mean.
+            rounding = tick if rate in declared and rate != mean and (period / tick) % 1 > 1e-6 else 0
+        elif were_rounded and _is_usual(rate) and tick + 1 / 1000 <= period / 2:
+            rounding = tick + 1 / 1000
+        if jitter(period) <= 1.001 * rounding + exact:
             return rate
-    return _simplified(middle) if middle else None
+    return None
+
+
+def _minimum(function: Callable[[float], float], near: float) -> float:
+    """Where a convex function has its minimum, from 0 to twice `near`."""
+    low, high = 0.0, 2 * near
+    for _ in range(100):  # each takes away a third, until neighbouring numbers are left
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, right) if function(left) <= function(right) else (left, high)
+    return (low + high) / 2
 
 
 def _usual_rates(rate: Fraction) -> list[Fraction]:
     """The nearest integer rate and the nearest NTSC rate (1000/1001 of an integer)."""
     return [Fraction(round(rate)), Fraction(round(rate * 1001 / 1000) * 1000, 1001)]
+
+
+def _is_usual(rate: Fraction) -> bool:
+    return rate in _usual_rates(rate)
 
 
 def _unrounded(rate: Fraction) -> Fraction:
@@ -107,17 +163,26 @@ def _unrounded(rate: Fraction) -> Fraction:
 
 
 def _simplified(rate: Fraction) -> Fraction:
-    return rate.limit_denominator(1001) or rate
+    """The nearest fraction with small terms: of a rate below 1, the seconds a frame takes are one."""
+    return rate.limit_denominator(1001) if rate >= 1 else 1 / (1 / rate).limit_denominator(1001)
 
 
 def exact_rate(fps: Fraction | float) -> Fraction:
     """Return a frame rate as a fraction; a float becomes a simple one near it: 29.97002997 becomes 30000/1001.
 
-    A ClipError if the rate is NaN or infinite.
+    Terms of more than 31 bits, which no container stores, are rounded too. A ClipError if the rate is no number from
+    `SLOWEST` to `FASTEST`.
     """
-    if not math.isfinite(fps):
-        raise ClipError(f"{fps} frames a second is not possible; give a number above 0.")
-    return fps if isinstance(fps, Fraction) else _simplified(Fraction(float(fps)))
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not SLOWEST <= fps <= FASTEST:
+        # Python refuses to print integers of thousands of digits.
+        long = isinstance(fps, Rational) and fps.numerator.bit_length() + fps.denominator.bit_length() > 1000
+        given = "such a number of" if long else fps if isinstance(fps, Real) else repr(fps)
+        raise ClipError(
+            f"{given} frames a second is not possible; the rate must be above 0, a number from {SLOWEST} to {FASTEST}."
+        )
+    if isinstance(fps, Rational) and max(fps.numerator, fps.denominator) < 2**31:
+        return Fraction(fps)
+    return _simplified(Fraction(fps) if isinstance(fps, Rational) else Fraction(float(fps)))
 
 
 def resampled_count(duration: Fraction, rate: Fraction) -> int:

@@ -10,20 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import av.error
+import imageio.v3 as iio
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from wan_vae.errors import ClipError
-from wan_vae.io.atomic_output import check_output, written_beside
+from wan_vae.io.atomic_output import OutputTakenError, check_output, written_beside
 from wan_vae.io.audio import AudioSource, reason
 from wan_vae.io.clip import LOGGER, ClipSink
 from wan_vae.io.color import RGB, Color
 from wan_vae.io.ffmpeg_writer import LOSSLESS, LOSSY, AvSink
 from wan_vae.io.frames import single_clip, tensor_to_frames
-from wan_vae.io.images import JPEG_SUFFIXES, STILL_SUFFIXES, FolderSink, PictureSink
+from wan_vae.io.orientation import Picture
 from wan_vae.io.timing import exact_rate
+
+STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Written as a single image; .webp is written as an animation."""
+
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+
+_LARGEST_JPEG, _LARGEST_PNG = 65500, 2**31 - 1  # pixels a side
 
 
 class ClipWriter:
@@ -32,23 +40,28 @@ class ClipWriter:
     The output appears under its name when the context is left without an exception; otherwise nothing is left of it.
     """
 
-    def __init__(self, path: Path, make_sink: Callable[[Path], ClipSink], width: int, height: int) -> None:
+    def __init__(
+        self, path: Path, make_sink: Callable[[Path], ClipSink], width: int, height: int, overwrite: bool
+    ) -> None:
         """Use `create_clip` instead."""
         self._path = path
         self._make_sink = make_sink
         self._shape = (height, width, 3)
+        self._overwrite = overwrite
         self._count = 0
         self._ended = False
 
     def __enter__(self) -> "ClipWriter":
         with self._reported(), ExitStack() as stack:
-            temporary = stack.enter_context(written_beside(self._path))
+            temporary = stack.enter_context(written_beside(self._path, overwrite=self._overwrite))
             self._sink = self._make_sink(temporary)
             stack.push(self._conclude)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
+        if self._ended and isinstance(exc_info[1], OutputTakenError):
+            exc_info = (None, None, None)  # another output has another name, but this one is whole
         with self._reported():
             self._stack.__exit__(*exc_info)
 
@@ -113,6 +126,7 @@ def create_clip(
     pixel_aspect: Fraction = Fraction(1),
     lossless: bool = False,
     audio: AudioSource | None = None,
+    overwrite: bool = True,
 ) -> ClipWriter:
     """Create a clip to write frames to. The suffix of its name selects the format:
 
@@ -134,44 +148,66 @@ def create_clip(
         lossless: Store every frame without loss.
         audio: Audio to copy, from `Clip.audio`; it ends with the last frame. If the format cannot store it, it is left
             out with a warning to the logger "wan_vae".
+        overwrite: Replace a file that appears before the clip is complete. Otherwise the clip gets another name, and
+            leaving its context raises a UserError that says which.
 
     Raises:
         ClipError: The suffix is unknown, a folder is in the place of a file or the reverse, or the format does not
             support what is asked for.
     """
     path, fps = Path(path), exact_rate(fps)
+    check_clip(path, fps=fps, lossless=lossless)
     suffix = path.suffix.lower()
-    if width < 1 or height < 1 or fps <= 0:
-        raise ClipError(f"a clip of {width}x{height} at {fps} frames a second is not possible; all must be above 0.")
+    form = (LOSSLESS if lossless else LOSSY).get(suffix)
+    largest = form.largest_side if form else _LARGEST_JPEG if suffix in JPEG_SUFFIXES else _LARGEST_PNG
+    if width < 1 or height < 1:
+        raise ClipError(f"a clip of {width}x{height} pixels is not possible; both must be above 0.")
+    if max(width, height) > largest:
+        raise ClipError(f"{path} cannot be {width}x{height}; with this ending, sides have up to {largest} pixels.")
+    if audio is not None and (form is None or suffix in (".gif", ".webp")):
+        LOGGER.warning(f"{path} cannot hold sound; that of {audio.path} is left out.")
+        audio = None
+    if pixel_aspect != 1 and not (form and form.stores_aspect):
+        LOGGER.warning(
+            f"{path} cannot say that its pixels are {pixel_aspect} as wide as high, as an .mp4 could; players will take"
+            " them for square."
+        )
+    if not color.is_usual and not (form and form.stores_color):
+        LOGGER.warning(
+            f"{path} cannot say that its colors are not the usual ones (primaries {color.primaries}, transfer "
+            f"{color.transfer}), as an .mp4 could; they will look wrong."
+        )
+    make_sink: Callable[[Path], ClipSink]
+    if form is None:
+        make_sink = PictureSink if suffix else FolderSink
+    else:
+        if form.ticks is not None and form.ticks % fps != 0:
+            LOGGER.warning(f"{path} counts time in 1/{form.ticks} s, so its rate will only be near {float(fps):g}.")
+        make_sink = partial(AvSink, form, width, height, fps, color, pixel_aspect, audio)
+    return ClipWriter(path, make_sink, width, height, overwrite)
+
+
+def check_clip(path: Path, *, fps: Fraction, lossless: bool) -> None:
+    """Raise a ClipError if no clip of this name and rate can be written; see `create_clip`."""
+    suffix = path.suffix.lower()
+    if suffix and suffix not in LOSSY and suffix not in STILL_SUFFIXES:
+        known = ", ".join((*LOSSY, *STILL_SUFFIXES))
+        raise ClipError(f"{path} has an unknown ending; known are {known}, and none for a folder of PNG files.")
     if suffix and path.is_dir():
         raise ClipError(f"{path} is a folder; name a file, or a folder without an ending for PNG files.")
     if not suffix and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ClipError(f"{path} exists and is not an empty folder; name a new folder for the PNG files.")
-    if audio is not None and (suffix not in LOSSY or suffix in (".gif", ".webp")):
-        LOGGER.warning(f"{path} cannot hold sound; that of {audio.path} is left out.")
-        audio = None
-    make_sink: Callable[[Path], ClipSink]
-    if not suffix:
-        make_sink = FolderSink
-    elif suffix in STILL_SUFFIXES:
-        if lossless and suffix in JPEG_SUFFIXES:
-            raise ClipError(f"{path} cannot be lossless, as a JPEG; name a .png.")
-        make_sink = PictureSink
-    elif suffix in LOSSY:
-        if lossless and suffix not in LOSSLESS:
-            raise ClipError(f"{path} cannot be lossless; these can: a folder, {', '.join(LOSSLESS)}.")
+    if lossless and suffix in JPEG_SUFFIXES:
+        raise ClipError(f"{path} cannot be lossless, as a JPEG; name a .png.")
+    if lossless and suffix in LOSSY and suffix not in LOSSLESS:
+        raise ClipError(f"{path} cannot be lossless; these can: a folder, {', '.join(LOSSLESS)}.")
+    if suffix in LOSSY:
         form = (LOSSLESS if lossless else LOSSY)[suffix]
-        if form.fastest is not None and fps > form.fastest:
+        if not form.slowest <= fps <= form.fastest:
             raise ClipError(
-                f"{path} cannot hold {float(fps):g} frames a second; give at most {form.fastest}, or name an .mp4."
+                f"{path} cannot hold {float(fps):g} frames a second; give from {float(form.slowest):g} to"
+                f" {float(form.fastest):g}, or name an .mp4."
             )
-        if form.ticks is not None and form.ticks % fps != 0:
-            LOGGER.warning(f"{path} counts time in 1/{form.ticks} s, so its rate will only be near {float(fps):g}.")
-        make_sink = partial(AvSink, form, width, height, fps, color, pixel_aspect, audio)
-    else:
-        known = ", ".join((*LOSSY, *STILL_SUFFIXES))
-        raise ClipError(f"{path} has an unknown ending; known are {known}, and none for a folder of PNG files.")
-    return ClipWriter(path, make_sink, width, height)
 
 
 def write_clip(
@@ -199,6 +235,48 @@ def write_clip(
     check_output(path, overwrite=overwrite, inputs=(audio.path,) if audio else (), may_be_folder=not Path(path).suffix)
     height, width = clip.shape[2:]
     create = partial(create_clip, path, fps=fps, color=color, pixel_aspect=pixel_aspect)
-    with create(width=width, height=height, lossless=lossless, audio=audio) as writer:
+    with create(width=width, height=height, lossless=lossless, audio=audio, overwrite=overwrite) as writer:
         for chunk in torch.split(clip, 16, dim=1):
             writer.write(tensor_to_frames(chunk))
+
+
+def write_picture(path: Path, picture: Picture) -> None:
+    """Write a (height, width, 3) uint8 picture; the suffix of `path` selects the format."""
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix.lower() in JPEG_SUFFIXES else {}
+    iio.imwrite(path, picture, plugin="pillow", **options)
+
+
+class FolderSink(ClipSink):
+    """Writer of a folder of PNG files 000000.png, 000001.png and so on."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir()
+        self._path = path
+        self._count = 0
+
+    def write(self, picture: Picture) -> None:
+        """Write a (height, width, 3) uint8 picture to the next file."""
+        write_picture(self._path / f"{self._count:06}.png", picture)
+        self._count += 1
+
+
+class PictureSink(ClipSink):
+    """Writer of a single image file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._picture: Picture | None = None
+
+    def write(self, picture: Picture) -> None:
+        """Keep a (height, width, 3) uint8 picture; a ClipError for the second one."""
+        if self._picture is not None:
+            raise ClipError(
+                f"an image file ({self._path.suffix}) holds one picture, not several; name a folder, that is, a path "
+                "without an ending."
+            )
+        self._picture = picture.copy()
+
+    def finish(self) -> None:
+        """Write the file."""
+        if self._picture is not None:
+            write_picture(self._path, self._picture)

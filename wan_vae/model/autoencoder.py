@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from wan_vae.arguments import check_type
 from wan_vae.config import VAEConfig
 from wan_vae.model.blocks import Blocks, Head, Middle
 from wan_vae.model.halo import Halo
@@ -178,6 +179,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
+        check_type("config", config, VAEConfig, "a VAEConfig; WanVAE.from_config takes names")
         self.config = config
         moments = 2 * config.latent_channels
         self.encoder = Encoder(config)

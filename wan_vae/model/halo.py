@@ -8,7 +8,7 @@ and models have no modes and keep no state. A halo answers for time itself and a
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from wan_vae.errors import UserError
 from wan_vae.model.stages import LocalStage, StageFunction, group_by_time, peak_channels
-from wan_vae.ops.dispatch import needs_plain_ops
-from wan_vae.ops.memory_estimator import device_of
+from wan_vae.ops import needs_plain_ops
+from wan_vae.ops.memory_estimator import device_of, representative_passes
 from wan_vae.ops.workspace import Workspace
 
 
@@ -52,6 +52,7 @@ def write(out: Tensor, x: Tensor, activation: Activation | None) -> None:
         activation.into(out, x)
 
 
+@runtime_checkable
 class Neighbors(Protocol):
     """The holders of the pixels around a tensor. All tensors are (B, C, T, H, W) unless stated otherwise."""
 
@@ -172,7 +173,11 @@ class Halo:
     def _joined(self, past: Tensor | None, x: Tensor, margin: Padding, activation: Activation | None) -> Tensor:
         """Return `activation(x)` with `margin` around it, behind `past`, which already has that margin."""
         if needs_plain_ops():
-            assert not any(margin), "neighbors give no gradients"
+            if any(margin):
+                raise UserError(
+                    "A part of a picture is computed without gradients, autocast and torch.compile; leave them and call"
+                    " again."
+                )
             x = x if activation is None else activation(x)
             return x if past is None else torch.cat([past, x], dim=2)
         if past is None and activation is None and not any(margin):
@@ -199,6 +204,8 @@ class CachedHalo(Halo):
     def __init__(self, neighbors: Neighbors | None = None) -> None:
         # Per layer: (B, C, n, H, W) pieces, together at most as many frames as the layer looks back.
         self._cache: dict[nn.Module, list[Tensor]] = {}
+        # Where the cache was loaded: the entry of the state for each of the model's layers.
+        self._loaded: dict[nn.Module, str] = {}
         # Set last: attributes are deleted in order, and a workspace can only recycle memory that nothing refers to.
         super().__init__(neighbors)
 
@@ -219,6 +226,8 @@ class CachedHalo(Halo):
             return super().pad(layer, x, padding, activation, split=split)
         past = self._cache.get(layer, [])
         margin = self.neighbors.margin(padding)
+        if self._loaded and past:
+            self._check_loaded(layer, x, padding, margin)
         zero_padding = padding.minus(margin)
         zero_padding = zero_padding._replace(before=padding.before - sum(piece.shape[2] for piece in past))
         if split and not any(margin):
@@ -228,6 +237,21 @@ class CachedHalo(Halo):
         joined = self._joined(past[0] if past else None, x, margin, activation)
         self._update_cache(layer, joined, padding.before)
         return PaddedInput([joined], zero_padding)
+
+    def _check_loaded(self, layer: nn.Module, x: Tensor, padding: Padding, margin: Padding) -> None:
+        """Raise a UserError if a loaded cache is not what `pad` would have kept of earlier chunks like `x`."""
+        past = self._cache[layer]
+        frames = sum(piece.shape[2] for piece in past)
+        size = (*x.shape[:2], x.shape[3] + margin.top + margin.bottom, x.shape[4] + margin.left + margin.right)
+        alike = all((*piece.shape[:2], *piece.shape[3:]) == size for piece in past)
+        # Autocast converts.
+        alike = alike and all(needs_plain_ops() or piece.dtype == x.dtype for piece in past)
+        if not alike or not 1 <= frames <= padding.before:
+            found = ", ".join(f"{tuple(piece.shape)} of {piece.dtype}" for piece in past)
+            raise UserError(
+                f"The state's entry {self._loaded.get(layer)!r} is {found}, but it must be ({size[0]}, {size[1]}, 1 to"
+                f" {padding.before}, {size[2]}, {size[3]}) of {x.dtype}; take the state as it was."
+            )
 
     def _split(self, x: Tensor, count: int, activation: Activation | None) -> list[Tensor]:
         """Return `activation(x)` with each of its last `count` frames in its own memory, so that it can be cached."""
@@ -261,7 +285,7 @@ class CachedHalo(Halo):
                     x = stage.run(x, self)
                 continue
             result = None
-            for start in range(0, frames, count):
+            for start in representative_passes(range(0, frames, count), x):
                 part = x[:, :, start : start + count]
                 for stage in group:
                     part = stage.run(part, self)
@@ -285,8 +309,9 @@ class CachedHalo(Halo):
             # A copy, because a view would keep the whole chunk alive.
             self._cache[layer] = [F.pad(last, (0, 0, 0, 0, missing, 0)).clone()]
             return
-        if layer in self._cache:
-            (past,) = self._cache[layer]
+        cached = self._cache.get(layer, [])
+        if len(cached) == 1 and cached[0].shape[2] == count:
+            past = cached[0]
         else:
             batch, channels, _, height, width = x.shape
             past = self.workspace.empty_persistent((batch, channels, count, height, width), like=x)
@@ -319,7 +344,7 @@ class CachedHalo(Halo):
             prefix: Comes before each name.
 
         Raises:
-            UserError: The model has no such layer.
+            UserError: The model has no such layer, or an entry is no cache. `pad` checks that it is that of its layer.
         """
         layers = dict(model.named_modules())
         for name, past in state.items():
@@ -328,9 +353,12 @@ class CachedHalo(Halo):
             layer = layers.get(name.removeprefix(prefix))
             if layer is None:
                 raise UserError(f"The state has an entry {name!r}, but this model has no such layer.")
+            if past.ndim != 5 or past.numel() == 0:
+                raise UserError(f"The state's entry {name!r} is {tuple(past.shape)}; take the state as it was.")
             cached = self.workspace.empty_persistent(tuple(past.shape), like=past)
             cached.copy_(past)
             self._cache[layer] = [cached]
+        self._loaded = {layer: f"{prefix}{name}" for name, layer in layers.items()}
         self.at_start = False
 
 

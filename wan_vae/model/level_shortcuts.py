@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo
-from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.workspace import Workspace
 
 Cell = tuple[int, int, int]

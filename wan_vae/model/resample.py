@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from wan_vae.model.halo import Halo, Padding
 from wan_vae.model.layers import CausalConv3d
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.conv3d import accepts_frame_list, can_fuse_upsample, convolve, convolve_upsampled, subpixel_weights
-from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.workspace import Workspace
 
 

@@ -22,6 +22,17 @@ The optimizations, when each applies, and where it is:
    longer than running them.
 10. Memory estimates (`memory_estimator.py`): a dry run on the meta device, for choosing tiles and chunk sizes.
 
-All of them apply while no gradients, graphs or autocast are recorded (`dispatch.needs_plain_ops`); otherwise every
+All of them apply while no gradients, graphs or autocast are recorded (`needs_plain_ops`); otherwise every
 operation is PyTorch's.
 """
+
+import torch
+
+MIN_NORM = 1e-12
+"""The smallest norm that RMS norms divide by, as in Wan's `F.normalize`."""
+
+
+def needs_plain_ops() -> bool:
+    """Whether only PyTorch's out-of-place operations may run: under autograd, tracing, compilation or autocast."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.is_grad_enabled() or traced or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")

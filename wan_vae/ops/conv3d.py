@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_vae.ops import autotune
+from wan_vae.ops import autotune, needs_plain_ops
 from wan_vae.ops.cpu import kernels
-from wan_vae.ops.dispatch import needs_plain_ops
 from wan_vae.ops.memory_estimator import estimator_of
 from wan_vae.ops.triton import supports_triton
 from wan_vae.ops.workspace import Workspace

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wan_vae.ops import MIN_NORM
 from wan_vae.ops.cpu import kernels
-from wan_vae.ops.dispatch import MIN_NORM
 from wan_vae.ops.memory_estimator import estimator_of
 from wan_vae.ops.triton import supports_triton
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.memory_estimator import estimator_of
 
 # Bytes: blocks share no cache line, and start where vector loads are aligned.

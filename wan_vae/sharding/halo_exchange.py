@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wan_vae.errors import UserError
 from wan_vae.model.halo import Activation, Padding, write
-from wan_vae.ops.dispatch import needs_plain_ops
+from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.workspace import Workspace
 from wan_vae.sharding.grid import Area, Grid, common, within
 from wan_vae.sharding.process_group import Message, Transport, channels_last

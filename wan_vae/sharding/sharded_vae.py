@@ -8,10 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wan_vae.arguments import check_count, check_flag, check_type
+from wan_vae.checkpoints import weights_digest
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
-from wan_vae.inference.chunk_size import choose_chunk_size
+from wan_vae.inference.chunk_size import check_latents_per_pass, choose_chunk_size
 from wan_vae.inference.dry_run import dummy_input, make_plan
 from wan_vae.inference.passes import Direction, decode_video, encode_moments, records_gradients
 from wan_vae.inference.planner import Part, Plan
@@ -22,7 +24,7 @@ from wan_vae.posterior import LatentStatistics
 from wan_vae.sharding.grid import Grid, best_grid, even_grid
 from wan_vae.sharding.halo_exchange import HaloExchange
 from wan_vae.sharding.process_group import Message, ProcessGroup, Transfers, Transport, channels_last, min_budget
-from wan_vae.validation import check_latents, check_video
+from wan_vae.validation import check_device, check_latents, check_video
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -87,7 +89,7 @@ class ShardedVAE:
         model: The model, with the same weights on every rank, in eval mode.
         mesh: See `WanVAE.shard`.
         gather: See `WanVAE.shard`.
-        digest: Returns the digest of the weights, as `WanVAE.digest` does.
+        digest: Returns the digest of the weights, as `WanVAE.digest` does; default that of the weights as they are.
     """
 
     def __init__(
@@ -105,6 +107,8 @@ class ShardedVAE:
             )
         if model.training:
             raise UserError("A model in training mode cannot share clips among processes; call its eval() first.")
+        check_type("model", model, Autoencoder, "a model, such as WanVAE.from_pretrained(...)")
+        check_flag("gather", gather)
         self._model = model
         self._gather = gather
         self._digest = digest
@@ -127,6 +131,7 @@ class ShardedVAE:
 
     def default_chunk_size(self, height: int, width: int) -> int:
         """Return the latents per pass for a video of height x width pixels, as `WanVAE.default_chunk_size`."""
+        height, width = check_count("height", height), check_count("width", width)
         side = self.config.spatial_compression
         grid = self.share(-(-height // side), -(-width // side)).grid
         return choose_chunk_size(self._model, max(grid.latent_pixels), None).frames
@@ -141,8 +146,7 @@ class ShardedVAE:
 
     def digest(self) -> str:
         """Return the digest of the weights, as `WanVAE.digest`."""
-        assert self._digest is not None, "the model gave no digest"
-        return self._digest()
+        return weights_digest(self._model.state_dict()) if self._digest is None else self._digest()
 
     def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> normalized latents (B, z, t, h, w), as `WanVAE.encode`.
@@ -200,7 +204,8 @@ class ShardedVAE:
         The plan is that of a part that takes most: `overhead` and `peak` are that part's, `budget` is the least of all
         ranks'.
         """
-        x = dummy_input(self._model, direction, (batch, 3, frames, height, width))
+        size = {"batch": batch, "frames": frames, "height": height, "width": width}
+        x = dummy_input(self._model, direction, **size, streaming=streaming)
         self._group.check_alike(f"a plan for {tuple(x.shape)}")
         with torch.no_grad():
             return self._plan(x, direction, latents_per_pass, memory, streaming=streaming)
@@ -211,6 +216,7 @@ class ShardedVAE:
         Raises:
             UserError: The picture is too small for so many ranks.
         """
+        height, width = check_count("height", height), check_count("width", width)
         if self._shape is None:
             return Share(best_grid(self._group.world_size, height, width), self._group)
         return Share(even_grid(*self._shape, height, width), self._group)
@@ -228,6 +234,8 @@ class ShardedVAE:
         return share.gather(part, self._scales(direction)[1]) if self._gather else part
 
     def _run(self, x: Tensor, direction: Direction, latents_per_pass: int | None, memory: Budget | None) -> Tensor:
+        check_device(x, self.device)
+        check_latents_per_pass(latents_per_pass)
         if records_gradients(self._model, x):
             raise UserError(
                 "Clips in shards pass without gradients; call it inside torch.no_grad(), or turn off requires_grad."
@@ -251,6 +259,8 @@ class ShardedVAE:
     def _stream(
         self, chunks: Iterable[Tensor], direction: Direction, latents_per_pass: int | None, memory: Budget | None
     ) -> Iterator[Tensor]:
+        check_type("chunks", chunks, Iterable, "an iterable of tensors, such as [video]")
+        check_latents_per_pass(latents_per_pass)
         stream: ClipStream | None = None
         share, iterator = cast(Share, None), iter(chunks)
         while (chunk := self._next_chunk(iterator, direction, memory)) is not None:
@@ -284,6 +294,7 @@ class ShardedVAE:
             if chunk is not None:
                 check = check_video if direction == "encode" else check_latents
                 check(chunk, self.config, whole=False)
+                check_device(chunk, self.device)
         except Exception as error:
             # Whatever it is, the other ranks must not wait for this one; it is raised here and told there.
             self._group.all_gather_object(f"an error ({error})")
@@ -362,6 +373,9 @@ def _members(mesh: "DeviceMesh | None") -> tuple[ProcessGroup, tuple[int, int] |
     """Return the ranks of a mesh and, if it has rows and columns, how many of each."""
     if mesh is None:
         return ProcessGroup(range(dist.get_world_size())), None
+    from torch.distributed.device_mesh import DeviceMesh
+
+    check_type("mesh", mesh, DeviceMesh, "a DeviceMesh, or None for all processes")
     if mesh.ndim > 2:
         raise UserError(f"The mesh has {mesh.ndim} dimensions; a picture is cut in rows and columns, so 1 or 2 fit.")
     ranks = mesh.mesh.flatten().tolist()

@@ -58,6 +58,8 @@ def load_state(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     remove_partial(folder, path.stem)
     if not path.exists():
         return None
+    if not path.is_file():  # opening a pipe waits for a writer
+        raise UserError(f"{path} is no file, and so not the state of a training run; name another --out.")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         # Validated, so that entries that did not exist when the state was written get their defaults.

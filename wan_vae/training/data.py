@@ -66,8 +66,10 @@ class Sources:
 def find_sources(place: Path | None, suffixes: tuple[str, ...]) -> list[Path]:
     """Return the file `place`, or the files in and below the folder `place` that have one of the suffixes, sorted.
 
+    Names that begin with a dot are hidden, as are those below them.
+
     Raises:
-        UserError: `place` does not exist, or the folder has no such file.
+        UserError: `place` does not exist, the folder has no such file, or one of them is a link to nowhere.
     """
     if place is None:
         return []
@@ -75,7 +77,11 @@ def find_sources(place: Path | None, suffixes: tuple[str, ...]) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise UserError(f"{place} is neither a file nor a folder; name where the training data is.")
-    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in suffixes)
+    named = (path for path in place.rglob("*") if path.suffix.lower() in suffixes)
+    found = sorted(path for path in named if not any(part.startswith(".") for part in path.relative_to(place).parts))
+    if missing := [path for path in found if not path.exists()]:
+        raise UserError(f"{missing[0]} is a link to a file that does not exist; restore the file or remove the link.")
+    found = [path for path in found if path.is_file() or path.is_dir()]  # no pipes or devices
     if not found:
         raise UserError(f"{place} holds no file ending in {', '.join(suffixes)}.")
     return found

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wan_vae.config import VAEConfig, read_yaml
+from wan_vae.config import VAEConfig, read_yaml, shown
 from wan_vae.errors import UserError
 from wan_vae.evaluation.lpips import SMALLEST_SIDES
 
@@ -173,7 +173,7 @@ def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) ->
     """
     content = read_yaml(path, missing=f"There is no recipe {path}; configs/train/ holds some to start from.")
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no recipe: it is {content!r}, not names with values.")
+        raise UserError(f"{path} is no recipe: it is {shown(content)}, not names with values.")
     for section, values in (changes or {}).items():
         found = content.get(section) or {}
         if isinstance(found, dict):  # otherwise validation refuses it below
@@ -183,5 +183,5 @@ def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) ->
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the recipe"
-        value = f", but it is {first['input']!r}" if isinstance(first["input"], (str, int, float)) else ""
+        value = f", but it is {shown(first['input'])}" if isinstance(first["input"], (str, int, float)) else ""
         raise UserError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}{value}.") from error

@@ -14,6 +14,7 @@ from wan_vae.errors import UserError
 LARGEST_PICTURE = 150_000  # bytes
 
 
+@pytest.mark.slow
 def test_the_table_has_every_network(study: Study, quick_run: QuickRun) -> None:
     with (quick_run.out / "results.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
@@ -25,6 +26,7 @@ def test_the_table_has_every_network(study: Study, quick_run: QuickRun) -> None:
     assert quick_run.out.joinpath("table.md").read_text().count("\n| bottleneck | 2 |") == 3
 
 
+@pytest.mark.slow
 def test_every_claim_has_a_verdict(study: Study, quick_run: QuickRun) -> None:
     text = (quick_run.out / "verdicts.md").read_text()
     verdicts = verdicts_of(study)
@@ -33,6 +35,7 @@ def test_every_claim_has_a_verdict(study: Study, quick_run: QuickRun) -> None:
         assert f"| {verdict.claim} | **{verdict.outcome}** | {verdict.figures} |" in text
 
 
+@pytest.mark.slow
 def test_pictures_are_small_and_wide_enough(quick_run: QuickRun) -> None:
     pictures = list(quick_run.out.glob("*.png"))
     assert len(pictures) == 5
@@ -41,6 +44,7 @@ def test_pictures_are_small_and_wide_enough(quick_run: QuickRun) -> None:
         assert Image.open(path).width == 950
 
 
+@pytest.mark.slow
 def test_the_document_is_filled_in(quick_run: QuickRun) -> None:
     text = quick_run.document.read_text()
     table, verdicts = ((quick_run.out / f"{name}.md").read_text() for name in ("table", "verdicts"))
@@ -66,6 +70,7 @@ def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
         check_marks(path, ["table"])
 
 
+@pytest.mark.slow
 def test_results_are_not_replaced_unasked(quick_run: QuickRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_script(QUICK, "--out", quick_run.out, "--cache", quick_run.cache) == 2
     assert "results.csv exists; pass --overwrite" in capsys.readouterr().err

@@ -70,7 +70,7 @@ def ensure_kernels() -> None:
             try:
                 build_kernels()
             except UserError as error:
-                reason = str(error).partition("\n")[0]
+                reason = str(error)
                 _warn_once(f"CPU inference runs without the compiled kernels, at about half the speed: {reason}")
         _ensured = True
 
@@ -222,8 +222,11 @@ def _run(command: list[str], folder: Path | None = None) -> bytes:
         return subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=_TIMEOUT).stdout
     except (OSError, subprocess.SubprocessError) as error:
         output = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error).encode()
-        message = f"{command[0]} cannot compile the kernels; install a recent g++, or set CXX."
-        raise UserError(f"{message}\n{output.decode(errors='replace')}") from error
+        lines = output.decode(errors="replace").strip().splitlines() or [str(error)]
+        reason = next((line for line in lines if "error" in line), lines[-1])
+        raise UserError(
+            f"{command[0]} cannot compile the kernels ({reason}); install a recent g++, or set CXX to one."
+        ) from error
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wan_vae.ops.dispatch import MIN_NORM
+from wan_vae.ops import MIN_NORM
 from wan_vae.ops.triton.common import OPTIONS, has_contiguous_channels, jit, on_device_of, outer_offset, walk
 
 # Up to 32 values per thread: enough loads in flight to saturate the memory.
