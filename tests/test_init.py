@@ -37,6 +37,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = wan_vae.nonsense
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is missing; install the extra 'lint'")
 def test_users_script_passes_mypy_strict(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]

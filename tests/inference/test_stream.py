@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -30,6 +30,7 @@ def pushed(stream: EncodeStream | DecodeStream, chunks: tuple[Tensor, ...]) -> T
     return torch.cat([part for chunk in chunks if (part := stream.push(chunk)) is not None], dim=2)
 
 
+@settings(max_examples=40)
 @given(st.data(), small_configs(), st.integers(1, 4))
 def test_two_streams_in_turn_are_the_whole_clips(data: st.DataObject, config: VAEConfig, latents: int) -> None:
     vae, side = random_vae(config), config.spatial_compression

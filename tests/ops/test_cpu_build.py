@@ -81,6 +81,7 @@ class TestBuild:
         cached.write_bytes(cached.read_bytes()[: cached.stat().st_size // 2])
         assert library() is None
 
+    @pytest.mark.slow
     def test_processes_at_once_replace_a_damaged_file_with_one_build(self, cached: Path) -> None:
         cached.write_bytes(b"damaged")
         code = (
