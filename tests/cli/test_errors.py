@@ -122,8 +122,12 @@ def wrong_size(latents: Path) -> None:
         save_file({"latents": tensor[:, :, :2].contiguous()}, latents, metadata=metadata)
 
 
-def no_metadata(latents: Path) -> None:
-    save_file({"latents": torch.zeros(1, 3, 4, 7, 10)}, latents)
+def no_tensor(latents: Path) -> None:
+    save_file({"latents": torch.zeros(3)}, latents)
+
+
+def no_format(latents: Path) -> None:
+    spoil_metadata(format="wan_vae.latentS")(latents)
 
 
 def spoil_metadata(**changes: str) -> Callable[[Path], None]:
@@ -174,7 +178,9 @@ def test_overflowing_values_are_not_written(
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("spoil", [cut_latents, nan_latents, other_version, wrong_size, no_metadata, Path.unlink])
+@pytest.mark.parametrize(
+    "spoil", [cut_latents, nan_latents, other_version, wrong_size, no_tensor, no_format, Path.unlink]
+)
 def test_bad_latents_print_one_sentence(
     spoil: Callable[[Path], None], clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,6 +174,7 @@ def test_hostile_and_cut_files_are_refused(tmp_path: Path) -> None:
         huge: "header cannot be used",
         whole.replace(b"(1, 3, 5, 4, 6)", b"(9999999999999)"): "header",
         whole.replace(b"'<f4'", b"'|O8'"): "header cannot be used",
+        whole[:6] + b"\2" + whole[7:]: "not of version 1.0",
         whole.replace(b"'fortran_order': False", b"'fortran_order': True "): "Fortran",
         b"nothing of the kind": "neither safetensors, nor a file of torch.save, nor .npy",
     }

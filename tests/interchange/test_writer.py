@@ -101,6 +101,14 @@ def test_write_latents_refuses_what_no_format_holds(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 1, 2, 2), (3, 1, 2, 2), (2, 3, 1, 2, 2)])
+def test_write_latents_of_another_model_or_shape_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    for name in ("x.latent", "x.npy"):
+        with pytest.raises(UserError, match=r"3, t, h, w|a file holds one clip"):
+            write_latents(tmp_path / name, torch.zeros(shape), CONFIG)
+    assert not any(tmp_path.iterdir())
+
+
 def test_write_latents_never_replaces_without_overwrite(tmp_path: Path) -> None:
     write_latents(tmp_path / "x.npy", Z, CONFIG)
     with pytest.raises(UserError, match="exists"):

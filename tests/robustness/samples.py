@@ -12,6 +12,7 @@ from PIL import Image
 from tests.helpers import small_config
 from wan_vae import WanVAE
 from wan_vae.files import encode_file
+from wan_vae.interchange import read_latents, write_latents
 
 FRAMES = 9
 WIDTH, HEIGHT = 48, 32
@@ -64,6 +65,10 @@ def make_samples(folder: Path) -> dict[str, list[Sample]]:
     with torch.inference_mode():
         encode_file(found["video"][0].path, latents, vae.eval())
     found["latents"] = [Sample(latents, FRAMES)]
+    names = [f"latents.{ending}" for ending in ("latent", "pt", "npy")]
+    for name in names:
+        write_latents(folder / name, read_latents(latents, vae.config), vae.config)
+    found["foreign"] = [Sample(folder / name, FRAMES) for name in names]
     return found
 
 

@@ -161,8 +161,10 @@ def recognize(names: tuple[str, ...], metadata: Mapping[str, str]) -> tuple[str,
     The name is None in a bare file: `usual_name` chooses it.
 
     Raises:
-        LatentsError: It is of another program, but no latents of a Wan VAE.
+        LatentsError: It is of another program, but no latents of a Wan VAE, or our own, but damaged.
     """
+    if {"config", "fps", "frames"} <= metadata.keys():
+        raise LatentsError("its metadata is that of a latents file of this package, but damaged.")
     if COMFYUI_TENSOR in names and COMFYUI_VERSION in names:
         return "comfyui", COMFYUI_TENSOR
     caches = [name for name in names if MUSUBI_TENSOR.fullmatch(name)]

@@ -32,8 +32,8 @@ from wan_vae.io.latents_file import (
     latents_metadata,
     read_chunks,
 )
-from wan_vae.io.safetensors_file import LARGEST_HEADER, version
 from wan_vae.io.safetensors_file import StoredTensor as TensorInFile
+from wan_vae.io.safetensors_file import version
 from wan_vae.posterior import LatentStatistics
 
 _FPS = {48: Fraction(24)}  # of the models with so many latent channels
@@ -226,9 +226,10 @@ def _list(path: Path) -> TensorFile:
             )
         file.seek(0)
         try:
-            major = np.lib.format.read_magic(file)[0]
-            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, in_fortran_order, dtype = read(file, max_header_size=LARGEST_HEADER)
+            # Later versions are for headers of up to 4 GiB, which only structured arrays need.
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("it is not of version 1.0")
+            shape, in_fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
             like = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device="meta")
         except Exception as error:  # a damaged header can make numpy's parser raise almost anything
             raise LatentsError(f"its header cannot be used: {str(error).splitlines()[0]}.") from error

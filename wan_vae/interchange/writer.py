@@ -28,6 +28,7 @@ from wan_vae.io.atomic_output import check_output
 from wan_vae.io.latents_file import DTYPE_NAMES, LatentsInfo, LatentsWriter
 from wan_vae.io.safetensors_file import safetensors_header
 from wan_vae.posterior import LatentStatistics
+from wan_vae.validation import check_channels
 
 
 class ForeignWriter(LatentsWriter):
@@ -69,6 +70,7 @@ class ForeignWriter(LatentsWriter):
 
     def write(self, latents: Tensor) -> None:
         """Append normalized latents (1, z, n, h, w), as `LatentsWriter.write`, converted as the format asks."""
+        check_channels(latents, self._config)
         dtype = self._form.dtype
         if self._values == "raw":
             latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
