@@ -1,5 +1,6 @@
 """The public class: what it takes, what it refuses, and what it says then."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,17 @@ def test_from_pretrained_with_dtype_as_text_converts(tmp_path: Path) -> None:
     assert WanVAE.from_pretrained(tmp_path / "vae.safetensors", dtype="bfloat16").dtype == torch.bfloat16
     with pytest.raises(UserError, match="'int8'"):
         WanVAE.from_pretrained(tmp_path / "vae.safetensors", dtype="int8")
+
+
+def test_decode_of_raw_latents_as_normalized_ones_warns_once(caplog: pytest.LogCaptureFixture) -> None:
+    config = dataclasses.replace(small_config(), latent_mean=(0.3, -0.9, 1.5), latent_std=(2.8, 1.2, 3.0))
+    vae = random_vae(config, torch.float32)
+    latents = torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    raw = vae.denormalize(latents)
+    with torch.no_grad():
+        random_vae(config, torch.float32).decode(latents)
+        vae.decode(raw, raw=True)
+        assert not caplog.records
+        vae.decode(raw)
+        vae.decode(raw)
+    assert [record.message for record in caplog.records if "look raw" in record.message] == [caplog.records[0].message]

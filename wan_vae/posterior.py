@@ -113,6 +113,16 @@ class LatentStatistics(NamedTuple):
         """Return mean 0 and standard deviation 1, with which normalized latents are the raw ones."""
         return cls(torch.zeros(1, device=device), torch.ones(1, device=device))
 
+    def raw_margin(self, latents: Tensor) -> float:
+        """Return how much likelier `latents` (B, z, t, h, w) are raw than normalized, in nats per value.
+
+        Under both hypotheses every channel is a normal distribution: with this mean and standard deviation if they are
+        raw, with 0 and 1 if they are normalized. 0 for a model that does not normalize.
+        """
+        sample = latents.to(self.mean.dtype)
+        raw = -0.5 * ((sample - self.mean) / self.std).square().mean() - self.std.log().mean()
+        return float(raw + 0.5 * sample.square().mean())
+
     def normalized(self, raw: Tensor) -> Tensor:
         """Raw latents (B, z, t, h, w) -> normalized latents."""
         return ((raw - self.mean) / self.std).to(raw.dtype)

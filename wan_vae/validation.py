@@ -191,16 +191,18 @@ def _check_batch(values: Tensor, what: str) -> None:
         raise UserError(f"The batch of {what} is empty: it is {tuple(values.shape)}; B must be 1 or more.")
 
 
-def _looks_like_levels(video: Tensor) -> bool:
-    """Return true if a sample of the values seems to lie in [0, 255] instead of [-1, 1].
-
-    False where values cannot be read or reading waits for a device: in traced code, under `vmap`, outside the CPU.
-    """
+def can_be_looked_at(x: Tensor) -> bool:
+    """Whether there are values that can be read at once: not in traced code, under `vmap`, and outside the CPU."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
-    if torch._C._are_functorch_transforms_active() or type(video) is not Tensor:
+    if torch._C._are_functorch_transforms_active() or type(x) is not Tensor:
         return False
-    if video.device.type != "cpu" or video.numel() == 0:
+    return x.device.type == "cpu" and x.numel() > 0
+
+
+def _looks_like_levels(video: Tensor) -> bool:
+    """Whether a sample of the values seems to lie in [0, 255] instead of [-1, 1]; false if they cannot be looked at."""
+    if not can_be_looked_at(video):
         return False
     strides = (max(1, size // 8) for size in video.shape[2:])
     low, high = torch.aminmax(video.detach()[(slice(1), slice(None), *(slice(None, None, step) for step in strides))])

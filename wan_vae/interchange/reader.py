@@ -133,17 +133,10 @@ class ForeignLatents:
         yield from torch.split(whole.view(self.shape), count, dim=2)
 
     def guess(self, config: VAEConfig) -> Guess:
-        """Return whether these latents are raw or normalized by a model's statistics, from their first few millions.
-
-        Under both hypotheses every channel is a normal distribution: with the model's mean and standard deviation if
-        the latents are raw, with 0 and 1 if they are normalized. The likelier hypothesis is taken.
-        """
+        """Return whether these latents are raw or normalized by a model's statistics, from their first few millions."""
         _, channels, _, height, width = self.shape
         sample = next(self.chunks(max(1, _VALUES_TO_GUESS_FROM // max(1, channels * height * width)))).double()
-        statistics = LatentStatistics.of(config, sample.dtype, sample.device)
-        normalized = -0.5 * sample.square().mean()
-        raw = -0.5 * statistics.normalized(sample).square().mean() - statistics.std.log().mean()
-        margin = float(raw - normalized)
+        margin = LatentStatistics.of(config, sample.dtype, sample.device).raw_margin(sample)
         return Guess("raw" if margin > 0 else "normalized", abs(margin))
 
     def resolve_values(self, config: VAEConfig, values: Values | None) -> Values:
