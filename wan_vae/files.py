@@ -34,14 +34,13 @@ import torch
 from torch import Tensor
 
 from wan_vae.arguments import check_flag, check_path, check_type, shown
-from wan_vae.config import VAEConfig
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
 from wan_vae.evaluation.metrics import Metrics, Score
 from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import Plan
-from wan_vae.interchange.formats import FORMATS, OURS, Values, check_values, musubi_path, output_format
+from wan_vae.interchange.formats import FORMATS, OURS, Values, check_values, lost_properties, musubi_path, output_format
 from wan_vae.interchange.reader import open_latents
 from wan_vae.interchange.writer import ForeignWriter
 from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, open_clip
@@ -165,7 +164,8 @@ def encode_file(
         if format == OURS:
             output = LatentsWriter(latents, overwrite=overwrite)
         else:
-            _warn_of_lost_properties(info, latents, FORMATS[format].title, model.config)
+            if lost := lost_properties(info, model.config):
+                _logger.warning(f"{latents}, {FORMATS[format].title}, does not hold the clip's {' and '.join(lost)}.")
             is_image = info.container == "image"
             output = ForeignWriter(latents, format, model.config, values=values, is_image=is_image, overwrite=overwrite)
         writer = stack.enter_context(output) if _is_writer(model) else None
@@ -360,20 +360,6 @@ def _check_weights(latents: Path, info: LatentsInfo, model: Model, name: str) ->
             )
     if model.digest() != info.checkpoint:
         _logger.warning(f"{latents} was encoded by other weights than those of {name}.")
-
-
-def _warn_of_lost_properties(info: ClipInfo, latents: Path, title: str, config: VAEConfig) -> None:
-    """Say what only our own latents files keep of a clip."""
-    side, unit = config.spatial_compression, config.temporal_compression
-    padded = 1 + -(-(info.frames - 1) // unit) * unit, -(-info.width // side) * side, -(-info.height // side) * side
-    lost = [f"its frame rate, {info.fps}"] if info.frames > 1 else []
-    if padded != (info.frames, info.width, info.height):
-        lost.append(
-            f"its size before padding, {info.frames} frames of {info.width}x{info.height} (it decodes to {padded[0]} of"
-            f" {padded[1]}x{padded[2]})"
-        )
-    if lost:
-        _logger.warning(f"{latents}, {title}, does not hold the clip's properties: {' and '.join(lost)}.")
 
 
 def _warn_of_rest(source: Clip, clip: Path, output: Path) -> None:

@@ -106,7 +106,7 @@ def test_encode_for_others_says_that_size_and_length_are_lost(
     clip: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     run(capsys, "encode", clip, tmp_path / "x.npy", "--checkpoint", model)
-    assert "its size before padding, 6 frames of 19x13 (it decodes to 7 of 20x14)" in caplog.text
+    assert "size before padding, 6 frames of 19x13 (it decodes to 7 of 20x14)" in caplog.text
 
 
 def test_decode_of_our_own_latents_as_raw_is_refused(

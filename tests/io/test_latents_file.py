@@ -128,7 +128,7 @@ def test_saved_latents_are_loaded_from_str_path_and_file_object(tmp_path: Path) 
 
 def test_load_latents_from_another_file_object_is_refused() -> None:
     for content in (b"", b"no latents at all", safetensors.torch.save({"latents": torch.zeros(1)})):
-        with pytest.raises(LatentsError, match="the file object is no latents file"):
+        with pytest.raises(LatentsError, match="the file object is no latents file of this package"):
             load_latents(io.BytesIO(content))
     metadata = info(torch.zeros(1, 3, 1, 2, 2)).to_metadata()
     for tensors, message in (

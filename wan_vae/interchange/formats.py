@@ -155,6 +155,20 @@ def clip_of(shape: tuple[int, ...], config: VAEConfig, fps: Fraction) -> Latents
     )
 
 
+def lost_properties(info: ClipInfo, config: VAEConfig) -> list[str]:
+    """Return what no format but our own keeps of a clip that a model encodes."""
+    side, unit = config.spatial_compression, config.temporal_compression
+    frames, width, height = info.frames, info.width, info.height
+    padded = 1 + -(-(frames - 1) // unit) * unit, -(-width // side) * side, -(-height // side) * side
+    lost = [f"frame rate, {info.fps}"] if frames > 1 else []
+    if padded != (frames, width, height):
+        lost.append(
+            f"size before padding, {frames} frames of {width}x{height} (it decodes to {padded[0]} of"
+            f" {padded[1]}x{padded[2]})"
+        )
+    return lost
+
+
 def recognize(names: tuple[str, ...], metadata: Mapping[str, str]) -> tuple[str, str | None]:
     """Return the format of a file by its tensors' names and its metadata, and the name of the tensor of latents.
 

@@ -274,7 +274,10 @@ class LatentsFile:
         self._name = name or str(path)
         header = _read_latents_header(self._path)
         if header is None:
-            raise LatentsError(f"{self._name} is no latents file; `wan-vae encode` writes them.")
+            raise LatentsError(
+                f"{self._name} is no latents file of this package, as `wan-vae encode` writes them; those of other"
+                " programs are read by wan_vae.interchange.read_latents."
+            )
         tensors, metadata, self._version = header
         try:
             self.info = LatentsInfo.from_metadata(metadata)
