@@ -32,7 +32,7 @@ def test_factors_of_every_published_model_are_there_and_say_where_from(name: str
     factors = load_factors(config)
     assert factors.factors.shape == (config.latent_channels, 3)
     assert factors.bias.shape == (3,)
-    assert ("Fitted by scripts/fit_preview.py" if name == "nano" else "ComfyUI") in factors.origin
+    assert ("Fitted by scripts/fit_preview.py" if name == "nano" else "stable-diffusion.cpp") in factors.origin
     with pytest.raises(LatentsError, match=r"no preview of this model's latents, only of those of wan2\.1"):
         load_factors(replace(config, latent_mean=(0.5,) * config.latent_channels))
 

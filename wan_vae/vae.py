@@ -268,7 +268,7 @@ class WanVAE(Autoencoder):
             return decode_video(self, latents, together, tiling, raw=raw)
 
     def _look_for_raw(self, latents: Tensor) -> None:
-        """Log a warning if latents that are passed as normalized look raw; those of the first call alone are looked at."""
+        """Log a warning if the first latents that are passed as normalized look raw."""
         if self._has_seen_latents or not can_be_looked_at(latents):
             return
         self._has_seen_latents = True
