@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -415,6 +416,7 @@ def test_misuse_of_every_kind_gets_one_sentence_with_the_value() -> None:
     assert faults() == []
 
 
+@pytest.mark.slow
 def test_misuse_without_assertions_gets_the_same_sentences() -> None:
     script = "from tests.test_misuse import faults; print(*faults(), sep='\\n')"
     arguments = [sys.executable, "-O", "-W", "ignore", "-c", script]

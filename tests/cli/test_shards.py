@@ -90,6 +90,7 @@ def test_reconstruct_with_shards_equals_one_process(
     assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.slow
 def test_memory_budget_with_shards_changes_no_pixel(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

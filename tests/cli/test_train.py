@@ -98,6 +98,7 @@ def assert_same_run(folder: Path, straight: Path) -> None:
     assert_same(read_state(folder), read_state(straight))
 
 
+@pytest.mark.slow
 def test_train_killed_resumes_identically(
     recipe: Path, helped: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

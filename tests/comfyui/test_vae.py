@@ -71,6 +71,7 @@ def test_accelerated_vae_out_of_memory_gives_whole_pictures_by_tiles(
     assert len(tried) == 4
 
 
+@pytest.mark.slow
 def test_accelerated_vae_in_less_memory_than_whole_pictures_take_gives_the_same(
     comfy: Comfy, theirs: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,15 +13,18 @@ from wan_vae import UserError, WanVAE
 from wan_vae.inference.passes import Direction
 from wan_vae.integrations.export import export_steps
 
-CONFIGS = {"wan2.1": small_config(), "wan2.2": small_config(level_shortcuts=True, patch_size=2)}
+CONFIGS = {
+    "wan2.1": small_config(),
+    "wan2.2": small_config(level_shortcuts=True, patch_size=2, width_multipliers=(1, 1)),
+}
 
 
 def chained(first: Any, following: Any, x: Tensor, unit: int) -> Tensor:
     """Run the steps on a clip, and join their results."""
-    result, *caches = first(x[:, :, :1])
+    result, *caches = first(x[:, :, :1].contiguous())
     results = [result]
     for chunk in x[:, :, 1:].split(unit, dim=2):
-        result, *caches = following(chunk, *caches)
+        result, *caches = following(chunk.contiguous(), *caches)
         results.append(result)
     return torch.cat(results, dim=2)
 

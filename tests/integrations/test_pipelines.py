@@ -128,16 +128,16 @@ def qwen(kind: Any, **more: Any) -> tuple[Any, dict[str, Any]]:
     return pipe, {**SIZE, **embeds, **more}
 
 
-PIPELINES: list[Callable[[], tuple[Any, dict[str, Any]]]] = [
-    text_to_video,
-    image_to_video,
-    video_to_video,
-    control,
-    sky_reels,
-    lambda: qwen(d.QwenImagePipeline),
-    lambda: qwen(d.QwenImageEditPipeline, image=picture()),
-]
-NAMES = ["wan", "wan_i2v", "wan_v2v", "wan_vace", "skyreels_v2", "qwen_image", "qwen_image_edit"]
+PIPELINES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+    "wan": text_to_video,
+    "wan_i2v": image_to_video,
+    "wan_v2v": video_to_video,
+    "wan_vace": control,
+    "skyreels_v2": sky_reels,
+    "qwen_image": lambda: qwen(d.QwenImagePipeline),
+    "qwen_image_edit": lambda: qwen(d.QwenImageEditPipeline, image=picture()),
+}
+QUICK = ("wan", "qwen_image")
 
 
 def result(pipe: Any, arguments: dict[str, Any]) -> np.ndarray:
@@ -146,11 +146,11 @@ def result(pipe: Any, arguments: dict[str, Any]) -> np.ndarray:
     return np.asarray(output.frames if hasattr(output, "frames") else output.images)
 
 
-@pytest.mark.parametrize("build", PIPELINES, ids=NAMES)
-def test_pipeline_accelerated_gives_the_same_frames(
-    build: Callable[[], tuple[Any, dict[str, Any]]], caplog: pytest.LogCaptureFixture
-) -> None:
-    pipe, arguments = build()
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PIPELINES]
+)
+def test_pipeline_accelerated_gives_the_same_frames(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    pipe, arguments = PIPELINES[name]()
     expected = result(pipe, arguments)
     handle = accelerate(pipe)
     found = result(pipe, arguments)

@@ -197,6 +197,7 @@ class TestEnsure:
             list(pool.map(lambda _: ensure_kernels(), range(8)))
         assert len(builds) == 1
 
+    @pytest.mark.slow
     def test_processes_at_once_build_once(self, empty_cache: Path) -> None:
         code = (
             "import logging; logging.basicConfig(level='INFO')\n"

@@ -54,7 +54,8 @@ class StreamStep(nn.Module):
             result = statistics.normalized(mean)
         else:
             result = half(self.vae.post_quant_conv(statistics.denormalized(x)), halo).clamp(-1, 1)
-        return result, *(self._cache(name, halo, x) for name in self._names)
+        # Compiled programs take for granted that inputs lie in memory as those did with which they were exported.
+        return result.contiguous(), *(self._cache(name, halo, x).contiguous() for name in self._names)
 
     def _half(self) -> nn.Module:
         return self.vae.encoder if self._encodes else self.vae.decoder
@@ -90,7 +91,8 @@ def export_steps(
     """Export the first and the following step of a stream with `torch.export`, without gradients.
 
     The programs hold copies of the weights in their dtype and on their device, and are ready for
-    `torch._inductor.aoti_compile_and_package`, `torch.onnx.export` and `torch.export.save`. They need torch 2.6.
+    `torch._inductor.aoti_compile_and_package`, `torch.onnx.export` and `torch.export.save`. They need torch 2.6. All
+    inputs must be contiguous, as the results are: programs of AOTInductor do not look.
 
     Args:
         vae: The model, in evaluation mode.
