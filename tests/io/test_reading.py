@@ -302,3 +302,21 @@ def test_open_clip_with_a_rate_of_any_number_type_is_exact(exact: Path, fps: flo
     for impossible in (float("nan"), float("inf"), 0.0, -1, 1001):
         with pytest.raises(ClipError, match="frames a second is not possible"):
             open_clip(exact, fps=impossible)
+
+
+CLOSE_EARLY = """
+import sys
+import av
+from wan_vae.io import open_clip
+av.logging.set_level(av.logging.ERROR)  # as importing torchvision does
+for _ in range(100):  # one in 100 to 400 hung with PyAV 16
+    with open_clip(sys.argv[1]) as clip:
+        next(clip.chunks(2))
+"""
+
+
+@pytest.mark.slow
+def test_close_while_the_decoder_is_at_work_ends_where_a_library_listens_to_its_messages(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 512, 512, 3), dtype=np.uint8)
+    clip = encode(tmp_path / "a.mp4", rgb_frames(noise, "yuv420p"), codec="libx264")
+    subprocess.run([sys.executable, "-c", CLOSE_EARLY, clip], check=True, timeout=300)

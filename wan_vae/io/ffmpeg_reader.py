@@ -109,7 +109,13 @@ class AvSource:
             source = file_url(self._source) if isinstance(self._source, Path) else self._source
             # Titles in other encodings than UTF-8 are of no interest here.
             with av.open(source, "r", metadata_errors="replace") as container:
-                yield container, self._video_stream(container)
+                stream = self._video_stream(container)
+                try:
+                    yield container, stream
+                finally:
+                    # PyAV frees a decoder with the interpreter locked, and its threads, if still at work, wait for that
+                    # lock to pass on a message where some library has set `av.logging`, as torchvision does.
+                    stream.codec_context.flush_buffers()
         except (av.error.FFmpegError, OSError) as error:
             self._check_unchanged()
             raise ClipError(
