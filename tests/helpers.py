@@ -91,11 +91,18 @@ def random_vae(config: VAEConfig, dtype: torch.dtype = torch.float64, seed: int 
 
 
 def random_video(
-    frames: int, height: int, width: int, *, batch: int = 1, dtype: torch.dtype = torch.float64, seed: int = 0
+    frames: int,
+    height: int,
+    width: int,
+    *,
+    batch: int = 1,
+    channels: int = 3,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
 ) -> Tensor:
     """Return noise in [-1, 1], (B, 3, T, H, W)."""
     generator = torch.Generator().manual_seed(seed)
-    return 2 * torch.rand(batch, 3, frames, height, width, generator=generator, dtype=dtype) - 1
+    return 2 * torch.rand(batch, channels, frames, height, width, generator=generator, dtype=dtype) - 1
 
 
 def random_latents(
@@ -113,15 +120,17 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def diffusers_vae(config: VAEConfig) -> nn.Module:
-    """Build `AutoencoderKLWan` for a config, with random weights in float64."""
-    from diffusers import AutoencoderKLWan
-    from diffusers.models.autoencoders import autoencoder_kl_wan
+    """Build diffusers' VAE for a config, with random weights in float64."""
+    import diffusers
 
-    # diffusers rounds to float32 in its nearest-neighbor upsampling, which copies values and needs no rounding.
-    autoencoder_kl_wan.WanUpsample.forward = nn.Upsample.forward
     arguments = config_to_diffusers(config)
-    del arguments["_class_name"]
-    vae = AutoencoderKLWan(**arguments).to(torch.float64).eval().requires_grad_(False)
+    kind = getattr(diffusers, arguments.pop("_class_name"))
+    vae = kind(**arguments)
+    for module in vae.modules():
+        if isinstance(module, nn.Upsample):
+            # diffusers rounds to float32 in its nearest-neighbor upsampling, which copies values and needs no rounding.
+            type(module).forward = nn.Upsample.forward
+    vae = vae.to(torch.float64).eval().requires_grad_(False)
     randomize(vae)
     vae.decoder.conv_out.weight.mul_(0.1)
     vae.decoder.conv_out.bias.mul_(0.1)

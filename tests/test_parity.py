@@ -28,7 +28,8 @@ def check_parity(
     theirs, ours = theirs.to(dtype), ours.to(dtype)
     config = ours.config
     height, width = (side * config.spatial_compression for side in size)
-    video = random_video(1 + 4 * (latents - 1), height, width, dtype=dtype)
+    frames = 1 + config.temporal_compression * (latents - 1)
+    video = random_video(frames, height, width, channels=config.image_channels, dtype=dtype)
     with torch.no_grad():
         expected, posterior = theirs.encode(video).latent_dist, ours.posterior(video)
         assert relative_difference(posterior.mean, expected.mean) <= TOLERANCE[dtype]
@@ -61,6 +62,40 @@ def test_small_models(changes: dict[str, object], layout: str, dtype: torch.dtyp
         check_parity(theirs, ours, dtype, latents=3, size=(2, 3))
     else:
         check_upscaling(theirs, ours, dtype)
+
+
+RGBA = {
+    "AutoencoderKLQwenImage": STYLES["2.1"] | {"image_channels": 4, "decoder_width": 4},
+    "AutoencoderKLQwenImage21": {
+        "width_multipliers": (1, 2, 4, 8, 8),
+        "temporal_downsample": (False, True, True, True),
+        "level_shortcuts": True,
+        "image_channels": 4,
+        "images_only": True,
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("layout", ["wan", "diffusers"])
+@pytest.mark.parametrize("kind", RGBA)
+def test_models_with_alpha(kind: str, layout: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    import diffusers
+
+    if not hasattr(diffusers, kind):
+        pytest.skip(f"this diffusers has no {kind}")
+    config = small_config(**RGBA[kind])
+    theirs = diffusers_vae(config)
+    assert type(theirs).__name__ == kind
+    theirs.save_pretrained(tmp_path / "theirs")
+    path = tmp_path / ("ours.safetensors" if layout == "wan" else "ours")
+    WanVAE.from_pretrained(tmp_path / "theirs").save(path, layout=layout)
+    ours = WanVAE.from_pretrained(path)
+    assert config_to_diffusers(ours.config) == config_to_diffusers(config)
+    if layout == "diffusers":
+        again = type(theirs).from_pretrained(path, torch_dtype=torch.float64).state_dict()
+        assert all(torch.equal(again[name], weight) for name, weight in theirs.state_dict().items())
+    check_parity(theirs, ours, dtype, latents=1 if config.images_only else 3, size=(2, 3))
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))

@@ -10,6 +10,7 @@ from tests.helpers import random_latents, random_vae, random_video, relative_dif
 from wan_vae import UserError, WanVAE
 from wan_vae.checkpoints import load_checkpoint
 from wan_vae.config import preset_names
+from wan_vae.inference.stream import EncodeStream
 from wan_vae.model.halo import Halo
 
 
@@ -80,16 +81,21 @@ def test_a_pass_computes_at_least_one_latent(vae: WanVAE) -> None:
 def test_every_preset_builds(name: str) -> None:
     with torch.device("meta"):
         vae = WanVAE.from_config(name)
-    assert vae.config.spatial_compression == (16 if name == "wan2.2" else 8)
+    assert vae.config.spatial_compression == (16 if name in ("wan2.2", "qwen-image-2.1") else 8)
 
 
 def test_the_size_of_the_published_models() -> None:
     with torch.device("meta"):
         sizes = {
             name: sum(parameter.numel() for parameter in WanVAE.from_config(name).parameters())
-            for name in ("wan2.1", "wan2.2")
+            for name in ("wan2.1", "wan2.2", "qwen-image-layered", "qwen-image-2.1")
         }
-    assert sizes == {"wan2.1": 126_892_531, "wan2.2": 704_688_668}
+    assert sizes == {
+        "wan2.1": 126_892_531,
+        "wan2.2": 704_688_668,
+        "qwen-image-layered": 126_897_716,
+        "qwen-image-2.1": 337_740_404,
+    }
 
 
 def test_a_config_can_be_changed_by_name() -> None:
@@ -220,3 +226,46 @@ def test_decode_of_raw_latents_as_normalized_ones_warns_once(caplog: pytest.LogC
         vae.decode(raw)
         vae.decode(raw)
     assert [record.message for record in caplog.records if "look raw" in record.message] == [caplog.records[0].message]
+
+
+def test_a_model_of_rgba_is_the_same_in_streams_tiles_and_at_once() -> None:
+    vae = random_vae(small_config(image_channels=4))
+    video = random_video(5, 64, 96, channels=4)
+    latents = vae.encode(video)
+    pieces = list(vae.encode_stream(video.split([1, 2, 2], dim=2)))
+    torch.testing.assert_close(torch.cat(pieces, dim=2), latents, rtol=0, atol=1e-12)
+    decoded = vae.decode(latents)
+    assert decoded.shape == video.shape
+    whole = vae.plan("decode", frames=5, height=64, width=96, memory="1GiB")
+    tiled = vae.plan("decode", frames=5, height=64, width=96, memory=whole.peak * 9 // 10)
+    assert tiled.tiling is not None
+    torch.testing.assert_close(vae.decode(latents, memory=tiled.budget), decoded, rtol=0, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def picture_vae() -> WanVAE:
+    return random_vae(small_config(image_channels=4, images_only=True, level_shortcuts=True, width_multipliers=(1, 1)))
+
+
+def test_a_model_of_single_pictures_takes_batches_streams_and_budgets(picture_vae: WanVAE) -> None:
+    pictures = random_video(1, 16, 24, channels=4, batch=2)
+    latents = picture_vae.encode(pictures)
+    assert latents.shape == (2, 3, 1, 8, 12)
+    for index, picture in enumerate(pictures.split(1)):
+        alone = next(iter(picture_vae.encode_stream([picture], memory="1GiB")))
+        torch.testing.assert_close(alone, latents[index : index + 1], rtol=0, atol=1e-12)
+    assert picture_vae.decode(latents, memory="1GiB").shape == pictures.shape
+    assert picture_vae.plan("encode", frames=1, height=16, width=24, memory="1GiB", streaming=True).peak > 0
+
+
+def test_a_model_of_single_pictures_refuses_clips(picture_vae: WanVAE) -> None:
+    with pytest.raises(UserError, match="encodes single pictures, not 5 frames; put several in a batch"):
+        picture_vae.encode(random_video(5, 16, 16, channels=4))
+    with pytest.raises(UserError, match="decodes single pictures, not 2 latents"):
+        picture_vae.decode(random_latents(picture_vae.config, 2, 4, 4))
+    with EncodeStream(picture_vae) as stream:
+        stream.push(random_video(1, 16, 16, channels=4))
+        with pytest.raises(UserError, match="this stream has had its one"):
+            stream.push(random_video(1, 16, 16, channels=4))
+    with pytest.raises(UserError, match=r"\(B, 4, T, H, W\), with alpha as the last channel, but this one is \(1, 3"):
+        picture_vae.encode(random_video(1, 16, 16))

@@ -35,6 +35,8 @@ class VAEConfig:
         block: Kind of the residual blocks, one of `BLOCK_KINDS`.
         latent_mean: Mean of each raw latent channel over the training data.
         latent_std: Standard deviation of each raw latent channel over the training data.
+        image_channels: Channels of the pictures: 3 for RGB, 4 for RGB and alpha.
+        images_only: The model knows single pictures only (Qwen-Image-2.1): its kernels have no past frames.
         bottleneck_ratio: Output width of a `bottleneck` block per width of its 3x3x3 convolution.
         dense_growth: Channels that each layer of a `dense` block adds.
         dense_layers: Layers of a `dense` block.
@@ -56,6 +58,8 @@ class VAEConfig:
     block: str
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
+    image_channels: int = 3
+    images_only: bool = False
     bottleneck_ratio: int = 4
     dense_growth: int = 32
     dense_layers: int = 4
@@ -73,6 +77,8 @@ class VAEConfig:
                 )
         if self.block not in BLOCK_KINDS:
             raise UserError(f"block is {self.block!r}; the kinds are {', '.join(BLOCK_KINDS)}.")
+        if self.image_channels not in (3, 4):
+            raise UserError(f"image_channels is {self.image_channels}; it must be 3 (RGB) or 4 (RGB and alpha).")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be in [0, 1).")
         if not 1 <= len(self.width_multipliers) <= 8:
@@ -116,18 +122,18 @@ class VAEConfig:
 
     @property
     def temporal_compression(self) -> int:
-        """Frames per latent, except for the first latent, which holds one frame."""
-        return int(2 ** sum(self.temporal_downsample))
+        """Frames per latent, except for the first latent, which holds one frame; 1 for a model of single pictures."""
+        return 1 if self.images_only else int(2 ** sum(self.temporal_downsample))
 
     @property
     def input_channels(self) -> int:
         """Channels of the encoder's first convolution."""
-        return 3 * self.patch_size**2
+        return self.image_channels * self.patch_size**2
 
     @property
     def output_channels(self) -> int:
         """Channels of the decoder's last convolution."""
-        return 3 * self.patch_size**2 * self.output_upscale**2
+        return self.input_channels * self.output_upscale**2
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types; `VAEConfig(**config.to_dict()) == config`."""

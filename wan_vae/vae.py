@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wan_vae.arguments import check_count, check_flag, check_path, check_type
 from wan_vae.checkpoints import load_checkpoint, weights_digest, write_checkpoint
-from wan_vae.checkpoints.detect import config_from_diffusers, config_to_diffusers
+from wan_vae.checkpoints.detect import QWEN_IMAGE_21, config_from_diffusers, config_to_diffusers
 from wan_vae.checkpoints.layouts import stored_names
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
@@ -158,24 +158,33 @@ class WanVAE(Autoencoder):
         for name, parameter in model.named_parameters():
             there = theirs[names[name]]
             if there.shape != parameter.shape:
-                raise UserError(f"{names[name]} is {tuple(there.shape)}, where Wan's is {tuple(parameter.shape)}.")
+                raise UserError(
+                    f"{names[name]} is {tuple(there.shape)}, where {tuple(parameter.shape)} belongs, so it cannot be"
+                    " shared; save the VAE and load its folder with WanVAE.from_pretrained."
+                )
             parameter.requires_grad_(there.requires_grad)  # assigning copies this to the other side
         model.load_state_dict({name: theirs[there] for name, there in names.items()}, assign=True)
         return model.train(vae.training)
 
     def to_diffusers(self) -> nn.Module:
-        """Return diffusers' `AutoencoderKLWan`, sharing the parameters of this VAE.
+        """Return diffusers' `AutoencoderKLWan`, or `AutoencoderKLQwenImage` for Qwen-Image-Layered, sharing the
+        parameters of this VAE.
 
         Raises:
             UserError: diffusers is not installed, or has no such residual block.
         """
         settings = config_to_diffusers(self.config)
+        if self.config.images_only:
+            raise UserError(
+                f"{QWEN_IMAGE_21} has weights of another shape, which cannot be shared; write a folder for it with"
+                " save(folder, layout='diffusers')."
+            )
         try:
-            from diffusers import AutoencoderKLWan
+            import diffusers
         except ImportError as error:
             raise UserError(f"diffusers cannot be imported ({error}); install it: pip install diffusers.") from error
         with torch.device("meta"):
-            model: nn.Module = AutoencoderKLWan.from_config(settings)  # type: ignore[no-untyped-call]
+            model: nn.Module = getattr(diffusers, settings["_class_name"]).from_config(settings)
         names = stored_names([name for name, _ in self.named_parameters()], self.config, "diffusers")
         ours = {there: self.get_parameter(name) for name, there in names.items()}
         for name, parameter in model.named_parameters():

@@ -97,8 +97,10 @@ def check_video(video: Tensor, config: VAEConfig, *, whole: bool) -> None:
         UserError: It cannot; the message says what would fit.
     """
     check_tensor(video, "The video is")
-    if video.ndim != 5 or video.shape[1] != 3:
-        raise UserError(f"A video is (B, 3, T, H, W), but this one is {tuple(video.shape)}.")
+    channels = config.image_channels
+    if video.ndim != 5 or video.shape[1] != channels:
+        alpha = ", with alpha as the last channel" if channels == 4 else ""
+        raise UserError(f"A video is (B, {channels}, T, H, W){alpha}, but this one is {tuple(video.shape)}.")
     _check_batch(video, "videos")
     if video.dtype not in DTYPES.values():
         numbers = video.is_floating_point() or video.is_complex() or video.dtype is torch.bool
@@ -117,6 +119,8 @@ def check_video_size(frames: int, height: int, width: int, config: VAEConfig, *,
         if size % multiple or size == 0:
             fitting = _fitting(size, multiple, offset=0)
             raise UserError(f"The {name} {size} is not a multiple of {multiple}; {fitting} would fit.")
+    if config.images_only and frames > 1:
+        raise UserError(f"This model encodes single pictures, not {frames} frames; put several in a batch.")
     unit = config.temporal_compression
     if whole and (frames == 0 or (frames - 1) % unit):
         raise UserError(f"{frames} frames are not 1 + {unit}k; {_fitting(frames, unit, offset=1)} would fit.")
@@ -135,6 +139,8 @@ def check_latents(latents: Tensor, config: VAEConfig, *, whole: bool) -> None:
             f"Latents of this model are (B, {config.latent_channels}, t, h, w), but these are {tuple(latents.shape)},"
             " which holds no value."
         )
+    if config.images_only and latents.shape[2] > 1:
+        raise UserError(f"This model decodes single pictures, not {latents.shape[2]} latents; put several in a batch.")
     _check_batch(latents, "latents")
 
 

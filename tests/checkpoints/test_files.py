@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints.variants import STANDARD, assert_same_weights, native, standard_vae
+from tests.checkpoints.variants import SINGLE_PICTURES, STANDARD, assert_same_weights, native, standard_vae
 from tests.helpers import diffusers_vae, random_vae, random_video, small_config, small_configs, stored_config
 from wan_vae import CheckpointError, UserError, VAEConfig, WanVAE
 from wan_vae.checkpoints import load_checkpoint, resolve_checkpoint, weights_digest
@@ -55,7 +55,16 @@ def test_save_keeps_the_config(config: VAEConfig, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize("layout", ["wan", "diffusers"])
-@pytest.mark.parametrize("changes", [{}, {"level_shortcuts": True, "patch_size": 2}, {"output_upscale": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"level_shortcuts": True, "patch_size": 2},
+        {"output_upscale": 2},
+        {"image_channels": 4, "level_shortcuts": True, "patch_size": 2},
+        SINGLE_PICTURES,
+    ],
+)
 def test_load_checkpoint_without_metadata_recognizes_the_tensors(
     changes: dict[str, object], layout: str, tmp_path: Path
 ) -> None:
@@ -65,7 +74,7 @@ def test_load_checkpoint_without_metadata_recognizes_the_tensors(
     checkpoint = load_checkpoint(path)
     assert checkpoint.layout == layout
     assert {**checkpoint.config.to_dict(), "latent_mean": 0, "latent_std": 0} == {
-        **small_config(**STANDARD, encoder_width=2, decoder_width=2, **changes).to_dict(),
+        **small_config(**STANDARD | changes, encoder_width=2, decoder_width=2).to_dict(),
         "bottleneck_ratio": 4,
         "dense_growth": 32,
         "dense_layers": 4,
@@ -75,11 +84,14 @@ def test_load_checkpoint_without_metadata_recognizes_the_tensors(
     assert_same_weights(WanVAE.from_pretrained(path), vae)
 
 
-@pytest.mark.parametrize(("channels", "mean", "std"), [(16, -0.7571, 2.8184), (48, -0.2289, 0.4765)])
+@pytest.mark.parametrize(
+    ("channels", "mean", "std"), [(16, -0.7571, 2.8184), (48, -0.2289, 0.4765), (64, 0.5126, 3.2001)]
+)
 def test_load_checkpoint_of_a_published_structure_has_its_statistics(
     channels: int, mean: float, std: float, tmp_path: Path
 ) -> None:
-    vae = standard_vae(latent_channels=channels, level_shortcuts=channels == 48, patch_size=1 + (channels == 48))
+    changes = {16: {}, 48: {"level_shortcuts": True, "patch_size": 2}, 64: SINGLE_PICTURES}[channels]
+    vae = standard_vae(latent_channels=channels, **changes)
     save_file(native(vae), tmp_path / "vae.safetensors")
     config = load_checkpoint(tmp_path / "vae.safetensors").config
     assert (config.latent_mean[0], config.latent_std[0]) == (mean, std)
@@ -104,6 +116,8 @@ OWN_CONFIGS = {
     "wan2.2": STANDARD | {"level_shortcuts": True, "patch_size": 2},
     "upscaling": STANDARD | {"output_upscale": 2},
     "nano": {"width_multipliers": (1, 4, 4), "temporal_downsample": (True, True), "level_shortcuts": True},
+    "qwen-image-layered": STANDARD | {"image_channels": 4},
+    "qwen-image-2.1": SINGLE_PICTURES,
     "one level": {"width_multipliers": (1,), "temporal_downsample": ()},
 }
 
@@ -477,5 +491,5 @@ def test_write_checkpoint_creates_missing_folders(name: str, layout: str, tmp_pa
 
 
 def test_from_pretrained_of_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(CheckpointError, match=r"lightvae, nano, qwen-image, wan2.1, wan2.2"):
+    with pytest.raises(CheckpointError, match=r"lightvae, nano, qwen-image, qwen-image-2.1, qwen-image-layered"):
         WanVAE.from_pretrained("wan3")

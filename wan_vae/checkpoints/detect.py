@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -115,15 +116,20 @@ def _config_from_shapes(shapes: Shapes, model: Model) -> tuple[VAEConfig, bool]:
     structure: dict[str, Any] = {"level_shortcuts": prefix + _marks(layout)[_UPSAMPLING] in shapes}
     if layout == "wan_vae":  # the names are the same in both architectures
         structure = _structure(shapes, prefix, encoder_in[0])
-    base = load_config("wan2.2" if structure["level_shortcuts"] else "wan2.1").to_dict()
+    images_only = math.prod(encoder_in[2:-2]) == 1  # a kernel without past frames, or without the dimension of time
+    published = "qwen-image-2.1" if images_only else "wan2.2" if structure["level_shortcuts"] else "wan2.1"
+    base = load_config(published).to_dict()
     latent_channels = latents_in[1]
-    patch_size = _root(encoder_in[1] // 3)
+    image_channels = 4 if _is_square(encoder_in[1], 4) else 3
+    patch_size = _root(encoder_in[1] // image_channels)
     values = base | structure | {
         "latent_channels": latent_channels,
         "encoder_width": encoder_in[0],
         "decoder_width": decoder_norm[0],
         "patch_size": patch_size,
-        "output_upscale": _root(decoder_out[0] // (3 * patch_size**2)),
+        "output_upscale": _root(decoder_out[0] // (image_channels * patch_size**2)),
+        "image_channels": image_channels,
+        "images_only": images_only,
     }  # fmt: skip
     # Models pruned from a published one keep its latents; any other structure has its own.
     known = all(values[name] == base[name] for name in ("latent_channels", *structure))
@@ -155,9 +161,16 @@ def _structure(shapes: Shapes, prefix: str, encoder_width: int) -> dict[str, Any
     }
 
 
+def _is_square(value: int, factor: int) -> bool:
+    return value % factor == 0 and _root(value // factor) ** 2 * factor == value
+
+
 def _root(square: int) -> int:
     return max(1, round(square**0.5))
 
+
+QWEN_IMAGE_21 = "AutoencoderKLQwenImage21"
+"""diffusers' class of Qwen-Image-2.1's VAE, whose convolutions have no dimension of time."""
 
 DIFFUSERS_FIELDS = {
     "latent_channels": "z_dim",
@@ -175,20 +188,23 @@ DIFFUSERS_FIELDS = {
 
 
 def config_from_diffusers(values: Mapping[str, Any]) -> VAEConfig:
-    """Return the config that a `config.json` of diffusers' `AutoencoderKLWan` or `AutoencoderKLQwenImage` describes."""
+    """Return the config of an `AutoencoderKLWan`, `AutoencoderKLQwenImage` or `AutoencoderKLQwenImage21`."""
     if values.get("attn_scales"):
         scales = values["attn_scales"]
         raise CheckpointError(f"its config.json asks for attention at scales {scales}; only [] is known.")
     found: dict[str, Any] = {"patch_size": 1, "level_shortcuts": False, "dropout": 0.0, "block": "wan"}
     found["decoder_width"] = values.get("base_dim")
     found |= {here: values[there] for here, there in DIFFUSERS_FIELDS.items() if values.get(there) is not None}
-    patch = 3 * found["patch_size"] ** 2
-    upscale = _root((values.get("out_channels") or patch) // patch)
-    return VAEConfig.from_dict(found | {"output_upscale": upscale}, origin="its config.json")
+    area = found["patch_size"] ** 2
+    entering = values.get("in_channels") or values.get("input_channels") or 3 * area
+    found["image_channels"] = entering // area
+    found["output_upscale"] = _root((values.get("out_channels") or entering) // entering)
+    found["images_only"] = values.get("_class_name") == QWEN_IMAGE_21
+    return VAEConfig.from_dict(found, origin="its config.json")
 
 
 def config_to_diffusers(config: VAEConfig) -> dict[str, Any]:
-    """Return the `config.json` with which `AutoencoderKLWan.from_pretrained` builds the same network.
+    """Return the `config.json` with which diffusers builds the same network.
 
     Raises:
         UserError: diffusers has no such residual block.
@@ -196,12 +212,18 @@ def config_to_diffusers(config: VAEConfig) -> dict[str, Any]:
     if config.block != "wan":
         raise UserError(f"diffusers has no residual block of kind {config.block!r}; save with layout 'wan'.")
     values = config.to_dict()
-    return {there: values[here] for here, there in DIFFUSERS_FIELDS.items()} | {
-        "_class_name": "AutoencoderKLWan",
-        "attn_scales": [],
+    fields = {there: values[here] for here, there in DIFFUSERS_FIELDS.items()} | {"attn_scales": []}
+    is_layered = config.image_channels == config.output_channels == 4 and config.decoder_width == config.encoder_width
+    if is_layered and not (config.level_shortcuts or config.images_only):
+        # Qwen-Image-Layered's pipeline takes no other class, and this one takes no other structure.
+        for name in ("decoder_base_dim", "is_residual", "patch_size"):
+            del fields[name]
+        return fields | {"_class_name": "AutoencoderKLQwenImage", "input_channels": config.image_channels}
+    return fields | {
+        "_class_name": QWEN_IMAGE_21 if config.images_only else "AutoencoderKLWan",
         "in_channels": config.input_channels,
         "out_channels": config.output_channels,
         "patch_size": None if config.patch_size == 1 else config.patch_size,
         "scale_factor_spatial": config.spatial_compression,
-        "scale_factor_temporal": config.temporal_compression,
+        "scale_factor_temporal": 2 ** sum(config.temporal_downsample),
     }

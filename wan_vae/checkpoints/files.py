@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wan_vae.checkpoints.detect import CONFIG_KEY, Model, config_of, config_to_diffusers, is_average
-from wan_vae.checkpoints.layouts import LAYOUTS, stored_names
+from wan_vae.checkpoints.layouts import LAYOUTS, stored_names, stored_shape
 from wan_vae.checkpoints.sources import DIFFUSERS_FILE, config_beside, open_source, resolve_checkpoint
 from wan_vae.checkpoints.tensor_files import StoredTensor, TensorFile
 from wan_vae.config import VAEConfig
@@ -69,14 +69,16 @@ def load_checkpoint(source: str | Path, *, notices: bool = True) -> Checkpoint:
         diffusers_config = config_beside(path)
     try:
         config, statistics_known = config_of(model, listed.shapes(), listed.metadata, diffusers_config)
-        names = _names(listed, model, config)
+        with torch.device("meta"):
+            expected = Autoencoder(config).state_dict()
+        names = _names(listed, model, config, expected)
         read = listed.read(names.values())
     except UserError as error:
         raise CheckpointError(f"{origin} cannot be used: {error}") from error
     except (ArithmeticError, IndexError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         # Numbers in the file contradict each other in a way that `config_of` does not check.
         raise CheckpointError(f"{origin} cannot be used: its shapes or its config make no sense ({error}).") from error
-    weights = {name: read[stored] for name, stored in names.items()}
+    weights = {name: read[stored].reshape(expected[name].shape) for name, stored in names.items()}
     narrow = [name for name, weight in weights.items() if weight.dtype in _FLOAT8]
     weights |= {name: weights[name].to(torch.bfloat16) for name in narrow}
     _check_finite(weights, origin)
@@ -123,7 +125,10 @@ def write_checkpoint(
     except OSError as error:
         raise UserError(f"{path} cannot be written: {path.parent} cannot be created ({error.strerror}).") from error
     names = stored_names(list(weights), config, layout)
-    stored = {names[name]: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    stored = {
+        names[name]: weight.detach().cpu().contiguous().reshape(stored_shape(tuple(weight.shape), config, layout))
+        for name, weight in weights.items()
+    }
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
     with written_beside(path, overwrite=overwrite) as beside:
         if is_folder:
@@ -135,18 +140,24 @@ def write_checkpoint(
             raise OSError(f"{path} could not be written: {error}") from error
 
 
-def _names(listed: TensorFile, model: Model, config: VAEConfig) -> dict[str, str]:
-    """Return the name in the file of every weight, by its name in `WanVAE.state_dict()`.
+def _names(listed: TensorFile, model: Model, config: VAEConfig, expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the name in the file of every weight, by its name in `WanVAE.state_dict()`, which is like `expected`.
 
     Raises:
         CheckpointError: Weights are missing, misshapen or of a wrong type, or there are some that the network lacks.
     """
-    with torch.device("meta"):
-        expected = Autoencoder(config).state_dict()
     stored_as = stored_names(list(expected), config, model.layout)
     names = {name: model.prefix + stored for name, stored in stored_as.items()}
     tensors = {stored: entry.like for stored, entry in listed.tensors.items()}
-    pairs = [(stored, tensors[stored], expected[name]) for name, stored in names.items() if stored in tensors]
+    pairs = [
+        (
+            stored,
+            tensors[stored],
+            expected[name].reshape(stored_shape(tuple(expected[name].shape), config, model.layout)),
+        )
+        for name, stored in names.items()
+        if stored in tensors
+    ]
     wanted, parts = set(names.values()), {f"{model.prefix}{stored.split('.')[0]}." for stored in stored_as.values()}
     faults = {
         "missing": [stored for stored in names.values() if stored not in tensors],

@@ -1,7 +1,8 @@
 """Names of the weights in each layout, as tables that serve both reading and writing.
 
-Layouts differ in the names of the weights only, not in their shapes. "wan" has those of Wan's own files, "diffusers"
-those of `AutoencoderKLWan`, and "wan_vae" (read, but not written) those of `WanVAE.state_dict()`.
+Layouts differ in the names of the weights, and where diffusers' convolutions have no dimension of time, in the shapes.
+"wan" has the names of Wan's own files, "diffusers" those of `AutoencoderKLWan`, and "wan_vae" (read, but not written)
+those of `WanVAE.state_dict()`.
 """
 
 from collections.abc import Iterator
@@ -48,6 +49,12 @@ def stored_names(names: list[str], config: VAEConfig, layout: str) -> dict[str, 
             prefix = prefix[:-1].rpartition(".")[0] + "."
         stored[name] = prefixes[prefix] + name[len(prefix) :]
     return stored
+
+
+def stored_shape(shape: tuple[int, ...], config: VAEConfig, layout: str) -> tuple[int, ...]:
+    """Return the shape in a layout of a weight of this shape in `state_dict()`."""
+    is_flat = config.images_only and layout == "diffusers" and len(shape) == 5
+    return shape[:2] + shape[3:] if is_flat else shape
 
 
 def _modules(config: VAEConfig) -> Iterator[Names]:

@@ -76,6 +76,7 @@ def make_plan(
     chosen = check_latents_per_pass(latents_per_pass)
     part = Part() if part is None else part
     config, decodes = model.config, direction == "decode"
+    streaming = streaming and not config.images_only
     scale, rate = (config.spatial_compression, config.temporal_compression) if decodes else (1, 1)
     batch, _, length, height, width = x.shape
     _check_size(batch, 1 if streaming else length * rate, height * scale, width * scale)
@@ -123,7 +124,7 @@ def dummy_input(
     if direction == "decode":
         shape = batch, config.latent_channels, 1 + (frames - 1) // unit, height // side, width // side
     else:
-        shape = batch, 3, frames, height, width
+        shape = batch, config.image_channels, frames, height, width
     return torch.empty(shape, dtype=wide, device="meta")
 
 

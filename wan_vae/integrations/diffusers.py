@@ -76,7 +76,7 @@ class Acceleration:
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> mean and log-variance of raw latents, (B, 2z, t, h, w): `_encode`."""
-        network = self._ready(x, 3, self._config.spatial_compression)
+        network = self._ready(x, self._config.image_channels, self._config.spatial_compression)
         if network is None:
             moments: Tensor = self._class._encode(self.vae, x)
             return moments

@@ -113,7 +113,9 @@ def export_steps(
     check_video_size(1, height, width, config, whole=True)
     side = config.spatial_compression
     if direction == "encode":
-        sizes = [(1, 3, frames, height, width) for frames in (1, config.temporal_compression * count)]
+        sizes = [
+            (1, config.image_channels, frames, height, width) for frames in (1, config.temporal_compression * count)
+        ]
     else:
         sizes = [(1, config.latent_channels, frames, height // side, width // side) for frames in (1, count)]
     dtype = vae.dtype if direction == "encode" else vae.decoder_dtype

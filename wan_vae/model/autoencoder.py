@@ -10,14 +10,14 @@ from wan_vae.arguments import check_type
 from wan_vae.config import VAEConfig
 from wan_vae.model.blocks import Blocks, Head, Middle
 from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d
+from wan_vae.model.layers import CausalConv3d, remove_past
 from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut
 from wan_vae.model.resample import Downsample, Upsample, patchify, unpatchify
 from wan_vae.model.stages import LocalStage, receptive_radius
 
 
 class Encoder(nn.Module):
-    """(B, 3, T, H, W) -> (B, 2z, t, h, w) (`Encoder3d` in Wan's vae.py and vae2_2.py)."""
+    """(B, c, T, H, W) -> (B, 2z, t, h, w) (`Encoder3d` in Wan's vae.py and vae2_2.py)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class EncoderLevel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z, t, h, w) -> (B, 3, T, H, W), not clamped (`Decoder3d` in Wan's vae.py and vae2_2.py)."""
+    """(B, z, t, h, w) -> (B, c, T, H, W), not clamped (`Decoder3d` in Wan's vae.py and vae2_2.py)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -186,13 +186,15 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv3d(moments, moments, 1)
         self.post_quant_conv = nn.Conv3d(config.latent_channels, config.latent_channels, 1)
         self.decoder = Decoder(config)
+        if config.images_only:
+            remove_past(self)
 
     def moments(self, video: Tensor, halo: Halo) -> Tensor:
-        """(B, 3, T, H, W) in [-1, 1] -> mean and log-variance of the raw latents, (B, 2z, t, h, w)."""
+        """(B, c, T, H, W) in [-1, 1] -> mean and log-variance of the raw latents, (B, 2z, t, h, w)."""
         return self.quant_conv(self.encoder(video, halo))
 
     def pixels(self, raw: Tensor, halo: Halo) -> Tensor:
-        """Raw latents (B, z, t, h, w) -> (B, 3, T, H, W), not clamped."""
+        """Raw latents (B, z, t, h, w) -> (B, c, T, H, W), not clamped."""
         return self.decoder(self.post_quant_conv(raw), halo)
 
     @property

@@ -69,6 +69,18 @@ class CausalConv3d(nn.Conv3d):
         return convolve(pieces, self.weight, self.bias, halo.workspace, zero_padding=zero_padding, residual=skip)
 
 
+def remove_past(network: nn.Module) -> None:
+    """Leave every convolution the last of its temporal taps: what it computes on a clip's first frame, which is padded
+    with zeros in time.
+    """
+    for conv in network.modules():
+        if isinstance(conv, nn.Conv3d):
+            conv.weight = nn.Parameter(conv.weight.detach()[:, :, -1:].clone())
+            conv.kernel_size = (1, *conv.kernel_size[1:])
+        if isinstance(conv, CausalConv3d):
+            conv.needed = conv.needed._replace(before=0)
+
+
 def pad_input(conv: nn.Module, x: Tensor, halo: Halo, activation: Activation | None = None) -> "Tensor | PaddedInput":
     """Return `activation(x)` with everything `halo` knows around it, in the form that `conv` takes.
 

@@ -16,6 +16,8 @@ from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.conv3d import accepts_frame_list, can_fuse_upsample, convolve, convolve_upsampled, subpixel_weights
 from wan_vae.ops.workspace import Workspace
 
+_FRAMES_SEEN = 3  # by a convolution that halves time
+
 
 def patchify(x: Tensor, side: int, workspace: Workspace) -> Tensor:
     """(B, C, T, H, W) -> (B, C side^2, T, H / side, W / side), channel order (c, column, row), as in vae2_2.py."""
@@ -77,19 +79,19 @@ class StridedConv2d(nn.Conv2d):
 
 
 class TemporalStridedConv3d(nn.Conv3d):
-    """A convolution over three frames with stride 2 in time.
+    """A convolution over three frames with stride 2 in time. A model of single pictures has it, but never uses it.
 
     (B, C, T, H, W) -> (B, C, (T - 1) / 2, H, W) at the clip's start, and T / 2 frames after it.
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, (3, 1, 1), stride=(2, 1, 1))
+        super().__init__(channels, channels, (_FRAMES_SEEN, 1, 1), stride=(2, 1, 1))
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:  # type: ignore[override]
         stride = (2, 1, 1)
         # Valid at the clip's start: no zeros are padded, the first output sees frames 0, 1 and 2.
         pieces, _ = halo.pad(self, x, Padding(before=1), split=accepts_frame_list(x, self.weight, stride))
-        if sum(piece.shape[2] for piece in pieces) < self.kernel_size[0]:
+        if sum(piece.shape[2] for piece in pieces) < _FRAMES_SEEN:
             return x[:, :, :0]
         return convolve(pieces, self.weight, self.bias, halo.workspace, stride=stride)
 
