@@ -22,13 +22,15 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     st.integers(1, 9),
     st.integers(1, 4),
     st.sampled_from([np.uint8, np.uint16]),
+    st.sampled_from([3, 4]),
 )
 def test_frames_to_tensors_of_any_size_pads_with_edges(
-    frames: int, height: int, width: int, chunk: int, dtype: type
+    frames: int, height: int, width: int, chunk: int, dtype: type, channels: int
 ) -> None:
     config = small_config(temporal_downsample=(True, True), width_multipliers=(1, 1, 1))
     levels = np.iinfo(dtype).max
-    pixels = np.random.default_rng(0).integers(0, levels, (frames, height, width, 3), dtype=dtype, endpoint=True)
+    shape = (frames, height, width, channels)
+    pixels = np.random.default_rng(0).integers(0, levels, shape, dtype=dtype, endpoint=True)
     clip = FramesToTensors((pixels[start : start + chunk] for start in range(0, frames, chunk)), config, CPU)
     video = torch.cat(list(clip), dim=2)
     assert clip.frames == frames
@@ -37,8 +39,9 @@ def test_frames_to_tensors_of_any_size_pads_with_edges(
     np.testing.assert_allclose(video[0].permute(1, 2, 3, 0).numpy(), expected, atol=1e-6)
 
 
-def test_frames_to_tensors_and_back_keeps_every_level() -> None:
-    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
+@pytest.mark.parametrize("channels", [3, 4])
+def test_frames_to_tensors_and_back_keeps_every_level(channels: int) -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(channels, axis=-1)
     (video, rest) = FramesToTensors([pixels], small_config(), CPU)
     assert rest.shape[2] == 0
     assert np.array_equal(next(tensors_to_frames([video], 16, 16, CPU)), pixels)
@@ -58,11 +61,12 @@ def test_tensors_to_frames_of_nan_is_refused(dtype: torch.dtype) -> None:
         next(frames)
 
 
+@pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_frames_to_tensor_agrees_with_the_stream(dtype: type) -> None:
-    frames = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (3, 4, 6, 3), dtype=dtype, endpoint=True)
+def test_frames_to_tensor_agrees_with_the_stream(dtype: type, channels: int) -> None:
+    frames = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (3, 4, 6, channels), dtype=dtype, endpoint=True)
     video = frames_to_tensor(frames)
-    assert (video.shape, video.dtype) == ((1, 3, 3, 4, 6), torch.float32)
+    assert (video.shape, video.dtype) == ((1, channels, 3, 4, 6), torch.float32)
     assert torch.equal(video, next(iter(FramesToTensors([frames], small_config(), CPU))))
     frames.setflags(write=False)
     assert torch.equal(frames_to_tensor(frames[:, ::-1]), video.flip(3))
@@ -73,11 +77,19 @@ def test_frames_to_tensor_agrees_with_the_stream(dtype: type) -> None:
 
 
 @pytest.mark.parametrize(
-    "frames", [np.zeros((2, 2, 3), np.uint8), np.zeros((1, 2, 2, 4), np.uint8), np.zeros((1, 2, 2, 3))]
+    "frames", [np.zeros((2, 2, 3), np.uint8), np.zeros((1, 2, 2, 2), np.uint8), np.zeros((1, 2, 2, 3))]
 )
 def test_frames_to_tensor_of_a_wrong_kind_is_refused(frames: np.ndarray) -> None:
-    with pytest.raises(UserError, match=r"must be uint8 or uint16 of shape \(n, height, width, 3\)"):
+    with pytest.raises(UserError, match=r"must be uint8 or uint16 of shape \(n, height, width, 3\), or .* 4\) with"):
         frames_to_tensor(frames)
+
+
+def test_frames_to_tensor_of_alpha_gives_minus_1_where_transparent_and_1_where_opaque() -> None:
+    frames = np.zeros((1, 1, 3, 4), np.uint8)
+    frames[0, 0, :, 3] = 0, 255, 51
+    video = frames_to_tensor(frames)
+    assert video[0, 3, 0, 0].tolist() == pytest.approx([-1, 1, -0.6])
+    assert np.array_equal(tensor_to_frames(video), frames)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +97,7 @@ def test_frames_to_tensor_of_a_wrong_kind_is_refused(frames: np.ndarray) -> None
     [
         (torch.zeros(2, 3, 1, 2, 2), r"shape \(2, 3, 1, 2, 2\); it must be one clip"),
         (torch.zeros(1, 2, 2), "must be one clip"),
+        (torch.zeros(2, 1, 2, 2), r"or \(3, n, height, width\), with 4 for 3 if it has alpha"),
         (torch.zeros(1, 3, 0, 2, 2), "must be one clip"),
         (torch.zeros(1, 3, 1, 2, 2, dtype=torch.uint8), "torch.uint8 .* floating point"),
         (torch.full((3, 1, 2, 2), torch.nan), "holds NaN"),

@@ -1,8 +1,9 @@
 """Frames to video tensors and back.
 
-Frames are RGB arrays (n, height, width, 3), uint8 or uint16 of full range; videos are tensors (1, 3, n, H, W) in
-[-1, 1]. `frames_to_tensor` and `tensor_to_frames` convert in memory. `FramesToTensors` and `tensors_to_frames` convert
-streams: they pad to multiples of the compression by replicating edges, crop the result to the true size, and copy.
+Frames are arrays (n, height, width, c), uint8 or uint16 of full range; videos are tensors (1, c, n, H, W) in [-1, 1].
+c is 3 for RGB, and 4 for RGB and straight alpha, whose 0 (transparent) is -1 in a video and whose maximum is 1.
+`frames_to_tensor` and `tensor_to_frames` convert in memory. `FramesToTensors` and `tensors_to_frames` convert streams:
+they pad to multiples of the compression by replicating edges, crop the result to the true size, and copy.
 
 On CUDA, copies go through pinned memory on their own streams, and the host waits only for the chunk before the last:
 while it handles that chunk, the device computes the next one.
@@ -23,21 +24,23 @@ from wan_vae.errors import UserError
 
 T = TypeVar("T")
 Frames = NDArray[np.uint8] | NDArray[np.uint16]
+CHANNELS = (3, 4)  # of RGB and RGBA
 
 
 def frames_to_tensor(frames: Frames) -> Tensor:
     """Convert frames to a video on the CPU.
 
     Args:
-        frames: (n, height, width, 3) RGB, uint8 (0 to 255) or uint16 (0 to 65535). Others raise a UserError.
+        frames: (n, height, width, 3 or 4) RGB or RGBA, uint8 (0 to 255) or uint16 (0 to 65535). Others raise a
+            UserError.
 
     Returns:
-        (1, 3, n, height, width) float32 in [-1, 1].
+        (1, 3 or 4, n, height, width) float32 in [-1, 1].
     """
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype not in (np.uint8, np.uint16):
+    if frames.ndim != 4 or frames.shape[3] not in CHANNELS or frames.dtype not in (np.uint8, np.uint16):
         raise UserError(
             f"frames are {frames.dtype} of shape {frames.shape}; they must be uint8 or uint16 of shape "
-            "(n, height, width, 3)."
+            "(n, height, width, 3), or (n, height, width, 4) with alpha."
         )
     return _scaled(_to_levels(frames)).transpose(0, 1).unsqueeze(0).contiguous()
 
@@ -46,10 +49,10 @@ def tensor_to_frames(video: Tensor) -> NDArray[np.uint8]:
     """Round a video to frames. Values outside [-1, 1] are clipped.
 
     Args:
-        video: (1, 3, n, height, width) or (3, n, height, width), floating point, on any device.
+        video: (1, c, n, height, width) or (c, n, height, width), c 3 or 4, floating point, on any device.
 
     Returns:
-        (n, height, width, 3) uint8 RGB.
+        (n, height, width, c) uint8 RGB or RGBA.
 
     Raises:
         UserError: The tensor has another shape or dtype, or holds NaN.
@@ -61,18 +64,18 @@ def tensor_to_frames(video: Tensor) -> NDArray[np.uint8]:
 
 
 def single_clip(video: Tensor) -> Tensor:
-    """Return (1, 3, n, h, w) or (3, n, h, w) as the latter; a UserError if it is neither, empty or not floating."""
+    """Return (1, c, n, h, w) or (c, n, h, w), c 3 or 4, as the latter; a UserError if it is empty or something else."""
     clip = video[0] if video.ndim == 5 and video.shape[0] == 1 else video
-    if clip.ndim != 4 or clip.shape[0] != 3 or clip.numel() == 0 or not clip.is_floating_point():
+    if clip.ndim != 4 or clip.shape[0] not in CHANNELS or clip.numel() == 0 or not clip.is_floating_point():
         raise UserError(
             f"the video is {video.dtype} of shape {tuple(video.shape)}; it must be one clip of floating point, "
-            "(1, 3, n, height, width) or (3, n, height, width)."
+            "(1, 3, n, height, width) or (3, n, height, width), with 4 for 3 if it has alpha."
         )
     return clip
 
 
 class FramesToTensors:
-    """Iterable over frames as the network of `config` takes them: (1, 3, n, H, W) in [-1, 1] on `device`, padded.
+    """Iterable over frames as the network of `config` takes them: (1, 3 or 4, n, H, W) in [-1, 1] on `device`, padded.
 
     Attributes:
         frames: Number of frames taken from `chunks` so far, without padding.
@@ -110,7 +113,7 @@ class FramesToTensors:
 def tensors_to_frames(
     videos: Iterable[Tensor], width: int, height: int, device: torch.device
 ) -> Iterator[NDArray[np.uint8]]:
-    """Crop and round videos (1, 3, n, H, W) to frames (n, height, width, 3) on the host; a UserError for NaN."""
+    """Crop and round videos (1, c, n, H, W) to frames (n, height, width, c) on the host; a UserError for NaN."""
     rounded = (_rounded(video[0, :, :, :height, :width]) for video in videos)
     for levels, largest in to_host(rounded, device):
         if largest.isnan():
@@ -180,13 +183,13 @@ def _to_levels(frames: Frames) -> Tensor:
 
 
 def _scaled(levels: Tensor) -> Tensor:
-    """Scale the result of `_to_levels`, (n, height, width, 3), to float32 (n, 3, height, width) in [-1, 1]."""
+    """Scale the result of `_to_levels`, (n, height, width, c), to float32 (n, c, height, width) in [-1, 1]."""
     deep = levels.dtype == torch.int16
     values = levels.to(torch.int32).bitwise_and_(0xFFFF) if deep else levels
     return values.permute(0, 3, 1, 2).to(torch.float32) * (2 / (0xFFFF if deep else 0xFF)) - 1
 
 
 def _rounded(video: Tensor) -> tuple[Tensor, Tensor]:
-    """Round (3, n, height, width) to uint8 (n, height, width, 3); also return the maximum, NaN if a value is NaN."""
+    """Round (c, n, height, width) to uint8 (n, height, width, c); also return the maximum, NaN if a value is NaN."""
     levels = ((video.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.permute(1, 2, 3, 0).contiguous(), video.amax()
