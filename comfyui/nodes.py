@@ -148,12 +148,16 @@ class EncodeVideo(io.ComfyNode):
     @classmethod
     def execute(cls, video: Any, vae: Any, memory: str) -> Any:
         """Return the latents."""
-        images, fps, audio = video, None, None
+        images, fps, audio, alpha = video, None, None, None
         if hasattr(video, "get_components"):
             components = video.get_components()
             images, fps, audio = components.images, components.frame_rate, components.audio
-            warn_of_alpha(getattr(components, "alpha", None))
+            alpha = getattr(components, "alpha", None)
         network = FastVAE.of(vae).loaded("encode", images.shape[1], images.shape[2], memory)
+        if alpha is not None and network.config.image_channels == 4:
+            images = torch.cat([images, alpha.reshape(*images.shape[:3], 1).to(images)], dim=3)
+        else:
+            warn_of_alpha(alpha)
         progress = comfy.utils.ProgressBar(images.shape[0]).update_absolute
         latent = encode_images(network, images, fps=fps, audio=audio, memory=memory, progress=progress)
         return io.NodeOutput(latent)
@@ -170,7 +174,8 @@ class DecodeVideo(io.ComfyNode):
             display_name="Wan VAE: decode video",
             category=_CATEGORY,
             description="Decode latents, a few frames at a time. Latents of 'Wan VAE: encode video' become a video of"
-            " the clip's size, length and rate, with its sound, whatever a sampler did to them.",
+            " the clip's size, length and rate, with its sound, whatever a sampler did to them. Where the VAE has alpha,"
+            " the images have it, but not the video.",
             inputs=[
                 io.Latent.Input("samples"),
                 io.Vae.Input("vae"),
@@ -197,7 +202,7 @@ class DecodeVideo(io.ComfyNode):
         progress = comfy.utils.ProgressBar(facts.frames).update_absolute
         images = decode_images(network, samples, memory=memory, progress=progress)
         components = Types.VideoComponents(
-            images=images,
+            images=images[..., :3],
             audio=facts.audio if audio is None else audio,
             frame_rate=frame_rate(fps, facts),
         )

@@ -19,6 +19,7 @@ LAYERS = (
     ("inference", "checkpoints"),
     ("sharding", "interchange"),
     ("vae",),
+    ("alpha_pair",),
     ("evaluation",),
     ("training", "files"),
     ("preview",),

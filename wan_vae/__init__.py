@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 
 # Type checkers read these imports, Python the table below; `as` marks a name as exported.
 if TYPE_CHECKING:
+    from wan_vae.alpha_pair import AlphaPair as AlphaPair
     from wan_vae.config import VAEConfig as VAEConfig
     from wan_vae.errors import CheckpointError as CheckpointError
     from wan_vae.errors import ClipError as ClipError
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "alpha_pair": ("AlphaPair",),
     "config": ("VAEConfig",),
     "errors": ("CheckpointError", "ClipError", "LatentsError", "UserError"),
     "evaluation.metrics": ("Score",),

@@ -488,5 +488,4 @@ def _stream_fits(model: Model, call: Literal["encode", "decode"], height: int, w
 def _plan(model: Model, call: Literal["encode", "decode"], height: int, width: int, budget: int) -> Plan:
     multiple = model.config.spatial_compression
     height, width = (-(-side // multiple) * multiple for side in (height, width))
-    frames = 1 + model.config.temporal_compression
-    return model.plan(call, frames=frames, height=height, width=width, memory=budget, streaming=True)
+    return model.plan(call, frames=1, height=height, width=width, memory=budget, streaming=True)

@@ -99,6 +99,16 @@ def test_encode_images_leaves_out_transparency_with_one_notice(vae: WanVAE, capl
     ]
 
 
+def test_images_of_a_network_with_alpha_have_it_and_are_opaque_where_they_had_none() -> None:
+    network = random_vae(small_config(image_channels=4))
+    images = random_images(3, 4, 6)
+    opaque = torch.cat([images, torch.ones_like(images[..., :1])], dim=-1)
+    latent = encode_images(network, opaque)
+    assert torch.equal(encode_images(network, images)["samples"], latent["samples"])
+    assert not torch.equal(encode_images(network, opaque * 0.5)["samples"], latent["samples"])
+    assert decode_images(network, latent).shape == (3, 4, 6, 4)
+
+
 def test_latents_of_another_model_are_an_error(vae: WanVAE) -> None:
     with pytest.raises(UserError, match=r"\(1, 16, 2, 4, 4\); this VAE's are \(B, 3, t, h, w\)"):
         decode_images(vae, {"samples": torch.zeros(1, 16, 2, 4, 4)})

@@ -61,7 +61,7 @@ CheckpointOption = Annotated[
     str,
     typer.Option(
         help="A checkpoint file in any layout, a diffusers folder, or a name: nano (in the package), wan2.1, wan2.2,"
-        " qwen-image, lightvae (from the Hugging Face hub).",
+        " qwen-image, qwen-image-layered, qwen-image-2.1, lightvae (from the Hugging Face hub).",
         metavar="NAME|PATH",
     ),
 ]

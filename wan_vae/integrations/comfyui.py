@@ -129,8 +129,8 @@ class FirstStageModel(nn.Module):
 
     def stream_memory(self, direction: Direction, height: int, width: int) -> int:
         """Bytes for a stream of height x width pixels in whole pictures: `encode_images` and `decode_images`."""
-        unit, side = self._compression
-        return self._peak(direction, 1, 1 + unit, -(-height // side), -(-width // side), streaming=True)
+        _, side = self._compression
+        return self._peak(direction, 1, 1, -(-height // side), -(-width // side), streaming=True)
 
     def stored_weights(self) -> dict[str, Tensor]:
         """Return the weights as ComfyUI's own network names them."""
@@ -194,7 +194,8 @@ def encode_images(
 
     Args:
         network: The network, on the device where it computes.
-        images: The clip, (T, H, W, 3), or more channels, which are left out with a notice; in [0, 1], on any device.
+        images: The clip, (T, H, W, 3) or, with alpha, (T, H, W, 4); in [0, 1], on any device. A network of RGB leaves
+            alpha out, with a notice.
         fps: Its rate.
         audio: Its sound.
         memory: A budget for the network in addition to its weights, as for `encode_file`.
@@ -205,7 +206,7 @@ def encode_images(
     """
     if images.ndim != 4 or images.shape[3] < 3 or 0 in images.shape:
         raise UserError(f"The images are {tuple(images.shape)}; a clip is (frames, height, width, 3).")
-    warn_of_alpha(images[..., 3:])
+    warn_of_alpha(images[..., network.config.image_channels :])
     frames, height, width = images.shape[:3]
     parts = []
     with torch.no_grad():
@@ -229,14 +230,16 @@ def warn_of_alpha(alpha: Tensor | None) -> None:
 
 
 def _padded_chunks(network: WanVAE, images: Tensor) -> Iterator[Tensor]:
-    """Yield a clip as the network takes it, (1, 3, n, H, W) in [-1, 1], with edges and the last frame repeated."""
+    """Yield a clip as the network takes it, (1, c, n, H, W) in [-1, 1], with edges and the last frame repeated."""
     unit, side = network.config.temporal_compression, network.config.spatial_compression
+    channels = network.config.image_channels
     frames, height, width = images.shape[:3]
     padding = (0, -width % side, 0, -height % side)
     missing = -(frames - 1) % unit
     count = unit * network.default_chunk_size(height, width)
     for start in range(0, frames, count):
-        chunk = images[start : start + count, ..., :3].to(network.device, torch.float32)
+        chunk = images[start : start + count, ..., :channels].to(network.device, torch.float32)
+        chunk = F.pad(chunk, (0, channels - chunk.shape[3]), value=1.0)  # opaque, where there is no alpha
         video = F.pad(chunk.permute(0, 3, 1, 2) * 2 - 1, padding, mode="replicate")
         if start + count >= frames:
             video = torch.cat([video, video[-1:].expand(missing, -1, -1, -1)])
@@ -248,7 +251,7 @@ def decode_images(
 ) -> Tensor:
     """Decode a LATENT to images (frames, height, width, 3) in [0, 1] in float32 on the CPU; batches follow each other.
 
-    A clip that `encode_images` encoded gets the size and the length that it had.
+    A network of RGBA gives four channels. A clip that `encode_images` encoded gets the size and the length that it had.
 
     Args:
         network: The network, on the device where it computes.
@@ -265,7 +268,7 @@ def decode_images(
     facts = clip_facts(network, latent)
     frames, height, width = facts.frames, facts.height, facts.width
     scale = network.config.output_upscale
-    images = torch.empty(batch, frames, height * scale, width * scale, 3)
+    images = torch.empty(batch, frames, height * scale, width * scale, network.config.image_channels)
     count = network.default_chunk_size(rows * side, columns * side)
     with torch.no_grad():
         chunks = (

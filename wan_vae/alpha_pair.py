@@ -1,0 +1,95 @@
+"""Wan-Alpha's pair of models: both decode the same latents, one to colors, the other to their transparency."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wan_vae.arguments import check_type
+from wan_vae.errors import UserError
+from wan_vae.inference.budget import Budget, parse_bytes
+from wan_vae.inference.planner import Plan
+from wan_vae.inference.stream import DecodeStream
+from wan_vae.vae import WanVAE
+
+
+class AlphaPair:
+    """A model that decodes latents to (B, 4, T, H, W) in [-1, 1]: RGB, and alpha from -1 (transparent) to 1.
+
+    Alpha is the mean of the channels of the second model, which paints it in gray (`render_video` in Wan-Alpha's
+    generate_dora_lightx2v_mask.py). Pictures are not premultiplied. It takes the calls of `WanVAE` that decode.
+
+    Args:
+        color: The model of the colors, such as wan_alpha_2.1_vae_rgb_channel.safetensors.
+        alpha: The model of the alpha channel, of the same architecture.
+
+    Raises:
+        UserError: The models are of different architectures, or on different devices.
+    """
+
+    def __init__(self, color: WanVAE, alpha: WanVAE) -> None:
+        for name, model in (("color", color), ("alpha", alpha)):
+            check_type(name, model, WanVAE, "a WanVAE")
+        for field in fields(color.config):
+            ours, theirs = getattr(color.config, field.name), getattr(alpha.config, field.name)
+            if ours != theirs:
+                raise UserError(
+                    f"The two models do not decode the same latents to the same size: {field.name} is {ours} and"
+                    f" {theirs}; pass the two that were published together."
+                )
+        if color.config.image_channels != 3:
+            raise UserError("The model of the colors decodes to RGBA itself; it needs no other for alpha.")
+        if color.device != alpha.device:
+            raise UserError(f"The model of the colors is on {color.device}, that of alpha on {alpha.device}; move one.")
+        self.color, self.alpha = color, alpha
+        self.config = replace(color.config, image_channels=4)
+
+    @classmethod
+    def from_pretrained(cls, color: str | Path, alpha: str | Path, **options: Any) -> "AlphaPair":
+        """Load both models; `options` are those of `WanVAE.from_pretrained`."""
+        return cls(WanVAE.from_pretrained(color, **options), WanVAE.from_pretrained(alpha, **options))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.color.device
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the color model's weights."""
+        return self.color.digest()
+
+    def default_chunk_size(self, height: int, width: int) -> int:
+        """Return the latents per pass, as `WanVAE.default_chunk_size`."""
+        return self.color.default_chunk_size(height, width)
+
+    def plan(self, *args: Any, memory: Budget, **size: Any) -> Plan:
+        """Return how each of the two models would keep to its half of a budget; arguments as of `WanVAE.plan`."""
+        return self.color.plan(*args, memory=self._half(memory), **size)
+
+    def decode(self, latents: Tensor, *, raw: bool = False, memory: Budget | None = None) -> Tensor:
+        """Latents (B, z, t, h, w) -> video (B, 4, T, H, W) in [-1, 1]; arguments and errors as of `WanVAE.decode`."""
+        budget = None if memory is None else self._half(memory)  # each call has one, and what came before stays
+        color = self.color.decode(latents, raw=raw, memory=budget)
+        return _joined(color, self.alpha.decode(latents, raw=raw, memory=budget))
+
+    def decode_stream(self, chunks: Iterable[Tensor], *, memory: Budget | None = None) -> Iterator[Tensor]:
+        """Decode normalized latents (B, z, n, h, w) as they arrive, as `WanVAE.decode_stream`; yields (B, 4, m, H, W).
+
+        `memory` is for both models together.
+        """
+        budget = None if memory is None else self._half(memory)
+        with DecodeStream(self.color, memory=budget) as color, DecodeStream(self.alpha, memory=budget) as alpha:
+            for chunk in chunks:
+                first, second = color.push(chunk), alpha.push(chunk)
+                if first is not None and second is not None:
+                    yield _joined(first, second)
+
+    def _half(self, memory: Budget) -> int:
+        return max(1, parse_bytes(memory, self.device) // 2)
+
+
+def _joined(color: Tensor, alpha: Tensor) -> Tensor:
+    return torch.cat([color, alpha.mean(dim=1, keepdim=True)], dim=1)
