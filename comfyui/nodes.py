@@ -174,8 +174,8 @@ class DecodeVideo(io.ComfyNode):
             display_name="Wan VAE: decode video",
             category=_CATEGORY,
             description="Decode latents, a few frames at a time. Latents of 'Wan VAE: encode video' become a video of"
-            " the clip's size, length and rate, with its sound, whatever a sampler did to them. Where the VAE has alpha,"
-            " the images have it, but not the video.",
+            " the clip's size, length and rate, with its sound, whatever a sampler did to them. With alpha, the images"
+            " have it, but not the video.",
             inputs=[
                 io.Latent.Input("samples"),
                 io.Vae.Input("vae"),

@@ -90,8 +90,8 @@ class WanVAE(Autoencoder):
 
         Args:
             source: A name ("nano", in this package; "wan2.1", "wan2.2", "qwen-image", "qwen-image-layered",
-                "qwen-image-2.1", "lightvae", fetched from the Hugging Face hub and cached), a hub repository, a checkpoint
-                file in any layout, or a folder in diffusers' layout.
+                "qwen-image-2.1", "lightvae", fetched from the Hugging Face hub and cached), a hub repository, a
+                checkpoint file in any layout, or a folder in diffusers' layout.
             device: Where the weights go; default the CPU.
             dtype: What they are converted to, a dtype or its name such as "bfloat16"; default as stored, or the widest
                 of those stored.
