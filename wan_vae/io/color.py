@@ -120,8 +120,9 @@ _ACCURATE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
 def frame_of(picture: Picture) -> av.VideoFrame:
-    """Copy a (height, width, 3) RGB picture to a frame."""
-    layout = "rgb24" if picture.dtype == np.uint8 else "rgb48le"
+    """Copy a (height, width, 3 or 4) RGB or RGBA picture to a frame."""
+    shallow, deep = ("rgb24", "rgb48le") if picture.shape[2] == 3 else ("rgba", "rgba64le")
+    layout = shallow if picture.dtype == np.uint8 else deep
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=layout)
     frame.pts, frame.time_base = 0, Fraction(1, 1)
     return frame
@@ -174,7 +175,11 @@ class Scaler:
 
 
 class Resizer:
-    """Resizes (height, width, 3) pictures to one size; pictures of that size are returned unchanged."""
+    """Resizes (height, width, 3 or 4) pictures to one size; pictures of that size are returned unchanged.
+
+    Colors count by their alpha, so that those of transparent pixels, which nobody sees, do not tint the edges of what
+    is beside them. Pixels that come out transparent are black.
+    """
 
     def __init__(self, width: int, height: int) -> None:
         self._shape = (height, width)
@@ -184,11 +189,23 @@ class Resizer:
         """Resize a picture, keeping its dtype."""
         if picture.shape[:2] == self._shape:
             return picture
+        if picture.shape[2] == 3:
+            return self._scaled(picture)
+        wide = to_depth(picture, np.dtype(np.uint16))
+        # Interpolation overshoots, and clipped alpha would leave bright seams. Half of the range is room for that.
+        half = self._scaled(np.concatenate([over_black(wide), wide[..., 3:]], axis=2) // 2).astype(np.uint32)
+        alpha = half[..., 3:]
+        straight = np.concatenate([half[..., :3] * 65535 // np.maximum(alpha, 1), alpha * 65535 // 32767], axis=2)
+        resized = to_depth(np.minimum(straight, 65535).astype(np.uint16), picture.dtype)
+        resized[resized[..., 3] == 0] = 0
+        return resized
+
+    def _scaled(self, picture: Picture) -> Picture:
         frame, (height, width) = frame_of(picture), self._shape
         layout = frame.format.name
         if layout not in self._scalers:
             self._scalers[layout] = Scaler(f"width={width}:height={height}", layout)
-        return plane(self._scalers[layout](frame), 0, 3, picture.dtype.type)
+        return plane(self._scalers[layout](frame), 0, picture.shape[2], picture.dtype.type)
 
 
 def is_yuv(layout: av.VideoFormat) -> bool:
@@ -204,6 +221,11 @@ def bit_depth(layout: av.VideoFormat) -> int:
 def is_transparent(picture: Picture) -> bool:
     """A (height, width, 3 or 4) picture has a pixel that is not opaque."""
     return picture.shape[2] == 4 and bool(picture[..., 3].min() < np.iinfo(picture.dtype).max)
+
+
+def with_alpha(picture: Picture) -> Picture:
+    """Give a (height, width, 3) picture full alpha: (height, width, 4), same dtype."""
+    return np.pad(picture, ((0, 0), (0, 0), (0, 1)), constant_values=np.iinfo(picture.dtype).max)
 
 
 def over_black(picture: Picture) -> Picture:
