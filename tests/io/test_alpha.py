@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.io.sources import Array, encode, psnr, read_all, rgb_frames, smooth_pictures
 from wan_vae.errors import ClipError
-from wan_vae.io import open_clip, read_clip
+from wan_vae.io import Color, create_clip, open_clip, read_clip, write_clip
 from wan_vae.io.color import Resizer, is_transparent, over_black
 
 
@@ -198,3 +198,171 @@ def test_open_clip_resized_with_alpha_looks_like_the_resized_clip_over_black(
     assert not caplog.records
     with open_clip(path, size=size, alpha=True) as clip:
         assert (next(clip.chunks(2)) == pictures[:2]).all()
+
+
+def write(path: Path, pictures: Array, fps: Fraction = Fraction(25), **options: Any) -> None:
+    height, width = pictures.shape[1:3]
+    with create_clip(path, width=width, height=height, fps=fps, alpha=True, **options) as writer:
+        writer.write(pictures[:2])
+        writer.write(pictures[2:])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    width=st.integers(1, 70),
+    height=st.integers(1, 50),
+    count=st.integers(1, 6),
+    fps=st.sampled_from([Fraction(30000, 1001), Fraction(16), Fraction(25), Fraction(25, 2)]),
+    suffix=st.sampled_from([".mov", ".mkv", ".webm"]),
+    lossless=st.booleans(),
+)
+def test_video_with_alpha_keeps_size_count_rate_and_alpha(
+    tmp_path_factory: pytest.TempPathFactory,
+    width: int,
+    height: int,
+    count: int,
+    fps: Fraction,
+    suffix: str,
+    lossless: bool,
+) -> None:
+    path = tmp_path_factory.mktemp("alpha") / f"a{suffix}"
+    pictures = transparent_pictures(count, height, width)
+    lossless = lossless and suffix != ".webm"
+    write(path, pictures, fps, lossless=lossless)
+    info, back = read_all(path, alpha=True)
+    assert (info.frames, info.fps, info.has_alpha) == (count, fps, True)
+    back = in_8_bits(back)
+    assert back.shape == pictures.shape
+    if lossless or suffix == ".mkv":
+        assert (back == pictures).all()
+    elif min(width, height) >= 16:
+        assert psnr(back[..., :3], pictures[..., :3]) > (50 if suffix == ".mov" else 30)
+        assert psnr(back[..., 3], pictures[..., 3]) > (60 if suffix == ".mov" else 38)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".webm"])
+def test_lossy_video_of_an_opaque_clip_with_alpha_stays_opaque(tmp_path: Path, suffix: str) -> None:
+    pictures = transparent_pictures(3, 32, 48)
+    pictures[..., 3] = 255
+    write(tmp_path / f"a{suffix}", pictures)
+    info, back = read_all(tmp_path / f"a{suffix}", alpha=True)
+    assert not info.has_alpha
+    assert (back[..., 3] == np.iinfo(back.dtype).max).all()
+    assert psnr(in_8_bits(back)[..., :3], pictures[..., :3]) > 38
+
+
+def test_prores_of_noise_keeps_alpha_exactly_and_colors_well(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 4), np.uint8)
+    write(tmp_path / "a.mov", noise)
+    info, back = read_all(tmp_path / "a.mov", alpha=True)
+    back = in_8_bits(back)
+    assert info.codec == "prores"
+    assert (back[..., 3] == noise[..., 3]).all()
+    assert psnr(back[..., :3], noise[..., :3]) > 50
+
+
+@pytest.mark.parametrize(
+    ("color", "stored"),
+    [
+        (Color("rgb", True), Color("bt709", False, 1, 1)),
+        (Color("bt709", True, 1, 1), Color("bt709", False, 1, 1)),
+        (Color("bt601", False, 6, 6), Color("bt601", False, 6, 6)),
+        (Color("smpte240m", False, 7, 7), Color("bt709", False, 7, 7)),
+        (Color("bt2020", False, 9, 16), Color("bt2020", False, 9, 16)),
+        (Color("rgb", True, 9, 18), Color("bt2020", False, 9, 18)),
+    ],
+)
+@pytest.mark.parametrize("lossless", [False, True])
+def test_mov_with_alpha_tags_matrix_range_primaries_transfer_and_pixel_aspect(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, color: Color, stored: Color, lossless: bool
+) -> None:
+    pictures = transparent_pictures(2, 32, 48)
+    write(tmp_path / "a.mov", pictures, color=color, lossless=lossless, pixel_aspect=Fraction(4, 3))
+    info, back = read_all(tmp_path / "a.mov", alpha=True)
+    assert info.color == (color.for_rgb() if lossless else stored)
+    assert info.pixel_aspect == Fraction(4, 3)
+    assert psnr(in_8_bits(back), pictures) > 60
+    assert not caplog.records
+
+
+def test_webm_with_alpha_is_tagged_so_that_players_show_it(tmp_path: Path) -> None:
+    write(tmp_path / "a.webm", transparent_pictures(2, 32, 48))
+    with av.open(str(tmp_path / "a.webm")) as container:
+        metadata = container.streams.video[0].metadata
+    assert {key.lower(): value for key, value in metadata.items()}["alpha_mode"] == "1"
+
+
+@pytest.mark.parametrize("name", ["a.webp", "folder", "a.png", "a.tif", "a.tiff", "a.mov", "a.mkv"])
+def test_lossless_clips_with_alpha_keep_the_colors_of_transparent_pixels(tmp_path: Path, name: str) -> None:
+    count = 1 if name.endswith(("png", "tif", "tiff")) else 4
+    noise = np.random.default_rng(0).integers(0, 256, (count, 9, 13, 4), np.uint8)
+    noise[..., 3] *= noise[..., 3] > 100
+    write(tmp_path / name, noise, lossless=True)
+    _, back = read_all(tmp_path / name, alpha=True)
+    assert (back == noise).all()
+    write(tmp_path / f"opaque_{name}", noise | np.array([0, 0, 0, 255], np.uint8), lossless=True)
+    info, back = read_all(tmp_path / f"opaque_{name}", alpha=True)
+    assert not info.has_alpha
+    assert (back == noise | np.array([0, 0, 0, 255], np.uint8)).all()
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_webp_with_alpha_replaces_the_picture_before_and_keeps_equal_ones(tmp_path: Path, lossless: bool) -> None:
+    pictures = np.zeros((5, 20, 30, 4), np.uint8)
+    pictures[:3, :, :10] = 200, 100, 50, 255
+    pictures[3:, :, 20:] = 200, 100, 50, 255
+    write(tmp_path / "a.webp", pictures, Fraction(30), lossless=lossless)
+    info, back = read_all(tmp_path / "a.webp", alpha=True)
+    assert (info.frames, info.fps, info.has_alpha) == (5, 30, True)
+    assert (back[..., 3] == pictures[..., 3]).all()
+    assert np.abs(back.astype(int) - pictures)[pictures[..., 3] > 0].mean() <= (0 if lossless else 3)
+    with Image.open(tmp_path / "a.webp") as image:
+        assert (image.mode, image.info["loop"]) == ("RGBA", 0)
+    write(tmp_path / "still.webp", pictures[:1], lossless=lossless)
+    with Image.open(tmp_path / "still.webp") as image:
+        assert (image.mode, getattr(image, "n_frames", 1)) == ("RGBA", 1)
+        assert (np.asarray(image)[..., 3] == pictures[0, ..., 3]).all()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.gif", "a.jpg", "a.jpeg", "a.bmp"])
+def test_create_clip_with_alpha_in_a_format_without_it_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    wanted = r"cannot keep alpha; these can: a folder, \.mov, \.mkv, \.webm, \.webp, \.png, \.tif, \.tiff\.$"
+    with pytest.raises(ClipError, match=wanted):
+        create_clip(tmp_path / name, width=8, height=8, fps=25, alpha=True)
+    with pytest.raises(ClipError, match=wanted):
+        write_clip(tmp_path / "new" / name, torch.zeros(1, 4, 1, 8, 8), fps=25)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("a.webm", {"lossless": True}, r"cannot be lossless with alpha; these can: a folder, \.mov, \.mkv, \.webp\."),
+        ("a.mkv", {"fps": 5000}, "cannot hold 5000 frames a second; give from .* to 1000, or name a .mov"),
+        ("a.xyz", {}, "unknown ending"),
+    ],
+)
+def test_create_clip_with_alpha_of_an_impossible_output_is_refused(
+    tmp_path: Path, name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ClipError, match=message):
+        create_clip(tmp_path / name, **({"width": 8, "height": 8, "fps": 25, "alpha": True} | options))
+
+
+@pytest.mark.parametrize(("alpha", "channels"), [(True, 3), (False, 4)])
+def test_clip_writer_refuses_frames_of_another_number_of_channels(tmp_path: Path, alpha: bool, channels: int) -> None:
+    with (
+        pytest.raises(ValueError, match=rf"\(n, 8, 9, {7 - channels}\) of uint8 do"),
+        create_clip(tmp_path / "a.mkv", width=9, height=8, fps=25, alpha=alpha) as writer,
+    ):
+        writer.write(np.zeros((1, 8, 9, channels), np.uint8))
+
+
+def test_write_clip_of_a_video_with_alpha_comes_back(tmp_path: Path) -> None:
+    video = torch.from_numpy(transparent_pictures(20, 24, 36)).movedim(-1, 0) * (2 / 255) - 1
+    for name in ("a.mkv", "a.mov", "a.webp", "folder"):
+        write_clip(tmp_path / name, video[None], fps=Fraction(24), lossless=True)
+        back, info = read_clip(tmp_path / name, alpha=True, fps=Fraction(24))
+        assert torch.equal(back[0], video)
+        assert info.fps == 24

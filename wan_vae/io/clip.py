@@ -84,7 +84,7 @@ class ClipSink(ABC):
 
     @abstractmethod
     def write(self, picture: Picture) -> None:
-        """Append a (height, width, 3) uint8 picture."""
+        """Append a (height, width, 3 or 4) uint8 picture."""
 
     def finish(self) -> None:  # noqa: B027
         """Complete and close the output."""

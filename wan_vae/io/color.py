@@ -89,6 +89,11 @@ class Color:
             return Color("bt709", False, primaries=1, transfer=1)
         return replace(self, matrix="bt2020" if self.primaries == 9 else "bt709", full_range=False)
 
+    def for_prores(self) -> "Color":
+        """Color to store YUV in ProRes with: limited range, and the matrix of BT.709 for those without a code there."""
+        matrix = self.matrix if self.matrix in ("bt601", "bt709", "bt2020") else "bt709"
+        return replace(self, matrix=matrix, full_range=False)
+
     def for_rgb(self) -> "Color":
         """Color to store RGB with: the same primaries and transfer, no matrix, full range."""
         return replace(self, matrix="rgb", full_range=True)
@@ -145,11 +150,17 @@ def _without_full_range(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 class Scaler:
-    """Converts frames to one pixel format through FFmpeg's `scale` filter with accurate rounding."""
+    """Converts frames to one pixel format through FFmpeg's `scale` filter with accurate rounding.
 
-    def __init__(self, options: str, pixel_format: str) -> None:
+    `primaries` and `transfer` are code points that the result is tagged with.
+    """
+
+    def __init__(
+        self, options: str, pixel_format: str, primaries: int = UNSPECIFIED, transfer: int = UNSPECIFIED
+    ) -> None:
         self._options = f"{options}:{_ACCURATE}" if options else _ACCURATE
         self._pixel_format = pixel_format
+        self._tags = f"color_primaries={primaries}:color_trc={transfer}"
         self._graph: av.filter.Graph | None = None
         self._made_for: tuple[int, int, str] | None = None
 
@@ -169,6 +180,7 @@ class Scaler:
             ),
             graph.add("scale", self._options),
             graph.add("format", f"pix_fmts={self._pixel_format}"),
+            graph.add("setparams", self._tags),
             graph.add("buffersink"),
         ).configure()
         return graph
