@@ -128,7 +128,7 @@ def read_all(path: Path, count: int = 5, **options: Any) -> tuple[ClipInfo, Arra
         assert 1 <= len(chunks[-1]) <= count
         pictures = np.concatenate(chunks)
         assert clip.info.frames == len(pictures)
-        assert pictures.shape[1:] == (clip.info.height, clip.info.width, 3)
+        assert pictures.shape[1:] == (clip.info.height, clip.info.width, 4 if options.get("alpha") else 3)
         return clip.info, pictures
 
 

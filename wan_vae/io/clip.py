@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource
-from wan_vae.io.color import Color, Resizer, is_transparent, over_black, to_depth
+from wan_vae.io.color import Color, Resizer, is_transparent, over_black, to_depth, with_alpha
 from wan_vae.io.orientation import Picture
 from wan_vae.io.timing import FASTEST, SLOWEST, Timing, resample, resampled_count
 
@@ -84,7 +84,7 @@ class ClipSink(ABC):
 
     @abstractmethod
     def write(self, picture: Picture) -> None:
-        """Append a (height, width, 3) uint8 picture."""
+        """Append a (height, width, 3 or 4) uint8 picture."""
 
     def finish(self) -> None:  # noqa: B027
         """Complete and close the output."""
@@ -103,7 +103,7 @@ class Clip:
         left_out: What the file holds in addition to its pictures and its first track of sound: "subtitles" and so on.
     """
 
-    def __init__(self, source: ClipSource, size: tuple[int, int] | None, fps: Fraction | None) -> None:
+    def __init__(self, source: ClipSource, size: tuple[int, int] | None, fps: Fraction | None, alpha: bool) -> None:
         """Use `open_clip` instead."""
         info = source.info
         self._duration = source.timing.end - source.timing.start
@@ -134,6 +134,7 @@ class Clip:
         self.left_out = source.left_out
         self._source = source
         self._fps = fps
+        self._alpha = alpha
         self._resize = Resizer(info.width, info.height)
         self._dtype = np.dtype(np.uint8 if info.bit_depth <= 8 else np.uint16)
         self._warned_of_alpha = False
@@ -155,8 +156,9 @@ class Clip:
         """Read from the first frame, `count` frames at a time. Memory does not grow with the length of the clip.
 
         Yields:
-            New arrays (n, height, width, 3), full-range RGB: uint8, or uint16 (0 to 65535) for sources of more than 8
-            bits a channel. n is `count`, except that the last chunk may be shorter.
+            New arrays (n, height, width, 3), full-range RGB, or (n, height, width, 4) with straight alpha if the clip
+            was opened for it: uint8, or uint16 (0 to 65535) for sources of more than 8 bits a channel. n is `count`,
+            except that the last chunk may be shorter.
 
         Raises:
             ClipError: The file is cut short or damaged, or its frames are too large.
@@ -171,7 +173,8 @@ class Clip:
             )
         self.close()
         self._reading = self._pictures()
-        chunk = np.empty((min(count, self.info.frames), self.info.height, self.info.width, 3), self._dtype)
+        shape = (self.info.height, self.info.width, 4 if self._alpha else 3)
+        chunk = np.empty((min(count, self.info.frames), *shape), self._dtype)
         filled = 0
         for picture in self._reading:
             chunk[filled] = picture
@@ -188,11 +191,14 @@ class Clip:
             yield from resample(finished, self._duration, self._fps)
 
     def _postprocess(self, picture: Picture) -> Picture:
-        """Convert upright (h, w, 3 or 4) of any size and dtype to (info.height, info.width, 3) of the clip's dtype."""
+        """Convert upright (h, w, 3 or 4) of any size and dtype to the size, channels and dtype of the chunks."""
         picture = to_depth(picture, self._dtype)
-        if is_transparent(picture):
-            if not self._warned_of_alpha:
-                LOGGER.warning(f"{self._source.name} has transparent pixels; they are laid over black.")
-            self._warned_of_alpha = True
-            picture = over_black(picture)
-        return self._resize(picture[..., :3])
+        if not is_transparent(picture):
+            picture = self._resize(picture[..., :3])
+            return with_alpha(picture) if self._alpha else picture
+        if self._alpha:
+            return self._resize(picture)
+        if not self._warned_of_alpha:
+            LOGGER.warning(f"{self._source.name} has transparent pixels; they are laid over black.")
+        self._warned_of_alpha = True
+        return self._resize(over_black(picture))

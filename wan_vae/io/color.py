@@ -89,6 +89,11 @@ class Color:
             return Color("bt709", False, primaries=1, transfer=1)
         return replace(self, matrix="bt2020" if self.primaries == 9 else "bt709", full_range=False)
 
+    def for_prores(self) -> "Color":
+        """Color to store YUV in ProRes with: limited range, and the matrix of BT.709 for those without a code there."""
+        matrix = self.matrix if self.matrix in ("bt601", "bt709", "bt2020") else "bt709"
+        return replace(self, matrix=matrix, full_range=False)
+
     def for_rgb(self) -> "Color":
         """Color to store RGB with: the same primaries and transfer, no matrix, full range."""
         return replace(self, matrix="rgb", full_range=True)
@@ -120,8 +125,9 @@ _ACCURATE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
 def frame_of(picture: Picture) -> av.VideoFrame:
-    """Copy a (height, width, 3) RGB picture to a frame."""
-    layout = "rgb24" if picture.dtype == np.uint8 else "rgb48le"
+    """Copy a (height, width, 3 or 4) RGB or RGBA picture to a frame."""
+    shallow, deep = ("rgb24", "rgb48le") if picture.shape[2] == 3 else ("rgba", "rgba64le")
+    layout = shallow if picture.dtype == np.uint8 else deep
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=layout)
     frame.pts, frame.time_base = 0, Fraction(1, 1)
     return frame
@@ -144,11 +150,17 @@ def _without_full_range(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 class Scaler:
-    """Converts frames to one pixel format through FFmpeg's `scale` filter with accurate rounding."""
+    """Converts frames to one pixel format through FFmpeg's `scale` filter with accurate rounding.
 
-    def __init__(self, options: str, pixel_format: str) -> None:
+    `primaries` and `transfer` are code points that the result is tagged with.
+    """
+
+    def __init__(
+        self, options: str, pixel_format: str, primaries: int = UNSPECIFIED, transfer: int = UNSPECIFIED
+    ) -> None:
         self._options = f"{options}:{_ACCURATE}" if options else _ACCURATE
         self._pixel_format = pixel_format
+        self._tags = f"color_primaries={primaries}:color_trc={transfer}"
         self._graph: av.filter.Graph | None = None
         self._made_for: tuple[int, int, str] | None = None
 
@@ -168,13 +180,18 @@ class Scaler:
             ),
             graph.add("scale", self._options),
             graph.add("format", f"pix_fmts={self._pixel_format}"),
+            graph.add("setparams", self._tags),
             graph.add("buffersink"),
         ).configure()
         return graph
 
 
 class Resizer:
-    """Resizes (height, width, 3) pictures to one size; pictures of that size are returned unchanged."""
+    """Resizes (height, width, 3 or 4) pictures to one size; pictures of that size are returned unchanged.
+
+    Colors count by their alpha, so that those of transparent pixels, which nobody sees, do not tint the edges of what
+    is beside them. Pixels that come out transparent are black.
+    """
 
     def __init__(self, width: int, height: int) -> None:
         self._shape = (height, width)
@@ -184,11 +201,23 @@ class Resizer:
         """Resize a picture, keeping its dtype."""
         if picture.shape[:2] == self._shape:
             return picture
+        if picture.shape[2] == 3:
+            return self._scaled(picture)
+        wide = to_depth(picture, np.dtype(np.uint16))
+        # Interpolation overshoots, and clipped alpha would leave bright seams. Half of the range is room for that.
+        half = self._scaled(np.concatenate([over_black(wide), wide[..., 3:]], axis=2) // 2).astype(np.uint32)
+        alpha = half[..., 3:]
+        straight = np.concatenate([half[..., :3] * 65535 // np.maximum(alpha, 1), alpha * 65535 // 32767], axis=2)
+        resized = to_depth(np.minimum(straight, 65535).astype(np.uint16), picture.dtype)
+        resized[resized[..., 3] == 0] = 0
+        return resized
+
+    def _scaled(self, picture: Picture) -> Picture:
         frame, (height, width) = frame_of(picture), self._shape
         layout = frame.format.name
         if layout not in self._scalers:
             self._scalers[layout] = Scaler(f"width={width}:height={height}", layout)
-        return plane(self._scalers[layout](frame), 0, 3, picture.dtype.type)
+        return plane(self._scalers[layout](frame), 0, picture.shape[2], picture.dtype.type)
 
 
 def is_yuv(layout: av.VideoFormat) -> bool:
@@ -204,6 +233,11 @@ def bit_depth(layout: av.VideoFormat) -> int:
 def is_transparent(picture: Picture) -> bool:
     """A (height, width, 3 or 4) picture has a pixel that is not opaque."""
     return picture.shape[2] == 4 and bool(picture[..., 3].min() < np.iinfo(picture.dtype).max)
+
+
+def with_alpha(picture: Picture) -> Picture:
+    """Give a (height, width, 3) picture full alpha: (height, width, 4), same dtype."""
+    return np.pad(picture, ((0, 0), (0, 0), (0, 1)), constant_values=np.iinfo(picture.dtype).max)
 
 
 def over_black(picture: Picture) -> Picture:

@@ -39,12 +39,12 @@ _CHECKED = ("ffv1", "png", "apng")  # codecs with checksums, which FFmpeg ignore
 class AvSource:
     """Reader of files that FFmpeg can play; a `ClipSource`."""
 
-    def __init__(self, source: Path | BinaryIO, name: str, frames: tuple[int | None, int | None]) -> None:
+    def __init__(self, source: Path | BinaryIO, name: str, frames: tuple[int | None, int | None], alpha: bool) -> None:
         """Read all packets, and decode the first frame.
 
         A file object must be seekable, and is read from its start. `name` stands for the source in messages; `frames`
-        are the first frame and the one after the last. A ClipError if there is no video, it is damaged, or it has none
-        of these frames.
+        are the first frame and the one after the last; `alpha` says whether alpha is wanted. A ClipError if there is no
+        video, it is damaged, or it has none of these frames.
         """
         self.name = name
         self._source = source
@@ -60,6 +60,11 @@ class AvSource:
         with self._opened() as (container, stream):
             self.info = self._describe(container, stream)
             self.left_out = self._others(container, stream)
+        if self._opaque and alpha:
+            LOGGER.warning(
+                f"{name} has an alpha of 0 in all of its first frame, as from programs that leave it unset; it is read"
+                " as opaque."
+            )
         self.audio: AudioSource | None = None
         if self.info.has_audio and isinstance(source, Path):
             self.audio = AudioSource(source, self.timing.start, self.timing.end)
@@ -336,7 +341,7 @@ def _decoder(stream: "VideoStream") -> "VideoCodecContext":
     context = stream.codec_context
     if {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1":
         # FFmpeg's native VP8 and VP9 decoders drop the alpha channel.
-        name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name, context.name)
+        name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
         if name in av.codecs_available:
             context = cast("VideoCodecContext", av.CodecContext.create(name, "r"))
     return context

@@ -1,4 +1,4 @@
-"""Writing clips through FFmpeg."""
+"""Writing clips through FFmpeg, and what each format can hold."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -36,7 +36,7 @@ class Format:
     fastest: Fraction = FASTEST
     largest_side: int = 16384  # pixels
     ticks: int | None = None  # time units of the container per second, None if it stores any rate exactly
-    stores_aspect: bool = False  # of pixels; containers can store it, but PyAV sets it in H.264 alone
+    stores_aspect: bool = False  # of pixels; other containers than QuickTime could, but PyAV sets it in H.264 alone
     stores_color: bool = True  # primaries and transfer
 
 
@@ -54,23 +54,9 @@ def _matroska(form: Format) -> Format:
     return replace(form, fastest=Fraction(1000))
 
 
-def _webp(**options: str) -> Format:
-    """WebP stores durations in 1/1000 s with 24 bits, and sides less one with 14."""
-    slowest, fastest = Fraction(1000, 2**24 - 1), Fraction(1000)
-    return Format(
-        "webp",
-        "libwebp",
-        "bgra",
-        options,
-        slowest=slowest,
-        fastest=fastest,
-        largest_side=2**14 - 1,
-        ticks=1000,
-        stores_color=False,
-    )
-
-
 _VP9 = {"b:v": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1", "tile-columns": "2"}
+# FFmpeg pairs packets of colors and alpha, which are encoded apart; without frames that are not shown these agree.
+_VP9_ALPHA = {"auto-alt-ref": "0"}
 # Higher levels cut frames into slices, which fails for frames of a few pixels.
 _FFV1 = {"level": "1", "g": "1"}
 
@@ -78,6 +64,18 @@ _FFV1 = {"level": "1", "g": "1"}
 _SLOWEST_GIF, _FASTEST_GIF = Fraction(100, 2**16 - 1), Fraction(50)
 
 _FASTEST_AVI = Fraction(1000)  # FFmpeg writes others with times of 1/600 s
+
+# Stores durations in 1/1000 s with 24 bits, and sides less one with 14. `WebPSink` writes it.
+_WEBP = Format(
+    "webp",
+    "libwebp",
+    "bgra",
+    slowest=Fraction(1000, 2**24 - 1),
+    fastest=Fraction(1000),
+    largest_side=2**14 - 1,
+    ticks=1000,
+    stores_color=False,
+)
 
 LOSSY = {
     ".mp4": _h264("mp4"),
@@ -87,7 +85,7 @@ LOSSY = {
     ".avi": replace(_h264("avi", bf="0"), fastest=_FASTEST_AVI),
     ".webm": _matroska(Format("webm", "libvpx-vp9", "yuv420p", _VP9 | {"crf": "20"})),
     ".gif": Format("gif", "gif", "pal8", slowest=_SLOWEST_GIF, fastest=_FASTEST_GIF, ticks=100, stores_color=False),
-    ".webp": _webp(quality="90"),
+    ".webp": _WEBP,
 }
 
 LOSSLESS = {
@@ -96,8 +94,28 @@ LOSSLESS = {
     ".mkv": _matroska(Format("matroska", "ffv1", "bgr0", _FFV1)),
     ".avi": Format("avi", "ffv1", "bgr0", _FFV1, fastest=_FASTEST_AVI, stores_color=False),
     ".webm": _matroska(Format("webm", "libvpx-vp9", "gbrp", _VP9 | {"lossless": "1"})),
-    ".webp": _webp(lossless="1"),
+    ".webp": _WEBP,
 }
+
+LOSSY_ALPHA = {
+    ".mov": Format("mov", "prores_ks", "yuva444p10le", {"profile": "4444", "vendor": "apl0"}, stores_aspect=True),
+    ".mkv": _matroska(Format("matroska", "ffv1", "bgra", _FFV1)),
+    ".webm": _matroska(Format("webm", "libvpx-vp9", "yuva420p", _VP9 | _VP9_ALPHA | {"crf": "20"})),
+    ".webp": _WEBP,
+}
+
+LOSSLESS_ALPHA = {
+    ".mov": Format("mov", "qtrle", "argb", stores_aspect=True),
+    ".mkv": LOSSY_ALPHA[".mkv"],
+    ".webp": _WEBP,
+}
+
+
+def formats(*, lossless: bool, alpha: bool) -> dict[str, Format]:
+    """Formats of videos and animations that can hold this, by the suffix of the file."""
+    if alpha:
+        return LOSSLESS_ALPHA if lossless else LOSSY_ALPHA
+    return LOSSLESS if lossless else LOSSY
 
 
 class AvSink(ClipSink):
@@ -118,8 +136,6 @@ class AvSink(ClipSink):
         self._fps = fps
         self._count = 0
         options = {"fflags": "bitexact"}  # else Matroska files get random numbers, and no two runs are alike
-        if form.container == "webp":
-            options["loop"] = "0"  # for ever; this is FFmpeg's default for GIF, but not for WebP
         if form.container in ("mp4", "mov") and fps < 1:
             # FFmpeg's time unit is below 1/10000 s, of which a long clip with slow frames has more than it can count.
             options["video_track_timescale"] = str(fps.numerator)
@@ -129,6 +145,8 @@ class AvSink(ClipSink):
             self._stream = cast("VideoStream", stream)
             is_rgb = form.pixel_format == "pal8" or av.VideoFormat(form.pixel_format).is_rgb
             color = color.for_rgb() if is_rgb else color.for_yuv()
+            if form.encoder == "prores_ks":
+                color = color.for_prores()
             pixel_format = form.pixel_format
             if form.odd_pixel_format is not None and (width % 2 or height % 2):
                 pixel_format = form.odd_pixel_format
@@ -141,6 +159,8 @@ class AvSink(ClipSink):
             context.sample_aspect_ratio = pixel_aspect
             context.colorspace, context.color_range = color.matrix_code, color.range_code
             context.color_primaries, context.color_trc = color.primaries, color.transfer
+            if pixel_format == "yuva420p":
+                self._stream.metadata["alpha_mode"] = "1"  # else players do not look for the alpha of VP9
             self._convert: Callable[[av.VideoFrame | None], Iterator[av.VideoFrame]] = (
                 _ToPalette() if pixel_format == "pal8" else _ToPixelFormat(color, pixel_format)
             )
@@ -155,7 +175,7 @@ class AvSink(ClipSink):
             raise
 
     def write(self, picture: Picture) -> None:
-        """Append a (height, width, 3) uint8 picture."""
+        """Append a (height, width, 3 or 4) uint8 picture."""
         frame = frame_of(picture)
         frame.pts, frame.time_base = self._count, 1 / self._fps
         self._count += 1
@@ -192,11 +212,12 @@ class AvSink(ClipSink):
 
 
 class _ToPixelFormat:
-    """Converts RGB frames to the stored pixel format."""
+    """Converts RGB or RGBA frames to the stored pixel format."""
 
     def __init__(self, color: Color, pixel_format: str) -> None:
         options = f"in_range=full:out_color_matrix={color.matrix}:out_range={color.range_name}"
-        self._scale = Scaler("" if color.matrix == "rgb" else options, pixel_format)
+        # ProRes takes these tags from frames, other encoders from their context.
+        self._scale = Scaler("" if color.matrix == "rgb" else options, pixel_format, color.primaries, color.transfer)
 
     def __call__(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
         if frame is not None:

@@ -29,12 +29,13 @@ def open_clip(
     size: tuple[int, int] | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    alpha: bool = False,
 ) -> Clip:
     """Open a video, an animation, a folder of images or a single image, to read it in chunks.
 
     Opening reads the file once without decoding it, which finds the number of frames, the frame rate and missing data.
-    Frames are rotated upright and composited over black. Conversions that lose something are logged as warnings to the
-    logger "wan_vae".
+    Frames are rotated upright, and composited over black unless `alpha` is asked for. Conversions that lose something
+    are logged as warnings to the logger "wan_vae".
 
     Args:
         source: Path of a file that FFmpeg can play, of an image (PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF), recognized by
@@ -45,6 +46,7 @@ def open_clip(
         frames: First frame and the one after the last, counted from 0, as in a slice.
         fps: Frame rate to resample the selected frames to, with the same duration; None for that of the source. Images
             have no frame rate and are given this one.
+        alpha: Read RGB and straight alpha, full for sources that have none. Resizing weights colors by alpha.
 
     Raises:
         ClipError: The source is missing, not a clip, damaged or cut short, or an option is out of range or selects no
@@ -69,14 +71,14 @@ def open_clip(
         name = "the file object"
         kind = image_kind(source, name)
         source.seek(0)
-        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames)
+        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames, alpha)
     elif (path := _checked(Path(source))).is_dir():
         reader = ImageSource(path, str(path), None, frames, rate)
     elif kind := image_kind(path, str(path)):
         reader = ImageSource(path, str(path), kind, frames, rate)
     else:
-        reader = AvSource(path, str(path), frames)
-    return Clip(reader, size, rate)
+        reader = AvSource(path, str(path), frames, alpha)
+    return Clip(reader, size, rate, alpha)
 
 
 def _checked(path: Path) -> Path:
@@ -102,15 +104,17 @@ def read_clip(
     size: tuple[int, int] | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    alpha: bool = False,
 ) -> tuple[Tensor, ClipInfo]:
     """Read a whole clip into memory. Arguments and errors are those of `open_clip`.
 
     Returns:
-        The video, (1, 3, T, H, W) float32 in [-1, 1], without padding; and its properties.
+        The video, (1, 3, T, H, W) float32 in [-1, 1], without padding, or (1, 4, T, H, W) with alpha, -1 where it is
+        transparent and 1 where it is opaque; and its properties.
     """
-    with open_clip(source, size=size, frames=frames, fps=fps) as clip:
+    with open_clip(source, size=size, frames=frames, fps=fps, alpha=alpha) as clip:
         info, count = clip.info, 0
-        video = torch.empty(1, 3, info.frames, info.height, info.width)
+        video = torch.empty(1, 4 if alpha else 3, info.frames, info.height, info.width)
         for chunk in clip.chunks(16):
             video[:, :, count : count + len(chunk)] = frames_to_tensor(chunk)
             count += len(chunk)

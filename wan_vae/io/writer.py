@@ -21,15 +21,18 @@ from wan_vae.io.atomic_output import OutputTakenError, check_output, written_bes
 from wan_vae.io.audio import AudioSource, reason
 from wan_vae.io.clip import LOGGER, ClipSink
 from wan_vae.io.color import RGB, Color
-from wan_vae.io.ffmpeg_writer import LOSSLESS, LOSSY, AvSink
+from wan_vae.io.ffmpeg_writer import LOSSY, LOSSY_ALPHA, AvSink, formats
 from wan_vae.io.frames import single_clip, tensor_to_frames
 from wan_vae.io.orientation import Picture
 from wan_vae.io.timing import exact_rate
+from wan_vae.io.webp_writer import WebPSink
 
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Written as a single image; .webp is written as an animation."""
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
+
+_STILL_SUFFIXES_OF_ALPHA = (".png", ".tif", ".tiff")
 
 _LARGEST_JPEG, _LARGEST_PNG = 65500, 2**31 - 1  # pixels a side
 
@@ -41,12 +44,12 @@ class ClipWriter:
     """
 
     def __init__(
-        self, path: Path, make_sink: Callable[[Path], ClipSink], width: int, height: int, overwrite: bool
+        self, path: Path, make_sink: Callable[[Path], ClipSink], shape: tuple[int, int, int], overwrite: bool
     ) -> None:
-        """Use `create_clip` instead."""
+        """Use `create_clip` instead; `shape` is that of a frame, (height, width, 3 or 4)."""
         self._path = path
         self._make_sink = make_sink
-        self._shape = (height, width, 3)
+        self._shape = shape
         self._overwrite = overwrite
         self._count = 0
         self._ended = False
@@ -66,17 +69,17 @@ class ClipWriter:
             self._stack.__exit__(*exc_info)
 
     def write(self, frames: NDArray[np.uint8]) -> None:
-        """Append frames, (n, height, width, 3) full-range RGB.
+        """Append frames, (n, height, width, 3) full-range RGB, or (n, height, width, 4) to a clip with alpha.
 
         Raises:
             ClipError: The disk is full, the file cannot be written, or it holds a single picture.
-            ValueError: The frames have another size or are not uint8.
+            ValueError: The frames have another size or number of channels, or are not uint8.
         """
         if frames.ndim != 4 or frames.shape[1:] != self._shape or frames.dtype != np.uint8:
-            height, width, _ = self._shape
+            height, width, channels = self._shape
             raise ValueError(
                 f"frames of shape {frames.shape} and type {frames.dtype} do not fit; "
-                f"(n, {height}, {width}, 3) of uint8 do."
+                f"(n, {height}, {width}, {channels}) of uint8 do."
             )
         with self._reported():
             for picture in frames:
@@ -127,6 +130,7 @@ def create_clip(
     lossless: bool = False,
     audio: AudioSource | None = None,
     overwrite: bool = True,
+    alpha: bool = False,
 ) -> ClipWriter:
     """Create a clip to write frames to. The suffix of its name selects the format:
 
@@ -136,6 +140,9 @@ def create_clip(
     - .webp: animated, timestamps in 1/1000 s.
     - none: a folder of PNG files 000000.png, 000001.png and so on.
     - .png, .bmp, .tif, .tiff, .jpg: a single picture; JPEG is never lossless.
+
+    With alpha, a .mov is ProRes 4444 with alpha of 16 bits, lossless QuickTime Animation; a .mkv always FFV1; a .webm
+    VP9 with alpha, never lossless; .webp, folder, .png, .tif and .tiff are as above; others cannot keep it.
 
     Frames are encoded as they come, so memory does not grow with the length of the clip.
 
@@ -150,15 +157,17 @@ def create_clip(
             out with a warning to the logger "wan_vae".
         overwrite: Replace a file that appears before the clip is complete. Otherwise the clip gets another name, and
             leaving its context raises a UserError that says which.
+        alpha: Write frames of 4 channels, RGB and straight alpha.
 
     Raises:
         ClipError: The suffix is unknown, a folder is in the place of a file or the reverse, or the format does not
             support what is asked for.
     """
     path, fps = Path(path), exact_rate(fps)
-    check_clip(path, fps=fps, lossless=lossless)
+    check_clip(path, fps=fps, lossless=lossless, alpha=alpha)
     suffix = path.suffix.lower()
-    form = (LOSSLESS if lossless else LOSSY).get(suffix)
+    form = formats(lossless=lossless, alpha=alpha).get(suffix)
+    other = _holding_most(alpha)
     largest = form.largest_side if form else _LARGEST_JPEG if suffix in JPEG_SUFFIXES else _LARGEST_PNG
     if width < 1 or height < 1:
         raise ClipError(f"a clip of {width}x{height} pixels is not possible; both must be above 0.")
@@ -169,13 +178,13 @@ def create_clip(
         audio = None
     if pixel_aspect != 1 and not (form and form.stores_aspect):
         LOGGER.warning(
-            f"{path} cannot say that its pixels are {pixel_aspect} as wide as high, as an .mp4 could; players will take"
+            f"{path} cannot say that its pixels are {pixel_aspect} as wide as high, as {other} could; players will take"
             " them for square."
         )
     if not color.is_usual and not (form and form.stores_color):
         LOGGER.warning(
             f"{path} cannot say that its colors are not the usual ones (primaries {color.primaries}, transfer "
-            f"{color.transfer}), as an .mp4 could; they will look wrong."
+            f"{color.transfer}), as {other} could; they will look wrong."
         )
     make_sink: Callable[[Path], ClipSink]
     if form is None:
@@ -183,11 +192,14 @@ def create_clip(
     else:
         if form.ticks is not None and form.ticks % fps != 0:
             LOGGER.warning(f"{path} counts time in 1/{form.ticks} s, so its rate will only be near {float(fps):g}.")
-        make_sink = partial(AvSink, form, width, height, fps, color, pixel_aspect, audio)
-    return ClipWriter(path, make_sink, width, height, overwrite)
+        if suffix == ".webp":
+            make_sink = partial(WebPSink, fps, lossless)
+        else:
+            make_sink = partial(AvSink, form, width, height, fps, color, pixel_aspect, audio)
+    return ClipWriter(path, make_sink, (height, width, 4 if alpha else 3), overwrite)
 
 
-def check_clip(path: Path, *, fps: Fraction, lossless: bool) -> None:
+def check_clip(path: Path, *, fps: Fraction, lossless: bool, alpha: bool = False) -> None:
     """Raise a ClipError if no clip of this name and rate can be written; see `create_clip`."""
     suffix = path.suffix.lower()
     if suffix and suffix not in LOSSY and suffix not in STILL_SUFFIXES:
@@ -199,15 +211,25 @@ def check_clip(path: Path, *, fps: Fraction, lossless: bool) -> None:
         raise ClipError(f"{path} exists and is not an empty folder; name a new folder for the PNG files.")
     if lossless and suffix in JPEG_SUFFIXES:
         raise ClipError(f"{path} cannot be lossless, as a JPEG; name a .png.")
-    if lossless and suffix in LOSSY and suffix not in LOSSLESS:
-        raise ClipError(f"{path} cannot be lossless; these can: a folder, {', '.join(LOSSLESS)}.")
-    if suffix in LOSSY:
-        form = (LOSSLESS if lossless else LOSSY)[suffix]
+    keeping_alpha = (*LOSSY_ALPHA, *_STILL_SUFFIXES_OF_ALPHA)
+    if alpha and suffix and suffix not in keeping_alpha:
+        raise ClipError(f"{path} cannot keep alpha; these can: a folder, {', '.join(keeping_alpha)}.")
+    able = formats(lossless=lossless, alpha=alpha)
+    if lossless and suffix in LOSSY and suffix not in able:
+        what = "lossless with alpha" if alpha else "lossless"
+        raise ClipError(f"{path} cannot be {what}; these can: a folder, {', '.join(able)}.")
+    if suffix in able:
+        form = able[suffix]
         if not form.slowest <= fps <= form.fastest:
             raise ClipError(
                 f"{path} cannot hold {float(fps):g} frames a second; give from {float(form.slowest):g} to"
-                f" {float(form.fastest):g}, or name an .mp4."
+                f" {float(form.fastest):g}, or name {_holding_most(alpha)}."
             )
+
+
+def _holding_most(alpha: bool) -> str:
+    """The kind of file to name where another cannot hold what a clip has."""
+    return "a .mov" if alpha else "an .mp4"
 
 
 def write_clip(
@@ -225,7 +247,8 @@ def write_clip(
 
     Args:
         path: Output, whose suffix selects the format. It and the other arguments are those of `create_clip`.
-        video: (1, 3, T, H, W) or (3, T, H, W), floating point in [-1, 1], on any device.
+        video: (1, 3, T, H, W) or (3, T, H, W), floating point in [-1, 1], on any device. With 4 for 3 the clip has
+            alpha, -1 where it is transparent and 1 where it is opaque.
         overwrite: Replace an existing file.
 
     Raises:
@@ -233,15 +256,15 @@ def write_clip(
     """
     clip = single_clip(video)
     check_output(path, overwrite=overwrite, inputs=(audio.path,) if audio else (), may_be_folder=not Path(path).suffix)
-    height, width = clip.shape[2:]
-    create = partial(create_clip, path, fps=fps, color=color, pixel_aspect=pixel_aspect)
+    channels, _, height, width = clip.shape
+    create = partial(create_clip, path, fps=fps, color=color, pixel_aspect=pixel_aspect, alpha=channels == 4)
     with create(width=width, height=height, lossless=lossless, audio=audio, overwrite=overwrite) as writer:
         for chunk in torch.split(clip, 16, dim=1):
             writer.write(tensor_to_frames(chunk))
 
 
 def write_picture(path: Path, picture: Picture) -> None:
-    """Write a (height, width, 3) uint8 picture; the suffix of `path` selects the format."""
+    """Write a (height, width, 3 or 4) uint8 picture; the suffix of `path` selects the format."""
     options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix.lower() in JPEG_SUFFIXES else {}
     iio.imwrite(path, picture, plugin="pillow", **options)
 
@@ -255,7 +278,7 @@ class FolderSink(ClipSink):
         self._count = 0
 
     def write(self, picture: Picture) -> None:
-        """Write a (height, width, 3) uint8 picture to the next file."""
+        """Write a (height, width, 3 or 4) uint8 picture to the next file."""
         write_picture(self._path / f"{self._count:06}.png", picture)
         self._count += 1
 
@@ -268,7 +291,7 @@ class PictureSink(ClipSink):
         self._picture: Picture | None = None
 
     def write(self, picture: Picture) -> None:
-        """Keep a (height, width, 3) uint8 picture; a ClipError for the second one."""
+        """Keep a (height, width, 3 or 4) uint8 picture; a ClipError for the second one."""
         if self._picture is not None:
             raise ClipError(
                 f"an image file ({self._path.suffix}) holds one picture, not several; name a folder, that is, a path "
