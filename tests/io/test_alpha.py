@@ -277,7 +277,7 @@ def test_prores_of_noise_keeps_alpha_exactly_and_colors_well(tmp_path: Path) -> 
 def test_mov_with_alpha_tags_matrix_range_primaries_transfer_and_pixel_aspect(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, color: Color, stored: Color, lossless: bool
 ) -> None:
-    pictures = transparent_pictures(2, 32, 48)
+    pictures = transparent_pictures(9, 32, 48)
     write(tmp_path / "a.mov", pictures, color=color, lossless=lossless, pixel_aspect=Fraction(4, 3))
     info, back = read_all(tmp_path / "a.mov", alpha=True)
     assert info.color == (color.for_rgb() if lossless else stored)
@@ -366,3 +366,13 @@ def test_write_clip_of_a_video_with_alpha_comes_back(tmp_path: Path) -> None:
         back, info = read_clip(tmp_path / name, alpha=True, fps=Fraction(24))
         assert torch.equal(back[0], video)
         assert info.fps == 24
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("name", ["a.mov", "a.mkv", "a.webp"])
+def test_open_clip_of_a_damaged_clip_with_alpha_is_refused(tmp_path: Path, name: str, alpha: bool) -> None:
+    write(tmp_path / name, PICTURES)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(ClipError, match=f"{name} (is|cannot be read)"):
+        read_all(tmp_path / name, alpha=alpha)

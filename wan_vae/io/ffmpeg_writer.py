@@ -159,8 +159,6 @@ class AvSink(ClipSink):
             context.sample_aspect_ratio = pixel_aspect
             context.colorspace, context.color_range = color.matrix_code, color.range_code
             context.color_primaries, context.color_trc = color.primaries, color.transfer
-            if pixel_format == "yuva420p":
-                self._stream.metadata["alpha_mode"] = "1"  # else players do not look for the alpha of VP9
             self._convert: Callable[[av.VideoFrame | None], Iterator[av.VideoFrame]] = (
                 _ToPalette() if pixel_format == "pal8" else _ToPixelFormat(color, pixel_format)
             )
