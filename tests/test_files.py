@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 from tests.cli.running import read_clip, write_clip
 from tests.helpers import random_vae, small_config
-from wan_vae import LatentsError, UserError, WanVAE, decode_file, encode_file, reconstruct_file
+from wan_vae import AlphaPair, LatentsError, UserError, WanVAE, decode_file, encode_file, reconstruct_file
 from wan_vae.errors import ClipError
+from wan_vae.io import create_clip, frames_to_tensor, open_clip, tensor_to_frames
+from wan_vae.io.color import over_black
 from wan_vae.io.latents_file import LatentsFile
 
 
@@ -169,3 +171,64 @@ def test_output_that_cannot_hold_the_rate_is_refused_before_the_model_is_loaded(
     with pytest.raises(ClipError, match=r"pairs\.gif cannot hold 1000 frames a second"):
         reconstruct_file(clip, out, "nano", side_by_side=pairs, fps=1000, load=never_called)
     assert list(tmp_path.iterdir()) == [fast]
+
+
+def transparent_pictures(count: int = 5) -> np.ndarray:
+    pictures = np.random.default_rng(0).integers(0, 256, (count, 12, 16, 4), dtype=np.uint8)
+    pictures[:, :6, :, 3] = 255
+    return pictures
+
+
+def frames_of(path: Path) -> np.ndarray:
+    with open_clip(path, alpha=True) as clip:
+        return np.concatenate(list(clip.chunks(8)))
+
+
+def write_transparent(path: Path, pictures: np.ndarray) -> Path:
+    with create_clip(path, fps=25, width=16, height=12, lossless=True, alpha=True) as writer:
+        writer.write(pictures)
+    return path
+
+
+def test_clips_keep_alpha_through_a_model_that_has_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    vae, pictures = random_vae(small_config(image_channels=4), torch.float32), transparent_pictures()
+    clip = write_transparent(tmp_path / "clip.mkv", pictures)
+    encode_file(clip, tmp_path / "z.safetensors", vae)
+    latents = torch.cat(list(LatentsFile(tmp_path / "z.safetensors").chunks(8)), dim=2)
+    expected = tensor_to_frames(vae.decode(latents))
+    torch.testing.assert_close(latents, vae.encode(frames_to_tensor(pictures)))
+    assert not caplog.records
+    decode_file(tmp_path / "z.safetensors", tmp_path / "out.mkv", vae, lossless=True)
+    assert np.array_equal(frames_of(tmp_path / "out.mkv"), expected)
+    assert not caplog.records
+    decode_file(tmp_path / "z.safetensors", tmp_path / "out.avi", vae, lossless=True)
+    assert np.array_equal(frames_of(tmp_path / "out.avi")[..., :3], over_black(expected))
+    (record,) = caplog.records
+    assert "out.avi cannot keep alpha; these can: a folder, .mov" in record.message
+    assert record.message.endswith("transparent pixels are laid over black.")
+
+
+def test_reconstruct_file_with_alpha_writes_it_beside_the_source(tmp_path: Path) -> None:
+    vae, pictures = random_vae(small_config(image_channels=4), torch.float32), transparent_pictures(1)
+    clip, sheet = write_transparent(tmp_path / "a.png", pictures), tmp_path / "sheet.png"
+    pair = tmp_path / "pair.png"
+    result = reconstruct_file(clip, tmp_path / "out.png", vae, side_by_side=pair, contact_sheet=sheet)
+    source, found = pictures[0].astype(float), frames_of(tmp_path / "out.png")[0].astype(float)
+    assert result.score is not None
+    assert result.score.psnr == pytest.approx(10 * np.log10(255**2 / ((source - found) ** 2).mean()), abs=1e-4)
+    assert np.array_equal(frames_of(pair)[0][:, :16], pictures[0])
+    assert np.array_equal(frames_of(pair)[0][:, -16:], found)
+
+
+def test_two_models_decode_a_file_to_colors_and_alpha(checkpoint: Path, latents: Path, tmp_path: Path) -> None:
+    color, alpha = WanVAE.from_pretrained(checkpoint), random_vae(small_config(), torch.float32, seed=1)
+    result = decode_file(latents, tmp_path / "both.mkv", AlphaPair(color, alpha), lossless=True)
+    assert (result.frames, result.width, result.height) == (6, 19, 13)
+    for name, model in (("color", color), ("alpha", alpha)):
+        decode_file(latents, tmp_path / f"{name}.mkv", model, lossless=True)
+    both = frames_of(tmp_path / "both.mkv")
+    assert np.array_equal(both[..., :3], frames_of(tmp_path / "color.mkv")[..., :3])
+    painted = frames_of(tmp_path / "alpha.mkv")[..., :3].astype(float).mean(axis=-1)
+    assert np.abs(both[..., 3] - painted).max() <= 1
+    with pytest.raises(UserError, match="decodes only; leave out the one for alpha"):
+        encode_file(tmp_path / "both.mkv", tmp_path / "z.safetensors", AlphaPair(color, alpha))

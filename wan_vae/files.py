@@ -30,11 +30,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from wan_vae.alpha_pair import AlphaPair
 from wan_vae.arguments import check_flag, check_path, check_type, shown
-from wan_vae.errors import LatentsError, UserError
+from wan_vae.errors import ClipError, LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
 from wan_vae.evaluation.metrics import Metrics, Score
@@ -45,6 +48,7 @@ from wan_vae.interchange.reader import open_latents
 from wan_vae.interchange.writer import ForeignWriter
 from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, open_clip
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
+from wan_vae.io.color import over_black
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_device, to_host
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
 from wan_vae.io.timing import exact_rate
@@ -54,8 +58,8 @@ from wan_vae.vae import WanVAE
 if TYPE_CHECKING:
     from wan_vae.sharding import ShardedVAE
 
-Model: TypeAlias = "WanVAE | ShardedVAE"
-Loader: TypeAlias = "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]"
+Model: TypeAlias = "WanVAE | ShardedVAE | AlphaPair"
+Loader: TypeAlias = "Callable[[str | Path], Model]"
 Progress: TypeAlias = Callable[[int, int], object]
 
 _logger = logging.getLogger("wan_vae")
@@ -159,7 +163,8 @@ def encode_file(
                 " can be added from the clip."
             )
         _warn_of_rest(source, clip, latents)
-        model = _model(vae, load)
+        model = _encoder(_model(vae, load))
+        source.alpha = _has_alpha(model)
         stack.enter_context(torch.inference_mode())
         if format == OURS:
             output = LatentsWriter(latents, overwrite=overwrite)
@@ -245,7 +250,8 @@ def decode_file(
     width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        output = _create(clip, info, width, height, lossless, overwrite)
+        keeps_alpha = _keeps_alpha(clip, info.fps, lossless, model)
+        output = _create(clip, info, width, height, lossless, overwrite, keeps_alpha)
         writer = stack.enter_context(output) if _is_writer(model) else None
         chunks = to_device(read(model.default_chunk_size(info.height, info.width)), model.device)
         progress(0, info.frames)
@@ -254,7 +260,7 @@ def decode_file(
         for frames in tensors_to_frames(videos, width, height, model.device):
             true = frames[: info.frames - done]  # the last ones are padding
             if writer is not None:
-                writer.write(true)
+                writer.write(_for_writing(true, keeps_alpha))
             done += len(true)
             progress(done, info.frames)
     seconds = time.perf_counter() - begun
@@ -308,7 +314,8 @@ def reconstruct_file(
         _warn_of_rest(source, clip, out)
         for path in (path for path in outputs if path != sheet_path):
             check_clip(path, fps=info.fps, lossless=lossless)
-        model = _model(vae, load)
+        model = _encoder(_model(vae, load))
+        source.alpha = _has_alpha(model)
         scale = model.config.output_upscale
         if sheet_path is not None and scale != 1:
             raise UserError(
@@ -319,10 +326,12 @@ def reconstruct_file(
         stack.enter_context(torch.inference_mode())
         writes = _is_writer(model)
         create = partial(_create, info=info, height=height, lossless=lossless, overwrite=overwrite, audio=source.audio)
-        writer = stack.enter_context(create(out, width=width)) if writes else None
+        keeps = [_keeps_alpha(path, info.fps, lossless, model) for path in (out, pairs_path) if path is not None]
+        writer = stack.enter_context(create(out, width=width, alpha=keeps[0])) if writes else None
         pairs = None
         if pairs_path is not None and writes:
-            pairs = stack.enter_context(create(pairs_path, width=comparison.side_by_side_width(width)))
+            wide = comparison.side_by_side_width(width)
+            pairs = stack.enter_context(create(pairs_path, width=wide, alpha=keeps[1]))
         sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
         metrics = Metrics() if scale == 1 and writes else None
         progress(0, info.frames)
@@ -330,9 +339,10 @@ def reconstruct_file(
         budgets = _stream_budgets(model, info.height, info.width, memory)
         for original, decoded in comparison.reconstruct_frames(model, _read(source, model), width, height, budgets):
             if writer is not None:
-                writer.write(decoded[None])
+                writer.write(_for_writing(decoded, keeps[0])[None])
             if pairs is not None:
-                pairs.write(comparison.side_by_side(original, decoded)[None])
+                pair = comparison.side_by_side(original, decoded)
+                pairs.write(_for_writing(pair, keeps[1])[None])
             if sheet is not None:
                 sheet.add(original, decoded)
             if metrics is not None:
@@ -378,8 +388,18 @@ def _check_options(memory: Budget, progress: Progress, load: Loader, **flags: bo
 
 def _model(vae: "Model | str | Path", load: Loader) -> Model:
     model = load(vae) if isinstance(vae, str | Path) else vae
-    if not isinstance(model, WanVAE) and not hasattr(model, "rank"):  # not every build of torch has ShardedVAE
+    if not isinstance(model, WanVAE | AlphaPair) and not hasattr(model, "rank"):  # torch may lack what ShardedVAE needs
         raise UserError(f"vae is {shown(model)}; it must be a WanVAE, a ShardedVAE, or a checkpoint's name or path.")
+    return model
+
+
+def _for_writing(frames: NDArray[np.uint8], keeps_alpha: bool) -> NDArray[np.uint8]:
+    return over_black(frames) if frames.shape[-1] == 4 and not keeps_alpha else frames
+
+
+def _encoder(model: Model) -> "WanVAE | ShardedVAE":
+    if isinstance(model, AlphaPair):
+        raise UserError("A pair of models for colors and alpha decodes only; leave out the one for alpha.")
     return model
 
 
@@ -390,10 +410,27 @@ def _create(
     height: int,
     lossless: bool,
     overwrite: bool,
+    alpha: bool,
     audio: AudioSource | None = None,
 ) -> ClipWriter:
-    create = partial(create_clip, fps=info.fps, color=info.color, pixel_aspect=info.pixel_aspect)
+    create = partial(create_clip, fps=info.fps, color=info.color, pixel_aspect=info.pixel_aspect, alpha=alpha)
     return create(path, width=width, height=height, lossless=lossless, overwrite=overwrite, audio=audio)
+
+
+def _has_alpha(model: Model) -> bool:
+    return model.config.image_channels == 4
+
+
+def _keeps_alpha(path: Path, fps: Fraction, lossless: bool, model: Model) -> bool:
+    """Whether a clip is written with alpha; a warning where the model decodes to it and the format cannot keep it."""
+    if not _has_alpha(model):
+        return False
+    try:
+        check_clip(path, fps=fps, lossless=lossless, alpha=True)
+    except ClipError as error:
+        _logger.warning(f"{str(error).rstrip('.')}; transparent pixels are laid over black.")
+        return False
+    return True
 
 
 def _read(source: Clip, model: Model) -> Iterable[Frames]:
@@ -411,14 +448,16 @@ def _inputs(file: Path, vae: "Model | str | Path") -> tuple[Path, ...]:
 
 
 def _is_writer(model: Model) -> bool:
-    return isinstance(model, WanVAE) or model.rank == 0
+    return isinstance(model, WanVAE | AlphaPair) or model.rank == 0
 
 
 def _no_progress(done: int, total: int) -> None:
     """Report nothing."""
 
 
-def encode_chunks(model: Model, video: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
+def encode_chunks(
+    model: "WanVAE | ShardedVAE", video: Iterable[Tensor], height: int, width: int, memory: Budget
+) -> Iterable[Tensor]:
     """Encode frames (1, 3, n, H, W) within a budget: as a stream, or the whole clip where its caches do not fit.
 
     Of a whole clip, the frames count too.
@@ -472,7 +511,9 @@ def _bytes(model: Model, memory: Budget) -> int | None:
     """Return a budget in bytes; None for "auto" on a device that does not tell how much is free."""
     if memory == "auto" and not reports_free_memory(model.device):
         return None
-    return parse_bytes(memory, model.device) if isinstance(model, WanVAE) else model.budget(memory)
+    if isinstance(model, WanVAE | AlphaPair):
+        return parse_bytes(memory, model.device)
+    return model.budget(memory)
 
 
 def _stream_fits(model: Model, call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:

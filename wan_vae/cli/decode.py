@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.common import Progress, model_loader, print_file_result
+from wan_vae.cli.common import Progress, load_model, model_loader, print_file_result
 from wan_vae.errors import UserError
 
 if TYPE_CHECKING:
+    from wan_vae.alpha_pair import AlphaPair
     from wan_vae.files import FileResult
 
 
@@ -43,20 +44,32 @@ def decode(
             " what they are of.",
         ),
     ] = False,
+    alpha_checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Wan-Alpha's second model, which decodes the same latents to alpha; --checkpoint is that of colors.",
+            metavar="PATH",
+        ),
+    ] = None,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had, where LATENTS tells."""
     rate = options.parse_fps(fps)
-    if preview and shards > 1:
-        raise UserError(f"--shards is {shards}, but --preview is the work of one process; leave one of them out.")
+    if shards > 1 and (preview or alpha_checkpoint is not None):
+        other = "--preview" if preview else "--alpha-checkpoint"
+        raise UserError(f"--shards is {shards}, but {other} is the work of one process; leave one of them out.")
+    if preview and alpha_checkpoint is not None:
+        raise UserError("--preview needs no model, so --alpha-checkpoint has no use; leave one of them out.")
     write: Callable[..., FileResult]
     if preview:
         from wan_vae.preview import preview_file
 
         write = preview_file
     else:
-        load = model_loader(device, dtype, shards)
+        load: Callable[[str | Path], Any] = model_loader(device, dtype, shards)
+        if alpha_checkpoint is not None:
+            load = partial(_load_pair, alpha_checkpoint, device=device, dtype=dtype)
 
         from wan_vae.files import decode_file
 
@@ -72,3 +85,9 @@ def decode(
             progress=progress,
         )
     print_file_result(result, as_json=as_json)
+
+
+def _load_pair(alpha: str, color: str | Path, *, device: options.Device, dtype: options.Precision) -> "AlphaPair":
+    from wan_vae.alpha_pair import AlphaPair
+
+    return AlphaPair(*(load_model(checkpoint, device=device, dtype=dtype) for checkpoint in (color, alpha)))

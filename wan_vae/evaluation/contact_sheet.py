@@ -12,6 +12,7 @@ from wan_vae.arguments import check_count
 from wan_vae.errors import UserError
 from wan_vae.evaluation.metrics import levels, psnr
 from wan_vae.evaluation.reconstruct import eight_bits
+from wan_vae.io.color import over_black
 from wan_vae.io.frames import Frames
 
 ROWS = 5
@@ -90,13 +91,18 @@ class ContactSheet:
         self._layout: SheetLayout | None = None
 
     def add(self, source: Frames, reconstruction: NDArray[np.uint8]) -> None:
-        """Add the next frame, (height, width, 3) uint8 or uint16, and its reconstruction of the same size."""
+        """Add the next frame, (height, width, 3 or 4) uint8 or uint16, and its reconstruction of the same size.
+
+        Pictures with alpha are drawn over black; errors are those of all four channels.
+        """
         if self._frames in self._wanted:
-            height, width = reconstruction.shape[:2]
+            height, width, channels = reconstruction.shape
             self._layout = SheetLayout.of(width, height)
-            left = eight_bits(source)
-            pictures = (left, reconstruction, error_picture(left, reconstruction))
+            left, error = eight_bits(source), error_picture(eight_bits(source), reconstruction)
             value = psnr(levels(source), levels(reconstruction), value_range=255)
+            if channels == 4:
+                left, reconstruction = over_black(left), over_black(reconstruction)
+            pictures = (left, reconstruction, error)
             self._rows.append((self._frames, value, [_scaled(picture, self._layout) for picture in pictures]))
         self._frames += 1
 

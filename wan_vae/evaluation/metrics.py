@@ -26,7 +26,7 @@ _CONTRAST_FLOOR = (0.03 * 255) ** 2
 
 
 def levels(frame: Frames) -> Tensor:
-    """Return a frame (h, w, 3), full-range uint8 or uint16, as a float32 picture (3, h, w) in [0, 255]."""
+    """Return a frame (h, w, c), full-range uint8 or uint16, as a float32 picture (c, h, w) in [0, 255]."""
     scale = 255 / torch.iinfo(torch.uint8 if frame.dtype.itemsize == 1 else torch.uint16).max
     return torch.from_numpy(frame.astype("float32")).permute(2, 0, 1) * scale
 
@@ -116,7 +116,7 @@ class Metrics:
         self.frames: list[Score] = []  # one for every frame so far
 
     def add(self, source: Frames, reconstruction: Frames) -> None:
-        """Compare a frame (height, width, 3), full-range uint8 or uint16, with its reconstruction of the same size."""
+        """Compare a frame (height, width, c), full-range uint8 or uint16, with its reconstruction of the same size."""
         if source.shape != reconstruction.shape:
             raise UserError(
                 f"A frame is {source.shape} and its reconstruction {reconstruction.shape}; only equal sizes compare."

@@ -31,14 +31,15 @@ def side_by_side_width(width: int) -> int:
 
 
 def side_by_side(source: Frames, reconstruction: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a frame (h, w, 3) to the left of its reconstruction (H, W, 3), with a gray gap: (H, 2 W + GAP, 3).
+    """Return a frame (h, w, c) to the left of its reconstruction (H, W, c), with a gray gap: (H, 2 W + GAP, c).
 
     H and W are h and w times the decoder's `output_upscale`.
     """
     scale = reconstruction.shape[0] // source.shape[0]
     # Pixels are repeated rather than interpolated, so that the left half shows exactly what the network was given.
     left = eight_bits(source).repeat(scale, axis=0).repeat(scale, axis=1)
-    gap = np.full((left.shape[0], GAP, 3), _GRAY, dtype=np.uint8)
+    gap = np.full((left.shape[0], GAP, left.shape[2]), _GRAY, dtype=np.uint8)
+    gap[..., 3:] = 255
     return np.concatenate([left, gap, reconstruction], axis=1)
 
 
@@ -53,14 +54,14 @@ def reconstruct_frames(
 
     Args:
         vae: The model.
-        chunks: Arrays (n, h, w, 3), full-range RGB in uint8 or uint16. Fastest is n = `vae.default_chunk_size(h, w)`
-            times `vae.config.temporal_compression`.
+        chunks: Arrays (n, h, w, 3), full-range RGB in uint8 or uint16, or of 4 channels for a model of RGBA. Fastest is
+            n = `vae.default_chunk_size(h, w)` times `vae.config.temporal_compression`.
         width: Of the decoded frames: w times `config.output_upscale`.
         height: Of the decoded frames: h times `config.output_upscale`.
         budgets: Memory for encoding and for decoding, in bytes.
 
     Yields:
-        Each frame as it came, (h, w, 3), and decoded, (height, width, 3) uint8.
+        Each frame as it came, (h, w, c), and decoded, (height, width, c) uint8.
 
     Raises:
         UserError: The decoded video contains NaN.

@@ -74,6 +74,7 @@ class ClipSource(Protocol):
     info: ClipInfo  # before resizing and resampling
     audio: AudioSource | None
     left_out: tuple[str, ...]  # what the file holds in addition to the pictures and the first track of sound
+    alpha_is_unset: bool  # alpha is 0 in all of the first frame, as from programs that do not set it, and not given
 
     def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
         """Yield seconds since the first selected frame, and the frame, upright (height, width, 3 or 4)."""
@@ -101,6 +102,7 @@ class Clip:
         audio: Audio of the selected frames, for `create_clip`. None if there is none, or if the clip was opened from a
             file object, which cannot be read at two places at once.
         left_out: What the file holds in addition to its pictures and its first track of sound: "subtitles" and so on.
+        alpha: Whether `chunks` gives alpha; it may be set before.
     """
 
     def __init__(self, source: ClipSource, size: tuple[int, int] | None, fps: Fraction | None, alpha: bool) -> None:
@@ -134,7 +136,7 @@ class Clip:
         self.left_out = source.left_out
         self._source = source
         self._fps = fps
-        self._alpha = alpha
+        self.alpha = alpha
         self._resize = Resizer(info.width, info.height)
         self._dtype = np.dtype(np.uint8 if info.bit_depth <= 8 else np.uint16)
         self._warned_of_alpha = False
@@ -171,9 +173,14 @@ class Clip:
                 f"{self._source.name} is {self.info.width}x{self.info.height}, which is too large to process: frames "
                 f"have up to {_LARGEST_FRAME // 1_000_000} million pixels; give a smaller size (--size)."
             )
+        if self.alpha and self._source.alpha_is_unset:
+            LOGGER.warning(
+                f"{self._source.name} has an alpha of 0 in all of its first frame, as from programs that leave it"
+                " unset; it is read as opaque."
+            )
         self.close()
         self._reading = self._pictures()
-        shape = (self.info.height, self.info.width, 4 if self._alpha else 3)
+        shape = (self.info.height, self.info.width, 4 if self.alpha else 3)
         chunk = np.empty((min(count, self.info.frames), *shape), self._dtype)
         filled = 0
         for picture in self._reading:
@@ -195,8 +202,8 @@ class Clip:
         picture = to_depth(picture, self._dtype)
         if not is_transparent(picture):
             picture = self._resize(picture[..., :3])
-            return with_alpha(picture) if self._alpha else picture
-        if self._alpha:
+            return with_alpha(picture) if self.alpha else picture
+        if self.alpha:
             return self._resize(picture)
         if not self._warned_of_alpha:
             LOGGER.warning(f"{self._source.name} has transparent pixels; they are laid over black.")

@@ -39,17 +39,17 @@ _CHECKED = ("ffv1", "png", "apng")  # codecs with checksums, which FFmpeg ignore
 class AvSource:
     """Reader of files that FFmpeg can play; a `ClipSource`."""
 
-    def __init__(self, source: Path | BinaryIO, name: str, frames: tuple[int | None, int | None], alpha: bool) -> None:
+    def __init__(self, source: Path | BinaryIO, name: str, frames: tuple[int | None, int | None]) -> None:
         """Read all packets, and decode the first frame.
 
         A file object must be seekable, and is read from its start. `name` stands for the source in messages; `frames`
-        are the first frame and the one after the last; `alpha` says whether alpha is wanted. A ClipError if there is no
-        video, it is damaged, or it has none of these frames.
+        are the first frame and the one after the last. A ClipError if there is no video, it is damaged, or it has none
+        of these frames.
         """
         self.name = name
         self._source = source
         self._frames = frames
-        self._opaque = False
+        self.alpha_is_unset = False
         self._warned_of_change = False
         check_not_empty(source, name)
         self._state = self._read_state()
@@ -60,11 +60,6 @@ class AvSource:
         with self._opened() as (container, stream):
             self.info = self._describe(container, stream)
             self.left_out = self._others(container, stream)
-        if self._opaque and alpha:
-            LOGGER.warning(
-                f"{name} has an alpha of 0 in all of its first frame, as from programs that leave it unset; it is read"
-                " as opaque."
-            )
         self.audio: AudioSource | None = None
         if self.info.has_audio and isinstance(source, Path):
             self.audio = AudioSource(source, self.timing.start, self.timing.end)
@@ -92,7 +87,7 @@ class AvSource:
                     kind, to_rgb = frame_kind, self._converter(frame, stream)
                 time = number / self.timing.rate if self.timing.constant else max(time, shown - self.timing.start)
                 picture = orientation.apply(to_rgb(frame))
-                yield time, picture[..., :3] if self._opaque else picture
+                yield time, picture[..., :3] if self.alpha_is_unset else picture
 
     def _warn_of_change(self, number: int, before: tuple[object, ...], after: tuple[object, ...]) -> None:
         if not self._warned_of_change:
@@ -248,8 +243,8 @@ class AvSource:
         # The header of raw pixels of 32 bits, in AVI that of all codecs, does not say whether the fourth byte is alpha;
         # most programs leave it 0.
         if container.format.name == "avi" or stream.codec_context.name == "rawvideo":
-            self._opaque = picture.shape[2] == 4 and not picture[..., 3].any()
-        if self._opaque:
+            self.alpha_is_unset = picture.shape[2] == 4 and not picture[..., 3].any()
+        if self.alpha_is_unset:
             picture = picture[..., :3]
         height, width = picture.shape[:2]
         aspect = stream.sample_aspect_ratio or Fraction(1)

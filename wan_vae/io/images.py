@@ -42,6 +42,7 @@ class ImageSource:
 
     audio: AudioSource | None = None
     left_out: tuple[str, ...] = ()
+    alpha_is_unset = False
 
     def __init__(
         self,

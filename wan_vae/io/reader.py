@@ -71,13 +71,13 @@ def open_clip(
         name = "the file object"
         kind = image_kind(source, name)
         source.seek(0)
-        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames, alpha)
+        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames)
     elif (path := _checked(Path(source))).is_dir():
         reader = ImageSource(path, str(path), None, frames, rate)
     elif kind := image_kind(path, str(path)):
         reader = ImageSource(path, str(path), kind, frames, rate)
     else:
-        reader = AvSource(path, str(path), frames, alpha)
+        reader = AvSource(path, str(path), frames)
     return Clip(reader, size, rate, alpha)
 
 
