@@ -163,8 +163,7 @@ def encode_file(
                 " can be added from the clip."
             )
         _warn_of_rest(source, clip, latents)
-        model = _encoder(_model(vae, load))
-        source.alpha = _has_alpha(model)
+        model = _encoder(_model(vae, load), source, clip)
         stack.enter_context(torch.inference_mode())
         if format == OURS:
             output = LatentsWriter(latents, overwrite=overwrite)
@@ -314,8 +313,7 @@ def reconstruct_file(
         _warn_of_rest(source, clip, out)
         for path in (path for path in outputs if path != sheet_path):
             check_clip(path, fps=info.fps, lossless=lossless)
-        model = _encoder(_model(vae, load))
-        source.alpha = _has_alpha(model)
+        model = _encoder(_model(vae, load), source, clip)
         scale = model.config.output_upscale
         if sheet_path is not None and scale != 1:
             raise UserError(
@@ -397,9 +395,16 @@ def _for_writing(frames: NDArray[np.uint8], keeps_alpha: bool) -> NDArray[np.uin
     return over_black(frames) if frames.shape[-1] == 4 and not keeps_alpha else frames
 
 
-def _encoder(model: Model) -> "WanVAE | ShardedVAE":
+def _encoder(model: Model, source: Clip, clip: Path) -> "WanVAE | ShardedVAE":
+    """Check that a model encodes a clip, and have the clip read with alpha if it takes that."""
     if isinstance(model, AlphaPair):
         raise UserError("A pair of models for colors and alpha decodes only; leave out the one for alpha.")
+    if model.config.images_only and source.info.frames > 1:
+        raise UserError(
+            f"{clip} has {source.info.frames} frames, but the model encodes single pictures; select one with --frames"
+            " 0:1 (in Python, frames)."
+        )
+    source.alpha = _has_alpha(model)
     return model
 
 

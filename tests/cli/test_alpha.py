@@ -69,5 +69,5 @@ def test_picture_with_alpha_goes_through_a_model_of_single_pictures(
     assert run(capsys, "reconstruct", folder / "a.png", folder / "c.webp", "--checkpoint", model).code == 0
     ended = run(capsys, "encode", folder / "clip.mkv", folder / "no.safetensors", "--checkpoint", model)
     assert ended.code == 2
-    assert "This model encodes single pictures, not" in ended.err
+    assert "has 5 frames, but the model encodes single pictures; select one with --frames 0:1" in ended.err
     assert not (folder / "no.safetensors").exists()

@@ -90,7 +90,7 @@ class ClipStream:
         """
         stream = self._running()
         self._check(chunk)
-        if self._vae.config.images_only and stream.position > 0:
+        if self._vae.config.images_only and stream.position + chunk.shape[2] > 1:
             raise UserError("This model takes single pictures, and this stream has had its one; make a new stream.")
         check_device(chunk, self._vae.device)
         return stream.push(chunk)
