@@ -22,7 +22,7 @@ LAYERS = (
     ("alpha_pair",),
     ("evaluation",),
     ("training", "files"),
-    ("preview",),
+    ("preview", "dataset"),
     ("benchmark", "integrations"),
     ("cli",),
     ("__init__", "__main__"),

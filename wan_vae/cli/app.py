@@ -7,6 +7,7 @@ import typer
 import wan_vae
 from wan_vae.cli import signals
 from wan_vae.cli.benchmark import benchmark
+from wan_vae.cli.cache import cache
 from wan_vae.cli.common import memory_shortage
 from wan_vae.cli.convert import convert
 from wan_vae.cli.decode import decode
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, reconstruct, info, convert, train, benchmark):
+for command in (encode, decode, reconstruct, cache, info, convert, train, benchmark):
     app.command()(command)
 
 

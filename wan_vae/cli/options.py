@@ -97,13 +97,13 @@ ShardsOption = Annotated[
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Read "640x360" as width and height."""
+def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
+    """Read "640x360" as width and height; messages name the option."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text)
     if match is None:
-        raise UserError(f"--size is {text!r}; write it as WIDTHxHEIGHT, such as 640x360.")
+        raise UserError(f"{option} is {text!r}; write it as WIDTHxHEIGHT, such as 640x360.")
     return int(match[1]), int(match[2])
 
 

@@ -1,0 +1,172 @@
+"""`wan-vae cache`: a folder or a list of clips to latents."""
+
+import re
+from contextlib import ExitStack
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wan_vae.cli import options, signals
+from wan_vae.cli.common import load_model, print_result
+from wan_vae.errors import UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from wan_vae.dataset import CacheResult
+    from wan_vae.vae import WanVAE
+
+
+class CacheFormat(str, Enum):
+    """A format of the files of a cache."""
+
+    ours = "wan-vae"
+    musubi = "musubi"
+    tensor = "tensor"
+
+
+class Extraction(str, Enum):
+    """How clips are cut in parts."""
+
+    head = "head"
+    chunk = "chunk"
+    slide = "slide"
+    uniform = "uniform"
+    full = "full"
+
+
+def cache(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of clips and images, or a list of them: .txt, .jsonl or .csv.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder of the cache.")],
+    checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
+    device: options.DeviceOption = options.Device.auto,
+    dtype: options.DtypeOption = options.Precision.auto,
+    memory: options.MemoryOption = options.AUTO,
+    format: Annotated[CacheFormat, typer.Option(help="What the files are for.")] = CacheFormat.ours,  # noqa: A002
+    values: Annotated[
+        options.Values | None, typer.Option(help="What --format tensor holds, default normalized.")
+    ] = None,
+    size: options.SizeOption = None,
+    fps: options.FpsOption = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            help="Scale and cut each clip to the bucket of its aspect; buckets have the area of this size, and sides"
+            " that are multiples of 16.",
+            metavar="WIDTHxHEIGHT",
+        ),
+    ] = None,
+    upscale: Annotated[bool, typer.Option(help="Enlarge clips that are smaller than their bucket.")] = True,
+    extraction: Annotated[
+        Extraction | None,
+        typer.Option(help="Cut clips in parts: see docs/caching.md. Default: head with --target-frames, else none."),
+    ] = None,
+    target_frames: Annotated[
+        str | None, typer.Option(help="Lengths of parts, such as 1,25,81.", metavar="N[,N...]")
+    ] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Frames between two parts with --extraction slide.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Parts of a clip with --extraction uniform.")] = 1,
+    most_frames: Annotated[int, typer.Option(min=1, help="Frames at most with --extraction full.")] = 129,
+    shard: Annotated[
+        str, typer.Option(help="Do part I of N of the work: one process of several, on any machine.", metavar="I/N")
+    ] = "1/1",
+    threads: Annotated[int, typer.Option(min=1, help="Clips that are decoded at a time.")] = 2,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    verify: Annotated[
+        int, typer.Option(min=0, help="Encode this many clips of the cache again, and compare the bytes.", metavar="N")
+    ] = 0,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Encode all clips of SOURCE into OUT. What is there already, of the same clip and options, is skipped.
+
+    Clips that cannot be encoded are listed in failures.jsonl, with the reason, and the others go on; then the exit code
+    is 1.
+    """
+    from wan_vae.dataset import CacheOptions, Extract, cache_latents, estimate_cache, verify_cache
+
+    lengths = _lengths(target_frames)
+    extract = None
+    if extraction is not None or lengths:
+        kind = Extraction.head if extraction is None else extraction
+        extract = Extract(kind.value, lengths, stride=stride, samples=samples, most_frames=most_frames)
+    chosen = CacheOptions(
+        format=format.value,
+        values=None if values is None else values.value,
+        size=options.parse_size(size),
+        fps=options.parse_fps(fps),
+        resolution=options.parse_size(resolution, "--resolution"),
+        upscale=upscale,
+        extract=extract,
+        dtype=f"{dtype.value} {device.value}",
+    )
+
+    def load(name: str | Path) -> "WanVAE":
+        return load_model(name, device=device, dtype=dtype)
+
+    common: dict[str, Any] = {"options": chosen, "load": load}
+    if verify:
+        differing = verify_cache(source, out, checkpoint, count=verify, memory=memory, **common)
+        print_result({"verified": verify, "differing": differing or None}, as_json=as_json)
+        if differing:
+            raise typer.Exit(1)
+        return
+    part = _shard(shard)
+    if dry_run:
+        expected = estimate_cache(source, out, checkpoint, shard=part, retry=retry, **common)
+        print_result(vars(expected), as_json=as_json)
+        return
+    with _Progress() as progress:
+        result = cache_latents(
+            source,
+            out,
+            checkpoint,
+            memory=memory,
+            shard=part,
+            threads=threads,
+            retry=retry,
+            progress=progress,
+            **common,
+        )
+    rate = result.frames / result.seconds if result.seconds else None
+    waited = result.waited / result.seconds if result.seconds else None
+    print_result({"output": out, **vars(result), "frames_per_second": rate, "share_waited": waited}, as_json=as_json)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+class _Progress(ExitStack):
+    """A bar of clips with frames per second, on standard error if that is a terminal. Signals wait for its next call."""
+
+    _bar: "tqdm[Any] | None" = None
+
+    def __call__(self, result: "CacheResult") -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self.enter_context(signals.deferred())
+            bar = tqdm(total=result.total, initial=result.kept + result.failed, unit="clip", disable=None, leave=False)
+            self._bar = self.enter_context(bar)
+        signals.check_interrupted()
+        rate = f"{result.frames / result.seconds:.1f}" if result.seconds else "-"
+        self._bar.set_postfix_str(f"{rate} frames/s, {result.failed} failed", refresh=False)
+        self._bar.update(result.kept + result.cached + result.failed - self._bar.n)
+
+
+def _lengths(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    if re.fullmatch(r"[1-9]\d{0,6}(,[1-9]\d{0,6})*", text) is None:
+        raise UserError(f"--target-frames is {text!r}; write lengths such as 1,25,81.")
+    return tuple(int(length) for length in text.split(","))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise UserError(f"--shard is {text!r}; write it as I/N, from 1/N to N/N.")
+    return int(match[1]) - 1, int(match[2])

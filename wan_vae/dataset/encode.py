@@ -1,0 +1,204 @@
+"""From a clip to its outputs: one function, which every way to run a cache calls.
+
+`read_parts` decodes and cuts, and needs no network; `PartEncoder` encodes a part and writes it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wan_vae.config import VAEConfig
+from wan_vae.dataset.manifest import Record
+from wan_vae.dataset.parts import Part, choose_bucket, to_bucket
+from wan_vae.dataset.plan import CacheOptions, Job
+from wan_vae.errors import ClipError
+from wan_vae.files import encode_chunks
+from wan_vae.inference.budget import Budget
+from wan_vae.interchange.formats import check_musubi, musubi_path
+from wan_vae.interchange.writer import ForeignWriter
+from wan_vae.io import ClipInfo, open_clip
+from wan_vae.io.color import to_depth
+from wan_vae.io.frames import Frames, FramesToTensors, to_host
+from wan_vae.io.latents_file import LatentsInfo, LatentsWriter
+from wan_vae.vae import WanVAE
+
+_LARGEST_CHUNK = 2**26  # bytes of frames that are handed on at once
+
+
+@dataclass(frozen=True)
+class Begin:
+    """The start of a part, whose frames follow.
+
+    Attributes:
+        number, parts: Number of the part, from 0, and how many the clip has.
+        start: Its first frame, of the selected ones.
+        info: Its properties, as it is encoded.
+    """
+
+    number: int
+    parts: int
+    start: int
+    info: ClipInfo
+
+
+Item: TypeAlias = Begin | Frames
+
+
+def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) -> tuple[ClipInfo, list[Part]]:
+    """Return the size that a clip is encoded at, as its properties, and its parts.
+
+    Raises:
+        ClipError: It is shorter than all parts.
+    """
+    parts = [Part(0, info.frames)]
+    if options.extract is not None and info.container != "image":
+        parts = options.extract.parts(info.frames, config.temporal_compression)
+        if not parts:
+            least = min(options.extract.target_frames)
+            raise ClipError(f"{source} has {info.frames} frames, fewer than a part of {least} has.")
+    if options.resolution is not None:
+        width, height = choose_bucket(info.width, info.height, options.resolution, upscale=options.upscale)
+        info = replace(info, width=width, height=height, pixel_aspect=Fraction(1), bit_depth=8)
+    return info, parts
+
+
+def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, None, None]:
+    """Decode a clip: for each part a `Begin`, then its frames (n, height, width, c), as many as fit a pass at a time.
+
+    Raises:
+        ClipError: The clip cannot be read, or is shorter than all parts.
+    """
+    source, config = job.source, vae.config
+    alpha = config.image_channels == 4
+    with open_clip(
+        source.path, size=options.size, frames=(source.start, source.stop), fps=options.fps, alpha=alpha
+    ) as clip:
+        info, parts = cut(source.path, clip.info, options, config)
+        count = vae.default_chunk_size(info.height, info.width) * config.temporal_compression
+        count = max(1, min(count, _LARGEST_CHUNK // (info.width * info.height * (4 if alpha else 3))))
+        frames: Iterator[NDArray[Any]] = (frame for chunk in clip.chunks(count) for frame in chunk)
+        if options.resolution is not None:
+            frames = (to_bucket(to_depth(frame, np.dtype(np.uint8)), (info.width, info.height)) for frame in frames)
+        held: deque[NDArray[Any]] = deque()  # frames from `first` on
+        first = 0
+        for number, part in enumerate(parts):
+            yield Begin(number, len(parts), part.start, replace(info, frames=part.frames))
+            following = parts[number + 1].start if number + 1 < len(parts) else part.start + part.frames
+            for begin in range(part.start, part.start + part.frames, count):
+                end = min(begin + count, part.start + part.frames)
+                while first + len(held) < end:
+                    held.append(next(frames))
+                    if first + len(held) <= min(begin, following):
+                        held.popleft()
+                        first += 1
+                yield np.stack([held[index - first] for index in range(begin, end)])
+                while held and first < min(end, following):
+                    held.popleft()
+                    first += 1
+
+
+class PartEncoder:
+    """Encodes parts with one model, and writes them.
+
+    Args:
+        vae: The model.
+        out: Folder of the cache.
+        options: Of the cache.
+        memory: Budget of the network, as of `encode_file`.
+    """
+
+    def __init__(self, vae: WanVAE, out: Path, options: CacheOptions, memory: Budget) -> None:
+        if options.format == "musubi":
+            check_musubi(vae.config.latent_channels)
+        self._vae, self._out, self._options, self._memory = vae, out, options, memory
+
+    def encode(self, job: Job, begin: Begin, frames: Iterator[Frames], tick: Callable[[], object]) -> Record:
+        """Encode the frames of a part, write its file in one step, and describe it; `tick` is called after a pass."""
+        info, vae, begun = begin.info, self._vae, time.perf_counter()
+        path = self._path(job, begin)
+        statistics = _Statistics()
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            writer = stack.enter_context(self._writer(path, info))
+            tensors = FramesToTensors(frames, vae.config, vae.device)
+            for (chunk,) in to_host(
+                zip(encode_chunks(vae, tensors, info.height, info.width, self._memory)), vae.device
+            ):
+                writer.write(chunk)
+                statistics.add(chunk)
+                tick()
+            shape = writer.finish(_latents_info(info, tensors.frames, vae.config, job.key.checkpoint))
+        return Record(
+            source=job.source.name,
+            output=path.relative_to(self._out).as_posix(),
+            part=begin.number,
+            parts=begin.parts,
+            start=(job.source.start or 0) + begin.start,
+            frames=tensors.frames,
+            width=info.width,
+            height=info.height,
+            fps=str(info.fps),
+            duration=float(tensors.frames / info.fps),
+            shape=shape,
+            mean=statistics.mean,
+            std=statistics.std,
+            caption=job.source.caption,
+            seconds=time.perf_counter() - begun,
+            bytes=path.stat().st_size,
+            key=job.key,
+            extra=dict(job.source.extra),
+        )
+
+    def _path(self, job: Job, begin: Begin) -> Path:
+        place = self._out / job.source.name
+        start = (job.source.start or 0) + begin.start
+        if self._options.format == "musubi":
+            return musubi_path(place.parent, place, begin.info, start)
+        is_part = begin.parts > 1 or job.source.start is not None or self._options.extract is not None
+        position = f"_{start:05d}-{begin.info.frames:03d}" if is_part and begin.info.container != "image" else ""
+        # The clip's own ending stays, since a.mp4 and a.png may lie side by side.
+        return place.with_name(f"{place.name}{position}.safetensors")
+
+    def _writer(self, path: Path, info: ClipInfo) -> LatentsWriter:
+        if self._options.format == "wan-vae":
+            return LatentsWriter(path)
+        values: Literal["raw", "normalized"] | None = self._options.values  # type: ignore[assignment]  # checked there
+        is_image = info.container == "image"
+        return ForeignWriter(path, self._options.format, self._vae.config, values=values, is_image=is_image)
+
+
+def _latents_info(info: ClipInfo, frames: int, config: VAEConfig, checkpoint: str) -> LatentsInfo:
+    create = partial(LatentsInfo, frames=frames, width=info.width, height=info.height, fps=info.fps)
+    return create(pixel_aspect=info.pixel_aspect, color=info.color, config=config, checkpoint=checkpoint)
+
+
+class _Statistics:
+    """Mean and standard deviation of all values, summed in float64."""
+
+    def __init__(self) -> None:
+        self._count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: Tensor) -> None:
+        wide = values.double()
+        self._count += wide.numel()
+        self._sum += wide.sum().item()
+        self._squares += wide.square().sum().item()
+
+    @property
+    def mean(self) -> float:
+        return self._sum / self._count
+
+    @property
+    def std(self) -> float:
+        return float(max(0.0, self._squares / self._count - self.mean**2) ** 0.5)

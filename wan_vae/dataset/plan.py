@@ -1,0 +1,165 @@
+"""What a run over clips is to do: its options, and which clips are done already. Nothing here needs torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from wan_vae.config import preset_names, read_preset
+from wan_vae.dataset.manifest import Key, Manifest
+from wan_vae.dataset.parts import STEP, Extract
+from wan_vae.dataset.sources import Source
+from wan_vae.errors import UserError
+
+_STAMPS = (
+    "checkpoints.json"  # in the cache's folder: digests of checkpoints by what tells that their files are the same
+)
+_VERSION = 1  # of what an output holds; raise it where the same options give other outputs
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What the outputs of a cache depend on, beside clips and weights.
+
+    Attributes:
+        format: "wan-vae", "musubi" or "tensor" (safetensors), as of `encode_file`.
+        values: What "tensor" holds, "raw" or "normalized".
+        size: Width and height that clips are scaled to; None keeps theirs.
+        fps: Rate that clips are resampled to; None keeps theirs.
+        resolution: Width and height whose area the buckets have: each clip is scaled and cut to the bucket of its
+            aspect. None for no buckets.
+        upscale: Whether clips smaller than their bucket are enlarged.
+        extract: How clips are cut in parts; None for whole clips.
+        dtype: What the network computes in, as named by the caller.
+    """
+
+    format: str = "wan-vae"
+    values: str | None = None
+    size: tuple[int, int] | None = None
+    fps: Fraction | None = None
+    resolution: tuple[int, int] | None = None
+    upscale: bool = True
+    extract: Extract | None = None
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.format not in CACHE_FORMATS:
+            raise UserError(f"format is {self.format!r}; a cache is of {', '.join(CACHE_FORMATS)}.")
+        if self.values is not None and (self.format != "tensor" or self.values not in ("raw", "normalized")):
+            raise UserError(f"values is {self.values!r}; it is raw or normalized, for the format tensor alone.")
+        if self.size is not None and self.resolution is not None:
+            raise UserError("size and resolution were both given; the size of a clip in buckets is its bucket's.")
+        for name in ("size", "resolution"):
+            pair = getattr(self, name)
+            if pair is not None and min(pair) < (1 if name == "size" else STEP):
+                raise UserError(f"{name} is {pair[0]}x{pair[1]}; sides are from {1 if name == 'size' else STEP} on.")
+
+    def digest(self) -> str:
+        """Return what tells two sets of options apart."""
+        values = {**asdict(self), "fps": None if self.fps is None else str(self.fps), "version": _VERSION}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+CACHE_FORMATS = ("wan-vae", "musubi", "tensor")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A clip to be cached, and what its outputs depend on."""
+
+    source: Source
+    key: Key
+
+
+@dataclass(frozen=True)
+class Todo:
+    """Jobs, and how many clips need none."""
+
+    jobs: list[Job]
+    kept: int  # cached before
+    failed: int  # failed before, and unchanged
+    missing: list[Job]  # clips of a list that are not there
+
+
+def find_jobs(
+    sources: Iterable[Source], manifest: Manifest, options: CacheOptions, checkpoint: str, *, retry: bool
+) -> Todo:
+    """Return the clips that are not cached as they are now.
+
+    Args:
+        sources: The clips.
+        manifest: What is there.
+        options: Of this run.
+        checkpoint: Digest of the weights.
+        retry: Whether clips that failed before are tried again.
+    """
+    digest = options.digest()
+    todo = Todo([], 0, 0, [])
+    kept = failed = 0
+    for source in sources:
+        try:
+            status = source.path.stat()
+        except OSError:
+            todo.missing.append(Job(source, Key(0, 0, source.caption, digest, checkpoint)))
+            continue
+        key = Key(status.st_size, status.st_mtime_ns, source.caption, digest, checkpoint)
+        if manifest.holds(source.name, key):
+            kept += 1
+        elif not retry and manifest.failed(source.name, key):
+            failed += 1
+        else:
+            todo.jobs.append(Job(source, key))
+    return Todo(todo.jobs, kept, failed, todo.missing)
+
+
+class CheckpointDigests:
+    """Digests of checkpoints that were used before, so that a run without work need not load one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _STAMPS
+        self._digests: dict[str, str] = {}
+        if self._path.is_file():
+            try:
+                stored = json.loads(self._path.read_text(encoding="utf-8"))
+                self._digests = {str(stamp): str(digest) for stamp, digest in stored.items()}
+            except (ValueError, AttributeError, RecursionError):
+                self._digests = {}  # it is only a memory
+
+    def find(self, checkpoint: str | Path) -> str | None:
+        """Return the digest of a checkpoint whose files are as they were, None if it is not known."""
+        stamp = checkpoint_stamp(checkpoint)
+        return None if stamp is None else self._digests.get(stamp)
+
+    def remember(self, checkpoint: str | Path, digest: str) -> None:
+        """Keep the digest of a checkpoint, if something tells when its files change."""
+        stamp = checkpoint_stamp(checkpoint)
+        if stamp is not None and self._digests.get(stamp) != digest:
+            self._digests[stamp] = digest
+            temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(self._digests, indent=1), encoding="utf-8")
+            temporary.replace(self._path)
+
+
+def checkpoint_stamp(checkpoint: str | Path) -> str | None:
+    """Return a text that changes if the files of a checkpoint do; None for what is fetched from a moving revision."""
+    name = str(checkpoint)
+    if isinstance(checkpoint, str) and name in preset_names():
+        preset: dict[str, Any] = read_preset(name)
+        hub = preset.get("hub")
+        if "file" in preset:
+            return _file_stamp(Path(__file__).parents[1] / "weights" / preset["file"])
+        return f"{hub['repository']}@{hub['revision']}/{hub['file']}" if hub and "revision" in hub else None
+    path = Path(name)
+    if path.is_dir():
+        files = sorted(file for file in (*path.iterdir(), *(path / "vae").glob("*")) if file.is_file())
+        return "\n".join(map(_file_stamp, files))
+    return _file_stamp(path) if path.is_file() else None
+
+
+def _file_stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"

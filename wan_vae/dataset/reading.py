@@ -1,0 +1,52 @@
+"""Caches read back for training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.utils.data import Dataset
+
+from wan_vae.arguments import check_path
+from wan_vae.dataset.manifest import Manifest, Record
+from wan_vae.errors import LatentsError, UserError
+
+
+class LatentDataset(Dataset[dict[str, Any]]):
+    """The outputs of a cache, in the order of their names, for a DataLoader with any number of workers.
+
+    An item is a dictionary: `latents` (z, t, h, w) as the file holds them, which is normalized except for raw "tensor"
+    files, in their dtype; `caption`, the text or ""; `source`, the clip's name; `start`, its first frame.
+
+    Attributes:
+        records: What the manifest says of each item. Latents of different `shape` do not fit in one batch.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Read the manifest of a cache.
+
+        Raises:
+            UserError: There is none, or it holds no output.
+        """
+        self._folder = check_path("folder", folder)
+        found = Manifest(self._folder).records.values()
+        self.records: list[Record] = sorted(found, key=lambda record: (record.source, record.part))
+        if not self.records:
+            raise UserError(f"{folder} is no cache: it has no manifest.jsonl with outputs.")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        path = self._folder / record.output
+        try:
+            with safe_open(path, framework="pt") as file:
+                name = next(name for name in file.keys() if name.startswith("latents"))  # noqa: SIM118  # no mapping
+                latents = file.get_tensor(name)
+        except (OSError, StopIteration, ValueError) as error:
+            raise LatentsError(f"{path} cannot be read ({error}); run `wan-vae cache` again to replace it.") from error
+        latents = latents.reshape(record.shape[1:])
+        if not torch.is_floating_point(latents):
+            raise LatentsError(f"{path} holds {latents.dtype}, not latents; run `wan-vae cache` again to replace it.")
+        return {"latents": latents, "caption": record.caption or "", "source": record.source, "start": record.start}

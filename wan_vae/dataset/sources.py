@@ -1,0 +1,175 @@
+"""What is to be cached: a folder, or a list of clips with captions.
+
+Nothing is opened here: a folder of ten thousand clips is listed in a moment.
+"""
+
+import csv
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wan_vae.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+CLIP_SUFFIXES = IMAGE_SUFFIXES | frozenset(
+    {".3gp", ".apng", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"}
+    | {".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
+)
+LIST_SUFFIXES = (".txt", ".jsonl", ".csv")
+
+_PATH_COLUMNS = ("path", "video", "video_path", "image", "image_path", "file", "file_name")
+_CAPTION_COLUMNS = ("caption", "text", "prompt")
+_LARGEST_CAPTION = 2**20  # bytes
+_LARGEST_LINE = 2**24
+_LOGGER = logging.getLogger("wan_vae")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip to be cached.
+
+    Attributes:
+        path: The file.
+        name: Its path below the folder, or below that of the list, with forward slashes; outputs are named by it.
+        caption: Its caption: of the list, or of a .txt beside the clip.
+        start, stop: Its first frame and the one after the last, None for the clip's ends.
+        extra: The list's other columns.
+    """
+
+    path: Path
+    name: str
+    caption: str | None = None
+    start: int | None = None
+    stop: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def list_sources(origin: Path, *, outside: Path | None = None) -> list[Source]:
+    """Return the clips of a folder and its subfolders, or of a list, in the order of their names or of the list.
+
+    A list is text with a path a line; JSON Lines of objects; or CSV with a header. Objects and rows have a path (a
+    column `path`, `video`, `image`, `file` or `file_name`), and may have a caption (`caption`, `text` or `prompt`) and
+    `start` and `stop`, the first frame and the one after the last. Paths are relative to the list's folder.
+
+    Args:
+        origin: The folder or the list.
+        outside: A folder whose files are left out, where the outputs go.
+
+    Raises:
+        UserError: There is no such folder or list, it holds no clip, or a line of it cannot be used.
+    """
+    if origin.is_dir():
+        sources = list(_of_folder(origin, outside))
+        if not sources:
+            raise UserError(f"{origin} holds no clip: no video and no image, in it or in a folder below.")
+        return sources
+    if not origin.is_file():
+        kind = "is neither a file nor a folder" if os.path.lexists(origin) else "does not exist"
+        raise UserError(f"{origin} {kind}; name a folder of clips, or a list that ends in {', '.join(LIST_SUFFIXES)}.")
+    suffix = origin.suffix.lower()
+    if suffix not in LIST_SUFFIXES:
+        if suffix in CLIP_SUFFIXES:
+            return [Source(origin, origin.name, _caption_beside(origin))]
+        raise UserError(f"{origin} is no list of clips; it must end in {', '.join(LIST_SUFFIXES)}.")
+    sources = [_source(row, line, origin) for line, row in _rows(origin, suffix)]
+    if not sources:
+        raise UserError(f"{origin} names no clip; write a path a line.")
+    return sources
+
+
+def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
+    ignored = Counter[str]()
+    for place, folders, files in os.walk(folder):
+        below = Path(place)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and (outside is None or (below / name).resolve() != outside.resolve())
+        )
+        for name in sorted(files):
+            path = below / name
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() in CLIP_SUFFIXES:
+                yield Source(path, path.relative_to(folder).as_posix(), _caption_beside(path))
+            elif path.suffix.lower() != ".txt":
+                ignored[path.suffix.lower() or "no ending"] += 1
+    if ignored:
+        kinds = ", ".join(f"{count} of {suffix}" for suffix, count in ignored.most_common(5))
+        more = " and others" if len(ignored) > 5 else ""
+        _LOGGER.warning(
+            f"{folder} also holds files that are no clips by their endings, and are left out: {kinds}{more}."
+        )
+
+
+def _caption_beside(path: Path) -> str | None:
+    beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        return None
+    with beside.open("rb") as file:
+        text = file.read(_LARGEST_CAPTION + 1)
+    if len(text) > _LARGEST_CAPTION:
+        _LOGGER.warning(f"{beside} is no caption: it is larger than {_LARGEST_CAPTION} bytes; it is left out.")
+        return None
+    return text.decode(errors="replace").strip()
+
+
+def _rows(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line number and the columns of every row of a list."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if suffix == ".csv":
+                reader = csv.DictReader(file, strict=True)
+                for row in reader:
+                    if None in row:
+                        raise UserError(f"Line {reader.line_num} of {path} has more columns than the header.")
+                    yield reader.line_num, {name: value for name, value in row.items() if value not in (None, "")}
+                return
+            for number, line in enumerate(file, start=1):
+                if len(line) > _LARGEST_LINE:
+                    raise UserError(f"Line {number} of {path} is longer than {_LARGEST_LINE} characters.")
+                text = line.strip()
+                if text and suffix == ".jsonl":
+                    yield number, _object(text, number, path)
+                elif text:
+                    yield number, {"path": text}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no list in UTF-8: {error}.") from error
+
+
+def _object(text: str, number: int, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"Line {number} of {path} is no JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise UserError(f'Line {number} of {path} is no JSON object, such as {{"path": "a.mp4"}}.')
+    return row
+
+
+def _source(row: dict[str, Any], line: int, origin: Path) -> Source:
+    given = [name for name in _PATH_COLUMNS if row.get(name)]
+    if not given or not isinstance(row[given[0]], str) or "\0" in row[given[0]]:
+        raise UserError(f"Line {line} of {origin} names no clip; give it a `path`.")
+    path = origin.parent / row.pop(given[0])
+    caption = next((str(row.pop(name)) for name in _CAPTION_COLUMNS if row.get(name) is not None), None)
+    span = [_frame(row.pop(name, None), name, line, origin) for name in ("start", "stop")]
+    try:
+        name = path.relative_to(origin.parent).as_posix()
+    except ValueError:
+        name = path.relative_to(path.anchor).as_posix()
+    name = "/".join(part for part in name.split("/") if part != "..")
+    return Source(path, name, _caption_beside(path) if caption is None else caption, span[0], span[1], row)
+
+
+def _frame(value: Any, name: str, line: int, origin: Path) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not str(value).isdigit() or int(value) > 10**9:
+        raise UserError(f"Line {line} of {origin}: {name} is {value!r}; it must be the number of a frame, from 0 on.")
+    return int(value)
