@@ -19,6 +19,7 @@ LAYERS = (
     ("inference", "checkpoints"),
     ("sharding", "interchange"),
     ("vae",),
+    ("tiny",),
     ("evaluation",),
     ("training", "files"),
     ("preview",),

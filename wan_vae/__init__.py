@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from wan_vae.posterior import Posterior as Posterior
     from wan_vae.preview import preview_file as preview_file
     from wan_vae.sharding import ShardedVAE as ShardedVAE
+    from wan_vae.tiny import TinyVAE as TinyVAE
     from wan_vae.vae import WanVAE as WanVAE
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _NAMES = {
     "posterior": ("Posterior",),
     "preview": ("preview_file",),
     "sharding": ("ShardedVAE",),
+    "tiny": ("TinyVAE",),
     "vae": ("WanVAE",),
 }
 _MODULES = {name: f"wan_vae.{module}" for module, names in _NAMES.items() for name in names}
