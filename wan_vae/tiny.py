@@ -267,9 +267,14 @@ def load_vae(
     return WanVAE.from_pretrained(path, device=device, dtype=dtype)
 
 
-def _checked(latents_per_pass: int | None, memory: Budget | None) -> int | None:
+def check_no_budget(memory: Budget | None) -> None:
+    """Raise a UserError for a budget of memory, to which no tiny autoencoder keeps."""
     if memory is not None:
         raise UserError(
             f"The memory is {shown(memory)}, but tiny autoencoders keep to no budget: they need little; leave it out."
         )
+
+
+def _checked(latents_per_pass: int | None, memory: Budget | None) -> int | None:
+    check_no_budget(memory)
     return check_latents_per_pass(latents_per_pass)

@@ -52,7 +52,7 @@ def decode(
         raise UserError(f"--shards is {shards}, but --preview is the work of one process; leave one of them out.")
     write: Callable[..., FileResult]
     if preview:
-        from wan_vae.preview import preview_file
+        from wan_vae.files import preview_file
 
         write = preview_file
     else:
