@@ -19,6 +19,7 @@ def decode(
     latents: Annotated[Path, typer.Argument(help="Latents that `encode` wrote, or another program.")],
     clip: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
+    checkpoint_values: options.CheckpointValuesOption = None,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
@@ -56,7 +57,7 @@ def decode(
 
         write = preview_file
     else:
-        load = model_loader(device, dtype, shards)
+        load = model_loader(device, dtype, shards, checkpoint_values)
 
         from wan_vae.files import decode_file
 
