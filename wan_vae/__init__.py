@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wan_vae.files import ReconstructResult as ReconstructResult
     from wan_vae.files import decode_file as decode_file
     from wan_vae.files import encode_file as encode_file
+    from wan_vae.files import preview_file as preview_file
     from wan_vae.files import reconstruct_file as reconstruct_file
     from wan_vae.inference.budget import Budget as Budget
     from wan_vae.inference.planner import Plan as Plan
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from wan_vae.ops.cpu.build import set_kernel_building as set_kernel_building
     from wan_vae.ops.workspace import empty_cache as empty_cache
     from wan_vae.posterior import Posterior as Posterior
-    from wan_vae.preview import preview_file as preview_file
     from wan_vae.sharding import ShardedVAE as ShardedVAE
+    from wan_vae.tiny import TinyVAE as TinyVAE
     from wan_vae.vae import WanVAE as WanVAE
 
 __version__ = "0.1.0"
@@ -46,7 +47,15 @@ _NAMES = {
     "config": ("VAEConfig",),
     "errors": ("CheckpointError", "ClipError", "LatentsError", "UserError"),
     "evaluation.metrics": ("Score",),
-    "files": ("DecodeResult", "EncodeResult", "ReconstructResult", "decode_file", "encode_file", "reconstruct_file"),
+    "files": (
+        "DecodeResult",
+        "EncodeResult",
+        "ReconstructResult",
+        "decode_file",
+        "encode_file",
+        "preview_file",
+        "reconstruct_file",
+    ),
     "inference.budget": ("Budget",),
     "inference.planner": ("Plan",),
     "inference.stream": ("DecodeStream", "EncodeStream"),
@@ -56,8 +65,8 @@ _NAMES = {
     "ops.cpu.build": ("build_kernels", "set_kernel_building"),
     "ops.workspace": ("empty_cache",),
     "posterior": ("Posterior",),
-    "preview": ("preview_file",),
     "sharding": ("ShardedVAE",),
+    "tiny": ("TinyVAE",),
     "vae": ("WanVAE",),
 }
 _MODULES = {name: f"wan_vae.{module}" for module, names in _NAMES.items() for name in names}

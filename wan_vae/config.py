@@ -13,6 +13,9 @@ from wan_vae.errors import UserError
 _LARGEST_YAML = 2**17  # bytes; PyYAML takes about a second for as many
 _MOST_YAML_VALUES = 2**17
 
+MODEL_OF_CHANNELS = {16: "wan2.1", 48: "wan2.2"}
+"""The preset of latents with so many channels, where nothing names their model."""
+
 BLOCK_KINDS = ("wan", "resnet", "bottleneck", "preact", "dense", "plain")
 
 

@@ -9,13 +9,14 @@ Outputs appear under their names only when they are complete; after an exception
 take these arguments:
 
 - `vae`: A model, or a checkpoint's name or path, which `load` turns into a model once the input is known to be usable.
+  A `TinyVAE` decodes the latents of any VAE with the same statistics.
   With a `ShardedVAE` every process makes the same call and gets a result, and rank 0 alone writes.
 - `memory`: A budget for the network in addition to the model and its input, result included: bytes, text such as
   "4GiB", or "auto" for four fifths of the free memory. With a `ShardedVAE` it is the budget of each process.
 - `overwrite`: Replace outputs that exist.
 - `progress`: Called with the number of frames done and in total: with 0 once all inputs are open, then after every
   chunk. It may raise an exception to cancel the call.
-- `load`: Loads `vae` if it is a name or path; default `WanVAE.from_pretrained`.
+- `load`: Loads `vae` if it is a name or path; default `wan_vae.tiny.load_vae`, for files of either kind.
 
 They raise a UserError if a file, the model or an option cannot be used, or if the budget is too small.
 """
@@ -28,7 +29,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from torch import Tensor
 
 from wan_vae.alpha_pair import AlphaPair
 from wan_vae.arguments import check_flag, check_path, check_type, shown
+from wan_vae.config import MODEL_OF_CHANNELS, load_config
 from wan_vae.errors import ClipError, LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
@@ -53,12 +55,14 @@ from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_dev
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
 from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
+from wan_vae.preview import LinearPreview
+from wan_vae.tiny import TinyVAE, check_no_budget, load_vae
 from wan_vae.vae import WanVAE
 
 if TYPE_CHECKING:
     from wan_vae.sharding import ShardedVAE
 
-Model: TypeAlias = "WanVAE | ShardedVAE | AlphaPair"
+Model: TypeAlias = "WanVAE | TinyVAE | ShardedVAE | AlphaPair"
 Loader: TypeAlias = "Callable[[str | Path], Model]"
 Progress: TypeAlias = Callable[[int, int], object]
 
@@ -120,7 +124,7 @@ class ReconstructResult(FileResult):
 def encode_file(
     clip: str | Path,
     latents: str | Path,
-    vae: "WanVAE | ShardedVAE | str | Path",
+    vae: "Model | str | Path",
     *,
     size: tuple[int, int] | None = None,
     frames: tuple[int | None, int | None] = (None, None),
@@ -130,7 +134,7 @@ def encode_file(
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
-    load: Loader = WanVAE.from_pretrained,
+    load: Loader = load_vae,
 ) -> EncodeResult:
     """Encode a clip into a latents file: ours holds all that `decode_file` needs to restore the clip.
 
@@ -202,7 +206,7 @@ def encode_file(
 def decode_file(
     latents: str | Path,
     clip: str | Path,
-    vae: "WanVAE | ShardedVAE | str | Path",
+    vae: "Model | LinearPreview | str | Path",
     *,
     fps: Fraction | float | None = None,
     values: Values | None = None,
@@ -210,7 +214,7 @@ def decode_file(
     lossless: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    load: Loader = WanVAE.from_pretrained,
+    load: Loader = load_vae,
 ) -> DecodeResult:
     """Decode a latents file into a clip of the size, length and rate that the encoded clip had, where the file tells.
 
@@ -233,7 +237,7 @@ def decode_file(
     stored = source.info.fps if isinstance(source, LatentsFile) else source.usual_fps
     rate = stored if fps is None else exact_rate(fps)
     check_clip(clip, fps=rate, lossless=lossless)
-    model = _model(vae, load)
+    model = vae if isinstance(vae, LinearPreview) else _model(vae, load)
     if isinstance(source, LatentsFile):
         info, read = replace(source.info, fps=rate), source.chunks
         _check_weights(latents, info, model, _name(vae))
@@ -241,11 +245,11 @@ def decode_file(
         info = source.clip(model.config, rate)
         values = source.resolve_values(model.config, values)
         read = partial(source.normalized, config=model.config, values=values)
+        by = f"decoded by {_name(vae)} (--checkpoint sets another)"
+        if isinstance(model, LinearPreview):
+            by = f"shown as {MODEL_OF_CHANNELS[source.shape[1]]}'s"
         default = "" if fps is not None or info.frames == 1 else f", at {rate} frames a second (--fps sets others)"
-        _logger.warning(
-            f"{latents}, {source.form.title}, does not say which model encoded it; it is decoded by {_name(vae)}"
-            f" (--checkpoint sets another){default}."
-        )
+        _logger.warning(f"{latents}, {source.form.title}, does not say which model encoded it; it is {by}{default}.")
     width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
@@ -255,7 +259,10 @@ def decode_file(
         chunks = to_device(read(model.default_chunk_size(info.height, info.width)), model.device)
         progress(0, info.frames)
         begun, done = time.perf_counter(), 0
-        videos = decode_chunks(model, chunks, info.height, info.width, memory)
+        if isinstance(model, LinearPreview):
+            videos: Iterable[Tensor] = model.decode_stream(chunks)
+        else:
+            videos = decode_chunks(model, chunks, info.height, info.width, memory)
         for frames in tensors_to_frames(videos, width, height, model.device):
             true = frames[: info.frames - done]  # the last ones are padding
             if writer is not None:
@@ -266,10 +273,39 @@ def decode_file(
     return DecodeResult(clip, done, width, height, info.fps, seconds)
 
 
+def preview_file(
+    latents: str | Path,
+    clip: str | Path,
+    *,
+    fps: Fraction | float | None = None,
+    values: Values | None = None,
+    lossless: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> DecodeResult:
+    """Show a latents file without weights (see `wan_vae.preview`), in a clip like that of `decode_file`.
+
+    Each latent is shown for as long as the frames that it stands for. Where the file does not name its model, latents
+    of 16 channels are taken for those of Wan2.1, and of 48 for those of Wan2.2. Arguments are those of `decode_file`.
+
+    Raises:
+        UserError: The latents or the clip cannot be read or written, or there is no preview for their model.
+    """
+    source = open_latents(check_path("latents", latents))
+    if isinstance(source, LatentsFile):
+        config = source.info.config
+    elif source.shape[1] in MODEL_OF_CHANNELS:
+        config = load_config(MODEL_OF_CHANNELS[source.shape[1]])
+    else:
+        raise LatentsError(f"{latents} has {source.shape[1]} channels; Wan2.1's have 16 and Wan2.2's 48.")
+    options: dict[str, Any] = {"lossless": lossless, "overwrite": overwrite, "progress": progress}
+    return decode_file(latents, clip, LinearPreview(config), fps=fps, values=values, **options)
+
+
 def reconstruct_file(
     clip: str | Path,
     out: str | Path,
-    vae: "WanVAE | ShardedVAE | str | Path",
+    vae: "Model | str | Path",
     *,
     side_by_side: str | Path | None = None,
     contact_sheet: str | Path | None = None,
@@ -280,7 +316,7 @@ def reconstruct_file(
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
-    load: Loader = WanVAE.from_pretrained,
+    load: Loader = load_vae,
 ) -> ReconstructResult:
     """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
 
@@ -358,7 +394,7 @@ def reconstruct_file(
     return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
 
 
-def _check_weights(latents: Path, info: LatentsInfo, model: Model, name: str) -> None:
+def _check_weights(latents: Path, info: LatentsInfo, model: "Model | LinearPreview", name: str) -> None:
     for field in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
         encoded, decoding = getattr(info.config, field), getattr(model.config, field)
         if encoded != decoding:
@@ -366,7 +402,7 @@ def _check_weights(latents: Path, info: LatentsInfo, model: Model, name: str) ->
                 f"{latents} cannot be decoded by {name}, whose {field.replace('_', ' ')} is {decoding} and not"
                 f" {encoded}; use the checkpoint that encoded it."
             )
-    if model.digest() != info.checkpoint:
+    if not isinstance(model, TinyVAE | LinearPreview) and model.digest() != info.checkpoint:
         _logger.warning(f"{latents} was encoded by other weights than those of {name}.")
 
 
@@ -386,8 +422,10 @@ def _check_options(memory: Budget, progress: Progress, load: Loader, **flags: bo
 
 def _model(vae: "Model | str | Path", load: Loader) -> Model:
     model = load(vae) if isinstance(vae, str | Path) else vae
-    if not isinstance(model, WanVAE | AlphaPair) and not hasattr(model, "rank"):  # torch may lack what ShardedVAE needs
-        raise UserError(f"vae is {shown(model)}; it must be a WanVAE, a ShardedVAE, or a checkpoint's name or path.")
+    if not isinstance(model, WanVAE | TinyVAE | AlphaPair) and not hasattr(model, "rank"):  # torch may lack ShardedVAE
+        raise UserError(
+            f"vae is {shown(model)}; it must be a WanVAE, a TinyVAE, a ShardedVAE, or a checkpoint's name or path."
+        )
     return model
 
 
@@ -395,7 +433,7 @@ def _for_writing(frames: NDArray[np.uint8], keeps_alpha: bool) -> NDArray[np.uin
     return over_black(frames) if frames.shape[-1] == 4 and not keeps_alpha else frames
 
 
-def _encoder(model: Model, source: Clip, clip: Path) -> "WanVAE | ShardedVAE":
+def _encoder(model: Model, source: Clip, clip: Path) -> "WanVAE | TinyVAE | ShardedVAE":
     """Check that a model encodes a clip, and have the clip read with alpha if it takes that."""
     if isinstance(model, AlphaPair):
         raise UserError("A pair of models for colors and alpha decodes only; leave out the one for alpha.")
@@ -422,11 +460,11 @@ def _create(
     return create(path, width=width, height=height, lossless=lossless, overwrite=overwrite, audio=audio)
 
 
-def _has_alpha(model: Model) -> bool:
-    return model.config.image_channels == 4
+def _has_alpha(model: "Model | LinearPreview") -> bool:
+    return model.config.image_channels == 4 and not isinstance(model, LinearPreview)
 
 
-def _keeps_alpha(path: Path, fps: Fraction, lossless: bool, model: Model) -> bool:
+def _keeps_alpha(path: Path, fps: Fraction, lossless: bool, model: "Model | LinearPreview") -> bool:
     """Whether a clip is written with alpha; a warning where the model decodes to it and the format cannot keep it."""
     if not _has_alpha(model):
         return False
@@ -444,16 +482,16 @@ def _read(source: Clip, model: Model) -> Iterable[Frames]:
     return source.chunks(latents * model.config.temporal_compression)
 
 
-def _name(vae: "Model | str | Path") -> str:
+def _name(vae: "Model | LinearPreview | str | Path") -> str:
     return str(vae) if isinstance(vae, str | Path) else "the model"
 
 
-def _inputs(file: Path, vae: "Model | str | Path") -> tuple[Path, ...]:
+def _inputs(file: Path, vae: "Model | LinearPreview | str | Path") -> tuple[Path, ...]:
     return (file, Path(vae)) if isinstance(vae, str | Path) else (file,)
 
 
-def _is_writer(model: Model) -> bool:
-    return isinstance(model, WanVAE | AlphaPair) or model.rank == 0
+def _is_writer(model: "Model | LinearPreview") -> bool:
+    return getattr(model, "rank", 0) == 0
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -461,7 +499,7 @@ def _no_progress(done: int, total: int) -> None:
 
 
 def encode_chunks(
-    model: "WanVAE | ShardedVAE", video: Iterable[Tensor], height: int, width: int, memory: Budget
+    model: "WanVAE | TinyVAE | ShardedVAE", video: Iterable[Tensor], height: int, width: int, memory: Budget
 ) -> Iterable[Tensor]:
     """Encode frames (1, 3, n, H, W) within a budget: as a stream, or the whole clip where its caches do not fit.
 
@@ -513,7 +551,10 @@ def _stream_budgets(model: Model, height: int, width: int, memory: Budget) -> tu
 
 
 def _bytes(model: Model, memory: Budget) -> int | None:
-    """Return a budget in bytes; None for "auto" on a device that does not tell how much is free."""
+    """Return a budget in bytes; None for "auto" if the model keeps to none, or the device tells not what is free."""
+    if isinstance(model, TinyVAE):
+        check_no_budget(None if memory == "auto" else memory)
+        return None
     if memory == "auto" and not reports_free_memory(model.device):
         return None
     if isinstance(model, WanVAE | AlphaPair):
@@ -532,6 +573,7 @@ def _stream_fits(model: Model, call: Literal["encode", "decode"], height: int, w
 
 
 def _plan(model: Model, call: Literal["encode", "decode"], height: int, width: int, budget: int) -> Plan:
+    assert not isinstance(model, TinyVAE)  # it has no budget
     multiple = model.config.spatial_compression
     height, width = (-(-side // multiple) * multiple for side in (height, width))
     return model.plan(call, frames=1, height=height, width=width, memory=budget, streaming=True)

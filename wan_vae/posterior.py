@@ -1,5 +1,6 @@
 """The encoder's output as a distribution over raw latents, and the statistics that normalize latents."""
 
+import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +10,10 @@ from torch import Tensor
 from wan_vae.arguments import shown
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
-from wan_vae.validation import DTYPES, check_tensor
+from wan_vae.validation import DTYPES, can_be_looked_at, check_tensor
+
+_LATENTS_LOOKED_AT = 2
+_CLEARLY_RAW = 0.1  # nats per value; raw latents of clips are tenths more likely to be raw than normalized
 
 
 @dataclass(frozen=True)
@@ -130,3 +134,16 @@ class LatentStatistics(NamedTuple):
     def denormalized(self, latents: Tensor) -> Tensor:
         """Normalized latents (B, z, t, h, w) -> raw latents."""
         return (latents * self.std + self.mean).to(latents.dtype)
+
+
+def warn_if_raw(latents: Tensor, config: VAEConfig) -> bool:
+    """Log a warning if latents that are passed as normalized look raw; return whether they could be looked at."""
+    if not can_be_looked_at(latents):
+        return False
+    statistics = LatentStatistics.of(config, latents.dtype, latents.device)
+    if statistics.raw_margin(latents[:, :, :_LATENTS_LOOKED_AT].detach()) > _CLEARLY_RAW:
+        logging.getLogger("wan_vae").warning(
+            "These latents look raw, as those of diffusers and ComfyUI are, but decode takes normalized ones; pass"
+            " raw=True, or normalize them first."
+        )
+    return True

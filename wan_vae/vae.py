@@ -1,6 +1,5 @@
 """The VAE: the public face of the library."""
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -24,9 +23,8 @@ from wan_vae.inference.stream import ClipStream, DecodeStream, EncodeStream
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.blocks import Blocks
 from wan_vae.model.halo import Halo, Neighbors
-from wan_vae.posterior import LatentStatistics, Posterior
+from wan_vae.posterior import LatentStatistics, Posterior, warn_if_raw
 from wan_vae.validation import (
-    can_be_looked_at,
     check_channels,
     check_device,
     check_latents,
@@ -40,11 +38,6 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from wan_vae.sharding import ShardedVAE
-
-_LATENTS_LOOKED_AT = 2
-_CLEARLY_RAW = 0.1  # nats per value; raw latents of clips are tenths more likely to be raw than normalized
-
-_logger = logging.getLogger("wan_vae")
 
 
 class WanVAE(Autoencoder):
@@ -264,8 +257,8 @@ class WanVAE(Autoencoder):
         check_latents(latents, self.config, whole=True)
         check_device(latents, self.quant_conv.weight.device)
         together, tiling = check_latents_per_pass(latents_per_pass), None
-        if not raw:
-            self._look_for_raw(latents)
+        if not raw and not self._has_seen_latents:
+            self._has_seen_latents = warn_if_raw(latents, self.config)
         records = records_gradients(self, latents)
         with torch.set_grad_enabled(records):
             if memory is not None:
@@ -275,18 +268,6 @@ class WanVAE(Autoencoder):
                 statistics = LatentStatistics.none(latents.device) if raw else None
                 return decode_pass(self, latents, Halo(), statistics)
             return decode_video(self, latents, together, tiling, raw=raw)
-
-    def _look_for_raw(self, latents: Tensor) -> None:
-        """Log a warning if the first latents that are passed as normalized look raw."""
-        if self._has_seen_latents or not can_be_looked_at(latents):
-            return
-        self._has_seen_latents = True
-        statistics = LatentStatistics.of(self.config, latents.dtype, latents.device)
-        if statistics.raw_margin(latents[:, :, :_LATENTS_LOOKED_AT].detach()) > _CLEARLY_RAW:
-            _logger.warning(
-                "These latents look raw, as those of diffusers and ComfyUI are, but decode takes normalized ones; pass"
-                " raw=True, or vae.normalize(latents)."
-            )
 
     def plan(
         self,

@@ -56,6 +56,11 @@ def find_models(shapes: Shapes) -> list[Model]:
     whole = [model for model in models if all(name in shapes for name in _width_names(model))]
     found = sorted(whole or models, key=_rank)
     if not found:
+        if is_tiny(shapes):
+            raise CheckpointError(
+                "it is a tiny autoencoder (TAEHV): `encode`, `decode`, `reconstruct` and `info` take it, and in Python"
+                " TinyVAE.from_pretrained."
+            )
         held = f"it holds {min(shapes)!r}" if shapes else "it holds no tensor at all"
         mark = _marks("wan")[_LAYOUT_MARK]
         raise CheckpointError(f"it is no Wan VAE: {held}, but not {mark!r} or its name in another layout.")
@@ -64,6 +69,11 @@ def find_models(shapes: Shapes) -> list[Model]:
         shown = f"{', '.join(alike[:-1])} and {alike[-1]}" if len(alike) < 9 else f"{', '.join(alike[:8])} and others"
         raise CheckpointError(f"it holds {len(alike)} models, {shown}; save one.")
     return found
+
+
+def is_tiny(shapes: Shapes) -> bool:
+    """Whether tensors are those of a tiny autoencoder, which `TinyVAE` loads."""
+    return {"decoder.7.conv.weight", "decoder.22.weight"} <= shapes.keys()
 
 
 def _rank(model: Model) -> tuple[bool, tuple[int, ...]]:

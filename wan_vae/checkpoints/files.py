@@ -81,7 +81,7 @@ def load_checkpoint(source: str | Path, *, notices: bool = True) -> Checkpoint:
     weights = {name: read[stored].reshape(expected[name].shape) for name, stored in names.items()}
     narrow = [name for name, weight in weights.items() if weight.dtype in _FLOAT8]
     weights |= {name: weights[name].to(torch.bfloat16) for name in narrow}
-    _check_finite(weights, origin)
+    check_finite(weights, origin)
     if notices:
         if not statistics_known:
             _LOGGER.warning(
@@ -222,7 +222,8 @@ def _log_left_out(origin: Path, listed: TensorFile, models: list[Model], loaded:
         )
 
 
-def _check_finite(weights: Mapping[str, Tensor], origin: Path) -> None:
+def check_finite(weights: Mapping[str, Tensor], origin: Path) -> None:
+    """Raise a CheckpointError if a weight is NaN or infinite."""
     for name, weight in weights.items():
         # A sum is 6 times faster than isfinite, and finite only if every value is; large values can overflow it.
         if weight.is_floating_point() and not math.isfinite(weight.sum().item()):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from wan_vae.dataset import CacheResult
+    from wan_vae.tiny import TinyVAE
     from wan_vae.vae import WanVAE
 
 
@@ -105,7 +106,7 @@ def cache(
         dtype=f"{dtype.value} {device.value}",
     )
 
-    def load(name: str | Path) -> "WanVAE":
+    def load(name: str | Path) -> "WanVAE | TinyVAE":
         return load_model(name, device=device, dtype=dtype)
 
     common: dict[str, Any] = {"options": chosen, "load": load}
@@ -140,7 +141,7 @@ def cache(
 
 
 class _Progress(ExitStack):
-    """A bar of clips with frames per second, on standard error if that is a terminal. Signals wait for its next call."""
+    """A bar of clips on standard error, if that is a terminal. Signals wait for its next call."""
 
     _bar: "tqdm[Any] | None" = None
 

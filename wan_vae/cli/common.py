@@ -15,38 +15,51 @@ import typer
 
 from wan_vae.cli import signals
 from wan_vae.cli.distributed import agree, is_main, join
-from wan_vae.cli.options import Device, Precision, torch_device
-from wan_vae.errors import printable
+from wan_vae.cli.options import Device, Precision, Values, torch_device
+from wan_vae.errors import UserError, printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from wan_vae.files import FileResult
     from wan_vae.sharding import ShardedVAE
+    from wan_vae.tiny import TinyVAE
     from wan_vae.vae import WanVAE
 
 
-def load_model(checkpoint: str | Path, *, device: Device, dtype: Precision) -> "WanVAE":
-    """Load a checkpoint as `--checkpoint`, `--device` and `--dtype` ask."""
-    from wan_vae.vae import WanVAE
+def load_model(
+    checkpoint: str | Path, *, device: Device, dtype: Precision, values: Values | None = None
+) -> "WanVAE | TinyVAE":
+    """Load a checkpoint as `--checkpoint`, `--device`, `--dtype` and `--checkpoint-values` ask."""
+    from wan_vae.tiny import load_vae
     from wan_vae.validation import choose_dtypes
 
     keep_freed_memory()
     on = torch_device(device)
-    return WanVAE.from_pretrained(checkpoint, device=on).set_dtypes(**choose_dtypes(dtype.value, on)._asdict())
+    vae = load_vae(checkpoint, raw=None if values is None else values is Values.raw, device=on)
+    return vae.set_dtypes(**choose_dtypes(dtype.value, on)._asdict())
 
 
 def model_loader(
-    device: Device, dtype: Precision, shards: int
-) -> "Callable[[str | Path], WanVAE] | Callable[[str | Path], ShardedVAE]":
+    device: Device, dtype: Precision, shards: int, values: Values | None
+) -> "Callable[[str | Path], WanVAE | TinyVAE] | Callable[[str | Path], ShardedVAE]":
     """Return a function that loads a checkpoint as the options ask; for several shards, join the other processes.
 
     A UserError if the processes were not started, or there are no devices for them.
     """
     if shards == 1:
-        return partial(load_model, device=device, dtype=dtype)
+        return partial(load_model, device=device, dtype=dtype, values=values)
     join(shards, device)
-    return lambda checkpoint: load_model(checkpoint, device=device, dtype=dtype).shard()
+    return partial(_load_sharded, device=device, dtype=dtype, values=values)
+
+
+def _load_sharded(checkpoint: str | Path, **options: Any) -> "ShardedVAE":
+    from wan_vae.vae import WanVAE
+
+    vae = load_model(checkpoint, **options)
+    if not isinstance(vae, WanVAE):
+        raise UserError(f"{checkpoint} is a tiny autoencoder, the work of one process; leave --shards out.")
+    return vae.shard()
 
 
 def keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ def decode(
     latents: Annotated[Path, typer.Argument(help="Latents that `encode` wrote, or another program.")],
     clip: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
+    checkpoint_values: options.CheckpointValuesOption = None,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
@@ -63,11 +64,11 @@ def decode(
         raise UserError("--preview needs no model, so --alpha-checkpoint has no use; leave one of them out.")
     write: Callable[..., FileResult]
     if preview:
-        from wan_vae.preview import preview_file
+        from wan_vae.files import preview_file
 
         write = preview_file
     else:
-        load: Callable[[str | Path], Any] = model_loader(device, dtype, shards)
+        load: Callable[[str | Path], Any] = model_loader(device, dtype, shards, checkpoint_values)
         if alpha_checkpoint is not None:
             load = partial(_load_pair, alpha_checkpoint, device=device, dtype=dtype)
 
@@ -90,4 +91,5 @@ def decode(
 def _load_pair(alpha: str, color: str | Path, *, device: options.Device, dtype: options.Precision) -> "AlphaPair":
     from wan_vae.alpha_pair import AlphaPair
 
-    return AlphaPair(*(load_model(checkpoint, device=device, dtype=dtype) for checkpoint in (color, alpha)))
+    first, second = (load_model(checkpoint, device=device, dtype=dtype) for checkpoint in (color, alpha))
+    return AlphaPair(first, second)  # type: ignore[arg-type]  # it refuses tiny models

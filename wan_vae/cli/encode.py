@@ -16,6 +16,7 @@ def encode(
         typer.Argument(help="The latents file to write, such as clip.safetensors; for musubi the folder of the cache."),
     ],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
+    checkpoint_values: options.CheckpointValuesOption = None,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
@@ -39,7 +40,7 @@ def encode(
 ) -> None:
     """Encode CLIP into LATENTS, by default a file that holds all that `decode` needs to restore the clip."""
     pixels, span, rate = options.parse_size(size), options.parse_frames(frames), options.parse_fps(fps)
-    load = model_loader(device, dtype, shards)
+    load = model_loader(device, dtype, shards, checkpoint_values)
 
     from wan_vae.files import encode_file
 

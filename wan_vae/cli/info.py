@@ -78,9 +78,10 @@ def plan_calls(
 
 def describe(file: str) -> dict[str, Any]:
     """Return what a file is and holds, recognized by its content."""
-    from wan_vae.checkpoints import load_checkpoint
+    from wan_vae.checkpoints import load_checkpoint, resolve_checkpoint
     from wan_vae.checkpoints.sources import holds_checkpoint
     from wan_vae.checkpoints.tensor_files import tensor_format
+    from wan_vae.checkpoints.tiny import holds_tiny
     from wan_vae.config import preset_names
     from wan_vae.interchange.reader import find_latents
     from wan_vae.io import open_clip
@@ -113,7 +114,10 @@ def describe(file: str) -> dict[str, Any]:
         }
     if foreign is not None:
         return describe_foreign(foreign, path)
-    checkpoint = load_checkpoint(file)
+    origin = resolve_checkpoint(file)
+    if holds_tiny(origin):
+        return describe_tiny(origin)
+    checkpoint = load_checkpoint(origin)
     config, weights = checkpoint.config, checkpoint.weights.values()
     return {
         "file": checkpoint.path,
@@ -127,12 +131,36 @@ def describe(file: str) -> dict[str, Any]:
     }
 
 
+def describe_tiny(path: Path) -> dict[str, Any]:
+    """Return what a tiny autoencoder is, and whose latents it takes."""
+    from wan_vae.checkpoints import weights_digest
+    from wan_vae.checkpoints.tiny import load_tiny, raw_by_name
+    from wan_vae.config import MODEL_OF_CHANNELS
+
+    raw = raw_by_name(path)
+    config, weights = load_tiny(path, raw=raw is True)
+    return {
+        "file": path,
+        "kind": "checkpoint",
+        "model": "tiny autoencoder",
+        "layout": "taehv",
+        "decoder": config.decoder,
+        "parameters": sum(weight.numel() for weight in weights.values()),
+        "dtypes": sorted({str(weight.dtype).removeprefix("torch.") for weight in weights.values()}),
+        "latent_channels": config.latent_channels,
+        "latents_of": MODEL_OF_CHANNELS[config.latent_channels],
+        "values": "unknown" if raw is None else "raw" if raw else "normalized",
+        "values_are": "not told; normalized is taken" if raw is None else "known by the file's name",
+        "digest": weights_digest(weights),
+    }
+
+
 def describe_foreign(latents: "ForeignLatents", path: Path) -> dict[str, Any]:
     """Return whose latents a file holds, and what tells whether they are raw or normalized."""
-    from wan_vae.config import load_config
+    from wan_vae.config import MODEL_OF_CHANNELS, load_config
 
     values, said_by = latents.values, "named in the file" if latents.named else "known by the format"
-    preset = {16: "wan2.1", 48: "wan2.2"}.get(latents.shape[1])
+    preset = MODEL_OF_CHANNELS.get(latents.shape[1])
     if values is None and preset is not None:
         guess = latents.guess(load_config(preset))
         values, said_by = guess.values, f"guessed by the statistics of {preset}, {guess.margin:.2f} nats a value"

@@ -61,8 +61,16 @@ CheckpointOption = Annotated[
     str,
     typer.Option(
         help="A checkpoint file in any layout, a diffusers folder, or a name: nano (in the package), wan2.1, wan2.2,"
-        " qwen-image, qwen-image-layered, qwen-image-2.1, lightvae (from the Hugging Face hub).",
+        " qwen-image, qwen-image-layered, qwen-image-2.1, lightvae (from the Hugging Face hub). Files of tiny"
+        " autoencoders (taew2_1, taew2_2) are quick.",
         metavar="NAME|PATH",
+    ),
+]
+CheckpointValuesOption = Annotated[
+    Values | None,
+    typer.Option(
+        help="What latents a tiny autoencoder works on, which no file tells; default by its name, lighttae* raw and all"
+        " others normalized."
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto is a GPU if there is one.")]

@@ -13,6 +13,7 @@ def reconstruct(
     clip: Annotated[Path, typer.Argument(help="A video, an animation, an image, or a folder of images.")],
     out: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
+    checkpoint_values: options.CheckpointValuesOption = None,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
@@ -36,7 +37,7 @@ def reconstruct(
     OUT's format can hold it.
     """
     pixels, span, rate = options.parse_size(size), options.parse_frames(frames), options.parse_fps(fps)
-    load = model_loader(device, dtype, shards)
+    load = model_loader(device, dtype, shards, checkpoint_values)
 
     from wan_vae.files import reconstruct_file
 

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from wan_vae.dataset.encode import Item, PartEncoder
     from wan_vae.inference.budget import Budget
     from wan_vae.io.frames import Frames
+    from wan_vae.tiny import TinyVAE
     from wan_vae.vae import WanVAE
 
-Loader: TypeAlias = "Callable[[str | Path], WanVAE]"
+Loader: TypeAlias = "Callable[[str | Path], WanVAE | TinyVAE]"
 Progress: TypeAlias = "Callable[[CacheResult], object]"
 
 _HELD = 4  # chunks that a thread reads ahead
@@ -142,7 +143,8 @@ def _run(
     from wan_vae.dataset.ahead import ReadingAhead
     from wan_vae.dataset.encode import PartEncoder, read_parts
 
-    encoder = PartEncoder(model, manifest.folder, options, memory)
+    owners = {record.output: record.source for record in manifest.records.values()}
+    encoder = PartEncoder(model, manifest.folder, options, memory, owners)
     for job in todo.missing:
         _fail(job, UserError(f"{job.source.path} does not exist."), manifest, result)
     begun = time.perf_counter()

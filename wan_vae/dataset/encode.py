@@ -5,7 +5,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,7 +22,7 @@ from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.parts import Part, choose_bucket, to_bucket
 from wan_vae.dataset.plan import CacheOptions, Job
-from wan_vae.errors import ClipError
+from wan_vae.errors import ClipError, UserError
 from wan_vae.files import encode_chunks
 from wan_vae.inference.budget import Budget
 from wan_vae.interchange.formats import check_musubi, musubi_path
@@ -44,12 +44,14 @@ class Begin:
         number, parts: Number of the part, from 0, and how many the clip has.
         start: Its first frame, of the selected ones.
         info: Its properties, as it is encoded.
+        original: Width and height of the clip before it was brought to its bucket.
     """
 
     number: int
     parts: int
     start: int
     info: ClipInfo
+    original: tuple[int, int]
 
 
 Item: TypeAlias = Begin | Frames
@@ -93,7 +95,8 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
         held: deque[NDArray[Any]] = deque()  # frames from `first` on
         first = 0
         for number, part in enumerate(parts):
-            yield Begin(number, len(parts), part.start, replace(info, frames=part.frames))
+            original = (clip.info.width, clip.info.height)
+            yield Begin(number, len(parts), part.start, replace(info, frames=part.frames), original)
             following = parts[number + 1].start if number + 1 < len(parts) else part.start + part.frames
             for begin in range(part.start, part.start + part.frames, count):
                 end = min(begin + count, part.start + part.frames)
@@ -116,21 +119,28 @@ class PartEncoder:
         out: Folder of the cache.
         options: Of the cache.
         memory: Budget of the network, as of `encode_file`.
+        owners: The names of clips by the outputs that are theirs already.
     """
 
-    def __init__(self, vae: WanVAE, out: Path, options: CacheOptions, memory: Budget) -> None:
+    def __init__(
+        self, vae: WanVAE, out: Path, options: CacheOptions, memory: Budget, owners: Mapping[str, str]
+    ) -> None:
         if options.format == "musubi":
             check_musubi(vae.config.latent_channels)
         self._vae, self._out, self._options, self._memory = vae, out, options, memory
+        self._owners = dict(owners)
 
     def encode(self, job: Job, begin: Begin, frames: Iterator[Frames], tick: Callable[[], object]) -> Record:
         """Encode the frames of a part, write its file in one step, and describe it; `tick` is called after a pass."""
         info, vae, begun = begin.info, self._vae, time.perf_counter()
         path = self._path(job, begin)
+        owner = self._owners.setdefault(path.relative_to(self._out).as_posix(), job.source.name)
+        if owner != job.source.name:
+            raise UserError(f"{job.source.path} would have the same file as {owner}, {path.name}; rename one.")
         statistics = _Statistics()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            writer = stack.enter_context(self._writer(path, info))
+            writer = stack.enter_context(self._writer(path, begin))
             tensors = FramesToTensors(frames, vae.config, vae.device)
             for (chunk,) in to_host(
                 zip(encode_chunks(vae, tensors, info.height, info.width, self._memory)), vae.device
@@ -164,18 +174,19 @@ class PartEncoder:
         place = self._out / job.source.name
         start = (job.source.start or 0) + begin.start
         if self._options.format == "musubi":
-            return musubi_path(place.parent, place, begin.info, start)
+            original = begin.original if begin.info.container == "image" else None
+            return musubi_path(place.parent, place, begin.info, start, original)
         is_part = begin.parts > 1 or job.source.start is not None or self._options.extract is not None
         position = f"_{start:05d}-{begin.info.frames:03d}" if is_part and begin.info.container != "image" else ""
         # The clip's own ending stays, since a.mp4 and a.png may lie side by side.
         return place.with_name(f"{place.name}{position}.safetensors")
 
-    def _writer(self, path: Path, info: ClipInfo) -> LatentsWriter:
+    def _writer(self, path: Path, begin: Begin) -> LatentsWriter:
         if self._options.format == "wan-vae":
             return LatentsWriter(path)
         values: Literal["raw", "normalized"] | None = self._options.values  # type: ignore[assignment]  # checked there
-        is_image = info.container == "image"
-        return ForeignWriter(path, self._options.format, self._vae.config, values=values, is_image=is_image)
+        create = partial(ForeignWriter, path, self._options.format, self._vae.config, values=values)
+        return create(is_image=True, original=begin.original) if begin.info.container == "image" else create()
 
 
 def _latents_info(info: ClipInfo, frames: int, config: VAEConfig, checkpoint: str) -> LatentsInfo:

@@ -11,6 +11,7 @@ from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames
 
 if TYPE_CHECKING:
     from wan_vae.sharding import ShardedVAE
+    from wan_vae.tiny import TinyVAE
     from wan_vae.vae import WanVAE
 
 # Even, so that side-by-side pictures have an even width, which video players need, for every width of a frame.
@@ -44,7 +45,7 @@ def side_by_side(source: Frames, reconstruction: NDArray[np.uint8]) -> NDArray[n
 
 
 def reconstruct_frames(
-    vae: "WanVAE | ShardedVAE",
+    vae: "WanVAE | TinyVAE | ShardedVAE",
     chunks: Iterable[Frames],
     width: int,
     height: int,

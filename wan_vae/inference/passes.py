@@ -203,7 +203,7 @@ class Stream:
         """
         self._check_intact()
         if self._waiting is not None:
-            self._check_like_before(x, self._waiting)
+            check_like_before(x, self._waiting)
         elif x.shape[2] == 0:
             return None
         if self._network is None:
@@ -243,13 +243,7 @@ class Stream:
             UserError: Nothing was pushed, frames are left over that do not make up a latent, or a pass was interrupted.
         """
         self._check_intact()
-        total, left = self.position, self._waiting_frames
-        if total == 0:
-            raise UserError("The stream ended without a single frame; push at least one.")
-        if left > 0:
-            raise UserError(
-                f"The stream ended after {total} frames; {total - left} or {total - left + self._in_frames} would fit."
-            )
+        check_ended(self.position, self._waiting_frames, self._in_frames)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything that the next pass depends on; nothing before the first chunk."""
@@ -319,17 +313,6 @@ class Stream:
                 " state into it."
             )
 
-    @staticmethod
-    def _check_like_before(x: Tensor, before: Tensor) -> None:
-        if (*x.shape[:2], *x.shape[3:]) != (*before.shape[:2], *before.shape[3:]):
-            raise UserError(
-                f"A chunk is {tuple(x.shape)}, which in more than time differs from the chunks before it:"
-                f" ({before.shape[0]}, {before.shape[1]}, n, {before.shape[3]}, {before.shape[4]})."
-            )
-        for kind, now, then in (("dtype", x.dtype, before.dtype), ("device", x.device, before.device)):
-            if now != then:
-                raise UserError(f"A chunk's {kind} is {now}, but that of the chunks before it is {then}; convert it.")
-
     def _run_on_gpu(self, x: Tensor) -> Tensor:
         """Compute a pass that is launch bound: from the third one of a size on, as a CUDA graph."""
         assert self._network is not None
@@ -351,3 +334,23 @@ class Stream:
         if self._halo.at_start:
             return min(frames, 1)
         return min(frames // self._in_frames * self._in_frames, self._chunk_size.frames)
+
+
+def check_like_before(x: Tensor, before: Tensor) -> None:
+    """Raise a UserError if a chunk (B, C, n, H, W) of a stream differs in more than time from an earlier one."""
+    if (*x.shape[:2], *x.shape[3:]) != (*before.shape[:2], *before.shape[3:]):
+        raise UserError(
+            f"A chunk is {tuple(x.shape)}, which in more than time differs from the chunks before it:"
+            f" ({before.shape[0]}, {before.shape[1]}, n, {before.shape[3]}, {before.shape[4]})."
+        )
+    for kind, now, then in (("dtype", x.dtype, before.dtype), ("device", x.device, before.device)):
+        if now != then:
+            raise UserError(f"A chunk's {kind} is {now}, but that of the chunks before it is {then}; convert it.")
+
+
+def check_ended(total: int, left: int, unit: int) -> None:
+    """Raise a UserError if a stream ends without frames, or with `left` of `total` that make up no latent of `unit`."""
+    if total == 0:
+        raise UserError("The stream ended without a single frame; push at least one.")
+    if left > 0:
+        raise UserError(f"The stream ended after {total} frames; {total - left} or {total - left + unit} would fit.")

@@ -99,7 +99,7 @@ def output_format(path: Path, name: str | None, values: Values | None) -> str:
     return name
 
 
-def musubi_path(folder: Path, clip: Path, info: ClipInfo, start: int) -> Path:
+def musubi_path(folder: Path, clip: Path, info: ClipInfo, start: int, original: tuple[int, int] | None = None) -> Path:
     """Return the file in which musubi-tuner looks for the latents of a clip, or of an image, in its cache folder.
 
     Args:
@@ -107,6 +107,7 @@ def musubi_path(folder: Path, clip: Path, info: ClipInfo, start: int) -> Path:
         clip: The source; its stem begins the name.
         info: Its properties after all options.
         start: The first frame that is encoded.
+        original: Width and height of an image before it was brought to its bucket; its name has these.
 
     Raises:
         LatentsError: Its training would not accept latents of this size or length.
@@ -123,6 +124,7 @@ def musubi_path(folder: Path, clip: Path, info: ClipInfo, start: int) -> Path:
     if start < 0:
         raise LatentsError("--frames counts from the end; musubi-tuner names files by the first frame: count from 0.")
     position = "" if info.container == "image" else f"{start:05d}-{info.frames:03d}_"
+    width, height = original or (width, height)
     return folder / f"{clip.stem}_{position}{width:04d}x{height:04d}_wan.safetensors"
 
 

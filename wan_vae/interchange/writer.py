@@ -45,6 +45,7 @@ class ForeignWriter(LatentsWriter):
         *,
         values: Values | None = None,
         is_image: bool = False,
+        original: tuple[int, int] | None = None,
         overwrite: bool = True,
     ) -> None:
         """Write to a path.
@@ -55,6 +56,7 @@ class ForeignWriter(LatentsWriter):
             config: The architecture whose statistics relate raw to normalized latents.
             values: What a bare tensor holds; None for normalized latents.
             is_image: The source is an image; musubi-tuner tells its cache from that of a video of one frame.
+            original: Width and height of an image before it was brought to its bucket, which musubi-tuner's files name.
             overwrite: As in `LatentsWriter`.
 
         Raises:
@@ -65,7 +67,7 @@ class ForeignWriter(LatentsWriter):
             check_musubi(config.latent_channels)
         self._name_of_format, self._form = name, FORMATS[name]
         self._config, self._values = config, self._form.values or values or "normalized"
-        self._is_image = is_image
+        self._is_image, self._original = is_image, original
         self._suffix = Path(target).suffix.lower()
 
     def write(self, latents: Tensor) -> None:
@@ -95,7 +97,8 @@ class ForeignWriter(LatentsWriter):
         elif self._name_of_format == "musubi":
             size = "x".join(str(side) for side in shape[2:])
             name = f"latents_{size}_{str(dtype).removeprefix('torch.')}"
-            metadata = musubi_metadata(info.width, info.height, info.frames, image=self._is_image)
+            width, height = self._original or (info.width, info.height)
+            metadata = musubi_metadata(width, height, info.frames, image=self._is_image)
             file.write(safetensors_header({name: (kind, stored)}, metadata))
         else:
             file.write(safetensors_header({"latents": (kind, stored)}, {VALUES_KEY: self._values}))
