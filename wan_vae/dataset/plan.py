@@ -40,7 +40,7 @@ class CacheOptions:
     format: str = "wan-vae"
     values: str | None = None
     size: tuple[int, int] | None = None
-    fps: Fraction | None = None
+    fps: Fraction | float | None = None
     resolution: tuple[int, int] | None = None
     upscale: bool = True
     extract: Extract | None = None

@@ -1,0 +1,78 @@
+"""`wan-vae cache`."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.running import run, write_clip
+from tests.helpers import random_vae, small_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    random_vae(small_config(latent_channels=16), torch.float32).save(folder / "vae.safetensors")
+    (folder / "clips").mkdir()
+    for name in ("a.mkv", "b.mkv"):
+        write_clip(folder / "clips" / name, frames=9, width=32, height=16, fps=Fraction(16))
+    return folder
+
+
+def cache(capsys: pytest.CaptureFixture[str], folder: Path, out: str, *options: object) -> tuple[int, str, str]:
+    ended = run(capsys, "cache", folder / "clips", folder / out, "--checkpoint", folder / "vae.safetensors", *options)
+    return ended.code, ended.out, ended.err
+
+
+def test_cache_runs_resumes_and_verifies(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = cache(capsys, folder, "first", "--dry-run", "--json")
+    assert (code, json.loads(out)["clips"], json.loads(out)["frames"]) == (0, 2, 18)
+    assert not (folder / "first").exists()
+    code, out, err = cache(capsys, folder, "first", "--json")
+    assert (code, err, json.loads(out)["cached"]) == (0, "", 2)
+    code, out, _ = cache(capsys, folder, "first", "--json")
+    assert (code, json.loads(out)["kept"]) == (0, 2)
+    code, out, _ = cache(capsys, folder, "first", "--verify", "2", "--json")
+    assert (code, json.loads(out)) == (0, {"verified": 2, "differing": None})
+
+
+def test_cache_with_a_clip_that_fails_goes_on_and_ends_with_1(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = folder / "clips" / "bad.mp4"
+    bad.write_bytes(b"no clip")
+    try:
+        code, out, err = cache(capsys, folder, "second", "--json")
+    finally:
+        bad.unlink()
+    assert (code, json.loads(out)["cached"], json.loads(out)["failed"]) == (1, 2, 1)
+    assert err == ""
+    assert "bad.mp4 is left out" in caplog.text
+
+
+def test_cache_of_parts_for_musubi_names_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--format", "musubi", "--target-frames", "1,5", "--extraction", "chunk", "--resolution", "32x16")
+    assert cache(capsys, folder, "third", *options)[0] == 0
+    names = sorted(path.name for path in (folder / "third").glob("a_*"))
+    assert names[0] == "a_00000-001_0032x0016_wan.safetensors"
+    assert names[-1] == "a_00008-001_0032x0016_wan.safetensors"
+    assert len(names) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--target-frames", "5,"), "--target-frames is '5,'; write lengths such as 1,25,81"),
+        (("--shard", "3/2"), "--shard is '3/2'; write it as I/N, from 1/N to N/N"),
+        (("--resolution", "64"), "--resolution is '64'; write it as WIDTHxHEIGHT"),
+        (("--extraction", "chunk"), "needs the lengths of parts: give target_frames"),
+    ],
+)
+def test_cache_of_impossible_options_gets_a_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
+) -> None:
+    code, out, err = cache(capsys, folder, "none", *options)
+    assert (code, out) == (2, "")
+    assert sentence in err

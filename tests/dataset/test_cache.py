@@ -1,0 +1,289 @@
+"""Caches: what is done, what is skipped, what is listed, and what is left after accidents."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.cli.running import write_clip
+from tests.helpers import random_vae, small_config
+from wan_vae import WanVAE
+from wan_vae.dataset import CacheOptions, Extract, LatentDataset, cache_latents, estimate_cache, verify_cache
+from wan_vae.dataset.ahead import ReadingAhead
+from wan_vae.errors import UserError
+from wan_vae.io import load_latents, read_clip
+
+
+@pytest.fixture(scope="module")
+def vae() -> WanVAE:
+    return random_vae(small_config(latent_channels=16), torch.float32)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    (folder / "sub").mkdir(parents=True)
+    write_clip(folder / "a.mkv", frames=9, width=32, height=16, fps=Fraction(25))
+    write_clip(folder / "sub" / "b.mkv", frames=6, width=19, height=13, fps=Fraction(10))
+    Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)).save(folder / "c.png")
+    (folder / "broken.mp4").write_bytes(b"no clip")
+    (folder / "a.txt").write_text("first", encoding="utf-8")
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def test_cache_latents_writes_a_file_for_each_clip_and_says_so(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = cache_latents(clips, out, vae)
+    assert (result.total, result.cached, result.failed, result.outputs, result.frames) == (4, 3, 1, 3, 16)
+    assert sorted(outputs(out)) == ["a.mkv.safetensors", "c.png.safetensors", "sub/b.mkv.safetensors"]
+    latents, _ = load_latents(out / "sub" / "b.mkv.safetensors")
+    video, _ = read_clip(clips / "sub" / "b.mkv")
+    padded = torch.nn.functional.pad(video, (0, 1, 0, 1, 0, 1), mode="replicate")
+    torch.testing.assert_close(latents, vae.encode(padded))
+    records = {record["source"]: record for record in lines(out / "manifest.jsonl")}
+    record = records["sub/b.mkv"]
+    assert (record["frames"], record["width"], record["height"], record["fps"]) == (6, 19, 13, "10")
+    assert (record["duration"], record["shape"], records["a.mkv"]["caption"]) == (0.6, list(latents.shape), "first")
+    assert record["mean"] == pytest.approx(latents.double().mean().item(), abs=1e-6)
+    assert record["std"] == pytest.approx(latents.double().std(correction=0).item(), rel=1e-6)
+    (failure,) = lines(out / "failures.jsonl")
+    assert failure["source"] == "broken.mp4"
+    assert "cannot be read as a video" in failure["error"]
+
+
+def test_second_run_does_nothing_and_does_not_load_the_model(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    vae.save(tmp_path / "vae.safetensors")
+    first = cache_latents(clips, tmp_path / "out", tmp_path / "vae.safetensors")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+    def load(name: str | Path) -> WanVAE:
+        pytest.fail("there is nothing to do")
+
+    again = cache_latents(clips, tmp_path / "out", tmp_path / "vae.safetensors", load=load)
+    assert (again.kept, again.cached, again.failed) == (first.cached, 0, 1)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+@pytest.mark.parametrize("change", ["clip", "caption", "options", "weights", "output", "manifest"])
+def test_what_changed_is_done_again_alone(vae: WanVAE, clips: Path, tmp_path: Path, change: str) -> None:
+    out, options, model, redone = tmp_path / "out", CacheOptions(), vae, 1
+    cache_latents(clips, out, vae)
+    if change == "clip":
+        write_clip(clips / "a.mkv", frames=5, width=32, height=16, fps=Fraction(25))
+    elif change == "caption":
+        (clips / "a.txt").write_text("second", encoding="utf-8")
+    elif change == "options":
+        options, redone = CacheOptions(fps=Fraction(5)), 3
+    elif change == "weights":
+        model, redone = random_vae(vae.config, torch.float32, seed=1), 3
+    elif change == "output":
+        (out / "a.mkv.safetensors").write_bytes(b"cut")
+    else:
+        manifest = out / "manifest.jsonl"
+        manifest.write_text(manifest.read_text(encoding="utf-8")[:-30], encoding="utf-8")  # a process was killed
+    result = cache_latents(clips, out, model, options=options)
+    assert (result.cached, result.kept) == (redone, 3 - redone)
+    assert cache_latents(clips, out, model, options=options).kept == 3
+
+
+def test_failures_are_tried_again_when_asked_or_when_they_change(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cache_latents(clips, out, vae)
+    assert len(lines(out / "failures.jsonl")) == 1
+    cache_latents(clips, out, vae, retry=True)
+    assert len(lines(out / "failures.jsonl")) == 1
+    (clips / "broken.mp4").write_bytes((clips / "a.mkv").read_bytes())
+    result = cache_latents(clips, out, vae)
+    assert (result.cached, result.failed) == (1, 0)
+    assert lines(out / "failures.jsonl") == []
+
+
+def test_parts_of_a_clip_are_those_of_its_frames(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    options = CacheOptions(extract=Extract("slide", (5, 1), stride=2))
+    cache_latents(clips, tmp_path / "out", vae, options=options)
+    video, _ = read_clip(clips / "a.mkv")
+    starts = {5: (0, 2, 4), 1: (0, 2, 4, 6, 8)}
+    for frames, begins in starts.items():
+        for start in begins:
+            latents, _ = load_latents(tmp_path / "out" / f"a.mkv_{start:05d}-{frames:03d}.safetensors")
+            torch.testing.assert_close(latents, vae.encode(video[:, :, start : start + frames]))
+    names = [name for name in outputs(tmp_path / "out") if name.startswith("a.mkv")]
+    assert len(names) == 8
+    assert "c.png.safetensors" in outputs(tmp_path / "out")
+
+
+def test_clip_shorter_than_all_parts_is_listed(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    cache_latents(clips, tmp_path / "out", vae, options=CacheOptions(extract=Extract("head", (9,))))
+    errors = {failure["source"]: failure["error"] for failure in lines(tmp_path / "out" / "failures.jsonl")}
+    assert errors["sub/b.mkv"].endswith("b.mkv has 6 frames, fewer than a part of 9 has.")
+
+
+def test_musubi_files_are_named_by_bucket_and_images_by_their_own_size(
+    vae: WanVAE, clips: Path, tmp_path: Path
+) -> None:
+    options = CacheOptions(format="musubi", resolution=(32, 32), extract=Extract("head", (5,)))
+    result = cache_latents(clips, tmp_path / "out", vae, options=options)
+    assert result.cached == 3
+    assert sorted(outputs(tmp_path / "out")) == [
+        "a_00000-005_0032x0032_wan.safetensors",
+        "c_0030x0020_wan.safetensors",
+        "sub/b_00000-005_0032x0032_wan.safetensors",
+    ]
+    (name, latents), *_ = load_file(tmp_path / "out" / "c_0030x0020_wan.safetensors").items()
+    assert (name, latents.dtype) == (f"latents_1x{latents.shape[2]}x{latents.shape[3]}_bfloat16", torch.bfloat16)
+
+
+def test_two_clips_with_one_cache_file_of_musubi_are_told(vae: WanVAE, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in ("a.mkv", "a.avi"):
+        write_clip(tmp_path / "clips" / name, frames=5, width=16, height=16, fps=Fraction(16))
+    result = cache_latents(tmp_path / "clips", tmp_path / "out", vae, options=CacheOptions(format="musubi"))
+    assert (result.cached, result.failed) == (1, 1)
+    (failure,) = lines(tmp_path / "out" / "failures.jsonl")
+    assert "would have the same file as a.avi" in failure["error"]
+
+
+def test_shards_together_do_what_one_process_does(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    cache_latents(clips, tmp_path / "one", vae)
+    counts = [cache_latents(clips, tmp_path / "three", vae, shard=(number, 3)).total for number in range(3)]
+    assert sum(counts) == 4
+    assert outputs(tmp_path / "three") == outputs(tmp_path / "one")
+    assert cache_latents(clips, tmp_path / "three", vae).kept == 3
+
+
+def test_estimate_cache_is_what_is_done(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    expected = estimate_cache(clips, tmp_path / "out", vae)
+    result = cache_latents(clips, tmp_path / "out", vae)
+    assert (expected.clips, expected.outputs, expected.frames) == (result.cached, result.outputs, result.frames)
+    assert (expected.failed, expected.seconds) == (result.failed, None)
+    headers = sum(len(content) for content in outputs(tmp_path / "out").values()) - expected.bytes
+    assert 0 < headers < 3 * 4096
+    later = estimate_cache(clips, tmp_path / "out", vae, options=CacheOptions(size=(16, 16)))
+    assert later.seconds is not None
+    assert later.seconds > 0
+
+
+def test_verify_cache_finds_what_differs(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    options = CacheOptions()
+    cache_latents(clips, tmp_path / "out", vae, options=options)
+    assert verify_cache(clips, tmp_path / "out", vae, options=options) == []
+    path = tmp_path / "out" / "a.mkv.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    assert verify_cache(clips, tmp_path / "out", vae, options=options) == ["a.mkv.safetensors"]
+
+
+def test_exception_of_progress_ends_the_run_and_what_was_done_stays(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    def stop(result: Any) -> None:
+        if result.cached:
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        cache_latents(clips, tmp_path / "out", vae, progress=stop)
+    assert len(lines(tmp_path / "out" / "manifest.jsonl")) == 1
+    assert cache_latents(clips, tmp_path / "out", vae).kept == 1
+
+
+def test_latent_dataset_gives_what_the_files_hold(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    cache_latents(clips, tmp_path / "out", vae)
+    dataset = LatentDataset(tmp_path / "out")
+    assert [record.source for record in dataset.records] == ["a.mkv", "c.png", "sub/b.mkv"]
+    loader = torch.utils.data.DataLoader(dataset, batch_size=1, num_workers=1)
+    for item, record in zip(loader, dataset.records, strict=True):
+        latents, _ = load_latents(tmp_path / "out" / record.output)
+        assert torch.equal(item["latents"], latents)
+        assert (item["source"], item["caption"]) == ([record.source], [record.caption or ""])
+    with pytest.raises(UserError, match=r"is no cache: it has no manifest.jsonl"):
+        LatentDataset(clips)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"format": "zip"}, "format is 'zip'; a cache is of wan-vae, musubi, tensor"),
+        ({"values": "raw"}, "values is 'raw'; it is raw or normalized, for the format tensor alone"),
+        ({"size": (8, 8), "resolution": (64, 64)}, "size and resolution were both given"),
+        ({"resolution": (8, 64)}, "resolution is 8x64; sides are from 16 on"),
+    ],
+)
+def test_options_that_are_not_possible_get_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        CacheOptions(**arguments)
+
+
+def test_reading_ahead_keeps_the_order_raises_in_place_and_ends_its_threads() -> None:
+    begun: list[int] = []
+
+    def read(job: int) -> Any:
+        begun.append(job)
+        for item in range(100):
+            if (job, item) == (1, 3):
+                raise ValueError("damaged")
+            yield job, item
+
+    with ReadingAhead([0, 1, 2, 3], read, threads=2, held=2) as ahead:
+        for job, items in ahead:
+            if job == 1:
+                with pytest.raises(ValueError, match="damaged"):
+                    list(items)
+            elif job == 2:
+                assert next(items) == (2, 0)  # the rest is not wanted
+            elif job == 3:
+                break
+            else:
+                assert list(items) == [(0, item) for item in range(100)]
+    assert begun == [0, 1, 2, 3]
+
+
+RUN = """
+import sys
+from wan_vae.dataset import cache_latents
+cache_latents(sys.argv[1], sys.argv[2], sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_killed_and_resumed_runs_leave_the_bytes_of_one_run(vae: WanVAE, tmp_path: Path) -> None:
+    folder, draw = tmp_path / "clips", random.Random(5)
+    folder.mkdir()
+    for number in range(24):
+        write_clip(folder / f"{number}.mkv", frames=9, width=64, height=48, fps=Fraction(25))
+    vae.save(tmp_path / "vae.safetensors")
+    cache_latents(folder, tmp_path / "whole", tmp_path / "vae.safetensors")
+    arguments = [sys.executable, "-c", RUN, str(folder), str(tmp_path / "out"), str(tmp_path / "vae.safetensors")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for _ in range(10):
+        process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+        manifest, wanted = tmp_path / "out" / "manifest.jsonl", draw.randint(0, 2)
+        before = len(lines_or_none(manifest))
+        while process.poll() is None and len(lines_or_none(manifest)) < before + wanted:
+            time.sleep(0.01)
+        time.sleep(0.05 * draw.random())
+        process.kill()
+        process.wait()
+    subprocess.run(arguments, env=environment, check=True)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+
+
+def lines_or_none(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -1,0 +1,106 @@
+"""Parts of clips and buckets."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from wan_vae.dataset.parts import Extract, Part, bucket_sizes, choose_bucket, to_bucket
+from wan_vae.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("extract", "parts"),
+    [
+        (Extract("head", (1, 9, 30)), [Part(0, 1), Part(0, 9)]),
+        (Extract("head", (11,)), [Part(0, 9)]),
+        (Extract("chunk", (9,)), [Part(0, 9), Part(9, 9)]),
+        (Extract("slide", (17,), stride=2), [Part(0, 17), Part(2, 17)]),
+        (Extract("uniform", (9,), samples=3), [Part(0, 9), Part(5, 9), Part(11, 9)]),
+        (Extract("uniform", (9,)), [Part(0, 9)]),
+        (Extract("full"), [Part(0, 17)]),
+        (Extract("full", most_frames=14), [Part(0, 13)]),
+        (Extract("chunk", (25,)), []),
+    ],
+)
+def test_parts_of_a_clip_of_20_frames(extract: Extract, parts: list[Part]) -> None:
+    assert extract.parts(20, 4) == parts
+
+
+@given(
+    st.sampled_from(["head", "chunk", "slide", "uniform", "full"]),
+    st.lists(st.integers(1, 90), min_size=1, max_size=3),
+    st.integers(1, 120),
+    st.integers(1, 9),
+)
+def test_parts_are_within_the_clip_sorted_and_whole_latents(
+    extraction: str, targets: list[int], frames: int, number: int
+) -> None:
+    extract = Extract(extraction, tuple(targets), stride=number, samples=number)  # type: ignore[arg-type]
+    parts = extract.parts(frames, 4)
+    assert parts == sorted(set(parts))
+    for part in parts:
+        assert 0 <= part.start <= part.start + part.frames <= frames
+        assert part.frames % 4 == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"extraction": "middle"}, "extraction is 'middle'; it must be head, chunk"),
+        ({"extraction": "chunk"}, "needs the lengths of parts"),
+        ({"target_frames": (0,)}, r"target_frames is \[0\]"),
+        ({"extraction": "slide", "target_frames": (5,), "stride": 0}, "stride is 0"),
+    ],
+)
+def test_extract_of_impossible_values_gets_a_sentence(arguments: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Extract(**arguments)  # type: ignore[arg-type]
+
+
+def test_bucket_sizes_of_an_area() -> None:
+    sizes = bucket_sizes(64, 64)
+    assert sizes == sorted(set(sizes))
+    assert (64, 64) in sizes
+    assert (32, 128) in sizes
+    assert all(width % 16 == height % 16 == 0 for width, height in sizes)
+
+
+@given(st.integers(16, 500), st.integers(16, 500))
+def test_choose_bucket_without_upscaling_keeps_small_pictures(width: int, height: int) -> None:
+    chosen = choose_bucket(width, height, (256, 256), upscale=False)
+    if width * height <= 256 * 256:
+        assert chosen == (width // 16 * 16, height // 16 * 16)
+    else:
+        assert chosen in bucket_sizes(256, 256)
+
+
+def test_choose_bucket_takes_the_nearest_aspect() -> None:
+    assert choose_bucket(1920, 1080, (832, 480), upscale=True) in bucket_sizes(832, 480)
+    width, height = choose_bucket(1920, 1080, (832, 480), upscale=True)
+    assert abs(width / height - 16 / 9) < 0.1
+    assert choose_bucket(100, 100, (64, 64), upscale=True) == (64, 64)
+
+
+def test_to_bucket_cuts_the_center_and_keeps_what_fits() -> None:
+    picture = np.zeros((32, 96, 3), np.uint8)
+    picture[:, 32:64] = 200
+    assert to_bucket(picture, (96, 32)) is picture
+    assert (to_bucket(picture, (32, 32)) == 200).all()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (48, 32), (32, 48)])
+def test_to_bucket_reduces_by_the_mean_over_areas(size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    factor = 96 // max(size)
+    means = picture.reshape(96 // factor, factor, 96 // factor, factor, 3).mean(axis=(1, 3))
+    left, top = (means.shape[1] - size[0]) // 2, (means.shape[0] - size[1]) // 2
+    expected = means[top : top + size[1], left : left + size[0]]
+    assert np.abs(to_bucket(picture, size) - expected).max() <= 0.5001
+
+
+def test_to_bucket_enlarges_by_lanczos() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(picture).resize((48, 32), Image.Resampling.LANCZOS))
+    assert np.array_equal(to_bucket(picture, (48, 32)), expected)
