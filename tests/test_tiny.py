@@ -289,6 +289,8 @@ def test_from_pretrained_refuses_other_files_in_one_sentence(weights: dict[str, 
         "torch.float8_e5m2, which no weight": weights | {"encoder.0.bias": torch.zeros(64).to(torch.float8_e5m2)},
         "1 of 16 values of encoder.17.bias are NaN": weights
         | {"encoder.17.bias": torch.tensor([math.nan] + 15 * [0.0])},
+        r"\(\) where \(256, 256, 1, 1\) belongs": weights | {"decoder.7.conv.weight": torch.tensor(1.0)},
+        r"\(100, 256, 1, 1\) where": weights | {"decoder.7.conv.weight": torch.zeros(100, 256, 1, 1)},
         "is no tiny autoencoder": {"x": torch.zeros(1)},
     }
     path = tmp_path / "taew2_1.safetensors"
