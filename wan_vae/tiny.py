@@ -94,7 +94,8 @@ class TinyVAE(nn.Module):
         Args:
             video: The clip, of 1 + 4k frames.
             latents_per_pass: Latents per pass; default `default_chunk_size`.
-            memory: None: a tiny autoencoder needs so little that it keeps to no budget.
+            memory: None: a tiny autoencoder keeps to no budget. In float32 it takes about 2 KiB for each pixel of a
+                frame, in addition to the result.
 
         Raises:
             UserError: T, H or W does not fit, or a budget is given; the message says what would work.
@@ -204,8 +205,8 @@ class TinyVAE(nn.Module):
 
     def _video_pass(self, latents: Tensor, memory: Memory, raw: bool, gradients: bool) -> Tensor:
         with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
-            statistics = LatentStatistics.of(self.config, latents.dtype, latents.device)
             if raw != self.tiny_config.raw:
+                statistics = LatentStatistics.of(self.config, latents.dtype, latents.device)
                 latents = statistics.normalized(latents) if raw else statistics.denormalized(latents)
             trimmed = 0 if memory else FRAMES_PER_LATENT - 1
             frames = run_tiny(self.decoder, latents.transpose(1, 2).to(self.decoder_dtype), memory)
@@ -214,8 +215,8 @@ class TinyVAE(nn.Module):
 
     def default_chunk_size(self, height: int, width: int) -> int:
         """Return the latents per pass for a video of height x width pixels."""
-        pixels = FRAMES_PER_LATENT * check_count("height", height, 0) * check_count("width", width, 0)
-        return max(1, _PIXELS_PER_PASS // max(1, pixels))
+        pixels = FRAMES_PER_LATENT * check_count("height", height) * check_count("width", width)
+        return max(1, _PIXELS_PER_PASS // pixels)
 
     def set_dtypes(self, *, encoder: torch.dtype | str, decoder: torch.dtype | str) -> "TinyVAE":
         """Convert the weights of each half in place."""
@@ -271,7 +272,8 @@ def check_no_budget(memory: Budget | None) -> None:
     """Raise a UserError for a budget of memory, to which no tiny autoencoder keeps."""
     if memory is not None:
         raise UserError(
-            f"The memory is {shown(memory)}, but tiny autoencoders keep to no budget: they need little; leave it out."
+            f"The memory is {shown(memory)}, but tiny autoencoders keep to no budget; leave it out: they take about"
+            " 2 KiB for each pixel of a frame, however long the clip is."
         )
 
 

@@ -62,7 +62,8 @@ def load_tiny(path: Path, *, raw: bool | None) -> tuple[TinyConfig, dict[str, Te
             raise CheckpointError(f"{without[0]!r} has no values of its own.")
         weights = listed.read(listed.tensors)
         for name, module in network.named_modules():
-            if isinstance(module, TimeGrow) and (weight := weights.get(f"{name}.conv.weight")) is not None:
+            weight = weights.get(f"{name}.conv.weight")
+            if isinstance(module, TimeGrow) and weight is not None and weight.ndim > 0:
                 # A network that makes fewer frames keeps the weights of the last ones, as upstream does.
                 weights[f"{name}.conv.weight"] = weight[-module.conv.out_channels :]
         check_weights(weights, network.state_dict())

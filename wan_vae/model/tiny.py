@@ -99,18 +99,24 @@ class TimePool(nn.Module):
 
 
 class TimeGrow(nn.Module):
-    """Makes `stride` frames of each, and enlarges them: (N, C, H, W) -> (stride N, C, scale H, scale W)."""
+    """Makes `stride` frames of each: (N, C, H, W) -> (stride N, C, H, W)."""
 
-    def __init__(self, width: int, stride: int, scale: int = 1) -> None:
+    def __init__(self, width: int, stride: int) -> None:
         super().__init__()
-        self.stride, self.scale = stride, scale
+        self.stride = stride
         self.conv = nn.Conv2d(width, stride * width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         frames, channels, height, width = x.shape
-        x = self.conv(x).reshape(frames * self.stride, channels, height, width)
-        # Upstream enlarges first; a pointwise convolution and the nearest neighbor commute, and small is faster.
-        return x if self.scale == 1 else F.interpolate(x, scale_factor=self.scale, mode="nearest")
+        grown: Tensor = self.conv(x).reshape(frames * self.stride, channels, height, width)
+        return grown
+
+
+class EnlargingConv2d(nn.Conv2d):
+    """Enlarges by nearest neighbors, and convolves: (N, C, H, W) -> (N, C', 2 H, 2 W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class _Saturate(nn.Module):
@@ -141,8 +147,11 @@ def tiny_decoder(config: TinyConfig) -> nn.Sequential:
         layers = [nn.Conv2d(config.latent_channels, width, 1, bias=False)]
     for time_stride, narrower in zip((1, 2, 2), widths, strict=True):
         layers += [MemoryBlock(width, kind) for _ in range(_BLOCKS)]
-        if is_base:  # upstream has a layer without weights where the Identity keeps the place
-            layers += [nn.Identity(), TimeGrow(width, time_stride, scale=2), _conv(width, narrower, bias=False)]
+        if is_base:
+            # Upstream enlarges where the Identity keeps the place: pointwise convolutions and nearest neighbors
+            # commute, and small pictures are faster.
+            enlarging = EnlargingConv2d(width, narrower, 3, padding=1, bias=False)
+            layers += [nn.Identity(), TimeGrow(width, time_stride), enlarging]
         else:
             layers += [_conv(width, 4 * narrower), nn.ReLU(True), nn.PixelShuffle(2), TimeGrow(narrower, time_stride)]
         width = narrower
@@ -162,7 +171,7 @@ def run_tiny(network: nn.Sequential, x: Tensor, memory: Memory) -> Tensor:
     batch = x.shape[0]
     x = x.flatten(0, 1)
     blocks = [index for index, layer in enumerate(network) if isinstance(layer, MemoryBlock)]
-    # Pictures are the largest outside the memory blocks, where nothing links frames but the first pooling of two.
+    # Pictures are the largest outside the memory blocks, where nothing links frames but the pooling of the first two.
     x = _by_frames(network[: blocks[0]], x, together=2)
     for index in range(blocks[0], blocks[-1] + 1):
         layer = network[index]
@@ -178,7 +187,15 @@ def run_tiny(network: nn.Sequential, x: Tensor, memory: Memory) -> Tensor:
 
 
 def _by_frames(layers: nn.Sequential, x: Tensor, *, together: int) -> Tensor:
-    return torch.cat([layers(frames) for frames in torch.split(x, together)])
+    results = []
+    for frames in torch.split(x, together):
+        for index, layer in enumerate(layers):
+            frames = layer(frames)
+            if isinstance(layer, TimeGrow):
+                frames = _by_frames(layers[index + 1 :], frames, together=1)
+                break
+        results.append(frames)
+    return torch.cat(results)
 
 
 def _conv(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
