@@ -138,8 +138,8 @@ def encode_file(
         clip: A video, an animation, an image, or a folder of images.
         latents: The file to write; for "musubi" the folder of the cache, in which it gets the name that is looked for.
         size: Width and height to scale the clip to; None keeps them.
-        frames: First frame and the frame after the last, counted from 0; None for the clip's ends.
-        fps: Rate to resample the selected frames to; None keeps theirs.
+        frames: First frame and the frame after the last, counted from 0 after resampling; None for the clip's ends.
+        fps: Rate to resample the clip to; None keeps its own.
         format: "wan-vae", "comfyui", "musubi", "fastvideo" or "tensor" (see docs/latents.md); None for that of the
             ending: "comfyui" for .latent, "tensor" for .pt, .pth and .npy, else "wan-vae".
         values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.io.sources import encode, rgb_frames
+from tests.io.sources import encode, rgb_frames, smooth_pictures
 from wan_vae.errors import ClipError
 from wan_vae.io import open_clip
 
@@ -112,6 +112,16 @@ def test_frames_before_the_damage_can_be_read(tmp_path: Path, clips: dict[str, b
     data[last : last + 800] = bytes(800)
     (tmp_path / "a.avi").write_bytes(data)
     assert read(tmp_path / "a.avi", frames=(0, 5)) == 5
+    assert read(tmp_path / "a.avi", frames=(0, 3), fps=16) == 3
+
+
+def test_a_damaged_frame_of_a_resampled_clip_is_numbered_in_the_source(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mkv", rgb_frames(smooth_pictures(20, 48, 64), "rgb24"), codec="png")
+    data = bytearray(path.read_bytes())
+    data[len(data) * 3 // 4 : len(data) * 3 // 4 + 8] = bytes(8)
+    path.write_bytes(data)
+    refused(path, r"is damaged: frame 1\d of 20 \(numbered from 0, before resampling\)", fps=16)
+    assert read(path, frames=(0, 9), fps=16) == 9
 
 
 @pytest.mark.parametrize(

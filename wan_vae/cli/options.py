@@ -71,9 +71,11 @@ DtypeOption = Annotated[
     typer.Option(help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32."),
 ]
 SizeOption = Annotated[str | None, typer.Option(help="Scale the clip to this size.", metavar="WIDTHxHEIGHT")]
-FramesOption = Annotated[str | None, typer.Option(help="Frames A to B - 1 only, counted from 0.", metavar="A:B")]
+FramesOption = Annotated[
+    str | None, typer.Option(help="Frames A to B - 1 only, counted from 0 at the rate of --fps.", metavar="A:B")
+]
 FpsOption = Annotated[
-    str | None, typer.Option(help="Resample the selected frames to this rate, such as 30000/1001.", metavar="RATE")
+    str | None, typer.Option(help="Resample the clip to this rate, such as 30000/1001.", metavar="RATE")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MemoryOption = Annotated[

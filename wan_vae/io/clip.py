@@ -67,7 +67,7 @@ class ClipInfo:
 
 
 class ClipSource(Protocol):
-    """A reader of one kind of source; its attributes are those of the selected frames."""
+    """A reader of one kind of source; its attributes are those of the frames that are needed for the selection."""
 
     name: str  # in messages
     timing: Timing
@@ -77,7 +77,7 @@ class ClipSource(Protocol):
     alpha_is_unset: bool  # alpha is 0 in all of the first frame, as from programs that do not set it, and not given
 
     def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
-        """Yield seconds since the first selected frame, and the frame, upright (height, width, 3 or 4)."""
+        """Yield seconds since the start of the selection, and the frame, upright (height, width, 3 or 4)."""
 
 
 class ClipSink(ABC):

@@ -43,9 +43,9 @@ def open_clip(
             frames per second, as are the pages of a TIFF. Or a binary file object that can seek, with a video or an
             image; it is read from its start and stays open.
         size: Width and height to resize to; None for those of the source.
-        frames: First frame and the one after the last, counted from 0, as in a slice.
-        fps: Frame rate to resample the selected frames to, with the same duration; None for that of the source. Images
-            have no frame rate and are given this one.
+        frames: First frame and the one after the last, counted from 0 after resampling to `fps`, as in a slice.
+        fps: Frame rate to resample to, with the same duration; None for that of the source. Images have no frame rate
+            and are given this one.
         alpha: Read RGB and straight alpha, full for sources that have none. Resizing weights colors by alpha.
 
     Raises:
@@ -71,13 +71,13 @@ def open_clip(
         name = "the file object"
         kind = image_kind(source, name)
         source.seek(0)
-        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames)
+        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames, rate)
     elif (path := _checked(Path(source))).is_dir():
         reader = ImageSource(path, str(path), None, frames, rate)
     elif kind := image_kind(path, str(path)):
         reader = ImageSource(path, str(path), kind, frames, rate)
     else:
-        reader = AvSource(path, str(path), frames)
+        reader = AvSource(path, str(path), frames, rate)
     return Clip(reader, size, rate, alpha)
 
 
