@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 from tests.cli.running import read_clip, write_clip
 from tests.helpers import random_vae, small_config
 from wan_vae import AlphaPair, LatentsError, UserError, WanVAE, decode_file, encode_file, reconstruct_file
+from wan_vae.cli.encode import encode
+from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.errors import ClipError
 from wan_vae.io import create_clip, frames_to_tensor, open_clip, tensor_to_frames
 from wan_vae.io.color import over_black
@@ -47,6 +50,19 @@ def test_encode_file_result_describes_the_latents(checkpoint: Path, clip: Path, 
     assert (result.width, result.height, result.fps) == (info.width, info.height, info.fps) == (16, 12, Fraction(25, 2))
     assert info.checkpoint == vae.digest()
     assert result.frames_per_second == result.frames / result.seconds > 0
+
+
+@pytest.mark.parametrize(("command", "function"), [(encode, encode_file), (reconstruct, reconstruct_file)])
+def test_command_and_function_take_the_same_options(command: Callable[..., None], function: Callable[..., Any]) -> None:
+    machine, own = {"checkpoint", "device", "dtype", "shards", "as_json"}, {"vae", "progress", "load"}
+    assert set(signature(command).parameters) - machine == set(signature(function).parameters) - own
+
+
+def test_encode_file_of_a_length_takes_that_many_frames_at_the_rate(
+    checkpoint: Path, clip: Path, tmp_path: Path
+) -> None:
+    result = encode_file(clip, tmp_path / "a.safetensors", checkpoint, frames=(1, None), length=10, fps=50)
+    assert (result.frames, result.fps, LatentsFile(result.output).info.frames) == (10, 50, 10)
 
 
 def test_decode_file_of_a_model_or_its_path_gives_the_same_pixels(

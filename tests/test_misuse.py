@@ -369,6 +369,7 @@ def files() -> Iterator[tuple[str, Case]]:
         "frames": [((5, 2), "5:2"), ((-5, None), "-5"), (5, "5"), ("0:5", "'0:5'"), ((0.0, 5), "0.0"), ((1, 2, 3),
         "(1, 2, 3)"),
                    (None, "None"), ((True, 2), "True"), ((10**30, None), "1000"), ((0, 0), "0:0")],
+        "length": [(0, "0"), (-1, "-1"), (2.0, "2.0"), ("5", "'5'"), (True, "True"), (2, "not 2")],
         "fps": [(0, "0"), (-1, "-1"), (float("nan"), "nan"), (float("inf"), "inf")],
         "memory": BUDGETS,
         "overwrite": FLAGS,

@@ -125,6 +125,7 @@ def encode_file(
     size: tuple[int, int] | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    length: int | None = None,
     format: str | None = None,  # noqa: A002  # as the command line calls it
     values: Values | None = None,
     memory: Budget = "auto",
@@ -140,6 +141,7 @@ def encode_file(
         size: Width and height to scale the clip to; None keeps them.
         frames: First frame and the frame after the last, counted from 0 after resampling; None for the clip's ends.
         fps: Rate to resample the clip to; None keeps its own.
+        length: Number of frames, from the first of `frames` on, which then has no end; None for all.
         format: "wan-vae", "comfyui", "musubi", "fastvideo" or "tensor" (see docs/latents.md); None for that of the
             ending: "comfyui" for .latent, "tensor" for .pt, .pth and .npy, else "wan-vae".
         values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.
@@ -152,7 +154,7 @@ def encode_file(
     if format != "musubi":
         check(latents)
     with ExitStack() as stack:
-        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
+        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps, length=length))
         info = source.info
         if format == "musubi":
             latents = musubi_path(latents, clip, info, frames[0] or 0)
@@ -277,6 +279,7 @@ def reconstruct_file(
     size: tuple[int, int] | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    length: int | None = None,
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -285,7 +288,7 @@ def reconstruct_file(
     """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
 
     PSNR and SSIM are of the frames before `out` is compressed. Sound is carried over where the format of `out` can hold
-    it. `clip`, `size`, `frames` and `fps` are those of `encode_file`.
+    it. `clip`, `size`, `frames`, `fps` and `length` are those of `encode_file`.
 
     Args:
         out: The clip to write; its ending decides the format, and none is a folder of PNG files.
@@ -306,7 +309,7 @@ def reconstruct_file(
             raise UserError(f"{path} is in {clip}, the folder that it is made from; name a place outside.")
     check_distinct(*outputs)
     with ExitStack() as stack:
-        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
+        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps, length=length))
         info = source.info
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")

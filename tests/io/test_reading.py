@@ -96,6 +96,17 @@ def test_fps_keeps_the_duration(exact: Path, fps: Fraction) -> None:
     assert places[0] == 0
 
 
+@settings(deadline=None, max_examples=15)
+@given(first=st.none() | st.integers(0, 5), length=st.integers(1, 7), fps=st.sampled_from([None, 25, 50, 40]))
+def test_length_is_the_number_of_frames_after_resampling(
+    exact: Path, first: int | None, length: int, fps: int | None
+) -> None:
+    _, pictures = read_all(exact, frames=(first, None), length=length, fps=fps)
+    _, sliced = read_all(exact, frames=(first, (first or 0) + length), fps=fps)
+    assert len(pictures) == length
+    assert np.array_equal(pictures, sliced)
+
+
 def test_frames_of_a_resampled_clip_are_as_many_as_asked_for(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mkv", rgb_frames(smooth_pictures(100, 16, 16)))
     info, _ = read_all(path, frames=(0, 49), fps=16)

@@ -23,6 +23,7 @@ def encode(
     size: options.SizeOption = None,
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
+    length: options.LengthOption = None,
     format: Annotated[  # noqa: A002  # the option's name
         options.LatentsFormat | None,
         typer.Option(
@@ -51,6 +52,7 @@ def encode(
             size=pixels,
             frames=span,
             fps=rate,
+            length=length,
             format=None if format is None else format.value,
             values=None if values is None else values.value,
             memory=memory,

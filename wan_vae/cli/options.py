@@ -77,6 +77,10 @@ FramesOption = Annotated[
 FpsOption = Annotated[
     str | None, typer.Option(help="Resample the clip to this rate, such as 30000/1001.", metavar="RATE")
 ]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(help="So many frames only, at the rate of --fps; with --frames A: from there.", metavar="N", min=1),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MemoryOption = Annotated[
     str,

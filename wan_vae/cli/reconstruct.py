@@ -20,6 +20,7 @@ def reconstruct(
     size: options.SizeOption = None,
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
+    length: options.LengthOption = None,
     lossless: options.LosslessOption = False,
     side_by_side: Annotated[
         Path | None, typer.Option(help="Also write a clip with the source on the left and OUT on the right.")
@@ -51,6 +52,7 @@ def reconstruct(
             size=pixels,
             frames=span,
             fps=rate,
+            length=length,
             memory=memory,
             overwrite=overwrite,
             progress=progress,

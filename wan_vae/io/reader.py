@@ -29,6 +29,7 @@ def open_clip(
     size: tuple[int, int] | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    length: int | None = None,
     alpha: bool = False,
 ) -> Clip:
     """Open a video, an animation, a folder of images or a single image, to read it in chunks.
@@ -46,13 +47,16 @@ def open_clip(
         frames: First frame and the one after the last, counted from 0 after resampling to `fps`, as in a slice.
         fps: Frame rate to resample to, with the same duration; None for that of the source. Images have no frame rate
             and are given this one.
+        length: Number of frames to read, from the first of `frames` on, which then has no end.
         alpha: Read RGB and straight alpha, full for sources that have none. Resizing weights colors by alpha.
 
     Raises:
         ClipError: The source is missing, not a clip, damaged or cut short, or an option is out of range or selects no
-            frames.
+            frames, or fewer than `length`.
     """
-    check_clip_options(size, frames)
+    check_clip_options(size, frames, length)
+    if length is not None:
+        frames = frames[0], (frames[0] or 0) + length
     if size is not None and not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
         raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {LARGEST_SIDE}.")
     rate = None if fps is None else exact_rate(fps)
@@ -78,7 +82,14 @@ def open_clip(
         reader = ImageSource(path, str(path), kind, frames, rate)
     else:
         reader = AvSource(path, str(path), frames, rate)
-    return Clip(reader, size, rate, alpha)
+    clip = Clip(reader, size, rate, alpha)
+    if length is not None and clip.info.frames < length:
+        held = "1 frame" if clip.info.frames == 1 else f"{clip.info.frames} frames"
+        raise ClipError(
+            f"{reader.name} has {held} from number {frames[0] or 0} on, at {clip.info.fps} a second; give a length of"
+            f" at most that, not {length}."
+        )
+    return clip
 
 
 def _checked(path: Path) -> Path:
@@ -104,6 +115,7 @@ def read_clip(
     size: tuple[int, int] | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    length: int | None = None,
     alpha: bool = False,
 ) -> tuple[Tensor, ClipInfo]:
     """Read a whole clip into memory. Arguments and errors are those of `open_clip`.
@@ -112,7 +124,7 @@ def read_clip(
         The video, (1, 3, T, H, W) float32 in [-1, 1], without padding, or (1, 4, T, H, W) with alpha, -1 where it is
         transparent and 1 where it is opaque; and its properties.
     """
-    with open_clip(source, size=size, frames=frames, fps=fps, alpha=alpha) as clip:
+    with open_clip(source, size=size, frames=frames, fps=fps, length=length, alpha=alpha) as clip:
         info, count = clip.info, 0
         video = torch.empty(1, 4 if alpha else 3, info.frames, info.height, info.width)
         for chunk in clip.chunks(16):
