@@ -49,6 +49,7 @@ from wan_vae.interchange.writer import ForeignWriter
 from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, open_clip
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 from wan_vae.io.color import over_black
+from wan_vae.io.fit import Fit, Size
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_device, to_host
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
 from wan_vae.io.timing import exact_rate
@@ -122,7 +123,8 @@ def encode_file(
     latents: str | Path,
     vae: "WanVAE | ShardedVAE | str | Path",
     *,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
+    fit: Fit | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
     length: int | None = None,
@@ -138,7 +140,8 @@ def encode_file(
     Args:
         clip: A video, an animation, an image, or a folder of images.
         latents: The file to write; for "musubi" the folder of the cache, in which it gets the name that is looked for.
-        size: Width and height to scale the clip to; None keeps them.
+        size: Width and height to scale the clip to; of one that is None, the clip's shape decides. None keeps them.
+        fit: "stretch", "crop" or "pad" where the size has another shape; None stretches, with a notice.
         frames: First frame and the frame after the last, counted from 0 after resampling; None for the clip's ends.
         fps: Rate to resample the clip to; None keeps its own.
         length: Number of frames, from the first of `frames` on, which then has no end; None for all.
@@ -154,7 +157,7 @@ def encode_file(
     if format != "musubi":
         check(latents)
     with ExitStack() as stack:
-        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps, length=length))
+        source = stack.enter_context(open_clip(clip, size=size, fit=fit, frames=frames, fps=fps, length=length))
         info = source.info
         if format == "musubi":
             latents = musubi_path(latents, clip, info, frames[0] or 0)
@@ -276,7 +279,8 @@ def reconstruct_file(
     side_by_side: str | Path | None = None,
     contact_sheet: str | Path | None = None,
     lossless: bool = False,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
+    fit: Fit | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
     length: int | None = None,
@@ -288,7 +292,7 @@ def reconstruct_file(
     """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
 
     PSNR and SSIM are of the frames before `out` is compressed. Sound is carried over where the format of `out` can hold
-    it. `clip`, `size`, `frames`, `fps` and `length` are those of `encode_file`.
+    it. `clip`, `size`, `fit`, `frames`, `fps` and `length` are those of `encode_file`.
 
     Args:
         out: The clip to write; its ending decides the format, and none is a folder of PNG files.
@@ -309,7 +313,7 @@ def reconstruct_file(
             raise UserError(f"{path} is in {clip}, the folder that it is made from; name a place outside.")
     check_distinct(*outputs)
     with ExitStack() as stack:
-        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps, length=length))
+        source = stack.enter_context(open_clip(clip, size=size, fit=fit, frames=frames, fps=fps, length=length))
         info = source.info
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")

@@ -88,6 +88,23 @@ def test_size_frames_and_fps_select_the_clip(
     assert (info.frames, info.width, info.height, info.fps) == (8, 24, 16, Fraction(60000, 1001))
 
 
+@pytest.mark.parametrize(
+    ("options", "size"), [(("--size", "38x"), (38, 26)), (("--size", "x30"), (44, 30)), (("--size", "24x24"), (24, 24))]
+)
+def test_fit_and_a_side_give_square_pixels(
+    clip: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    size: tuple[int, int],
+) -> None:
+    out = tmp_path / "out.mkv"
+    run(capsys, "reconstruct", clip, out, "--checkpoint", checkpoint, *options, "--fit", "pad")
+    with open_clip(out) as decoded:
+        assert (decoded.info.width, decoded.info.height, decoded.info.pixel_aspect) == (*size, 1)
+
+
 def test_reconstruct_measures_the_network_and_not_the_codec(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,8 @@ def encode(
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
     memory: options.MemoryOption = options.AUTO,
-    size: options.SizeOption = None,
+    size: options.ClipSizeOption = None,
+    fit: options.FitOption = None,
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
     length: options.LengthOption = None,
@@ -39,7 +40,7 @@ def encode(
     as_json: options.JsonOption = False,
 ) -> None:
     """Encode CLIP into LATENTS, by default a file that holds all that `decode` needs to restore the clip."""
-    pixels, span, rate = options.parse_size(size), options.parse_frames(frames), options.parse_fps(fps)
+    pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
     load = model_loader(device, dtype, shards)
 
     from wan_vae.files import encode_file
@@ -50,6 +51,7 @@ def encode(
             latents,
             checkpoint,
             size=pixels,
+            fit=None if fit is None else fit.value,
             frames=span,
             fps=rate,
             length=length,
