@@ -4,6 +4,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,41 @@ def test_encode_file_of_a_length_takes_that_many_frames_at_the_rate(
 ) -> None:
     result = encode_file(clip, tmp_path / "a.safetensors", checkpoint, frames=(1, None), length=10, fps=50)
     assert (result.frames, result.fps, LatentsFile(result.output).info.frames) == (10, 50, 10)
+
+
+@pytest.mark.parametrize("memory", ["auto", "whole"])
+def test_encode_file_with_the_posterior_keeps_the_latents_and_adds_the_log_variance(
+    checkpoint: Path, clip: Path, tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, plain, both = WanVAE.from_pretrained(checkpoint), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    if memory == "whole":
+        monkeypatch.setattr("wan_vae.files._stream_fits", lambda *_: False)
+    budget = "4GiB" if memory == "whole" else "auto"
+    encode_file(clip, plain, vae, memory=budget)
+    result = encode_file(clip, both, vae, posterior=True, memory=budget)
+    stored = load_file(both)
+    assert torch.equal(stored["latents"], load_file(plain)["latents"])
+    assert result.shape == tuple(stored["logvar"].shape) == tuple(stored["latents"].shape)
+    with open_clip(clip) as source:
+        padded = np.pad(np.concatenate(list(source.chunks(6))), ((0, 1), (0, 1), (0, 1), (0, 0)), mode="edge")
+    posterior = vae.posterior(frames_to_tensor(padded))
+    std = torch.tensor(vae.config.latent_std).view(1, -1, 1, 1, 1)
+    torch.testing.assert_close(stored["logvar"], posterior.logvar - 2 * std.log())
+    torch.testing.assert_close(torch.exp(stored["logvar"] / 2), posterior.std / std)
+    assert not LatentsFile(plain).has_logvar
+    assert LatentsFile(both).has_logvar
+    for path in (plain, both):
+        decode_file(path, path.with_suffix(".mkv"), vae, lossless=True)
+    assert np.array_equal(read_clip(plain.with_suffix(".mkv")), read_clip(both.with_suffix(".mkv")))
+
+
+def test_encode_file_refuses_the_posterior_where_it_has_no_place(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(LatentsError, match=r"a\.latent, a latent of ComfyUI, has no place for the log-variance"):
+        encode_file(clip, tmp_path / "a.latent", checkpoint, posterior=True)
+    shards: Any = SimpleNamespace(rank=0, config=small_config())
+    with pytest.raises(UserError, match="not stored of a clip in shards"):
+        encode_file(clip, tmp_path / "a.safetensors", shards, posterior=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_decode_file_of_a_model_or_its_path_gives_the_same_pixels(

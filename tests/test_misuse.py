@@ -373,6 +373,7 @@ def files() -> Iterator[tuple[str, Case]]:
         "fps": [(0, "0"), (-1, "-1"), (float("nan"), "nan"), (float("inf"), "inf")],
         "memory": BUDGETS,
         "overwrite": FLAGS,
+        "posterior": FLAGS,
         "progress": [("yes", "'yes'"), (5, "5")],
         "load": [(None, "None"), ("nano", "'nano'")],
         "clip": PATHS[:2],

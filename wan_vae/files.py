@@ -54,6 +54,7 @@ from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_dev
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
 from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
+from wan_vae.posterior import LatentStatistics, Posterior
 from wan_vae.vae import WanVAE
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def encode_file(
     length: int | None = None,
     format: str | None = None,  # noqa: A002  # as the command line calls it
     values: Values | None = None,
+    posterior: bool = False,
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -148,11 +150,17 @@ def encode_file(
         format: "wan-vae", "comfyui", "musubi", "fastvideo" or "tensor" (see docs/latents.md); None for that of the
             ending: "comfyui" for .latent, "tensor" for .pt, .pth and .npy, else "wan-vae".
         values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.
+        posterior: Also store the logarithm of the variance of the normalized latents, which only our own file holds.
     """
     clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or _no_progress
-    _check_options(memory, progress, load, overwrite=overwrite)
+    _check_options(memory, progress, load, overwrite=overwrite, posterior=posterior)
     check_values(values)
     format = output_format(latents, format, values)  # noqa: A001
+    if posterior and format != OURS:
+        raise LatentsError(
+            f"{latents}, {FORMATS[format].title}, has no place for the log-variance; only a file of ours has, such as"
+            f" {latents.with_suffix('.safetensors').name} with --format wan-vae."
+        )
     check = partial(check_output, overwrite=overwrite, inputs=_inputs(clip, vae), must_be_utf8=True)
     if format != "musubi":
         check(latents)
@@ -169,6 +177,8 @@ def encode_file(
             )
         _warn_of_rest(source, clip, latents)
         model = _encoder(_model(vae, load), source, clip)
+        if posterior and not isinstance(model, WanVAE):
+            raise UserError("The log-variance is not stored of a clip in shards; encode it with one process.")
         stack.enter_context(torch.inference_mode())
         if format == OURS:
             output = LatentsWriter(latents, overwrite=overwrite)
@@ -182,9 +192,13 @@ def encode_file(
         progress(0, info.frames)
         begun = time.perf_counter()
         shape: tuple[int, ...] = ()
-        for (chunk,) in to_host(zip(encode_chunks(model, tensors, info.height, info.width, memory)), model.device):
+        encoded = encode_chunks(model, tensors, info.height, info.width, memory, moments=posterior)
+        parts = (_normalized(model, moments) for moments in encoded) if posterior else zip(encoded)
+        for chunk, *logvar in to_host(parts, model.device):
             shape = (*chunk.shape[:2], chunk.shape[2] + (shape[2] if shape else 0), *chunk.shape[3:])
-            if writer is not None:
+            if writer is not None and logvar:
+                writer.write_posterior(chunk, *logvar)
+            elif writer is not None:
                 writer.write(chunk)
             progress(tensors.frames, info.frames)
         if writer is not None:
@@ -459,6 +473,13 @@ def _inputs(file: Path, vae: "Model | str | Path") -> tuple[Path, ...]:
     return (file, Path(vae)) if isinstance(vae, str | Path) else (file,)
 
 
+def _normalized(model: Model, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Return normalized latents and their log-variance from (1, 2z, n, h, w) of raw ones."""
+    posterior = Posterior.from_moments(moments)
+    statistics = LatentStatistics.of(model.config, moments.dtype, moments.device)
+    return statistics.normalized(posterior.mean), statistics.normalized_logvar(posterior.logvar)
+
+
 def _is_writer(model: Model) -> bool:
     return isinstance(model, WanVAE | AlphaPair) or model.rank == 0
 
@@ -468,14 +489,23 @@ def _no_progress(done: int, total: int) -> None:
 
 
 def encode_chunks(
-    model: "WanVAE | ShardedVAE", video: Iterable[Tensor], height: int, width: int, memory: Budget
+    model: "WanVAE | ShardedVAE",
+    video: Iterable[Tensor],
+    height: int,
+    width: int,
+    memory: Budget,
+    *,
+    moments: bool = False,
 ) -> Iterable[Tensor]:
     """Encode frames (1, 3, n, H, W) within a budget: as a stream, or the whole clip where its caches do not fit.
 
-    Of a whole clip, the frames count too.
+    Of a whole clip, the frames count too. With `moments`, which only a `WanVAE` gives, mean and log-variance of the raw
+    latents are yielded, (1, 2z, n, h, w).
     """
     budget = _bytes(model, memory)
     if budget is None or _stream_fits(model, "encode", height, width, budget):
+        if moments and isinstance(model, WanVAE):
+            return model.encode_stream(video, memory=budget, moments=True)
         return model.encode_stream(video, memory=budget)
     chunks, size = [], 0
     for chunk in video:
@@ -489,6 +519,9 @@ def encode_chunks(
             )
     whole = torch.cat(chunks, dim=2)
     chunks.clear()
+    if moments and isinstance(model, WanVAE):
+        posterior = model.posterior(whole, memory=budget - size)
+        return [torch.cat([posterior.mean, posterior.logvar], dim=1)]
     return [model.encode(whole, memory=budget - size)]
 
 

@@ -105,6 +105,18 @@ def test_fit_and_a_side_give_square_pixels(
         assert (decoded.info.width, decoded.info.height, decoded.info.pixel_aspect) == (*size, 1)
 
 
+def test_posterior_is_stored_and_told_and_has_no_place_in_other_formats(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    for options, stored in ((("--posterior",), True), (("--overwrite",), False)):
+        run(capsys, "encode", clip, out, "--checkpoint", checkpoint, *options)
+        assert run(capsys, "info", out, "--json").result()["logvar"] is stored
+    refused = run(capsys, "encode", clip, tmp_path / "a.pt", "--checkpoint", checkpoint, "--posterior")
+    assert refused.code == 2
+    assert "a.pt, a bare tensor, has no place for the log-variance" in refused.err
+
+
 def test_reconstruct_measures_the_network_and_not_the_codec(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

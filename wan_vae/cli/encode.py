@@ -36,6 +36,12 @@ def encode(
         options.Values | None,
         typer.Option(help="What --format tensor holds, default normalized; the others hold what is expected of them."),
     ] = None,
+    posterior: Annotated[
+        bool,
+        typer.Option(
+            "--posterior", help="Also store the log-variance of the latents, to sample from; only in a wan-vae file."
+        ),
+    ] = False,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -57,6 +63,7 @@ def encode(
             length=length,
             format=None if format is None else format.value,
             values=None if values is None else values.value,
+            posterior=posterior,
             memory=memory,
             overwrite=overwrite,
             progress=progress,
