@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from safetensors.torch import load_file
 from tests.cli.running import read_clip, write_clip
 from tests.helpers import random_vae, small_config
 from wan_vae import AlphaPair, LatentsError, UserError, WanVAE, decode_file, encode_file, reconstruct_file
+from wan_vae.cli.encode import encode
+from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.errors import ClipError
 from wan_vae.io import create_clip, frames_to_tensor, open_clip, tensor_to_frames
 from wan_vae.io.color import over_black
@@ -47,6 +51,54 @@ def test_encode_file_result_describes_the_latents(checkpoint: Path, clip: Path, 
     assert (result.width, result.height, result.fps) == (info.width, info.height, info.fps) == (16, 12, Fraction(25, 2))
     assert info.checkpoint == vae.digest()
     assert result.frames_per_second == result.frames / result.seconds > 0
+
+
+@pytest.mark.parametrize(("command", "function"), [(encode, encode_file), (reconstruct, reconstruct_file)])
+def test_command_and_function_take_the_same_options(command: Callable[..., None], function: Callable[..., Any]) -> None:
+    machine, own = {"checkpoint", "device", "dtype", "shards", "as_json"}, {"vae", "progress", "load"}
+    assert set(signature(command).parameters) - machine == set(signature(function).parameters) - own
+
+
+def test_encode_file_of_a_length_takes_that_many_frames_at_the_rate(
+    checkpoint: Path, clip: Path, tmp_path: Path
+) -> None:
+    result = encode_file(clip, tmp_path / "a.safetensors", checkpoint, frames=(1, None), length=10, fps=50)
+    assert (result.frames, result.fps, LatentsFile(result.output).info.frames) == (10, 50, 10)
+
+
+@pytest.mark.parametrize("memory", ["auto", "whole"])
+def test_encode_file_with_the_posterior_keeps_the_latents_and_adds_the_log_variance(
+    checkpoint: Path, clip: Path, tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, plain, both = WanVAE.from_pretrained(checkpoint), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    if memory == "whole":
+        monkeypatch.setattr("wan_vae.files._stream_fits", lambda *_: False)
+    budget = "4GiB" if memory == "whole" else "auto"
+    encode_file(clip, plain, vae, memory=budget)
+    result = encode_file(clip, both, vae, posterior=True, memory=budget)
+    stored = load_file(both)
+    assert torch.equal(stored["latents"], load_file(plain)["latents"])
+    assert result.shape == tuple(stored["logvar"].shape) == tuple(stored["latents"].shape)
+    with open_clip(clip) as source:
+        padded = np.pad(np.concatenate(list(source.chunks(6))), ((0, 1), (0, 1), (0, 1), (0, 0)), mode="edge")
+    posterior = vae.posterior(frames_to_tensor(padded))
+    std = torch.tensor(vae.config.latent_std).view(1, -1, 1, 1, 1)
+    torch.testing.assert_close(stored["logvar"], posterior.logvar - 2 * std.log())
+    torch.testing.assert_close(torch.exp(stored["logvar"] / 2), posterior.std / std)
+    assert not LatentsFile(plain).has_logvar
+    assert LatentsFile(both).has_logvar
+    for path in (plain, both):
+        decode_file(path, path.with_suffix(".mkv"), vae, lossless=True)
+    assert np.array_equal(read_clip(plain.with_suffix(".mkv")), read_clip(both.with_suffix(".mkv")))
+
+
+def test_encode_file_refuses_the_posterior_where_it_has_no_place(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(LatentsError, match=r"a\.latent, a latent of ComfyUI, has no place for the log-variance"):
+        encode_file(clip, tmp_path / "a.latent", checkpoint, posterior=True)
+    shards: Any = SimpleNamespace(rank=0, config=small_config())
+    with pytest.raises(UserError, match="Neither a tiny model nor one in shards gives"):
+        encode_file(clip, tmp_path / "a.safetensors", shards, posterior=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_decode_file_of_a_model_or_its_path_gives_the_same_pixels(

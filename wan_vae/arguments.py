@@ -59,16 +59,28 @@ def check_path(name: str, value: Any) -> Path:
     return Path(value)
 
 
-def check_clip_options(size: Any, frames: Any) -> None:
+def check_clip_options(size: Any, frames: Any, length: Any = None) -> None:
     """Check the types of options that clips are opened with; their ranges are the reader's to check.
 
     Raises:
-        UserError: `size` is no pair of whole numbers or None, or `frames` no pair of whole numbers or Nones.
+        UserError: `size` is neither None nor a pair of whole numbers, of which one may be None, `frames` no pair of
+            whole numbers or Nones, `length` no whole number above 0 or None, or it and `frames` both say where to end.
     """
-    if size is not None and not (_is_pair(size) and all(_is_whole(side) for side in size)):
-        raise UserError(f"size is {shown(size)}; it must be two whole numbers, such as (640, 360), or None.")
+    given = [side for side in size if side is not None] if _is_pair(size) else []
+    if size is not None and not (given and all(_is_whole(side) for side in given)):
+        raise UserError(
+            f"size is {shown(size)}; it must be None, or two whole numbers, such as (640, 360), of which one may be"
+            " None."
+        )
     if not (_is_pair(frames) and all(bound is None or _is_whole(bound) for bound in frames)):
         raise UserError(f"frames is {shown(frames)}; it must be two whole numbers or Nones, such as (0, 49).")
+    if length is not None:
+        check_count("length", length)
+        if frames[1] is not None:
+            raise UserError(
+                f"length is {length}, but frames ends at {frames[1]}; give one of the two, such as --frames"
+                f" {frames[0] or 0}: --length {length}."
+            )
 
 
 def _is_pair(value: object) -> bool:

@@ -51,10 +51,12 @@ from wan_vae.interchange.writer import ForeignWriter
 from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, open_clip
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 from wan_vae.io.color import over_black
+from wan_vae.io.fit import Fit, Size
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_device, to_host
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
 from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
+from wan_vae.posterior import LatentStatistics, Posterior
 from wan_vae.preview import LinearPreview
 from wan_vae.tiny import TinyVAE, check_no_budget, load_vae
 from wan_vae.vae import WanVAE
@@ -126,11 +128,14 @@ def encode_file(
     latents: str | Path,
     vae: "Model | str | Path",
     *,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
+    fit: Fit | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    length: int | None = None,
     format: str | None = None,  # noqa: A002  # as the command line calls it
     values: Values | None = None,
+    posterior: bool = False,
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -141,22 +146,30 @@ def encode_file(
     Args:
         clip: A video, an animation, an image, or a folder of images.
         latents: The file to write; for "musubi" the folder of the cache, in which it gets the name that is looked for.
-        size: Width and height to scale the clip to; None keeps them.
-        frames: First frame and the frame after the last, counted from 0; None for the clip's ends.
-        fps: Rate to resample the selected frames to; None keeps theirs.
+        size: Width and height to scale the clip to; of one that is None, the clip's shape decides. None keeps them.
+        fit: "stretch", "crop" or "pad" where the size has another shape; None stretches, with a notice.
+        frames: First frame and the frame after the last, counted from 0 after resampling; None for the clip's ends.
+        fps: Rate to resample the clip to; None keeps its own.
+        length: Number of frames, from the first of `frames` on, which then has no end; None for all.
         format: "wan-vae", "comfyui", "musubi", "fastvideo" or "tensor" (see docs/latents.md); None for that of the
             ending: "comfyui" for .latent, "tensor" for .pt, .pth and .npy, else "wan-vae".
         values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.
+        posterior: Also store the logarithm of the variance of the normalized latents, which only our own file holds.
     """
     clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or _no_progress
-    _check_options(memory, progress, load, overwrite=overwrite)
+    _check_options(memory, progress, load, overwrite=overwrite, posterior=posterior)
     check_values(values)
     format = output_format(latents, format, values)  # noqa: A001
+    if posterior and format != OURS:
+        raise LatentsError(
+            f"{latents}, {FORMATS[format].title}, has no place for the log-variance; only a file of ours has, such as"
+            f" {latents.with_suffix('.safetensors').name} with --format wan-vae."
+        )
     check = partial(check_output, overwrite=overwrite, inputs=_inputs(clip, vae), must_be_utf8=True)
     if format != "musubi":
         check(latents)
     with ExitStack() as stack:
-        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
+        source = stack.enter_context(open_clip(clip, size=size, fit=fit, frames=frames, fps=fps, length=length))
         info = source.info
         if format == "musubi":
             latents = musubi_path(latents, clip, info, frames[0] or 0)
@@ -168,6 +181,8 @@ def encode_file(
             )
         _warn_of_rest(source, clip, latents)
         model = _encoder(_model(vae, load), source, clip)
+        if posterior and not isinstance(model, WanVAE):
+            raise UserError("Neither a tiny model nor one in shards gives the log-variance; leave out --posterior.")
         stack.enter_context(torch.inference_mode())
         if format == OURS:
             output = LatentsWriter(latents, overwrite=overwrite)
@@ -181,9 +196,13 @@ def encode_file(
         progress(0, info.frames)
         begun = time.perf_counter()
         shape: tuple[int, ...] = ()
-        for (chunk,) in to_host(zip(encode_chunks(model, tensors, info.height, info.width, memory)), model.device):
+        encoded = encode_chunks(model, tensors, info.height, info.width, memory, moments=posterior)
+        parts = (_normalized(model, moments) for moments in encoded) if posterior else zip(encoded)
+        for chunk, *logvar in to_host(parts, model.device):
             shape = (*chunk.shape[:2], chunk.shape[2] + (shape[2] if shape else 0), *chunk.shape[3:])
-            if writer is not None:
+            if writer is not None and logvar:
+                writer.write_posterior(chunk, *logvar)
+            elif writer is not None:
                 writer.write(chunk)
             progress(tensors.frames, info.frames)
         if writer is not None:
@@ -310,9 +329,11 @@ def reconstruct_file(
     side_by_side: str | Path | None = None,
     contact_sheet: str | Path | None = None,
     lossless: bool = False,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
+    fit: Fit | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    length: int | None = None,
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -321,7 +342,7 @@ def reconstruct_file(
     """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
 
     PSNR and SSIM are of the frames before `out` is compressed. Sound is carried over where the format of `out` can hold
-    it. `clip`, `size`, `frames` and `fps` are those of `encode_file`.
+    it. `clip`, `size`, `fit`, `frames`, `fps` and `length` are those of `encode_file`.
 
     Args:
         out: The clip to write; its ending decides the format, and none is a folder of PNG files.
@@ -342,7 +363,7 @@ def reconstruct_file(
             raise UserError(f"{path} is in {clip}, the folder that it is made from; name a place outside.")
     check_distinct(*outputs)
     with ExitStack() as stack:
-        source = stack.enter_context(open_clip(clip, size=size, frames=frames, fps=fps))
+        source = stack.enter_context(open_clip(clip, size=size, fit=fit, frames=frames, fps=fps, length=length))
         info = source.info
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
@@ -490,6 +511,13 @@ def _inputs(file: Path, vae: "Model | LinearPreview | str | Path") -> tuple[Path
     return (file, Path(vae)) if isinstance(vae, str | Path) else (file,)
 
 
+def _normalized(model: Model, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Return normalized latents and their log-variance from (1, 2z, n, h, w) of raw ones."""
+    posterior = Posterior.from_moments(moments)
+    statistics = LatentStatistics.of(model.config, moments.dtype, moments.device)
+    return statistics.normalized(posterior.mean), statistics.normalized_logvar(posterior.logvar)
+
+
 def _is_writer(model: "Model | LinearPreview") -> bool:
     return getattr(model, "rank", 0) == 0
 
@@ -499,14 +527,23 @@ def _no_progress(done: int, total: int) -> None:
 
 
 def encode_chunks(
-    model: "WanVAE | TinyVAE | ShardedVAE", video: Iterable[Tensor], height: int, width: int, memory: Budget
+    model: "WanVAE | TinyVAE | ShardedVAE",
+    video: Iterable[Tensor],
+    height: int,
+    width: int,
+    memory: Budget,
+    *,
+    moments: bool = False,
 ) -> Iterable[Tensor]:
     """Encode frames (1, 3, n, H, W) within a budget: as a stream, or the whole clip where its caches do not fit.
 
-    Of a whole clip, the frames count too.
+    Of a whole clip, the frames count too. With `moments`, which only a `WanVAE` gives, mean and log-variance of the raw
+    latents are yielded, (1, 2z, n, h, w).
     """
     budget = _bytes(model, memory)
     if budget is None or _stream_fits(model, "encode", height, width, budget):
+        if moments and isinstance(model, WanVAE):
+            return model.encode_stream(video, memory=budget, moments=True)
         return model.encode_stream(video, memory=budget)
     chunks, size = [], 0
     for chunk in video:
@@ -520,6 +557,9 @@ def encode_chunks(
             )
     whole = torch.cat(chunks, dim=2)
     chunks.clear()
+    if moments and isinstance(model, WanVAE):
+        posterior = model.posterior(whole, memory=budget - size)
+        return [torch.cat([posterior.mean, posterior.logvar], dim=1)]
     return [model.encode(whole, memory=budget - size)]
 
 

@@ -131,6 +131,10 @@ class LatentStatistics(NamedTuple):
         """Raw latents (B, z, t, h, w) -> normalized latents."""
         return ((raw - self.mean) / self.std).to(raw.dtype)
 
+    def normalized_logvar(self, raw: Tensor) -> Tensor:
+        """Log-variance of raw latents (B, z, t, h, w), as `Posterior` has it -> that of the normalized latents."""
+        return (raw - 2 * self.std.log()).to(raw.dtype)
+
     def denormalized(self, latents: Tensor) -> Tensor:
         """Normalized latents (B, z, t, h, w) -> raw latents."""
         return (latents * self.std + self.mean).to(latents.dtype)

@@ -312,6 +312,7 @@ class WanVAE(Autoencoder):
         latents_per_pass: int | None = None,
         neighbors: Neighbors | None = None,
         memory: Budget | None = None,
+        moments: bool = False,
     ) -> Iterator[Tensor]:
         """Encode a clip that arrives in chunks of (B, 3, n, H, W), any n; yields normalized latents as they are ready.
 
@@ -323,12 +324,16 @@ class WanVAE(Autoencoder):
             latents_per_pass: Latents per pass.
             neighbors: The holders of the pixels around the clip, if it is a part of a larger picture; see `shard`.
             memory: A budget for a chunk of as many latents, in addition to the model and the chunk; see `encode`.
+            moments: Whether to yield mean and log-variance of the raw latents, (B, 2z, m, h, w), instead of normalized
+                latents: `Posterior.from_moments` takes them.
 
         Raises:
             UserError: An argument is not possible; or, while iterating, the clip ended after a number of frames that is
                 not 1 + 4k.
         """
-        stream = EncodeStream(self, latents_per_pass=latents_per_pass, neighbors=neighbors, memory=memory)
+        stream = EncodeStream(
+            self, latents_per_pass=latents_per_pass, neighbors=neighbors, memory=memory, moments=moments
+        )
         return _results(stream, chunks)
 
     def decode_stream(

@@ -81,11 +81,40 @@ def test_size_frames_and_fps_select_the_clip(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.mkv"
-    options = ("--size", "24x16", "--frames", "1:5", "--fps", "60000/1001")
+    options = ("--size", "24x16", "--frames", "2:10", "--fps", "60000/1001")
     run(capsys, "reconstruct", clip, out, "--checkpoint", checkpoint, *options)
     with open_clip(out) as decoded:
         info = decoded.info
     assert (info.frames, info.width, info.height, info.fps) == (8, 24, 16, Fraction(60000, 1001))
+
+
+@pytest.mark.parametrize(
+    ("options", "size"), [(("--size", "38x"), (38, 26)), (("--size", "x30"), (44, 30)), (("--size", "24x24"), (24, 24))]
+)
+def test_fit_and_a_side_give_square_pixels(
+    clip: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    size: tuple[int, int],
+) -> None:
+    out = tmp_path / "out.mkv"
+    run(capsys, "reconstruct", clip, out, "--checkpoint", checkpoint, *options, "--fit", "pad")
+    with open_clip(out) as decoded:
+        assert (decoded.info.width, decoded.info.height, decoded.info.pixel_aspect) == (*size, 1)
+
+
+def test_posterior_is_stored_and_told_and_has_no_place_in_other_formats(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    for options, stored in ((("--posterior",), True), (("--overwrite",), False)):
+        run(capsys, "encode", clip, out, "--checkpoint", checkpoint, *options)
+        assert run(capsys, "info", out, "--json").result()["logvar"] is stored
+    refused = run(capsys, "encode", clip, tmp_path / "a.pt", "--checkpoint", checkpoint, "--posterior")
+    assert refused.code == 2
+    assert "a.pt, a bare tensor, has no place for the log-variance" in refused.err
 
 
 def test_reconstruct_measures_the_network_and_not_the_codec(

@@ -222,7 +222,7 @@ def test_latent_dataset_gives_what_the_files_hold(vae: WanVAE, clips: Path, tmp_
         ({"format": "zip"}, "format is 'zip'; a cache is of wan-vae, musubi, tensor"),
         ({"values": "raw"}, "values is 'raw'; it is raw or normalized, for the format tensor alone"),
         ({"size": (8, 8), "resolution": (64, 64)}, "size and resolution were both given"),
-        ({"resolution": (8, 64)}, "resolution is 8x64; sides are from 16 on"),
+        ({"resolution": (8, 64)}, "resolution has a side of 8; sides are from 16 on"),
     ],
 )
 def test_options_that_are_not_possible_get_a_sentence(arguments: dict[str, Any], sentence: str) -> None:

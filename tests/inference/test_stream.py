@@ -58,6 +58,30 @@ def test_two_streams_in_turn_are_the_whole_clips(data: st.DataObject, config: VA
         assert relative_difference(torch.cat(decoded[index], dim=2), vae.decode(whole)) <= 1e-10
 
 
+@settings(max_examples=15)
+@given(st.data(), small_configs(), st.integers(1, 3))
+def test_a_stream_of_moments_has_the_mean_of_the_latents_and_the_posterior(
+    data: st.DataObject, config: VAEConfig, latents: int
+) -> None:
+    vae, side = random_vae(config), config.spatial_compression
+    frames = 1 + config.temporal_compression * (latents - 1)
+    clip = random_video(frames, side, 2 * side)
+    chunks = clip.split(data.draw(chunk_plans(frames)), dim=2)
+    moments = pushed(EncodeStream(vae, moments=True), chunks)
+    mean, logvar = moments.chunk(2, dim=1)
+    assert torch.equal(vae.normalize(mean), pushed(EncodeStream(vae), chunks))
+    with torch.no_grad():
+        posterior = vae.posterior(clip)
+    assert relative_difference(mean, posterior.mean) < 1e-5
+    assert relative_difference(logvar.clamp(-30, 20), posterior.logvar) < 1e-5
+    assert torch.equal(torch.cat(list(vae.encode_stream(chunks, moments=True)), dim=2), moments)
+
+
+def test_moments_of_a_stream_that_decodes_are_refused(vae: WanVAE) -> None:
+    with pytest.raises(UserError, match="Decoding gives frames, not moments"):
+        DecodeStream(vae, moments=True)
+
+
 def test_everything_comes_as_early_as_can_be(vae: WanVAE) -> None:
     counts = []
     with EncodeStream(vae) as stream:

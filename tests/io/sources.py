@@ -88,11 +88,14 @@ def encode(
     container_options: dict[str, str] | None = None,
     sound: str | None = None,
     metadata: dict[str, str] | None = None,
+    pixel_aspect: Fraction = Fraction(1),
 ) -> Path:
     """Write frames to `path`, tagged only with what is given; `times` are in units of 1/rate."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, frames[0].format.name
+        if pixel_aspect != 1:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if matrix is not None:
             stream.codec_context.colorspace = MATRIX_CODES[matrix]
         if full_range is not None:

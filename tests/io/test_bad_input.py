@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.io.sources import encode, rgb_frames
+from tests.io.sources import encode, rgb_frames, smooth_pictures
 from wan_vae.errors import ClipError
 from wan_vae.io import open_clip
 
@@ -112,6 +112,16 @@ def test_frames_before_the_damage_can_be_read(tmp_path: Path, clips: dict[str, b
     data[last : last + 800] = bytes(800)
     (tmp_path / "a.avi").write_bytes(data)
     assert read(tmp_path / "a.avi", frames=(0, 5)) == 5
+    assert read(tmp_path / "a.avi", frames=(0, 3), fps=16) == 3
+
+
+def test_a_damaged_frame_of_a_resampled_clip_is_numbered_in_the_source(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mov", rgb_frames(smooth_pictures(20, 48, 64), "rgb24"), codec="png")
+    data = bytearray(path.read_bytes())
+    data[len(data) * 3 // 4 : len(data) * 3 // 4 + 8] = bytes(8)
+    path.write_bytes(data)
+    refused(path, r"is damaged: frame 1\d of 20 \(numbered from 0, before resampling\)", fps=16)
+    assert read(path, frames=(0, 9), fps=16) == 9
 
 
 @pytest.mark.parametrize(
@@ -123,6 +133,9 @@ def test_frames_before_the_damage_can_be_read(tmp_path: Path, clips: dict[str, b
         ({"frames": (-3, None)}, "frames -3: counts from the end"),
         ({"frames": (20, None)}, "frames 20: selects no frame: the clip has 20"),
         ({"frames": (5, 5)}, "frames 5:5 selects no frame"),
+        ({"length": 21}, "has 20 frames from number 0 on, at 25 a second; give a length of at most that, not 21"),
+        ({"length": 5, "frames": (7, None), "fps": 10}, "has 1 frame from number 7 on, at 10 a second"),
+        ({"length": 5, "frames": (20, None)}, "selects no frame: the clip has 20"),
     ],
 )
 def test_open_clip_with_options_out_of_range_is_refused(

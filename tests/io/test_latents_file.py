@@ -32,6 +32,42 @@ def info(latents: torch.Tensor) -> LatentsInfo:
     )
 
 
+@settings(max_examples=20)
+@given(data=st.data(), frames=st.integers(1, 6), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_posterior_written_in_chunks_is_read_in_chunks(
+    data: st.DataObject, frames: int, dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("latents") / "l.safetensors"
+    latents, logvar = torch.randn(2, 1, 3, frames, 4, 5).to(dtype)
+    plan = [count for count in data.draw(chunk_plans(frames)) if count > 0]
+    with LatentsWriter(path) as writer:
+        for mean, variance in zip(latents.split(plan, dim=2), logvar.split(plan, dim=2), strict=True):
+            writer.write_posterior(mean, variance)
+        assert writer.finish(info(latents)) == tuple(latents.shape)
+    assert torch.equal(load_file(path)["latents"], latents)
+    assert torch.equal(load_file(path)["logvar"], logvar)
+    read = LatentsFile(path)
+    assert read.has_logvar
+    assert torch.equal(torch.cat(list(read.chunks(2)), dim=2), latents)
+    assert torch.equal(torch.cat(list(read.logvar_chunks(2)), dim=2), logvar)
+    assert torch.equal(load_latents(path)[0], latents)
+
+
+def test_log_variance_that_is_missing_or_of_other_latents_is_refused(tmp_path: Path) -> None:
+    path, latents = tmp_path / "l.safetensors", torch.randn(1, 3, 2, 4, 5)
+    save_latents(path, latents, info(latents))
+    assert not LatentsFile(path).has_logvar
+    with pytest.raises(LatentsError, match=r"l\.safetensors has no log-variance; encode with --posterior"):
+        LatentsFile(path).logvar_chunks(1)
+    for logvar in (latents[:, :, :1], latents.half()):
+        tensors = {"latents": latents, "logvar": logvar.contiguous()}
+        safetensors.torch.save_file(tensors, path, info(latents).to_metadata())
+        with pytest.raises(LatentsError, match=r"cannot be used: its latents are .* but its logvar is"):
+            LatentsFile(path)
+    with pytest.raises(LatentsError, match="but their log-variance is"), LatentsWriter(path) as writer:
+        writer.write_posterior(latents, latents[:, :, :1])
+
+
 @given(
     data=st.data(),
     frames=st.integers(1, 6),

@@ -20,6 +20,7 @@ import wan_vae.io
 from tests.io.sources import Array, encode, frame_of_planes, read_all, rgb_frames, smooth_pictures
 from wan_vae.errors import ClipError
 from wan_vae.io import open_clip, read_clip
+from wan_vae.io.ffmpeg_reader import AvSource
 
 PICTURES = smooth_pictures(12, 30, 44)
 
@@ -41,30 +42,96 @@ def test_rates_are_exact(tmp_path: Path, rate: Fraction, suffix: str, codec: str
     assert not info.variable_frame_rate
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory, exact: Path) -> dict[str, Path]:
+    """`PICTURES` at 25 frames a second, at a variable rate, and as an animation of uneven durations."""
+    folder = tmp_path_factory.mktemp("clips")
+    times = [0, 1, 2, 3, 7, 8, 10, 11, 12, 13, 20, 21]
+    images = [Image.fromarray(picture) for picture in PICTURES]
+    images[0].save(
+        folder / "a.png",
+        save_all=True,
+        append_images=images[1:],
+        duration=[30, 50, 100, 20, 70, 40] * 2,
+        default_image=False,
+    )
+    return {
+        "constant": exact,
+        "variable": encode(folder / "b.mkv", rgb_frames(PICTURES), times=times),
+        "animation": folder / "a.png",
+    }
+
+
+bounds = st.tuples(st.none() | st.integers(0, 30), st.none() | st.integers(0, 30))
+
+
 @settings(deadline=None, max_examples=40)
 @given(
-    first=st.none() | st.integers(0, 14),
-    stop=st.none() | st.integers(0, 14),
+    kind=st.sampled_from(["constant", "variable", "animation"]),
+    frames=bounds,
+    fps=st.none() | st.sampled_from([16, Fraction(25), Fraction(50), Fraction(10), Fraction(30000, 1001), 3]),
     count=st.integers(1, 13),
-    fps=st.none() | st.sampled_from([Fraction(25), Fraction(50), Fraction(10), Fraction(30000, 1001)]),
 )
-def test_frames_are_a_slice_and_fps_keeps_the_duration(
-    exact: Path, first: int | None, stop: int | None, count: int, fps: Fraction | None
+def test_frames_are_a_slice_of_the_resampled_clip(
+    clips: dict[str, Path], kind: str, frames: tuple[int | None, int | None], fps: Fraction | None, count: int
 ) -> None:
-    wanted = PICTURES[slice(first, stop)]
-    if len(wanted) == 0:
-        with pytest.raises(ClipError, match="selects no frame: the clip has 12"):
-            open_clip(exact, frames=(first, stop), fps=fps)
+    whole, pictures = read_all(clips[kind], fps=fps)
+    if len(pictures[slice(*frames)]) == 0:
+        with pytest.raises(ClipError, match=f"selects no frame: .*the clip has {len(pictures)}, numbered from 0"):
+            open_clip(clips[kind], frames=frames, fps=fps)
         return
-    info, pictures = read_all(exact, count, frames=(first, stop), fps=fps)
-    assert info.fps == (fps or 25)
-    if fps is None:
-        assert (pictures == wanted).all()
-    else:
-        assert abs(len(pictures) - len(wanted) * fps / 25) <= max(Fraction(1, 2), 1 - len(wanted) * fps / 25)
-        places = [int(np.abs(wanted.astype(int) - picture).sum((1, 2, 3)).argmin()) for picture in pictures]
-        assert places == sorted(places)
-        assert places[0] == 0
+    info, selected = read_all(clips[kind], count, frames=frames, fps=fps)
+    assert fps is None or info.fps == whole.fps == fps
+    assert np.array_equal(selected, pictures[slice(*frames)])
+
+
+@settings(deadline=None, max_examples=20)
+@given(fps=st.sampled_from([Fraction(25), Fraction(50), Fraction(10), Fraction(16), Fraction(30000, 1001)]))
+def test_fps_keeps_the_duration(exact: Path, fps: Fraction) -> None:
+    info, pictures = read_all(exact, fps=fps)
+    assert info.fps == fps
+    assert abs(len(pictures) - 12 * fps / 25) <= Fraction(1, 2)
+    places = [int(np.abs(PICTURES.astype(int) - picture).sum((1, 2, 3)).argmin()) for picture in pictures]
+    assert places == sorted(places)
+    assert places[0] == 0
+
+
+@settings(deadline=None, max_examples=15)
+@given(first=st.none() | st.integers(0, 5), length=st.integers(1, 7), fps=st.sampled_from([None, 25, 50, 40]))
+def test_length_is_the_number_of_frames_after_resampling(
+    exact: Path, first: int | None, length: int, fps: int | None
+) -> None:
+    _, pictures = read_all(exact, frames=(first, None), length=length, fps=fps)
+    _, sliced = read_all(exact, frames=(first, (first or 0) + length), fps=fps)
+    assert len(pictures) == length
+    assert np.array_equal(pictures, sliced)
+
+
+def test_frames_of_a_resampled_clip_are_as_many_as_asked_for(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mkv", rgb_frames(smooth_pictures(100, 16, 16)))
+    info, _ = read_all(path, frames=(0, 49), fps=16)
+    assert (info.frames, info.fps) == (49, 16)
+
+
+@pytest.mark.parametrize(("fps", "last"), [(None, 5), (16, 6), (50, 2)])
+def test_reading_stops_after_the_last_frame_selected(
+    tmp_path: Path, fps: int | None, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    path = encode(tmp_path / "a.mkv", rgb_frames(PICTURES))
+    with open_clip(path, frames=(0, 6 if fps is None or fps == 50 else 5), fps=fps) as clip:
+        source = clip._source
+        assert isinstance(source, AvSource)
+        decode = source._decode
+
+        def counted(*arguments: Any) -> Any:
+            for number, frame in enumerate(decode(*arguments)):
+                read.append(number)
+                yield frame
+
+        monkeypatch.setattr(source, "_decode", counted)
+        assert sum(len(chunk) for chunk in clip.chunks(4)) == clip.info.frames
+    assert read[-1] == last
 
 
 def test_a_clip_can_be_read_again(exact: Path) -> None:

@@ -34,8 +34,10 @@ def packets(path: Path) -> list[tuple[Fraction, bytes]]:
         return [((p.pts or 0) * p.time_base - first, bytes(p)) for p in sound]
 
 
-def copy(source: Path, target: Path, frames: Frames = (None, None), count: int | None = None) -> None:
-    with open_clip(source, frames=frames) as clip:
+def copy(
+    source: Path, target: Path, frames: Frames = (None, None), count: int | None = None, fps: int | None = None
+) -> None:
+    with open_clip(source, frames=frames, fps=fps) as clip:
         info = clip.info
         with create_clip(
             target, width=info.width, height=info.height, fps=info.fps, color=info.color, audio=clip.audio
@@ -64,6 +66,17 @@ def test_packets_are_copied_and_stay_in_time(tmp_path: Path, source: Path, frame
         assert clip.info.frames == stop - first
         assert clip.info.fps == RATE
         assert clip.info.has_audio
+
+
+def test_audio_of_a_resampled_selection_is_that_of_its_time(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mkv", rgb_frames(PICTURES, "yuv420p"), codec="libx264", sound="aac")
+    with open_clip(path, frames=(8, 17), fps=10) as clip:
+        assert clip.audio is not None
+        begin = clip.audio.start - Fraction(8, 10)
+        assert clip.audio.stop == begin + Fraction(17, 10)
+        assert abs(begin) <= Fraction(2, 1000)
+    copy(path, tmp_path / "b.mkv", (8, 17), fps=10)
+    assert Fraction(8, 10) <= packets(tmp_path / "b.mkv")[-1][0] <= Fraction(9, 10)
 
 
 def test_audio_ends_with_the_last_frame(tmp_path: Path, source: Path) -> None:

@@ -51,7 +51,8 @@ def cache(
     values: Annotated[
         options.Values | None, typer.Option(help="What --format tensor holds, default normalized.")
     ] = None,
-    size: options.SizeOption = None,
+    size: options.ClipSizeOption = None,
+    fit: options.FitOption = None,
     fps: options.FpsOption = None,
     resolution: Annotated[
         str | None,
@@ -98,7 +99,8 @@ def cache(
     chosen = CacheOptions(
         format=format.value,
         values=None if values is None else values.value,
-        size=options.parse_size(size),
+        size=options.parse_clip_size(size),
+        fit=None if fit is None else fit.value,
         fps=options.parse_fps(fps),
         resolution=options.parse_size(resolution, "--resolution"),
         upscale=upscale,

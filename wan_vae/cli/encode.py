@@ -21,9 +21,11 @@ def encode(
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
     memory: options.MemoryOption = options.AUTO,
-    size: options.SizeOption = None,
+    size: options.ClipSizeOption = None,
+    fit: options.FitOption = None,
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
+    length: options.LengthOption = None,
     format: Annotated[  # noqa: A002  # the option's name
         options.LatentsFormat | None,
         typer.Option(
@@ -35,11 +37,17 @@ def encode(
         options.Values | None,
         typer.Option(help="What --format tensor holds, default normalized; the others hold what is expected of them."),
     ] = None,
+    posterior: Annotated[
+        bool,
+        typer.Option(
+            "--posterior", help="Also store the log-variance of the latents, to sample from; only in a wan-vae file."
+        ),
+    ] = False,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Encode CLIP into LATENTS, by default a file that holds all that `decode` needs to restore the clip."""
-    pixels, span, rate = options.parse_size(size), options.parse_frames(frames), options.parse_fps(fps)
+    pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
     load = model_loader(device, dtype, shards, checkpoint_values)
 
     from wan_vae.files import encode_file
@@ -50,10 +58,13 @@ def encode(
             latents,
             checkpoint,
             size=pixels,
+            fit=None if fit is None else fit.value,
             frames=span,
             fps=rate,
+            length=length,
             format=None if format is None else format.value,
             values=None if values is None else values.value,
+            posterior=posterior,
             memory=memory,
             overwrite=overwrite,
             progress=progress,

@@ -108,6 +108,7 @@ def describe(file: str) -> dict[str, Any]:
             "kind": "latents",
             "shape": latents.shape,
             "dtype": latents.dtype,
+            "logvar": latents.has_logvar,
             **{name: getattr(stored, name) for name in ("frames", "width", "height", "fps", "pixel_aspect")},
             "color": f"{stored.color.matrix} {stored.color.range_name}",
             "checkpoint": stored.checkpoint,

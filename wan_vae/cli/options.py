@@ -45,6 +45,14 @@ class Values(str, Enum):
     normalized = "normalized"
 
 
+class Fit(str, Enum):
+    """What is done with a clip of another shape than the size."""
+
+    stretch = "stretch"
+    crop = "crop"
+    pad = "pad"
+
+
 class LatentsFormat(str, Enum):
     """A format of latents files that is written."""
 
@@ -78,10 +86,25 @@ DtypeOption = Annotated[
     Precision,
     typer.Option(help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32."),
 ]
-SizeOption = Annotated[str | None, typer.Option(help="Scale the clip to this size.", metavar="WIDTHxHEIGHT")]
-FramesOption = Annotated[str | None, typer.Option(help="Frames A to B - 1 only, counted from 0.", metavar="A:B")]
+ClipSizeOption = Annotated[
+    str | None,
+    typer.Option(help="Scale the clip to this size; 640x and x360 keep its shape.", metavar="WIDTHxHEIGHT"),
+]
+FitOption = Annotated[
+    Fit | None,
+    typer.Option(
+        help="Where --size has another shape: stretch the clip (default, with a notice), crop it or pad it with black."
+    ),
+]
+FramesOption = Annotated[
+    str | None, typer.Option(help="Frames A to B - 1 only, counted from 0 at the rate of --fps.", metavar="A:B")
+]
 FpsOption = Annotated[
-    str | None, typer.Option(help="Resample the selected frames to this rate, such as 30000/1001.", metavar="RATE")
+    str | None, typer.Option(help="Resample the clip to this rate, such as 30000/1001.", metavar="RATE")
+]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(help="So many frames only, at the rate of --fps; with --frames A: from there.", metavar="N", min=1),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MemoryOption = Annotated[
@@ -113,6 +136,15 @@ def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | No
     if match is None:
         raise UserError(f"{option} is {text!r}; write it as WIDTHxHEIGHT, such as 640x360.")
     return int(match[1]), int(match[2])
+
+
+def parse_clip_size(text: str | None) -> tuple[int | None, int | None] | None:
+    """Read "640x360", or "640x" or "x360", whose other side is None."""
+    match = re.fullmatch(r"(\d{1,9})x|x(\d{1,9})", text or "")
+    if match is None:
+        return parse_size(text)
+    width, height = (int(side) if side else None for side in match.groups())
+    return width, height
 
 
 def parse_frames(text: str | None) -> tuple[int | None, int | None]:

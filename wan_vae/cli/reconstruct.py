@@ -18,9 +18,11 @@ def reconstruct(
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
     memory: options.MemoryOption = options.AUTO,
-    size: options.SizeOption = None,
+    size: options.ClipSizeOption = None,
+    fit: options.FitOption = None,
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
+    length: options.LengthOption = None,
     lossless: options.LosslessOption = False,
     side_by_side: Annotated[
         Path | None, typer.Option(help="Also write a clip with the source on the left and OUT on the right.")
@@ -36,7 +38,7 @@ def reconstruct(
     PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Sound is carried over where
     OUT's format can hold it.
     """
-    pixels, span, rate = options.parse_size(size), options.parse_frames(frames), options.parse_fps(fps)
+    pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
     load = model_loader(device, dtype, shards, checkpoint_values)
 
     from wan_vae.files import reconstruct_file
@@ -50,8 +52,10 @@ def reconstruct(
             contact_sheet=contact_sheet,
             lossless=lossless,
             size=pixels,
+            fit=None if fit is None else fit.value,
             frames=span,
             fps=rate,
+            length=length,
             memory=memory,
             overwrite=overwrite,
             progress=progress,

@@ -263,7 +263,7 @@ def estimate_cache(
     for job in todo.jobs:
         span = (job.source.start, job.source.stop)
         try:
-            with open_clip(job.source.path, size=options.size, frames=span, fps=options.fps) as clip:
+            with open_clip(job.source.path, size=options.size, fit=options.fit, frames=span, fps=options.fps) as clip:
                 info, parts = cut(job.source.path, clip.info, options, config)
         except UserError:
             failed += 1

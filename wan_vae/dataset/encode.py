@@ -84,7 +84,12 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
     source, config = job.source, vae.config
     alpha = config.image_channels == 4
     with open_clip(
-        source.path, size=options.size, frames=(source.start, source.stop), fps=options.fps, alpha=alpha
+        source.path,
+        size=options.size,
+        fit=options.fit,
+        frames=(source.start, source.stop),
+        fps=options.fps,
+        alpha=alpha,
     ) as clip:
         info, parts = cut(source.path, clip.info, options, config)
         count = vae.default_chunk_size(info.height, info.width) * config.temporal_compression

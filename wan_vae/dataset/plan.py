@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from wan_vae.config import preset_names, read_preset
 from wan_vae.dataset.manifest import Key, Manifest
@@ -28,7 +28,8 @@ class CacheOptions:
     Attributes:
         format: "wan-vae", "musubi" or "tensor" (safetensors), as of `encode_file`.
         values: What "tensor" holds, "raw" or "normalized".
-        size: Width and height that clips are scaled to; None keeps theirs.
+        size: Width and height that clips are scaled to; of one that is None, the clip's shape decides. None keeps them.
+        fit: "stretch", "crop" or "pad" where the size has another shape, as of `encode_file`.
         fps: Rate that clips are resampled to; None keeps theirs.
         resolution: Width and height whose area the buckets have: each clip is scaled and cut to the bucket of its
             aspect. None for no buckets.
@@ -39,7 +40,8 @@ class CacheOptions:
 
     format: str = "wan-vae"
     values: str | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int | None, int | None] | None = None
+    fit: Literal["stretch", "crop", "pad"] | None = None
     fps: Fraction | float | None = None
     resolution: tuple[int, int] | None = None
     upscale: bool = True
@@ -53,10 +55,10 @@ class CacheOptions:
             raise UserError(f"values is {self.values!r}; it is raw or normalized, for the format tensor alone.")
         if self.size is not None and self.resolution is not None:
             raise UserError("size and resolution were both given; the size of a clip in buckets is its bucket's.")
-        for name in ("size", "resolution"):
-            pair = getattr(self, name)
-            if pair is not None and min(pair) < (1 if name == "size" else STEP):
-                raise UserError(f"{name} is {pair[0]}x{pair[1]}; sides are from {1 if name == 'size' else STEP} on.")
+        for name, least in (("size", 1), ("resolution", STEP)):
+            sides = [side for side in getattr(self, name) or () if side is not None]
+            if sides and min(sides) < least:
+                raise UserError(f"{name} has a side of {min(sides)}; sides are from {least} on.")
 
     def digest(self) -> str:
         """Return what tells two sets of options apart."""

@@ -7,7 +7,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from wan_vae.arguments import check_type
+from wan_vae.arguments import check_flag, check_type
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
 from wan_vae.inference.chunk_size import check_latents_per_pass
@@ -43,9 +43,12 @@ class ClipStream:
         memory: A budget for a push of that many latents, as for `WanVAE.encode`. With it, the first chunk decides how
             pictures are tiled.
         tiling: How pictures are tiled, where that is decided already: `Plan.tiling`.
+        moments: Whether encoding returns mean and log-variance of the raw latents, (B, 2z, m, h, w), instead of
+            normalized latents: `Posterior.from_moments` takes them.
 
     Raises:
-        UserError: `latents_per_pass` is no whole number above 0, or both `neighbors` and `memory` are given.
+        UserError: `latents_per_pass` is no whole number above 0, both `neighbors` and `memory` are given, or `moments`
+            of a stream that decodes.
     """
 
     _direction: ClassVar[Direction]
@@ -58,11 +61,15 @@ class ClipStream:
         neighbors: Neighbors | None = None,
         memory: Budget | None = None,
         tiling: Tiling | None = None,
+        moments: bool = False,
     ) -> None:
         check_type("vae", vae, Autoencoder, "a model, such as WanVAE.from_pretrained(...)")
         check_type("neighbors", neighbors, (NoneType, Neighbors), "None or what holds the pixels around the clip")
         check_type("tiling", tiling, (NoneType, Tiling), "None or a Tiling")
+        check_flag("moments", moments)
         latents = check_latents_per_pass(latents_per_pass)
+        if moments and self._direction == "decode":
+            raise UserError("Decoding gives frames, not moments; only an EncodeStream has them.")
         if neighbors is not None and memory is not None:
             raise UserError(
                 "A part of a picture has no budget of its own, because all parts take the same passes; the streams of"
@@ -78,7 +85,7 @@ class ClipStream:
         encodes = self._direction == "encode"
         self._vae = vae
         self._half = (vae.encoder, vae.quant_conv) if encodes else (vae.post_quant_conv, vae.decoder)
-        self._stream: Stream | None = open_stream(vae, self._direction, neighbors=neighbors, plan=plan)
+        self._stream: Stream | None = open_stream(vae, self._direction, neighbors=neighbors, plan=plan, moments=moments)
 
     @torch.no_grad()
     def push(self, chunk: Tensor) -> Tensor | None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource
 from wan_vae.io.color import Color, Resizer, is_transparent, over_black, to_depth, with_alpha
+from wan_vae.io.fit import Fit, Size, scaling
 from wan_vae.io.orientation import Picture
 from wan_vae.io.timing import FASTEST, SLOWEST, Timing, resample, resampled_count
 
@@ -41,7 +42,8 @@ class ClipInfo:
         frames: Number of frames, counted without decoding. Decoding yields fewer for interlaced video that stores the
             two fields of a frame apart; for all other video, fewer is an error.
         color: Relation of RGB to the stored samples.
-        pixel_aspect: Width of a pixel over its height, 1 for square pixels. Resizing preserves the display aspect.
+        pixel_aspect: Width of a pixel over its height, 1 for square pixels. Stretching to a size preserves the display
+            aspect, cropping and padding make pixels square.
         bit_depth: Bits of a channel in the source. Above 8, frames are uint16.
         codec: FFmpeg's or Pillow's name of the picture format.
         container: FFmpeg's name of the file format; "image" or "folder" for images.
@@ -67,7 +69,7 @@ class ClipInfo:
 
 
 class ClipSource(Protocol):
-    """A reader of one kind of source; its attributes are those of the selected frames."""
+    """A reader of one kind of source; its attributes are those of the frames that are needed for the selection."""
 
     name: str  # in messages
     timing: Timing
@@ -77,7 +79,7 @@ class ClipSource(Protocol):
     alpha_is_unset: bool  # alpha is 0 in all of the first frame, as from programs that do not set it, and not given
 
     def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
-        """Yield seconds since the first selected frame, and the frame, upright (height, width, 3 or 4)."""
+        """Yield seconds since the start of the selection, and the frame, upright (height, width, 3 or 4)."""
 
 
 class ClipSink(ABC):
@@ -105,7 +107,9 @@ class Clip:
         alpha: Whether `chunks` gives alpha; it may be set before.
     """
 
-    def __init__(self, source: ClipSource, size: tuple[int, int] | None, fps: Fraction | None, alpha: bool) -> None:
+    def __init__(
+        self, source: ClipSource, size: Size | None, fit: Fit | None, fps: Fraction | None, alpha: bool
+    ) -> None:
         """Use `open_clip` instead."""
         info = source.info
         self._duration = source.timing.end - source.timing.start
@@ -116,10 +120,20 @@ class Clip:
                 f"{source.name} has a variable frame rate; its frames are kept one for one at the average rate, "
                 f"{float(info.fps):.3f} a second, unless a rate is given to resample them to."
             )
-        if size is not None:
-            width, height = size
-            aspect = info.pixel_aspect * Fraction(info.width * height, info.height * width)
-            info = replace(info, width=width, height=height, pixel_aspect=aspect.limit_denominator(1000) or aspect)
+        how = self._scaling = scaling(info.width, info.height, info.pixel_aspect, size, fit)
+        (width, height), before = how.size, info
+        info = replace(info, width=width, height=height, pixel_aspect=how.pixel_aspect)
+        if max(width, height) > LARGEST_SIDE:
+            raise ClipError(
+                f"{source.name} would get {width}x{height} pixels; sides of up to {LARGEST_SIDE} are possible, so give"
+                " both sides as --size (in Python, size)."
+            )
+        if fit is None and how.distorts_from(before.pixel_aspect):
+            LOGGER.warning(
+                f"{source.name} is stretched from {before.width}x{before.height} to {width}x{height}, with pixels"
+                f" {float(how.pixel_aspect):.2f} times as wide as high; --fit crop or --fit pad (in Python, fit) keeps"
+                " them square, and --fit stretch is for those who want this."
+            )
         if not SLOWEST <= info.fps <= FASTEST:
             raise ClipError(
                 f"{source.name} has {float(info.fps):g} frames a second, but only rates from {SLOWEST} to {FASTEST} can"
@@ -137,7 +151,7 @@ class Clip:
         self._source = source
         self._fps = fps
         self.alpha = alpha
-        self._resize = Resizer(info.width, info.height)
+        self._resize = Resizer(*how.scaled)
         self._dtype = np.dtype(np.uint8 if info.bit_depth <= 8 else np.uint16)
         self._warned_of_alpha = False
         self._reading: Generator[Picture, None, None] | None = None
@@ -194,11 +208,11 @@ class Clip:
 
     def _pictures(self) -> Generator[Picture, None, None]:
         with closing(self._source.timed_pictures()) as timed:
-            finished = ((time, self._postprocess(picture)) for time, picture in timed)
+            finished = ((time, self._scaling.place(self._postprocess(picture))) for time, picture in timed)
             yield from resample(finished, self._duration, self._fps)
 
     def _postprocess(self, picture: Picture) -> Picture:
-        """Convert upright (h, w, 3 or 4) of any size and dtype to the size, channels and dtype of the chunks."""
+        """Convert upright (h, w, 3 or 4) of any size and dtype to one size, and the chunks' channels and dtype."""
         picture = to_depth(picture, self._dtype)
         if not is_transparent(picture):
             picture = self._resize(picture[..., :3])

@@ -39,16 +39,18 @@ _CHECKED = ("ffv1", "png", "apng")  # codecs with checksums, which FFmpeg ignore
 class AvSource:
     """Reader of files that FFmpeg can play; a `ClipSource`."""
 
-    def __init__(self, source: Path | BinaryIO, name: str, frames: tuple[int | None, int | None]) -> None:
+    def __init__(
+        self, source: Path | BinaryIO, name: str, frames: tuple[int | None, int | None], fps: Fraction | None
+    ) -> None:
         """Read all packets, and decode the first frame.
 
         A file object must be seekable, and is read from its start. `name` stands for the source in messages; `frames`
-        are the first frame and the one after the last. A ClipError if there is no video, it is damaged, or it has none
-        of these frames.
+        are the first frame and the one after the last, counted after resampling to `fps`. A ClipError if there is no
+        video, it is damaged, or it has none of these frames.
         """
         self.name = name
         self._source = source
-        self._frames = frames
+        self._frames, self._fps = frames, fps
         self.alpha_is_unset = False
         self._warned_of_change = False
         check_not_empty(source, name)
@@ -71,8 +73,10 @@ class AvSource:
             orientation = Orientation()
             rotation = 0
             kind: tuple[object, ...] = ()
-            time = Fraction(0)
-            for number, (shown, frame) in enumerate(islice(self._decode(container, stream), *self._frames)):
+            timing = self.timing
+            needed, time = timing.needed, timing.origin
+            wanted = islice(self._decode(container, stream), needed.start, needed.stop)
+            for number, (shown, frame) in enumerate(wanted, needed.start or 0):
                 # H.264 states the matrix at the first frame of a sequence only. It is read in full only where the angle
                 # changes: reading the side data of a frame makes it part of a reference cycle, kept until the next
                 # collection.
@@ -81,13 +85,13 @@ class AvSource:
                 frame_kind = (*kind_of(frame), rotation)
                 if to_rgb is None or frame_kind != kind:
                     if to_rgb is not None:
-                        self._warn_of_change(number + (self._frames[0] or 0), kind, frame_kind)
+                        self._warn_of_change(number, kind, frame_kind)
                     if to_rgb is None or frame_kind[-1] != kind[-1]:
                         orientation = from_frame(frame)
                     kind, to_rgb = frame_kind, self._converter(frame, stream)
-                time = number / self.timing.rate if self.timing.constant else max(time, shown - self.timing.start)
+                time = timing.origin + number / timing.rate if timing.constant else max(time, shown)
                 picture = orientation.apply(to_rgb(frame))
-                yield time, picture[..., :3] if self.alpha_is_unset else picture
+                yield time - timing.start, picture[..., :3] if self.alpha_is_unset else picture
 
     def _warn_of_change(self, number: int, before: tuple[object, ...], after: tuple[object, ...]) -> None:
         if not self._warned_of_change:
@@ -185,6 +189,7 @@ class AvSource:
                 tick=stream.time_base or Fraction(1),
                 rates=[rate for rate in (stream.average_rate, stream.base_rate) if rate],
                 frames=self._frames,
+                fps=self._fps,
             )
         finally:
             self._check_unchanged()
@@ -310,7 +315,8 @@ class AvSource:
 
     def _damaged_at(self, number: int) -> str:
         return (
-            f"{self.name} is damaged: frame {number} of {self.timing.total} (numbered from 0) cannot be decoded; "
+            f"{self.name} is damaged: frame {number} of {self.timing.total} (numbered from 0"
+            f"{', before resampling' if self._fps else ''}) cannot be decoded; "
             f"fetch or copy it again, or select only frames before that one."
         )
 

@@ -54,12 +54,11 @@ class ImageSource:
     ) -> None:
         """Read the headers of all files, and decode the first picture if it is not large.
 
-        `kind` is that of the file, None for a folder; `frames` are the first picture and the one after the last; `fps`
-        is the rate of images that are no animation. A ClipError if there is no image, one cannot be read, their sizes
-        differ, or no picture is selected.
+        `kind` is that of the file, None for a folder; `frames` are the first picture and the one after the last,
+        counted after resampling to `fps`, which is the rate of images that are no animation. A ClipError if there is no
+        image, one cannot be read, their sizes differ, or no picture is selected.
         """
         self.name = name
-        self._frames = frames
         if kind is None and isinstance(source, Path):
             self._files = [_file_of_folder(path) for path in _images_in(source)]
         else:
@@ -85,7 +84,7 @@ class ImageSource:
             tick, rates = Fraction(1, 100 if kind == "GIF" else 1000), []
         self._times = [Fraction(0), *accumulate(durations)]
         shown = ((begin, end - begin) for begin, end in pairwise(self._times))
-        self.timing = measure(shown, tick=tick, rates=rates, frames=frames)
+        self.timing = measure(shown, tick=tick, rates=rates, frames=frames, fps=fps)
         has_alpha = header.has_alpha
         if header.width * header.height <= _MOST_PIXELS_LOOKED_AT:
             has_alpha = is_transparent(next(self._files[0].pictures(slice(1))))
@@ -107,7 +106,7 @@ class ImageSource:
 
     def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
         """Decode the selected pictures; see `ClipSource`."""
-        selected = slice(*self._frames)
+        selected = self.timing.needed
         times = self._times[:-1][selected]
         if self.info.container == "image":
             pictures = self._files[0].pictures(selected)
@@ -116,7 +115,7 @@ class ImageSource:
         for time, picture in zip(times, pictures, strict=True):
             if self._deep and picture.dtype == np.uint8:
                 picture = picture.astype(np.uint16) * 257
-            yield time - times[0], picture
+            yield time - self.timing.start, picture
 
 
 def _file_of_folder(path: Path) -> _ImageFile:

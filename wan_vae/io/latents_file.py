@@ -1,6 +1,7 @@
 """The latents file: normalized latents and the properties of the clip that they decode to.
 
-A safetensors file with one tensor, `latents`, (1, z, t, h, w), normalized; and these strings as metadata:
+A safetensors file with the tensor `latents`, (1, z, t, h, w), normalized, the mean of their posterior; where it was
+asked for, `logvar`, the logarithm of its variance, alike in shape and dtype; and these strings as metadata:
 
 - `format` is "wan_vae.latents", `version` "1".
 - `frames`, `width`, `height`: size of the clip before padding.
@@ -159,6 +160,7 @@ class LatentsWriter:
         self._name = str(self._target) if isinstance(self._target, Path) else "the file object"
         self._frames = 0
         self._first: Tensor | None = None
+        self._tensors: tuple[str, ...] = ("latents",)
         self._finished = False
 
     def __enter__(self) -> "LatentsWriter":
@@ -209,6 +211,20 @@ class LatentsWriter:
             self._spool.write(frames.view(torch.uint8).numpy().data)
         self._frames += frames.shape[0]
 
+    def write_posterior(self, latents: Tensor, logvar: Tensor) -> None:
+        """Append normalized latents and the logarithm of their variance, both (1, z, n, h, w), of one dtype.
+
+        Raises:
+            LatentsError: As `write`; or the two are not alike.
+        """
+        if (latents.shape, latents.dtype) != (logvar.shape, logvar.dtype):
+            raise self._refusal(
+                f"the latents are {tuple(latents.shape)} in {latents.dtype}, but their log-variance is"
+                f" {tuple(logvar.shape)} in {logvar.dtype}."
+            )
+        self._tensors = ("latents", "logvar")
+        LatentsWriter.write(self, torch.cat([latents, logvar], dim=1))  # the file has one after the other, too
+
     def finish(self, info: LatentsInfo) -> tuple[int, ...]:
         """Write the file and return the shape of its tensor, (1, z, t, h, w).
 
@@ -218,7 +234,7 @@ class LatentsWriter:
         if self._first is None:
             raise self._refusal("there were no latents; write at least one chunk.")
         _, channels, height, width = self._first.shape
-        shape = (1, channels, self._frames, height, width)
+        shape = (1, channels // len(self._tensors), self._frames, height, width)
         try:
             info.check_shape(shape)
         except LatentsError as error:
@@ -230,7 +246,8 @@ class LatentsWriter:
         return shape
 
     def _write_file(self, file: BinaryIO, info: LatentsInfo, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        file.write(safetensors_header({"latents": (DTYPE_NAMES[dtype], shape)}, info.to_metadata()))
+        tensors = dict.fromkeys(self._tensors, (DTYPE_NAMES[dtype], shape))
+        file.write(safetensors_header(tensors, info.to_metadata()))
         for plane in self._planes():
             file.write(plane)
 
@@ -264,6 +281,7 @@ class LatentsFile:
         info: Properties of the clip and of the model.
         shape: Shape of the tensor, (1, z, t, h, w).
         dtype: safetensors' name of its dtype, such as "F32".
+        has_logvar: Whether the file also has the logarithm of the variance.
 
     Raises:
         LatentsError: The file is missing, damaged, or not a latents file. It says `name`, by default the path.
@@ -287,6 +305,13 @@ class LatentsFile:
             if self.dtype not in DTYPE_NAMES.values():
                 raise LatentsError(f"its latents are {self.dtype}, not one of {', '.join(DTYPE_NAMES.values())}.")
             self.info.check_shape(self.shape)
+            self._logvar = tensors.get("logvar")
+            self.has_logvar = self._logvar is not None
+            if self._logvar is not None and self._logvar[:2] != (self.dtype, self.shape):
+                raise LatentsError(
+                    f"its latents are {self.shape} in {self.dtype}, but its logvar is {self._logvar[1]} in"
+                    f" {self._logvar[0]}."
+                )
         except UserError as error:
             raise LatentsError(f"{self._name} cannot be used: {error}") from error
 
@@ -299,6 +324,18 @@ class LatentsFile:
         return read_chunks(
             self._path, self._name, StoredTensor(self.dtype, self.shape, self._start), self._version, count
         )
+
+    def logvar_chunks(self, count: int) -> Iterator[Tensor]:
+        """Yield the logarithm of the normalized latents' variance, in chunks as those of `chunks`.
+
+        Raises:
+            LatentsError: The file has none; otherwise as `chunks`.
+        """
+        if self._logvar is None:
+            raise LatentsError(
+                f"{self._name} has no log-variance; encode with --posterior (in Python, posterior=True)."
+            )
+        return read_chunks(self._path, self._name, self._logvar, self._version, count)
 
 
 def read_chunks(path: Path, name: str, tensor: StoredTensor, seen: Version, count: int) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from wan_vae.errors import ClipError
 from wan_vae.io.audio import reason
 from wan_vae.io.clip import LARGEST_SIDE, Clip, ClipInfo, ClipSource
 from wan_vae.io.ffmpeg_reader import AvSource
+from wan_vae.io.fit import Fit, Size, check_fit
 from wan_vae.io.frames import frames_to_tensor
 from wan_vae.io.image_kind import image_kind
 from wan_vae.io.images import ImageSource
@@ -26,9 +27,11 @@ _FASTEST = 1000  # frames per second
 def open_clip(
     source: str | os.PathLike[str] | BinaryIO,
     *,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
+    fit: Fit | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    length: int | None = None,
     alpha: bool = False,
 ) -> Clip:
     """Open a video, an animation, a folder of images or a single image, to read it in chunks.
@@ -42,19 +45,28 @@ def open_clip(
             its content, or of a folder of images of one size, which are read in natural order (2 before 10) at 24
             frames per second, as are the pages of a TIFF. Or a binary file object that can seek, with a video or an
             image; it is read from its start and stays open.
-        size: Width and height to resize to; None for those of the source.
-        frames: First frame and the one after the last, counted from 0, as in a slice.
-        fps: Frame rate to resample the selected frames to, with the same duration; None for that of the source. Images
-            have no frame rate and are given this one.
+        size: Width and height to resize to; of one that is None, the source's display aspect decides, rounded to an
+            even number of square pixels. None for those of the source.
+        fit: What is done where the size has another shape: "stretch" changes the pixels' shape, "crop" cuts off what is
+            too much in the middle, and "pad" adds black, transparent with `alpha`; these two give square pixels. None
+            stretches, with a notice where pixels are not square afterwards.
+        frames: First frame and the one after the last, counted from 0 after resampling to `fps`, as in a slice.
+        fps: Frame rate to resample to, with the same duration; None for that of the source. Images have no frame rate
+            and are given this one.
+        length: Number of frames to read, from the first of `frames` on, which then has no end.
         alpha: Read RGB and straight alpha, full for sources that have none. Resizing weights colors by alpha.
 
     Raises:
         ClipError: The source is missing, not a clip, damaged or cut short, or an option is out of range or selects no
-            frames.
+            frames, or fewer than `length`.
     """
-    check_clip_options(size, frames)
-    if size is not None and not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
-        raise ClipError(f"size {size[0]}x{size[1]} is not possible; width and height are from 1 to {LARGEST_SIDE}.")
+    check_clip_options(size, frames, length)
+    if length is not None:
+        frames = frames[0], (frames[0] or 0) + length
+    check_fit(fit, size)
+    if size is not None and not all(side is None or 1 <= side <= LARGEST_SIDE for side in size):
+        given = "x".join("" if side is None else str(side) for side in size)
+        raise ClipError(f"size {given} is not possible; width and height are from 1 to {LARGEST_SIDE}.")
     rate = None if fps is None else exact_rate(fps)
     if rate is not None and not Fraction(1, _FASTEST) <= rate <= _FASTEST:
         raise ClipError(
@@ -71,14 +83,21 @@ def open_clip(
         name = "the file object"
         kind = image_kind(source, name)
         source.seek(0)
-        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames)
+        reader = ImageSource(source.read(), name, kind, frames, rate) if kind else AvSource(source, name, frames, rate)
     elif (path := _checked(Path(source))).is_dir():
         reader = ImageSource(path, str(path), None, frames, rate)
     elif kind := image_kind(path, str(path)):
         reader = ImageSource(path, str(path), kind, frames, rate)
     else:
-        reader = AvSource(path, str(path), frames)
-    return Clip(reader, size, rate, alpha)
+        reader = AvSource(path, str(path), frames, rate)
+    clip = Clip(reader, size, fit, rate, alpha)
+    if length is not None and clip.info.frames < length:
+        held = "1 frame" if clip.info.frames == 1 else f"{clip.info.frames} frames"
+        raise ClipError(
+            f"{reader.name} has {held} from number {frames[0] or 0} on, at {clip.info.fps} a second; give a length of"
+            f" at most that, not {length}."
+        )
+    return clip
 
 
 def _checked(path: Path) -> Path:
@@ -101,9 +120,11 @@ def _checked(path: Path) -> Path:
 def read_clip(
     source: str | os.PathLike[str] | BinaryIO,
     *,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
+    fit: Fit | None = None,
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
+    length: int | None = None,
     alpha: bool = False,
 ) -> tuple[Tensor, ClipInfo]:
     """Read a whole clip into memory. Arguments and errors are those of `open_clip`.
@@ -112,7 +133,7 @@ def read_clip(
         The video, (1, 3, T, H, W) float32 in [-1, 1], without padding, or (1, 4, T, H, W) with alpha, -1 where it is
         transparent and 1 where it is opaque; and its properties.
     """
-    with open_clip(source, size=size, frames=frames, fps=fps, alpha=alpha) as clip:
+    with open_clip(source, size=size, fit=fit, frames=frames, fps=fps, length=length, alpha=alpha) as clip:
         info, count = clip.info, 0
         video = torch.empty(1, 4 if alpha else 3, info.frames, info.height, info.width)
         for chunk in clip.chunks(16):

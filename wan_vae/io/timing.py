@@ -3,8 +3,9 @@
 import heapq
 import math
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Rational, Real
 from typing import TypeVar
@@ -22,14 +23,28 @@ SLOWEST, FASTEST = Fraction(1, 2**16), Fraction(2**16)
 
 @dataclass(frozen=True)
 class Timing:
-    """Timing of the selected frames of a source."""
+    """Timing of the selected frames of a source. Timestamps are in seconds.
 
-    count: int  # of the selected frames
-    total: int  # of the frames in the source
-    rate: Fraction  # frames per second; the average over the selection if the rate is variable
-    constant: bool  # all timestamps agree with `rate` within the resolution of the container
-    start: Fraction  # timestamp of the first selected frame in the source, in seconds
-    end: Fraction  # timestamp of the end of the last selected frame, in seconds
+    Attributes:
+        needed: The frames of the source that show the selection; open where all to the end of the source are wanted.
+        count: Number of these frames.
+        total: Number of frames in the source.
+        rate: Frames per second; if it is variable, the average over the selection, or over the source if that is
+            resampled.
+        constant: All timestamps agree with `rate` within the resolution of the container.
+        origin: Timestamp of frame 0 of the source by a clock of `rate`.
+        start: Timestamp of the beginning of the selection.
+        end: Timestamp of its end.
+    """
+
+    needed: slice
+    count: int
+    total: int
+    rate: Fraction
+    constant: bool
+    origin: Fraction
+    start: Fraction
+    end: Fraction
 
 
 def format_slice(frames: tuple[int | None, int | None]) -> str:
@@ -55,6 +70,7 @@ def measure(
     tick: Fraction,
     rates: Iterable[Fraction],
     frames: tuple[int | None, int | None],
+    fps: Fraction | None = None,
 ) -> Timing:
     """Find the timing of selected frames from the timestamps of all frames; a ClipError if none is selected.
 
@@ -68,8 +84,12 @@ def measure(
         tick: Time unit of the container, in seconds.
         rates: Frame rates the container declares, best first. The first that agrees with the timestamps is used, usual
             ones before others.
-        frames: First frame and the one after the last, as in a slice.
+        frames: First frame and the one after the last, as in a slice: of the source, or, with `fps`, of what `resample`
+            makes of the whole source.
+        fps: Rate that the source is to be resampled to.
     """
+    if fps is not None:
+        return _measure_resampled(shown, tick, rates, frames, fps)
     first, stop = frames[0] or 0, math.inf if frames[1] is None else frames[1]
     total = 0
     start = last = last_duration = Fraction(0)
@@ -97,7 +117,50 @@ def measure(
     constant = rate is not None or count == 1
     if rate is None:
         rate = _simplified(count / (end - start)) if end > start else [*declared, Fraction(24)][0]
-    return Timing(count, total, rate, constant, start, max(end, start + 1 / rate))
+    end = max(end, start + 1 / rate)
+    return Timing(slice(*frames), count, total, rate, constant, start - first / rate, start, end)
+
+
+def _measure_resampled(
+    shown: Iterable[tuple[Fraction, Fraction]],
+    tick: Fraction,
+    rates: Iterable[Fraction],
+    frames: tuple[int | None, int | None],
+    fps: Fraction,
+) -> Timing:
+    """`measure` for frames that are counted after resampling."""
+    slots = array("q")  # of every frame by its timestamp
+
+    def noted() -> Iterator[tuple[Fraction, Fraction]]:
+        origin: Fraction | None = None
+        for time, duration in shown:
+            origin = time if origin is None else origin
+            slots.append(_slot(time - origin, fps))
+            yield time, duration
+
+    whole = measure(noted(), tick=tick, rates=rates, frames=(None, None))
+    total = resampled_count(whole.end - whole.start, fps)
+    first, stop, _ = slice(*frames).indices(total)
+    if first >= stop:
+        raise ClipError(
+            f"frames {format_slice(frames)} selects no frame: resampled to {fps} frames a second, the clip has {total},"
+            " numbered from 0."
+        )
+
+    def showing(number: int) -> int:
+        """The frame of the source that a resampled frame shows."""
+        if whole.constant:
+            return bisect_right(range(whole.total), number, key=lambda frame: _slot(frame / whole.rate, fps)) - 1
+        return bisect_right(slots, number) - 1
+
+    needed = slice(showing(first), None if stop == total else showing(stop - 1) + 1)
+    return replace(
+        whole,
+        needed=needed,
+        count=len(range(whole.total)[needed]),
+        start=whole.start + first / fps,
+        end=whole.end if stop == total else whole.start + stop / fps,
+    )
 
 
 def _constant_rate(
@@ -190,25 +253,30 @@ def resampled_count(duration: Fraction, rate: Fraction) -> int:
     return max(1, math.floor(duration * rate + Fraction(1, 2)))
 
 
+def _slot(time: Fraction, rate: Fraction) -> int:
+    """Number of the first frame at a rate that shows what appears at a time, in seconds since its first frame."""
+    lateness = Fraction(1, 8)  # tolerated delay of a frame in periods of the new rate: containers round timestamps
+    return math.ceil(time * rate - lateness)
+
+
 def resample(timed: Iterable[tuple[Fraction, T]], duration: Fraction, rate: Fraction | None) -> Iterator[T]:
     """Repeat or drop frames to change the rate and keep the duration: yield the one displayed at each time.
 
     Args:
-        timed: Seconds since the first frame, ascending, and the frame.
-        duration: End of the last frame, in seconds since the first.
+        timed: Seconds since the beginning, ascending, and the frame; the first may have appeared before.
+        duration: Seconds from the beginning to the end of the last frame.
         rate: Frames per second; None yields every frame once.
     """
     if rate is None:
         yield from (frame for _, frame in timed)
         return
-    lateness = Fraction(1, 8)  # tolerated delay of a frame in periods of the new rate: containers round timestamps
-    count = 0
+    count, total = 0, resampled_count(duration, rate)
     current: list[T] = []
     for time, frame in timed:
-        while current and count < math.ceil(time * rate - lateness):
+        while current and count < min(_slot(time, rate), total):
             yield current[0]
             count += 1
         current = [frame]
-    while current and count < resampled_count(duration, rate):
+    while current and count < total:
         yield current[0]
         count += 1

@@ -100,7 +100,10 @@ def store_clip(source: Path, folder: Path, *, short_side: int, most_frames: int,
         with open_clip(source) as clip:
             scale = min(short_side / min(clip.info.width, clip.info.height), math.inf if enlarge else 1.0)
             size = round(clip.info.width * scale), round(clip.info.height * scale)
-        with open_clip(source, size=size, frames=(0, most_frames)) as clip, written_beside(path) as beside:
+        with (
+            open_clip(source, size=size, fit="stretch", frames=(0, most_frames)) as clip,
+            written_beside(path) as beside,
+        ):
             _write_array(beside, (clip.info.frames, size[1], size[0], 3), clip.chunks(16))
     return StoredClip(source.name, path, count=len(np.load(path, mmap_mode="r")))
 
