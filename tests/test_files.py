@@ -55,7 +55,10 @@ def test_encode_file_result_describes_the_latents(checkpoint: Path, clip: Path, 
 
 @pytest.mark.parametrize(("command", "function"), [(encode, encode_file), (reconstruct, reconstruct_file)])
 def test_command_and_function_take_the_same_options(command: Callable[..., None], function: Callable[..., Any]) -> None:
-    machine, own = {"checkpoint", "device", "dtype", "checkpoint_values", "shards", "as_json"}, {"vae", "progress", "load"}
+    machine, own = (
+        {"checkpoint", "device", "dtype", "checkpoint_values", "shards", "as_json"},
+        {"vae", "progress", "load"},
+    )
     assert set(signature(command).parameters) - machine == set(signature(function).parameters) - own
 
 

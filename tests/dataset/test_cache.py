@@ -192,6 +192,28 @@ def test_verify_cache_finds_what_differs(vae: WanVAE, clips: Path, tmp_path: Pat
     assert verify_cache(clips, tmp_path / "out", vae, options=options) == ["a.mkv.safetensors"]
 
 
+def test_parts_of_other_options_are_not_of_the_cache_any_more(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cache_latents(clips, out, vae, options=CacheOptions(extract=Extract("chunk", (1,))))
+    assert len(LatentDataset(out)) == 9 + 6 + 1
+    cache_latents(clips, out, vae)
+    assert [record.parts for record in LatentDataset(out).records] == [1, 1, 1]
+
+
+def test_names_that_are_no_text_and_lines_that_are_no_records_do_no_harm(
+    vae: WanVAE, clips: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for name in (b"\xff.mkv", b"\xfe.mp4"):
+        content = (clips / "a.mkv").read_bytes() if name.endswith(b"mkv") else b"no clip"
+        (clips / os.fsdecode(name)).write_bytes(content)
+    cache_latents(clips, out, vae)
+    with (out / "manifest.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"source": 3}\n[]\n{"source": "a.mkv", "key": {}}\n')
+    result = cache_latents(clips, out, vae)
+    assert (result.kept, result.cached, result.failed) == (4, 0, 2)
+
+
 def test_exception_of_progress_ends_the_run_and_what_was_done_stays(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
     def stop(result: Any) -> None:
         if result.cached:

@@ -143,7 +143,7 @@ def _run(
     from wan_vae.dataset.ahead import ReadingAhead
     from wan_vae.dataset.encode import PartEncoder, read_parts
 
-    owners = {record.output: record.source for record in manifest.records.values()}
+    owners = {record.output: record.source for record in manifest.records}
     encoder = PartEncoder(model, manifest.folder, options, memory, owners)
     for job in todo.missing:
         _fail(job, UserError(f"{job.source.path} does not exist."), manifest, result)
@@ -274,7 +274,7 @@ def estimate_cache(
             values = config.latent_channels * times * -(-info.height // side) * -(-info.width // side)
             outputs, frames, size = outputs + 1, frames + part.frames, size + values * bytes_per_value
             pixels += part.frames * info.width * info.height
-    done = list(manifest.records.values())
+    done = list(manifest.records)
     known = sum(record.frames * record.width * record.height for record in done)
     seconds = sum(record.seconds for record in done) / known * pixels if known else None
     clips = len(todo.jobs) + todo.failed + len(todo.missing) - failed
@@ -296,7 +296,7 @@ def verify_cache(
     """
     folder = check_path("out", out)
     manifest = Manifest(folder)
-    names = sorted({record.source for record in manifest.records.values()})
+    names = sorted({record.source for record in manifest.records})
     if not names:
         raise UserError(f"{folder} is no cache: it has no manifest.jsonl with outputs.")
     wanted = set(names[:: max(1, len(names) // check_count("count", count))][:count])
@@ -307,7 +307,7 @@ def verify_cache(
         model = _loaded(vae, more.pop("load", None))
         todo = find_jobs(sources, again, options, model.digest(), retry=True)
         _run(todo, again, model, options, more.pop("memory", "auto"), 2, CacheResult(), None)
-        for record in again.records.values():
+        for record in again.records:
             stored = folder / record.output
             if not stored.is_file() or stored.read_bytes() != (Path(place) / record.output).read_bytes():
                 differing.append(record.output)

@@ -6,12 +6,14 @@ Several processes write files of their own into one cache (`shard`), and read th
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wan_vae.errors import UserError
+
+Item = TypeVar("Item")
 
 MANIFEST, FAILURES = "manifest", "failures"
 _SUFFIX = ".jsonl"
@@ -82,7 +84,7 @@ class Manifest:
     """The manifest and the failures of a cache's folder.
 
     Attributes:
-        records: The outputs by source and part, of all processes.
+        folder: The cache.
         failures: The failures by source, of all processes.
     """
 
@@ -92,26 +94,35 @@ class Manifest:
         own = "" if count == 1 else f"-{number + 1:05d}-of-{count:05d}"
         self._own = {kind: folder / f"{kind}{own}{_SUFFIX}" for kind in (MANIFEST, FAILURES)}
         self.folder = folder
-        self.records: dict[tuple[str, int], Record] = {}
+        self._parts: dict[str, dict[int, Record]] = {}
         self.failures: dict[str, Failure] = {}
         for path in sorted(folder.glob(f"{MANIFEST}*{_SUFFIX}")):
-            for values in _lines(path):
-                record = Record(**{**values, "key": Key(**values["key"]), "shape": tuple(values["shape"])})
-                self.records[record.source, record.part] = record
+            for item in _items(path, _record):
+                self._take(item)
         for path in sorted(folder.glob(f"{FAILURES}*{_SUFFIX}")):
-            for values in _lines(path):
-                self.failures[values["source"]] = Failure(**{**values, "key": Key(**values["key"])})
+            self.failures |= {item.source: item for item in _items(path, _failure)}
 
     def holds(self, source: str, key: Key) -> bool:
         """Whether all parts of a clip are there, whole, and made of what it is now."""
-        first = self.records.get((source, 0))
-        return first is not None and all(
-            (record := self.records.get((source, part))) is not None
-            and record.key == key
-            and record.parts == first.parts
-            and _size(self.folder / record.output) == record.bytes
-            for part in range(first.parts)
+        parts = self._parts.get(source, {})
+        return bool(parts) and all(
+            record.key == key and record.parts == len(parts) and _size(self.folder / record.output) == record.bytes
+            for record in parts.values()
         )
+
+    @property
+    def records(self) -> list[Record]:
+        """The outputs of all processes, by the names of the clips, then by part."""
+        return [self._parts[source][part] for source in sorted(self._parts) for part in sorted(self._parts[source])]
+
+    def _take(self, record: Record) -> None:
+        parts = self._parts.setdefault(record.source, {})
+        # Parts that were made of another file, or with other options, are not of this clip any more.
+        for number in [
+            number for number, other in parts.items() if (other.key, other.parts) != (record.key, record.parts)
+        ]:
+            del parts[number]
+        parts[record.part] = record
 
     def failed(self, source: str, key: Key) -> bool:
         """Whether a clip failed as it is now."""
@@ -121,18 +132,17 @@ class Manifest:
     def add(self, item: Record | Failure) -> None:
         """Append a line, which is on the disk when this returns."""
         if isinstance(item, Record):
-            self.records[item.source, item.part] = item
+            self._take(item)
             self.failures.pop(item.source, None)
         else:
             self.failures[item.source] = item
         path = self._own[MANIFEST if isinstance(item, Record) else FAILURES]
-        line = json.dumps(asdict(item), ensure_ascii=False)
         try:
             with path.open("a+b") as file:
                 # A process that was killed may have left half a line.
                 if file.tell() and not _ends_line(file):
                     file.write(b"\n")
-                file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+                file.write(_line(item))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -143,13 +153,20 @@ class Manifest:
         path = self._own[FAILURES]
         if not path.exists():
             return
-        left = [failure for values in _lines(path) if (failure := self.failures.get(values["source"])) is not None]
-        unique = {failure.source: failure for failure in left}
+        left = {
+            item.source: self.failures[item.source] for item in _items(path, _failure) if item.source in self.failures
+        }
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(
-            "".join(json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in unique.values())
-        )
+        temporary.write_bytes(b"".join(map(_line, left.values())))
         temporary.replace(path)
+
+
+def _line(item: Record | Failure) -> bytes:
+    values = asdict(item)
+    try:
+        return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a name of bytes that are no UTF-8
+        return json.dumps(values).encode() + b"\n"
 
 
 def _ends_line(file: Any) -> bool:
@@ -157,17 +174,23 @@ def _ends_line(file: Any) -> bool:
     return bool(file.read(1) == b"\n")
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of lines; half a line, which a killed process left, is passed over."""
+def _items(path: Path, parse: Callable[[dict[str, Any]], Item]) -> Iterator[Item]:
+    """Yield what a file of lines holds; what is no such line is passed over, so that its clip is done again."""
     with path.open("rb") as file:
         for line in file:
             try:
-                values = json.loads(line)
-                if not isinstance(values, dict) or not {"source", "key"} <= values.keys():
-                    raise ValueError
-            except (ValueError, RecursionError):
+                item = parse(json.loads(line))
+            except (AttributeError, KeyError, RecursionError, TypeError, ValueError):  # half a line of a killed process
                 continue
-            yield values
+            yield item
+
+
+def _record(values: dict[str, Any]) -> Record:
+    return Record(**{**values, "key": Key(**values["key"]), "shape": tuple(values["shape"])})
+
+
+def _failure(values: dict[str, Any]) -> Failure:
+    return Failure(**{**values, "key": Key(**values["key"])})
 
 
 def _size(path: Path) -> int | None:

@@ -29,8 +29,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             UserError: There is none, or it holds no output.
         """
         self._folder = check_path("folder", folder)
-        found = Manifest(self._folder).records.values()
-        self.records: list[Record] = sorted(found, key=lambda record: (record.source, record.part))
+        self.records: list[Record] = Manifest(self._folder).records
         if not self.records:
             raise UserError(f"{folder} is no cache: it has no manifest.jsonl with outputs.")
 
