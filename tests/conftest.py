@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import av
 import hypothesis
 import pytest
 
@@ -59,3 +60,9 @@ def own_accelerate() -> Iterator[None]:
 
     with fresh_accelerate():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _ffmpeg_is_silent() -> None:
+    # torchvision, which diffusers imports, lets FFmpeg's messages into the log, where tests count those of ours.
+    av.logging.set_level(None)
