@@ -39,11 +39,13 @@ def test_peak_memory_includes_temporaries_and_the_result() -> None:
         torch.ones(96 * MIB, dtype=torch.uint8)  # gone before the next
         return torch.ones(32 * MIB, dtype=torch.uint8) + held[: 32 * MIB]
 
-    for _ in range(2):
+    used = []
+    for _ in range(4):  # the rest of the process may grow meanwhile, so the least counts
         result, peak = peak_memory(call, CPU)
         assert result.numel() == 32 * MIB
         assert peak.reserved is None
-        assert 96 * MIB <= peak.used + MIB < 104 * MIB
+        used.append(peak.used)
+    assert 96 * MIB <= min(used) + MIB < 104 * MIB
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux only")
