@@ -3,6 +3,7 @@
 import re
 from contextlib import ExitStack
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from wan_vae.dataset import CacheResult
-    from wan_vae.tiny import TinyVAE
-    from wan_vae.vae import WanVAE
 
 
 class CacheFormat(str, Enum):
@@ -76,7 +75,19 @@ def cache(
     shard: Annotated[
         str, typer.Option(help="Do part I of N of the work: one process of several, on any machine.", metavar="I/N")
     ] = "1/1",
-    threads: Annotated[int, typer.Option(min=1, help="Clips that are decoded at a time.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Clips that a process decodes at a time.")] = 2,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes, each on a GPU of its own, or with its share of the cores.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Do the work on a Ray cluster: its address, or auto for the one that this machine is part of. All"
+            " nodes must see the clips and OUT under the same paths. --devices is then how many actors work, 1 for all"
+            " that fit.",
+            metavar="auto|ADDRESS",
+        ),
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     verify: Annotated[
@@ -108,10 +119,8 @@ def cache(
         dtype=f"{dtype.value} {device.value}",
     )
 
-    def load(name: str | Path) -> "WanVAE | TinyVAE":
-        return load_model(name, device=device, dtype=dtype)
-
-    common: dict[str, Any] = {"options": chosen, "load": load}
+    # Other processes need it, so it is no function in a function.
+    common: dict[str, Any] = {"options": chosen, "load": partial(load_model, device=device, dtype=dtype)}
     if verify:
         differing = verify_cache(source, out, checkpoint, count=verify, memory=memory, **common)
         print_result({"verified": verify, "differing": differing or None}, as_json=as_json)
@@ -131,6 +140,8 @@ def cache(
             memory=memory,
             shard=part,
             threads=threads,
+            devices=devices,
+            ray=ray,
             retry=retry,
             progress=progress,
             **common,

@@ -5,7 +5,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from wan_vae.dataset.cache import CacheResult, Estimate, cache_latents, estimate_cache, verify_cache
+from wan_vae.dataset.cache import CacheResult, cache_latents
+from wan_vae.dataset.checks import Estimate, estimate_cache, verify_cache
 from wan_vae.dataset.parts import Extract
 from wan_vae.dataset.plan import CacheOptions
 

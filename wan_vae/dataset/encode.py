@@ -5,7 +5,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,7 +22,7 @@ from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.parts import Part, choose_bucket, to_bucket
 from wan_vae.dataset.plan import CacheOptions, Job
-from wan_vae.errors import ClipError, UserError
+from wan_vae.errors import ClipError
 from wan_vae.files import encode_chunks
 from wan_vae.inference.budget import Budget
 from wan_vae.interchange.formats import check_musubi, musubi_path
@@ -124,24 +124,17 @@ class PartEncoder:
         out: Folder of the cache.
         options: Of the cache.
         memory: Budget of the network, as of `encode_file`.
-        owners: The names of clips by the outputs that are theirs already.
     """
 
-    def __init__(
-        self, vae: WanVAE, out: Path, options: CacheOptions, memory: Budget, owners: Mapping[str, str]
-    ) -> None:
+    def __init__(self, vae: WanVAE, out: Path, options: CacheOptions, memory: Budget) -> None:
         if options.format == "musubi":
             check_musubi(vae.config.latent_channels)
         self._vae, self._out, self._options, self._memory = vae, out, options, memory
-        self._owners = dict(owners)
 
     def encode(self, job: Job, begin: Begin, frames: Iterator[Frames], tick: Callable[[], object]) -> Record:
         """Encode the frames of a part, write its file in one step, and describe it; `tick` is called after a pass."""
         info, vae, begun = begin.info, self._vae, time.perf_counter()
         path = self._path(job, begin)
-        owner = self._owners.setdefault(path.relative_to(self._out).as_posix(), job.source.name)
-        if owner != job.source.name:
-            raise UserError(f"{job.source.path} would have the same file as {owner}, {path.name}; rename one.")
         statistics = _Statistics()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
@@ -155,7 +148,7 @@ class PartEncoder:
                 tick()
             shape = writer.finish(_latents_info(info, tensors.frames, vae.config, job.key.checkpoint))
         return Record(
-            source=job.source.name,
+            source=job.source.label,
             output=path.relative_to(self._out).as_posix(),
             part=begin.number,
             parts=begin.parts,

@@ -35,7 +35,7 @@ class Record:
     """An output.
 
     Attributes:
-        source: Name of the clip, as `Source.name`.
+        source: The clip, as `Source.label`.
         output: The file, below the cache's folder.
         part, parts: Number of this part of the clip, from 0, and how many there are.
         start: First frame of the part.
@@ -95,6 +95,7 @@ class Manifest:
         self._own = {kind: folder / f"{kind}{own}{_SUFFIX}" for kind in (MANIFEST, FAILURES)}
         self.folder = folder
         self._parts: dict[str, dict[int, Record]] = {}
+        self._owners: dict[str, tuple[str, int]] = {}  # clips and parts by outputs
         self.failures: dict[str, Failure] = {}
         for path in sorted(folder.glob(f"{MANIFEST}*{_SUFFIX}")):
             for item in _items(path, _record):
@@ -123,6 +124,11 @@ class Manifest:
         ]:
             del parts[number]
         parts[record.part] = record
+        # A clip that was renamed to another ending may have the same output; the file is of one of them.
+        owner, part = self._owners.get(record.output, (record.source, record.part))
+        if owner != record.source:
+            self._parts.get(owner, {}).pop(part, None)
+        self._owners[record.output] = record.source, record.part
 
     def failed(self, source: str, key: Key) -> bool:
         """Whether a clip failed as it is now."""

@@ -67,6 +67,8 @@ class CacheOptions:
 
 
 CACHE_FORMATS = ("wan-vae", "musubi", "tensor")
+STEM_FORMATS = ("musubi",)
+"""Formats that name files by the clip without its ending."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Todo:
     jobs: list[Job]
     kept: int  # cached before
     failed: int  # failed before, and unchanged
-    missing: list[Job]  # clips of a list that are not there
+    refused: list[tuple[Job, str]]  # need not be opened, and why
 
 
 def find_jobs(
@@ -100,22 +102,28 @@ def find_jobs(
         retry: Whether clips that failed before are tried again.
     """
     digest = options.digest()
-    todo = Todo([], 0, 0, [])
+    jobs, refused = [], []
     kept = failed = 0
     for source in sources:
+        reason = None
         try:
             status = source.path.stat()
+            size, modified = status.st_size, status.st_mtime_ns
         except OSError:
-            todo.missing.append(Job(source, Key(0, 0, source.caption, digest, checkpoint)))
-            continue
-        key = Key(status.st_size, status.st_mtime_ns, source.caption, digest, checkpoint)
-        if manifest.holds(source.name, key):
+            size = modified = 0
+            reason = f"{source.path} does not exist."
+        if source.twin is not None:
+            reason = f"{source.path} would have the same file as {source.twin}; rename one."
+        job = Job(source, Key(size, modified, source.caption, digest, checkpoint))
+        if reason is None and manifest.holds(source.label, job.key):
             kept += 1
-        elif not retry and manifest.failed(source.name, key):
+        elif not retry and manifest.failed(source.label, job.key):
             failed += 1
+        elif reason is None:
+            jobs.append(job)
         else:
-            todo.jobs.append(Job(source, key))
-    return Todo(todo.jobs, kept, failed, todo.missing)
+            refused.append((job, reason))
+    return Todo(jobs, kept, failed, refused)
 
 
 class CheckpointDigests:

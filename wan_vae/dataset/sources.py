@@ -8,8 +8,8 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Source:
         caption: Its caption: of the list, or of a .txt beside the clip.
         start, stop: Its first frame and the one after the last, None for the clip's ends.
         extra: The list's other columns.
+        twin: Another clip whose output would have the same name, so that this one cannot be cached.
     """
 
     path: Path
@@ -47,6 +48,14 @@ class Source:
     start: int | None = None
     stop: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    twin: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, with the span of frames if the list gives one, such as "a.mp4[49:98]"."""
+        if self.start is None and self.stop is None:
+            return self.name
+        return f"{self.name}[{'' if self.start is None else self.start}:{'' if self.stop is None else self.stop}]"
 
 
 def list_sources(origin: Path, *, outside: Path | None = None) -> list[Source]:
@@ -80,6 +89,29 @@ def list_sources(origin: Path, *, outside: Path | None = None) -> list[Source]:
     if not sources:
         raise UserError(f"{origin} names no clip; write a path a line.")
     return sources
+
+
+def named_sources(paths: Sequence[Path]) -> list[Source]:
+    """Return clips that were named one by one; outputs are named by their paths below the folder that all are in."""
+    whole = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100  # resolve() would follow links
+    folder = Path(os.path.commonpath([path.parent for path in whole]))
+    return [
+        Source(path, place.relative_to(folder).as_posix(), _caption_beside(path))
+        for path, place in zip(paths, whole, strict=True)
+    ]
+
+
+def with_twins(sources: Iterable[Source]) -> list[Source]:
+    """Return the clips, those marked that another one before them shares the folder, the stem and the kind with."""
+    first: dict[tuple[str, bool], Source] = {}
+    marked = []
+    for source in sources:
+        other = first.setdefault(
+            (os.path.splitext(source.name)[0], source.path.suffix.lower() in IMAGE_SUFFIXES),  # noqa: PTH122  # of a name
+            source,
+        )
+        marked.append(source if other.path == source.path else replace(source, twin=other.name))
+    return marked
 
 
 def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:

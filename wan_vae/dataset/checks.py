@@ -1,0 +1,136 @@
+"""What a run over clips would do, and whether a cache holds what a run would write."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wan_vae.arguments import check_count, check_path
+from wan_vae.dataset.cache import default_loader, find_sources
+from wan_vae.dataset.manifest import Manifest
+from wan_vae.dataset.plan import CacheOptions, find_jobs
+from wan_vae.errors import UserError
+
+if TYPE_CHECKING:
+    from wan_vae.dataset.engines import Loader, Work
+    from wan_vae.inference.budget import Budget
+    from wan_vae.vae import WanVAE
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do.
+
+    Attributes:
+        clips, outputs, frames: To be encoded.
+        kept, failed: Clips cached before, and clips that failed before or cannot be opened.
+        bytes: Of the outputs.
+        seconds: That it would take, by what the manifest says of clips before; None where it says nothing.
+    """
+
+    clips: int
+    outputs: int
+    frames: int
+    kept: int
+    failed: int
+    bytes: int
+    seconds: float | None
+
+
+def estimate_cache(
+    source: str | Path | Sequence[str | Path],
+    out: str | Path,
+    vae: "WanVAE | str | Path",
+    *,
+    options: CacheOptions | None = None,
+    shard: tuple[int, int] = (0, 1),
+    retry: bool = False,
+    load: "Loader | None" = None,
+) -> Estimate:
+    """Return what `cache_latents` would do with the same arguments. Clips are opened, but not decoded."""
+    from wan_vae.dataset.encode import cut
+    from wan_vae.io import open_clip
+
+    options = CacheOptions() if options is None else options
+    folder = check_path("out", out)
+    sources = find_sources(source, folder, options)[shard[0] :: shard[1]]
+    manifest, model = Manifest(folder, shard), _work(vae, load, folder, options).model()
+    config, bytes_per_value = model.config, model.dtype.itemsize
+    todo = find_jobs(sources, manifest, options, model.digest(), retry=retry)
+    failed, outputs, frames, size, pixels = todo.failed + len(todo.refused), 0, 0, 0, 0
+    for job in todo.jobs:
+        span = (job.source.start, job.source.stop)
+        try:
+            with open_clip(job.source.path, size=options.size, fit=options.fit, frames=span, fps=options.fps) as clip:
+                info, parts = cut(job.source.path, clip.info, options, config)
+        except UserError:
+            failed += 1
+            continue
+        side = config.spatial_compression
+        for part in parts:
+            times = 1 + -(-(part.frames - 1) // config.temporal_compression)
+            values = config.latent_channels * times * -(-info.height // side) * -(-info.width // side)
+            outputs, frames, size = outputs + 1, frames + part.frames, size + values * bytes_per_value
+            pixels += part.frames * info.width * info.height
+    done = list(manifest.records)
+    known = sum(record.frames * record.width * record.height for record in done)
+    seconds = sum(record.seconds for record in done) / known * pixels if known else None
+    clips = len(todo.jobs) + todo.failed + len(todo.refused) - failed
+    return Estimate(clips, outputs, frames, todo.kept, failed, size, seconds)
+
+
+def verify_cache(
+    source: str | Path | Sequence[str | Path],
+    out: str | Path,
+    vae: "WanVAE | str | Path",
+    *,
+    options: CacheOptions,
+    count: int = 8,
+    memory: "Budget" = "auto",
+    load: "Loader | None" = None,
+) -> list[str]:
+    """Encode some clips of a cache again, spread over its manifest, and return the outputs whose bytes differ.
+
+    `source`, `options`, `memory` and `load` are those of `cache_latents`.
+
+    Raises:
+        UserError: As by `cache_latents`; or `out` is no cache, or none of its clips is in `source`.
+    """
+    from wan_vae.dataset.engines import encode_jobs
+
+    folder = check_path("out", out)
+    manifest = Manifest(folder)
+    names = sorted({record.source for record in manifest.records})
+    if not names:
+        raise UserError(f"{folder} is no cache: it has no manifest.jsonl with outputs.")
+    wanted = set(names[:: max(1, len(names) // check_count("count", count))][:count])
+    sources = [item for item in find_sources(source, folder, options) if item.label in wanted]
+    if not sources:
+        raise UserError(f"{source} has none of the clips of {folder}.")
+    differing = []
+    with tempfile.TemporaryDirectory(prefix="wan_vae_verify_") as place:
+        work = _work(vae, load, Path(place), options, memory)
+        model = work.model()
+        todo = find_jobs(sources, Manifest(Path(place)), options, model.digest(), retry=True)
+        for done in encode_jobs(model, todo.jobs, work, lambda: None):
+            if done.error is not None:
+                raise UserError(f"{done.job.source.label} cannot be encoded again: {done.error}")
+            for record in done.records:
+                stored, again = folder / record.output, Path(place) / record.output
+                if not stored.is_file() or stored.read_bytes() != again.read_bytes():
+                    differing.append(record.output)
+                again.unlink()
+    return differing
+
+
+def _work(
+    vae: "WanVAE | str | Path",
+    load: "Loader | None",
+    folder: Path,
+    options: CacheOptions,
+    memory: "Budget" = "auto",
+) -> "Work":
+    from wan_vae.dataset.engines import Work
+
+    return Work(vae, load or default_loader(), folder, options, memory, threads=2)
