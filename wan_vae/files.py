@@ -197,7 +197,7 @@ def encode_file(
         begun = time.perf_counter()
         shape: tuple[int, ...] = ()
         encoded = encode_chunks(model, tensors, info.height, info.width, memory, moments=posterior)
-        parts = (_normalized(model, moments) for moments in encoded) if posterior else zip(encoded)
+        parts = (normalized_moments(model, moments) for moments in encoded) if posterior else zip(encoded)
         for chunk, *logvar in to_host(parts, model.device):
             shape = (*chunk.shape[:2], chunk.shape[2] + (shape[2] if shape else 0), *chunk.shape[3:])
             if writer is not None and logvar:
@@ -511,7 +511,7 @@ def _inputs(file: Path, vae: "Model | LinearPreview | str | Path") -> tuple[Path
     return (file, Path(vae)) if isinstance(vae, str | Path) else (file,)
 
 
-def _normalized(model: Model, moments: Tensor) -> tuple[Tensor, Tensor]:
+def normalized_moments(model: Model, moments: Tensor) -> tuple[Tensor, Tensor]:
     """Return normalized latents and their log-variance from (1, 2z, n, h, w) of raw ones."""
     posterior = Posterior.from_moments(moments)
     statistics = LatentStatistics.of(model.config, moments.dtype, moments.device)

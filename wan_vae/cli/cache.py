@@ -52,7 +52,9 @@ def cache(
     ] = None,
     size: options.ClipSizeOption = None,
     fit: options.FitOption = None,
+    frames: options.FramesOption = None,
     fps: options.FpsOption = None,
+    length: options.LengthOption = None,
     resolution: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +74,7 @@ def cache(
     stride: Annotated[int, typer.Option(min=1, help="Frames between two parts with --extraction slide.")] = 1,
     samples: Annotated[int, typer.Option(min=1, help="Parts of a clip with --extraction uniform.")] = 1,
     most_frames: Annotated[int, typer.Option(min=1, help="Frames at most with --extraction full.")] = 129,
+    posterior: options.PosteriorOption = False,
     shard: Annotated[
         str, typer.Option(help="Do part I of N of the work: one process of several, on any machine.", metavar="I/N")
     ] = "1/1",
@@ -100,7 +103,7 @@ def cache(
     Clips that cannot be encoded are listed in failures.jsonl, with the reason, and the others go on; then the exit code
     is 1.
     """
-    from wan_vae.dataset import CacheOptions, Extract, cache_latents, estimate_cache, verify_cache
+    from wan_vae.dataset import CacheOptions, Extract, estimate_cache, verify_cache
 
     lengths = _lengths(target_frames)
     extract = None
@@ -113,9 +116,12 @@ def cache(
         size=options.parse_clip_size(size),
         fit=None if fit is None else fit.value,
         fps=options.parse_fps(fps),
+        frames=options.parse_frames(frames),
+        length=length,
         resolution=options.parse_size(resolution, "--resolution"),
         upscale=upscale,
         extract=extract,
+        posterior=posterior,
         dtype=f"{dtype.value} {device.value}",
     )
 
@@ -132,20 +138,27 @@ def cache(
         expected = estimate_cache(source, out, checkpoint, shard=part, retry=retry, **common)
         print_result(vars(expected), as_json=as_json)
         return
+    run_cache(
+        source,
+        out,
+        checkpoint,
+        as_json=as_json,
+        memory=memory,
+        shard=part,
+        threads=threads,
+        devices=devices,
+        ray=ray,
+        retry=retry,
+        **common,
+    )
+
+
+def run_cache(source: Path | list[Path], out: Path, checkpoint: str, *, as_json: bool, **arguments: Any) -> None:
+    """Call `cache_latents` with a bar, print its result, and exit with 1 if clips failed."""
+    from wan_vae.dataset import cache_latents
+
     with _Progress() as progress:
-        result = cache_latents(
-            source,
-            out,
-            checkpoint,
-            memory=memory,
-            shard=part,
-            threads=threads,
-            devices=devices,
-            ray=ray,
-            retry=retry,
-            progress=progress,
-            **common,
-        )
+        result = cache_latents(source, out, checkpoint, progress=progress, **arguments)
     rate = result.frames / result.seconds if result.seconds else None
     waited = result.waited / result.seconds if result.seconds else None
     print_result({"output": out, **vars(result), "frames_per_second": rate, "share_waited": waited}, as_json=as_json)

@@ -1,19 +1,32 @@
-"""`wan-vae encode`: a clip to latents."""
+"""`wan-vae encode`: a clip to latents, or several."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.common import Progress, model_loader, print_file_result
+from wan_vae.cli.cache import run_cache
+from wan_vae.cli.common import Progress, load_model, model_loader, print_file_result
+from wan_vae.errors import UserError
 
 
 def encode(
-    clip: Annotated[Path, typer.Argument(help="A video, an animation, an image, or a folder of images.")],
+    clips: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A video, an animation, an image, or a folder of images. Of several, and of a folder with videos, all"
+            " are encoded, as by `cache`.",
+            metavar="CLIP...",
+        ),
+    ],
     latents: Annotated[
         Path,
-        typer.Argument(help="The latents file to write, such as clip.safetensors; for musubi the folder of the cache."),
+        typer.Argument(
+            help="The latents file to write, such as clip.safetensors; for musubi the folder of the cache, and for"
+            " several clips the folder of their files."
+        ),
     ],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     checkpoint_values: options.CheckpointValuesOption = None,
@@ -37,37 +50,52 @@ def encode(
         options.Values | None,
         typer.Option(help="What --format tensor holds, default normalized; the others hold what is expected of them."),
     ] = None,
-    posterior: Annotated[
-        bool,
-        typer.Option(
-            "--posterior", help="Also store the log-variance of the latents, to sample from; only in a wan-vae file."
-        ),
-    ] = False,
+    posterior: options.PosteriorOption = False,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Encode CLIP into LATENTS, by default a file that holds all that `decode` needs to restore the clip."""
-    pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
+    from wan_vae.dataset.sources import is_data_set
+
+    chosen: dict[str, Any] = {
+        "size": options.parse_clip_size(size),
+        "fit": None if fit is None else fit.value,
+        "frames": options.parse_frames(frames),
+        "fps": options.parse_fps(fps),
+        "length": length,
+        "values": None if values is None else values.value,
+        "posterior": posterior,
+    }
+    if len(clips) > 1 or is_data_set(clips[0]):
+        if shards > 1:
+            raise UserError(
+                f"--shards is {shards}, but of several clips each is for one process; see `cache --devices`."
+            )
+        from wan_vae.dataset import CacheOptions
+
+        wanted = CacheOptions(
+            format=options.LatentsFormat.ours.value if format is None else format.value,
+            dtype=f"{dtype.value} {device.value}",
+            **chosen,
+        )
+        load_one = partial(load_model, device=device, dtype=dtype, values=checkpoint_values)
+        source = clips if len(clips) > 1 else clips[0]
+        run_cache(source, latents, checkpoint, as_json=as_json, options=wanted, memory=memory, load=load_one)
+        return
     load = model_loader(device, dtype, shards, checkpoint_values)
 
     from wan_vae.files import encode_file
 
     with Progress() as progress:
         result = encode_file(
-            clip,
+            clips[0],
             latents,
             checkpoint,
-            size=pixels,
-            fit=None if fit is None else fit.value,
-            frames=span,
-            fps=rate,
-            length=length,
             format=None if format is None else format.value,
-            values=None if values is None else values.value,
-            posterior=posterior,
             memory=memory,
             overwrite=overwrite,
             progress=progress,
             load=load,
+            **chosen,
         )
     print_file_result(result, as_json=as_json, latents=result.shape)

@@ -106,6 +106,12 @@ LengthOption = Annotated[
     int | None,
     typer.Option(help="So many frames only, at the rate of --fps; with --frames A: from there.", metavar="N", min=1),
 ]
+PosteriorOption = Annotated[
+    bool,
+    typer.Option(
+        "--posterior", help="Also store the log-variance of the latents, to sample from; only in a wan-vae file."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MemoryOption = Annotated[
     str,

@@ -49,8 +49,7 @@ def estimate_cache(
     load: "Loader | None" = None,
 ) -> Estimate:
     """Return what `cache_latents` would do with the same arguments. Clips are opened, but not decoded."""
-    from wan_vae.dataset.encode import cut
-    from wan_vae.io import open_clip
+    from wan_vae.dataset.encode import cut, open_source
 
     options = CacheOptions() if options is None else options
     folder = check_path("out", out)
@@ -60,9 +59,8 @@ def estimate_cache(
     todo = find_jobs(sources, manifest, options, model.digest(), retry=retry)
     failed, outputs, frames, size, pixels = todo.failed + len(todo.refused), 0, 0, 0, 0
     for job in todo.jobs:
-        span = (job.source.start, job.source.stop)
         try:
-            with open_clip(job.source.path, size=options.size, fit=options.fit, frames=span, fps=options.fps) as clip:
+            with open_source(job.source, options, config) as clip:
                 info, parts = cut(job.source.path, clip.info, options, config)
         except UserError:
             failed += 1

@@ -22,12 +22,13 @@ from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.parts import Part, choose_bucket, to_bucket
 from wan_vae.dataset.plan import CacheOptions, Job
+from wan_vae.dataset.sources import Source
 from wan_vae.errors import ClipError
-from wan_vae.files import encode_chunks
+from wan_vae.files import encode_chunks, normalized_moments
 from wan_vae.inference.budget import Budget
 from wan_vae.interchange.formats import check_musubi, musubi_path
 from wan_vae.interchange.writer import ForeignWriter
-from wan_vae.io import ClipInfo, open_clip
+from wan_vae.io import Clip, ClipInfo, open_clip
 from wan_vae.io.color import to_depth
 from wan_vae.io.frames import Frames, FramesToTensors, to_host
 from wan_vae.io.latents_file import LatentsInfo, LatentsWriter
@@ -57,6 +58,23 @@ class Begin:
 Item: TypeAlias = Begin | Frames
 
 
+def open_source(source: Source, options: CacheOptions, config: VAEConfig) -> Clip:
+    """Open a clip as it is encoded, before it is cut and brought to its bucket.
+
+    Raises:
+        ClipError: It cannot be read.
+    """
+    return open_clip(
+        source.path,
+        size=options.size,
+        fit=options.fit,
+        frames=options.span(source),
+        fps=options.fps,
+        length=options.length,
+        alpha=config.image_channels == 4,
+    )
+
+
 def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) -> tuple[ClipInfo, list[Part]]:
     """Return the size that a clip is encoded at, as its properties, and its parts.
 
@@ -81,19 +99,11 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
     Raises:
         ClipError: The clip cannot be read, or is shorter than all parts.
     """
-    source, config = job.source, vae.config
-    alpha = config.image_channels == 4
-    with open_clip(
-        source.path,
-        size=options.size,
-        fit=options.fit,
-        frames=(source.start, source.stop),
-        fps=options.fps,
-        alpha=alpha,
-    ) as clip:
-        info, parts = cut(source.path, clip.info, options, config)
+    config = vae.config
+    with open_source(job.source, options, config) as clip:
+        info, parts = cut(job.source.path, clip.info, options, config)
         count = vae.default_chunk_size(info.height, info.width) * config.temporal_compression
-        count = max(1, min(count, _LARGEST_CHUNK // (info.width * info.height * (4 if alpha else 3))))
+        count = max(1, min(count, _LARGEST_CHUNK // (info.width * info.height * config.image_channels)))
         frames: Iterator[NDArray[Any]] = (frame for chunk in clip.chunks(count) for frame in chunk)
         if options.resolution is not None:
             frames = (to_bucket(to_depth(frame, np.dtype(np.uint8)), (info.width, info.height)) for frame in frames)
@@ -140,10 +150,14 @@ class PartEncoder:
             stack.enter_context(torch.inference_mode())
             writer = stack.enter_context(self._writer(path, begin))
             tensors = FramesToTensors(frames, vae.config, vae.device)
-            for (chunk,) in to_host(
-                zip(encode_chunks(vae, tensors, info.height, info.width, self._memory)), vae.device
-            ):
-                writer.write(chunk)
+            posterior = self._options.posterior
+            encoded = encode_chunks(vae, tensors, info.height, info.width, self._memory, moments=posterior)
+            parts = (normalized_moments(vae, moments) for moments in encoded) if posterior else zip(encoded)
+            for chunk, *logvar in to_host(parts, vae.device):
+                if logvar:
+                    writer.write_posterior(chunk, *logvar)
+                else:
+                    writer.write(chunk)
                 statistics.add(chunk)
                 tick()
             shape = writer.finish(_latents_info(info, tensors.frames, vae.config, job.key.checkpoint))
@@ -152,7 +166,7 @@ class PartEncoder:
             output=path.relative_to(self._out).as_posix(),
             part=begin.number,
             parts=begin.parts,
-            start=(job.source.start or 0) + begin.start,
+            start=self._first(job, begin),
             frames=tensors.frames,
             width=info.width,
             height=info.height,
@@ -168,9 +182,13 @@ class PartEncoder:
             extra=dict(job.source.extra),
         )
 
+    def _first(self, job: Job, begin: Begin) -> int:
+        """Return the number of a part's first frame in its clip."""
+        return (self._options.span(job.source)[0] or 0) + begin.start
+
     def _path(self, job: Job, begin: Begin) -> Path:
         place = self._out / job.source.name
-        start = (job.source.start or 0) + begin.start
+        start = self._first(job, begin)
         if self._options.format == "musubi":
             original = begin.original if begin.info.container == "image" else None
             return musubi_path(place.parent, place, begin.info, start, original)

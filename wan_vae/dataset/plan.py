@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from wan_vae.arguments import check_clip_options
 from wan_vae.config import preset_names, read_preset
 from wan_vae.dataset.manifest import Key, Manifest
 from wan_vae.dataset.parts import STEP, Extract
@@ -31,10 +32,13 @@ class CacheOptions:
         size: Width and height that clips are scaled to; of one that is None, the clip's shape decides. None keeps them.
         fit: "stretch", "crop" or "pad" where the size has another shape, as of `encode_file`.
         fps: Rate that clips are resampled to; None keeps theirs.
+        frames: First frame and the one after the last, as of `encode_file`, of clips whose list does not say.
+        length: Number of frames to take, from the first one on.
         resolution: Width and height whose area the buckets have: each clip is scaled and cut to the bucket of its
             aspect. None for no buckets.
         upscale: Whether clips smaller than their bucket are enlarged.
         extract: How clips are cut in parts; None for whole clips.
+        posterior: Whether files of the format "wan-vae" hold the log-variance, too.
         dtype: What the network computes in, as named by the caller.
     """
 
@@ -43,9 +47,12 @@ class CacheOptions:
     size: tuple[int | None, int | None] | None = None
     fit: Literal["stretch", "crop", "pad"] | None = None
     fps: Fraction | float | None = None
+    frames: tuple[int | None, int | None] = (None, None)
+    length: int | None = None
     resolution: tuple[int, int] | None = None
     upscale: bool = True
     extract: Extract | None = None
+    posterior: bool = False
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -53,12 +60,21 @@ class CacheOptions:
             raise UserError(f"format is {self.format!r}; a cache is of {', '.join(CACHE_FORMATS)}.")
         if self.values is not None and (self.format != "tensor" or self.values not in ("raw", "normalized")):
             raise UserError(f"values is {self.values!r}; it is raw or normalized, for the format tensor alone.")
+        if self.posterior and self.format != "wan-vae":
+            raise UserError(
+                f"Files of the format {self.format} have no place for the log-variance; those of wan-vae do."
+            )
+        check_clip_options(self.size, self.frames, self.length)
         if self.size is not None and self.resolution is not None:
             raise UserError("size and resolution were both given; the size of a clip in buckets is its bucket's.")
         for name, least in (("size", 1), ("resolution", STEP)):
             sides = [side for side in getattr(self, name) or () if side is not None]
             if sides and min(sides) < least:
                 raise UserError(f"{name} has a side of {min(sides)}; sides are from {least} on.")
+
+    def span(self, source: Source) -> tuple[int | None, int | None]:
+        """Return the frames that are taken of a clip, as of `encode_file`."""
+        return self.frames if source.start is None and source.stop is None else (source.start, source.stop)
 
     def digest(self) -> str:
         """Return what tells two sets of options apart."""

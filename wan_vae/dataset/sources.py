@@ -91,6 +91,17 @@ def list_sources(origin: Path, *, outside: Path | None = None) -> list[Source]:
     return sources
 
 
+def is_data_set(path: Path) -> bool:
+    """Whether a path is a folder of clips, rather than a clip, which a folder of images is, too."""
+    if not path.is_dir():
+        return False
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    suffixes = {entry.suffix.lower() for entry in entries if entry.is_file()}
+    if suffixes & (CLIP_SUFFIXES - IMAGE_SUFFIXES):
+        return True
+    return not suffixes & IMAGE_SUFFIXES and any(entry.is_dir() for entry in entries)
+
+
 def named_sources(paths: Sequence[Path]) -> list[Source]:
     """Return clips that were named one by one; outputs are named by their paths below the folder that all are in."""
     whole = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100  # resolve() would follow links
