@@ -53,6 +53,13 @@ def cache(
     size: options.ClipSizeOption = None,
     fit: options.FitOption = None,
     fps: options.FpsOption = None,
+    source_fps: Annotated[
+        float | None,
+        typer.Option(
+            help="With --format musubi: keep the frames that musubi-tuner keeps of videos of this rate, to have 16 a"
+            " second; its source_fps.",
+        ),
+    ] = None,
     resolution: Annotated[
         str | None,
         typer.Option(
@@ -61,6 +68,9 @@ def cache(
             metavar="WIDTHxHEIGHT",
         ),
     ] = None,
+    buckets: Annotated[
+        bool, typer.Option(help="Without buckets, each clip is scaled and cut to --resolution itself.")
+    ] = True,
     upscale: Annotated[bool, typer.Option(help="Enlarge clips that are smaller than their bucket.")] = True,
     extraction: Annotated[
         Extraction | None,
@@ -114,6 +124,8 @@ def cache(
         fit=None if fit is None else fit.value,
         fps=options.parse_fps(fps),
         resolution=options.parse_size(resolution, "--resolution"),
+        source_fps=source_fps,
+        buckets=buckets,
         upscale=upscale,
         extract=extract,
         dtype=f"{dtype.value} {device.value}",

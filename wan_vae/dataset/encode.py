@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
-from wan_vae.dataset.parts import Part, choose_bucket, to_bucket
+from wan_vae.dataset.parts import MUSUBI_FPS, Part, choose_bucket, musubi_frames, to_bucket
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.errors import ClipError
 from wan_vae.files import encode_chunks
@@ -63,6 +63,9 @@ def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) 
     Raises:
         ClipError: It is shorter than all parts.
     """
+    if options.source_fps is not None and info.container != "image":
+        kept = len(musubi_frames(info.frames, options.source_fps))
+        info = replace(info, frames=kept, fps=Fraction(MUSUBI_FPS))
     parts = [Part(0, info.frames)]
     if options.extract is not None and info.container != "image":
         parts = options.extract.parts(info.frames, config.temporal_compression)
@@ -70,7 +73,9 @@ def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) 
             least = min(options.extract.target_frames)
             raise ClipError(f"{source} has {info.frames} frames, fewer than a part of {least} has.")
     if options.resolution is not None:
-        width, height = choose_bucket(info.width, info.height, options.resolution, upscale=options.upscale)
+        width, height = options.resolution
+        if options.buckets:
+            width, height = choose_bucket(info.width, info.height, options.resolution, upscale=options.upscale)
         info = replace(info, width=width, height=height, pixel_aspect=Fraction(1), bit_depth=8)
     return info, parts
 
@@ -82,6 +87,8 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
         ClipError: The clip cannot be read, or is shorter than all parts.
     """
     source, config = job.source, vae.config
+    if options.source_fps is not None and (source.start, source.stop) != (None, None):
+        raise ClipError(f"{source.path} has a start or a stop, which are not possible with source_fps; give fps.")
     alpha = config.image_channels == 4
     with open_clip(
         source.path,
@@ -95,6 +102,9 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
         count = vae.default_chunk_size(info.height, info.width) * config.temporal_compression
         count = max(1, min(count, _LARGEST_CHUNK // (info.width * info.height * (4 if alpha else 3))))
         frames: Iterator[NDArray[Any]] = (frame for chunk in clip.chunks(count) for frame in chunk)
+        if options.source_fps is not None and info.container != "image":
+            kept = set(musubi_frames(clip.info.frames, options.source_fps))
+            frames = (frame for number, frame in enumerate(frames) if number in kept)
         if options.resolution is not None:
             frames = (to_bucket(to_depth(frame, np.dtype(np.uint8)), (info.width, info.height)) for frame in frames)
         held: deque[NDArray[Any]] = deque()  # frames from `first` on

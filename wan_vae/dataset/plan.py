@@ -31,8 +31,11 @@ class CacheOptions:
         size: Width and height that clips are scaled to; of one that is None, the clip's shape decides. None keeps them.
         fit: "stretch", "crop" or "pad" where the size has another shape, as of `encode_file`.
         fps: Rate that clips are resampled to; None keeps theirs.
+        source_fps: Rate that all videos are taken for in the format "musubi", which keeps the same frames of them to
+            have 16 a second as musubi-tuner does with its option of this name. None keeps all.
         resolution: Width and height whose area the buckets have: each clip is scaled and cut to the bucket of its
             aspect. None for no buckets.
+        buckets: Whether there are buckets; else each clip is scaled and cut to `resolution` itself.
         upscale: Whether clips smaller than their bucket are enlarged.
         extract: How clips are cut in parts; None for whole clips.
         dtype: What the network computes in, as named by the caller.
@@ -43,7 +46,9 @@ class CacheOptions:
     size: tuple[int | None, int | None] | None = None
     fit: Literal["stretch", "crop", "pad"] | None = None
     fps: Fraction | float | None = None
+    source_fps: float | None = None
     resolution: tuple[int, int] | None = None
+    buckets: bool = True
     upscale: bool = True
     extract: Extract | None = None
     dtype: str = "auto"
@@ -55,6 +60,13 @@ class CacheOptions:
             raise UserError(f"values is {self.values!r}; it is raw or normalized, for the format tensor alone.")
         if self.size is not None and self.resolution is not None:
             raise UserError("size and resolution were both given; the size of a clip in buckets is its bucket's.")
+        if self.source_fps is not None:
+            if self.format != "musubi" or self.fps is not None:
+                raise UserError("source_fps is for the format musubi, without fps; fps resamples clips of any rate.")
+            if not 0.001 <= self.source_fps <= 1000:
+                raise UserError(f"source_fps is {self.source_fps}; it must be a number from 0.001 to 1000, such as 29.97.")
+        if not self.buckets and (self.resolution is None or not self.upscale):
+            raise UserError("Without buckets, clips get the size of resolution, which must be given, and upscale on.")
         for name, least in (("size", 1), ("resolution", STEP)):
             sides = [side for side in getattr(self, name) or () if side is not None]
             if sides and min(sides) < least:
