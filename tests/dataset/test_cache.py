@@ -282,7 +282,7 @@ def test_latent_dataset_gives_what_the_files_hold(vae: WanVAE, clips: Path, tmp_
         ({"resolution": (8, 64)}, "resolution has a side of 8; sides are from 16 on"),
         ({"source_fps": 30.0}, "source_fps is for the format musubi, without fps"),
         ({"source_fps": 30.0, "fps": 16, "format": "musubi"}, "source_fps is for the format musubi, without fps"),
-        ({"source_fps": float("nan"), "format": "musubi"}, "source_fps is nan; it must be a number from 0.001 to 1000"),
+        ({"source_fps": float("nan"), "format": "musubi"}, "source_fps is nan; it must be from 0.001 to 1000"),
         ({"buckets": False}, "Without buckets, clips get the size of resolution, which must be given"),
     ],
 )

@@ -64,7 +64,7 @@ class CacheOptions:
             if self.format != "musubi" or self.fps is not None:
                 raise UserError("source_fps is for the format musubi, without fps; fps resamples clips of any rate.")
             if not 0.001 <= self.source_fps <= 1000:
-                raise UserError(f"source_fps is {self.source_fps}; it must be a number from 0.001 to 1000, such as 29.97.")
+                raise UserError(f"source_fps is {self.source_fps}; it must be from 0.001 to 1000, such as 29.97.")
         if not self.buckets and (self.resolution is None or not self.upscale):
             raise UserError("Without buckets, clips get the size of resolution, which must be given, and upscale on.")
         for name, least in (("size", 1), ("resolution", STEP)):
