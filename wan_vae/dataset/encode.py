@@ -183,7 +183,7 @@ class PartEncoder:
         start = (job.source.start or 0) + begin.start
         if self._options.format == "musubi":
             original = begin.original if begin.info.container == "image" else None
-            return musubi_path(place.parent, place, begin.info, start, original)
+            return musubi_path(self._out, place, begin.info, start, original)
         is_part = begin.parts > 1 or job.source.start is not None or self._options.extract is not None
         position = f"_{start:05d}-{begin.info.frames:03d}" if is_part and begin.info.container != "image" else ""
         # The clip's own ending stays, since a.mp4 and a.png may lie side by side.
