@@ -178,6 +178,30 @@ def test_source_fps_of_a_span_of_frames_is_a_failure(vae: WanVAE, clips: Path, t
     assert "has a start or a stop, which are not possible with source_fps" in failure["error"]
 
 
+def test_i2v_adds_the_first_frame_with_zeros_and_a_mask(vae: WanVAE, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    clip = write_clip(tmp_path / "clips" / "a.mkv", frames=9, width=32, height=16, fps=Fraction(25))
+    write_image = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)).save
+    write_image(tmp_path / "clips" / "b.png")
+    cache_latents(tmp_path / "clips", tmp_path / "out", vae, options=CacheOptions(format="musubi", i2v=True))
+    for path, name in ((clip, "a_00000-009_0032x0016"), (tmp_path / "clips" / "b.png", "b_0016x0016")):
+        video, _ = read_clip(path)
+        conditions = torch.zeros_like(video)
+        conditions[:, :, 0] = video[:, :, 0]
+        latents, image = vae.encode(video)[0], vae.encode(conditions)[0]
+        size = "x".join(map(str, latents.shape[1:]))
+        stored = load_file(tmp_path / "out" / f"{name}_wan.safetensors")
+        assert list(stored) == [f"latents_{size}_bfloat16", f"latents_image_{size}_bfloat16"]
+        torch.testing.assert_close(stored[f"latents_{size}_bfloat16"], latents.bfloat16())
+        mask, image_stored = stored[f"latents_image_{size}_bfloat16"].split([4, 16])
+        torch.testing.assert_close(image_stored, image.bfloat16())
+        assert (mask[:, 0] == 1).all()
+        assert (mask[:, 1:] == 0).all()
+    items = LatentDataset(tmp_path / "out")
+    assert [item["latents"].shape[0] for item in items] == [16, 16]  # type: ignore[attr-defined]
+    assert [record.shape[1] for record in items.records] == [16, 16]
+
+
 def test_without_buckets_every_clip_gets_the_resolution(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
     options = CacheOptions(format="musubi", resolution=(48, 16), buckets=False, extract=Extract("head", (5,)))
     cache_latents(clips, tmp_path / "out", vae, options=options)
@@ -283,6 +307,7 @@ def test_latent_dataset_gives_what_the_files_hold(vae: WanVAE, clips: Path, tmp_
         ({"source_fps": 30.0}, "source_fps is for the format musubi, without fps"),
         ({"source_fps": 30.0, "fps": 16, "format": "musubi"}, "source_fps is for the format musubi, without fps"),
         ({"source_fps": float("nan"), "format": "musubi"}, "source_fps is nan; it must be from 0.001 to 1000"),
+        ({"i2v": True}, "i2v is for the format musubi, not wan-vae"),
         ({"buckets": False}, "Without buckets, clips get the size of resolution, which must be given"),
     ],
 )

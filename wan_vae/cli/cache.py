@@ -82,6 +82,9 @@ def cache(
     stride: Annotated[int, typer.Option(min=1, help="Frames between two parts with --extraction slide.")] = 1,
     samples: Annotated[int, typer.Option(min=1, help="Parts of a clip with --extraction uniform.")] = 1,
     most_frames: Annotated[int, typer.Option(min=1, help="Frames at most with --extraction full.")] = 129,
+    i2v: Annotated[
+        bool, typer.Option("--i2v", help="With --format musubi: what training of image-to-video models needs, too.")
+    ] = False,
     shard: Annotated[
         str, typer.Option(help="Do part I of N of the work: one process of several, on any machine.", metavar="I/N")
     ] = "1/1",
@@ -128,6 +131,7 @@ def cache(
         buckets=buckets,
         upscale=upscale,
         extract=extract,
+        i2v=i2v,
         dtype=f"{dtype.value} {device.value}",
     )
 

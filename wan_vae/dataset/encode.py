@@ -5,7 +5,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -150,12 +150,15 @@ class PartEncoder:
             stack.enter_context(torch.inference_mode())
             writer = stack.enter_context(self._writer(path, begin))
             tensors = FramesToTensors(frames, vae.config, vae.device)
-            for (chunk,) in to_host(
-                zip(encode_chunks(vae, tensors, info.height, info.width, self._memory)), vae.device
-            ):
+            first = _First(tensors)
+            for chunk in self._encoded(first, info):
                 writer.write(chunk)
                 statistics.add(chunk)
                 tick()
+            if self._options.i2v:
+                for chunk in self._encoded(self._first_and_zeros(first.frame, info), info):
+                    writer.write(chunk)
+                    tick()
             shape = writer.finish(_latents_info(info, tensors.frames, vae.config, job.key.checkpoint))
         return Record(
             source=job.source.label,
@@ -178,6 +181,18 @@ class PartEncoder:
             extra=dict(job.source.extra),
         )
 
+    def _encoded(self, video: Iterable[Tensor], info: ClipInfo) -> Iterator[Tensor]:
+        encoded = encode_chunks(self._vae, video, info.height, info.width, self._memory)
+        return (chunk for (chunk,) in to_host(zip(encoded), self._vae.device))
+
+    def _first_and_zeros(self, first: Tensor, info: ClipInfo) -> Iterator[Tensor]:
+        """Yield a frame and then 0.0, between black and white, as many frames as a clip has, a pass at a time."""
+        yield first
+        config = self._vae.config
+        count = self._vae.default_chunk_size(info.height, info.width) * config.temporal_compression
+        for begin in range(1, info.frames, count):
+            yield torch.zeros_like(first).expand(-1, -1, min(count, info.frames - begin), -1, -1)
+
     def _path(self, job: Job, begin: Begin) -> Path:
         place = self._out / job.source.name
         start = (job.source.start or 0) + begin.start
@@ -194,12 +209,26 @@ class PartEncoder:
             return LatentsWriter(path)
         values: Literal["raw", "normalized"] | None = self._options.values  # type: ignore[assignment]  # checked there
         create = partial(ForeignWriter, path, self._options.format, self._vae.config, values=values)
+        create = partial(create, i2v=self._options.i2v)
         return create(is_image=True, original=begin.original) if begin.info.container == "image" else create()
 
 
 def _latents_info(info: ClipInfo, frames: int, config: VAEConfig, checkpoint: str) -> LatentsInfo:
     create = partial(LatentsInfo, frames=frames, width=info.width, height=info.height, fps=info.fps)
     return create(pixel_aspect=info.pixel_aspect, color=info.color, config=config, checkpoint=checkpoint)
+
+
+class _First:
+    """Iterates over videos (1, c, n, H, W) and keeps the first frame, (1, c, 1, H, W)."""
+
+    def __init__(self, videos: Iterable[Tensor]) -> None:
+        self._videos = videos
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number, video in enumerate(self._videos):
+            if number == 0:
+                self.frame = video[:, :, :1].clone()
+            yield video
 
 
 class _Statistics:

@@ -38,6 +38,8 @@ class CacheOptions:
         buckets: Whether there are buckets; else each clip is scaled and cut to `resolution` itself.
         upscale: Whether clips smaller than their bucket are enlarged.
         extract: How clips are cut in parts; None for whole clips.
+        i2v: Whether the files of "musubi" also hold what its training of image-to-video models takes: the latents of
+            the first frame followed by zeros, and a mask of it.
         dtype: What the network computes in, as named by the caller.
     """
 
@@ -51,6 +53,7 @@ class CacheOptions:
     buckets: bool = True
     upscale: bool = True
     extract: Extract | None = None
+    i2v: bool = False
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class CacheOptions:
             raise UserError(f"values is {self.values!r}; it is raw or normalized, for the format tensor alone.")
         if self.size is not None and self.resolution is not None:
             raise UserError("size and resolution were both given; the size of a clip in buckets is its bucket's.")
+        if self.i2v and self.format != "musubi":
+            raise UserError(f"i2v is for the format musubi, not {self.format}.")
         if self.source_fps is not None:
             if self.format != "musubi" or self.fps is not None:
                 raise UserError("source_fps is for the format musubi, without fps; fps resamples clips of any rate.")

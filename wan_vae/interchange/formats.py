@@ -31,6 +31,7 @@ UNKNOWN_WEIGHTS = "unknown"
 COMFYUI_TENSOR, COMFYUI_VERSION = "latent_tensor", "latent_format_version_0"
 AI_TOOLKIT_TENSOR, AI_TOOLKIT_VERSION = "latent", "latent_space_version"
 MUSUBI_ARCHITECTURES = ("wan", "qwen_image", "qwen_image_edit", "qwen_image_layered", "krea2")
+MUSUBI_MASK = 4  # channels that tell which frames are given, before those of latents_image
 MUSUBI_TENSOR = re.compile(r"latents_\d+x\d+x\d+_[a-z0-9]+")
 
 USUAL_NAMES = ("latents", "latent", "samples", "sample", "latent_tensor", "vae_latent", "z", "x")
