@@ -178,6 +178,16 @@ def test_source_fps_of_a_span_of_frames_is_a_failure(vae: WanVAE, clips: Path, t
     assert "has a start or a stop, which are not possible with source_fps" in failure["error"]
 
 
+def test_animations_are_cut_as_videos_are(vae: WanVAE, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    pictures = [Image.new("RGB", (16, 16), (20 * number, 0, 0)) for number in range(7)]
+    pictures[0].save(tmp_path / "clips" / "a.gif", save_all=True, append_images=pictures[1:], duration=100)
+    extract = Extract("chunk", (5, 1))
+    cache_latents(tmp_path / "clips", tmp_path / "out", vae, options=CacheOptions(format="musubi", extract=extract))
+    starts = {(0, 5), *((start, 1) for start in range(7))}
+    assert set(outputs(tmp_path / "out")) == {f"a_{a:05d}-{n:03d}_0016x0016_wan.safetensors" for a, n in starts}
+
+
 def test_i2v_adds_the_first_frame_with_zeros_and_a_mask(vae: WanVAE, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     clip = write_clip(tmp_path / "clips" / "a.mkv", frames=9, width=32, height=16, fps=Fraction(25))

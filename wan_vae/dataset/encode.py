@@ -63,6 +63,8 @@ def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) 
     Raises:
         ClipError: It is shorter than all parts.
     """
+    if info.container == "image" and info.frames > 1:
+        info = replace(info, container=info.codec)  # an animation is cut as a video is
     if options.source_fps is not None and info.container != "image":
         kept = len(musubi_frames(info.frames, options.source_fps))
         info = replace(info, frames=kept, fps=Fraction(MUSUBI_FPS))

@@ -124,7 +124,7 @@ def musubi_path(folder: Path, clip: Path, info: ClipInfo, start: int, original: 
         )
     if start < 0:
         raise LatentsError("--frames counts from the end; musubi-tuner names files by the first frame: count from 0.")
-    position = "" if info.container == "image" else f"{start:05d}-{info.frames:03d}_"
+    position = "" if info.container == "image" and info.frames == 1 else f"{start:05d}-{info.frames:03d}_"
     width, height = original or (width, height)
     return folder / f"{clip.stem}_{position}{width:04d}x{height:04d}_wan.safetensors"
 
