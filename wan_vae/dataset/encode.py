@@ -7,11 +7,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,38 +20,20 @@ from torch import Tensor
 
 from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
+from wan_vae.dataset.outputs import CACHE_OUTPUTS, first_frame
+from wan_vae.dataset.outputs import Begin as Begin
 from wan_vae.dataset.parts import MUSUBI_FPS, Part, choose_bucket, musubi_frames, to_bucket
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.errors import ClipError
 from wan_vae.files import encode_chunks
 from wan_vae.inference.budget import Budget
-from wan_vae.interchange.formats import check_musubi, musubi_path
-from wan_vae.interchange.writer import ForeignWriter
 from wan_vae.io import ClipInfo, open_clip
 from wan_vae.io.color import to_depth
 from wan_vae.io.frames import Frames, FramesToTensors, to_host
-from wan_vae.io.latents_file import LatentsInfo, LatentsWriter
+from wan_vae.io.latents_file import LatentsInfo
 from wan_vae.vae import WanVAE
 
 _LARGEST_CHUNK = 2**26  # bytes of frames that are handed on at once
-
-
-@dataclass(frozen=True)
-class Begin:
-    """The start of a part, whose frames follow.
-
-    Attributes:
-        number, parts: Number of the part, from 0, and how many the clip has.
-        start: Its first frame, of the selected ones.
-        info: Its properties, as it is encoded.
-        original: Width and height of the clip before it was brought to its bucket.
-    """
-
-    number: int
-    parts: int
-    start: int
-    info: ClipInfo
-    original: tuple[int, int]
 
 
 Item: TypeAlias = Begin | Frames
@@ -139,18 +121,18 @@ class PartEncoder:
     """
 
     def __init__(self, vae: WanVAE, out: Path, options: CacheOptions, memory: Budget) -> None:
-        if options.format == "musubi":
-            check_musubi(vae.config.latent_channels)
         self._vae, self._out, self._options, self._memory = vae, out, options, memory
+        self._output = CACHE_OUTPUTS[options.format](options, vae.config)
 
     def encode(self, job: Job, begin: Begin, frames: Iterator[Frames], tick: Callable[[], object]) -> Record:
         """Encode the frames of a part, write its file in one step, and describe it; `tick` is called after a pass."""
         info, vae, begun = begin.info, self._vae, time.perf_counter()
-        path = self._path(job, begin)
+        below = self._output.path(job, begin)
+        path = self._out / below
         statistics = _Statistics()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            writer = stack.enter_context(self._writer(path, begin))
+            writer = stack.enter_context(self._output.writer(path, begin))
             tensors = FramesToTensors(frames, vae.config, vae.device)
             first = _First(tensors)
             for chunk in self._encoded(first, info):
@@ -164,10 +146,10 @@ class PartEncoder:
             shape = writer.finish(_latents_info(info, tensors.frames, vae.config, job.key.checkpoint))
         return Record(
             source=job.source.label,
-            output=path.relative_to(self._out).as_posix(),
+            output=below.as_posix(),
             part=begin.number,
             parts=begin.parts,
-            start=(job.source.start or 0) + begin.start,
+            start=first_frame(job, begin),
             frames=tensors.frames,
             width=info.width,
             height=info.height,
@@ -194,25 +176,6 @@ class PartEncoder:
         count = self._vae.default_chunk_size(info.height, info.width) * config.temporal_compression
         for begin in range(1, info.frames, count):
             yield torch.zeros_like(first).expand(-1, -1, min(count, info.frames - begin), -1, -1)
-
-    def _path(self, job: Job, begin: Begin) -> Path:
-        place = self._out / job.source.name
-        start = (job.source.start or 0) + begin.start
-        if self._options.format == "musubi":
-            original = begin.original if begin.info.container == "image" else None
-            return musubi_path(self._out, place, begin.info, start, original)
-        is_part = begin.parts > 1 or job.source.start is not None or self._options.extract is not None
-        position = f"_{start:05d}-{begin.info.frames:03d}" if is_part and begin.info.container != "image" else ""
-        # The clip's own ending stays, since a.mp4 and a.png may lie side by side.
-        return place.with_name(f"{place.name}{position}.safetensors")
-
-    def _writer(self, path: Path, begin: Begin) -> LatentsWriter:
-        if self._options.format == "wan-vae":
-            return LatentsWriter(path)
-        values: Literal["raw", "normalized"] | None = self._options.values  # type: ignore[assignment]  # checked there
-        create = partial(ForeignWriter, path, self._options.format, self._vae.config, values=values)
-        create = partial(create, i2v=self._options.i2v)
-        return create(is_image=True, original=begin.original) if begin.info.container == "image" else create()
 
 
 def _latents_info(info: ClipInfo, frames: int, config: VAEConfig, checkpoint: str) -> LatentsInfo:
