@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wan_vae.dataset.parts import Extract, Part, bucket_sizes, choose_bucket, musubi_frames, to_bucket
-from wan_vae.errors import UserError
+from wan_vae.errors import ClipError, UserError
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,11 @@ def test_choose_bucket_as_computed_by_hand(
     resolution: tuple[int, int], size: tuple[int, int], bucket: tuple[int, int]
 ) -> None:
     assert choose_bucket(*size, resolution, upscale=True) == bucket
+
+
+def test_to_bucket_of_a_line_is_refused_before_it_is_enlarged() -> None:
+    with pytest.raises(ClipError, match="16384x1 is too far from the shape of 1312x304 to be cut to it"):
+        to_bucket(np.zeros((1, 16384, 3), np.uint8), (1312, 304))
 
 
 def test_to_bucket_rounds_means_as_opencv() -> None:

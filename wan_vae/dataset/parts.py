@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wan_vae.errors import UserError
+from wan_vae.errors import ClipError, UserError
 
 Extraction: TypeAlias = Literal["head", "chunk", "slide", "uniform", "full"]
 STEP = 16  # pixels between two sizes of buckets
 MUSUBI_FPS = 16  # of Wan's clips
+_MOST_PIXELS = 2**26  # of a picture before it is cut
 
 
 class Part(NamedTuple):
@@ -136,12 +137,17 @@ def to_bucket(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.u
     """Scale a picture (height, width, c) to cover a size and cut its center: (size[1], size[0], c).
 
     Enlarged by Lanczos, reduced by the mean over areas, with the same bytes as musubi-tuner has of Pillow and OpenCV.
+
+    Raises:
+        ClipError: It is so wide or high that there would be too much to cut.
     """
     height, width = picture.shape[:2]
     if (width, height) == size:
         return picture
     scale = max(size[0] / width, size[1] / height)
     wide, high = int(width * scale + 0.5), int(height * scale + 0.5)
+    if wide * high > _MOST_PIXELS:
+        raise ClipError(f"{width}x{height} is too far from the shape of {size[0]}x{size[1]} to be cut to it.")
     if scale > 1:
         scaled = np.asarray(Image.fromarray(picture).resize((wide, high), Image.Resampling.LANCZOS))
     else:
