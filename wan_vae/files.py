@@ -189,7 +189,7 @@ def encode_file(
         else:
             if lost := lost_properties(info, model.config):
                 _logger.warning(f"{latents}, {FORMATS[format].title}, does not hold the clip's {' and '.join(lost)}.")
-            is_image = info.container == "image"
+            is_image = info.container == "image" and info.frames == 1
             output = ForeignWriter(latents, format, model.config, values=values, is_image=is_image, overwrite=overwrite)
         writer = stack.enter_context(output) if _is_writer(model) else None
         tensors = FramesToTensors(_read(source, model), model.config, model.device)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.cli.running import run, write_clip
 from tests.helpers import random_vae, small_config
@@ -59,6 +60,16 @@ def test_cache_of_parts_for_musubi_names_them(folder: Path, capsys: pytest.Captu
     assert names[0] == "a_00000-001_0032x0016_wan.safetensors"
     assert names[-1] == "a_00008-001_0032x0016_wan.safetensors"
     assert len(names) == 10
+
+
+def test_cache_for_musubi_takes_the_options_of_its_dataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--source-fps", "32", "--resolution", "16x32", "--no-buckets", "--i2v", "--target-frames", "5")
+    assert cache(capsys, folder, "fourth", "--format", "musubi", *options)[0] == 0
+    path = folder / "fourth" / "a_00000-005_0016x0032_wan.safetensors"  # of the frames 0, 2, 4, 6 and 8
+    assert [tensor.shape[0] for tensor in load_file(path).values()] == [16, 20]
+    code, _, err = cache(capsys, folder, "fifth", "--source-fps", "32")
+    assert code == 2
+    assert "source_fps is for the format musubi" in err
 
 
 @pytest.mark.parametrize(

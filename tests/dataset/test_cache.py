@@ -138,7 +138,7 @@ def test_clip_shorter_than_all_parts_is_listed(vae: WanVAE, clips: Path, tmp_pat
     assert errors["sub/b.mkv"].endswith("b.mkv has 6 frames, fewer than a part of 9 has.")
 
 
-def test_musubi_files_are_named_by_bucket_and_images_by_their_own_size(
+def test_musubi_files_of_all_folders_lie_together_named_by_bucket_and_images_by_their_own_size(
     vae: WanVAE, clips: Path, tmp_path: Path
 ) -> None:
     options = CacheOptions(format="musubi", resolution=(32, 32), extract=Extract("head", (5,)))
@@ -146,11 +146,83 @@ def test_musubi_files_are_named_by_bucket_and_images_by_their_own_size(
     assert result.cached == 3
     assert sorted(outputs(tmp_path / "out")) == [
         "a_00000-005_0032x0032_wan.safetensors",
+        "b_00000-005_0032x0032_wan.safetensors",
         "c_0030x0020_wan.safetensors",
-        "sub/b_00000-005_0032x0032_wan.safetensors",
     ]
     (name, latents), *_ = load_file(tmp_path / "out" / "c_0030x0020_wan.safetensors").items()
     assert (name, latents.dtype) == (f"latents_1x{latents.shape[2]}x{latents.shape[3]}_bfloat16", torch.bfloat16)
+
+
+def test_source_fps_keeps_the_frames_that_musubi_tuner_keeps(vae: WanVAE, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    clip = write_clip(tmp_path / "clips" / "a.mkv", frames=16, width=32, height=32, fps=Fraction(25))
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "clips" / "b.png")
+    options = CacheOptions(format="musubi", source_fps=24.0, resolution=(32, 32), extract=Extract("chunk", (5,)))
+    assert estimate_cache(tmp_path / "clips", tmp_path / "out", vae, options=options).outputs == 3
+    cache_latents(tmp_path / "clips", tmp_path / "out", vae, options=options)
+    video, _ = read_clip(clip)
+    for start, frames in ((0, [0, 2, 3, 5, 7]), (5, [8, 9, 11, 12, 14])):
+        name = f"a_{start:05d}-005_0032x0032_wan.safetensors"
+        (latents,) = load_file(tmp_path / "out" / name).values()
+        torch.testing.assert_close(latents, vae.encode(video[:, :, frames])[0].bfloat16())
+    assert (tmp_path / "out" / "b_0032x0032_wan.safetensors").is_file()
+    (record,) = [record for record in lines(tmp_path / "out" / "manifest.jsonl") if record["start"] == 5]
+    assert (record["fps"], record["frames"], record["duration"]) == ("16", 5, 0.3125)
+
+
+def test_source_fps_of_a_span_of_frames_is_a_failure(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "clips.jsonl"
+    listed.write_text('{"path": "clips/a.mkv", "start": 2}\n', encoding="utf-8")
+    cache_latents(listed, tmp_path / "out", vae, options=CacheOptions(format="musubi", source_fps=24.0))
+    (failure,) = lines(tmp_path / "out" / "failures.jsonl")
+    assert "has a start or a stop, which are not possible with source_fps" in failure["error"]
+
+
+def test_animations_are_cut_as_videos_are(vae: WanVAE, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    pictures = [Image.new("RGB", (16, 16), (20 * number, 0, 0)) for number in range(7)]
+    pictures[0].save(tmp_path / "clips" / "a.gif", save_all=True, append_images=pictures[1:], duration=100)
+    extract = Extract("chunk", (5, 1))
+    cache_latents(tmp_path / "clips", tmp_path / "out", vae, options=CacheOptions(format="musubi", extract=extract))
+    starts = {(0, 5), *((start, 1) for start in range(7))}
+    assert set(outputs(tmp_path / "out")) == {f"a_{a:05d}-{n:03d}_0016x0016_wan.safetensors" for a, n in starts}
+
+
+def test_i2v_adds_the_first_frame_with_zeros_and_a_mask(
+    vae: WanVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WanVAE, "default_chunk_size", lambda *_: 1)  # several passes
+    (tmp_path / "clips").mkdir()
+    clip = write_clip(tmp_path / "clips" / "a.mkv", frames=9, width=32, height=16, fps=Fraction(25))
+    write_image = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)).save
+    write_image(tmp_path / "clips" / "b.png")
+    cache_latents(tmp_path / "clips", tmp_path / "out", vae, options=CacheOptions(format="musubi", i2v=True))
+    for path, name in ((clip, "a_00000-009_0032x0016"), (tmp_path / "clips" / "b.png", "b_0016x0016")):
+        video, _ = read_clip(path)
+        conditions = torch.zeros_like(video)
+        conditions[:, :, 0] = video[:, :, 0]
+        latents, image = vae.encode(video)[0], vae.encode(conditions)[0]
+        size = "x".join(map(str, latents.shape[1:]))
+        stored = load_file(tmp_path / "out" / f"{name}_wan.safetensors")
+        assert list(stored) == [f"latents_{size}_bfloat16", f"latents_image_{size}_bfloat16"]
+        torch.testing.assert_close(stored[f"latents_{size}_bfloat16"], latents.bfloat16())
+        mask, image_stored = stored[f"latents_image_{size}_bfloat16"].split([4, 16])
+        torch.testing.assert_close(image_stored, image.bfloat16())
+        assert (mask[:, 0] == 1).all()
+        assert (mask[:, 1:] == 0).all()
+    items = LatentDataset(tmp_path / "out")
+    assert [item["latents"].shape[0] for item in items] == [16, 16]  # type: ignore[attr-defined]
+    assert [record.shape[1] for record in items.records] == [16, 16]
+
+
+def test_without_buckets_every_clip_gets_the_resolution(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    options = CacheOptions(format="musubi", resolution=(48, 16), buckets=False, extract=Extract("head", (5,)))
+    cache_latents(clips, tmp_path / "out", vae, options=options)
+    names = [f"{name}_00000-005_0048x0016_wan.safetensors" for name in ("a", "b")]
+    assert sorted(outputs(tmp_path / "out")) == [*names, "c_0030x0020_wan.safetensors"]
+    (latents,) = load_file(tmp_path / "out" / "c_0030x0020_wan.safetensors").values()
+    side = vae.config.spatial_compression
+    assert latents.shape[2:] == (16 // side, 48 // side)
 
 
 def test_two_clips_with_one_cache_file_of_musubi_are_told(vae: WanVAE, tmp_path: Path) -> None:
@@ -245,6 +317,11 @@ def test_latent_dataset_gives_what_the_files_hold(vae: WanVAE, clips: Path, tmp_
         ({"values": "raw"}, "values is 'raw'; it is raw or normalized, for the format tensor alone"),
         ({"size": (8, 8), "resolution": (64, 64)}, "size and resolution were both given"),
         ({"resolution": (8, 64)}, "resolution has a side of 8; sides are from 16 on"),
+        ({"source_fps": 30.0}, "source_fps is for the format musubi, without fps"),
+        ({"source_fps": 30.0, "fps": 16, "format": "musubi"}, "source_fps is for the format musubi, without fps"),
+        ({"source_fps": float("nan"), "format": "musubi"}, "source_fps is nan; it must be from 0.001 to 1000"),
+        ({"i2v": True}, "i2v is for the format musubi, not wan-vae"),
+        ({"buckets": False}, "Without buckets, clips get the size of resolution, which must be given"),
     ],
 )
 def test_options_that_are_not_possible_get_a_sentence(arguments: dict[str, Any], sentence: str) -> None:

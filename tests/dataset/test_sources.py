@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_vae.dataset.sources import list_sources
+from wan_vae.dataset.sources import Source, list_sources, with_twins
 from wan_vae.errors import UserError
 
 
@@ -98,3 +98,16 @@ def test_list_sources_of_what_is_no_list_gets_a_sentence(
 def test_list_sources_of_a_folder_without_clips_gets_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no clip: no video and no image"):
         list_sources(tmp_path)
+
+
+def test_with_twins_marks_clips_of_one_stem_in_any_folder(caplog: pytest.LogCaptureFixture) -> None:
+    names = ("a.mp4", "sub/a.mkv", "sub/b.mp4", "sub.a/b.c.mp4", "b.c.mov")
+    marked = with_twins([Source(Path("/clips") / name, name) for name in names])
+    assert [source.twin for source in marked] == [None, "a.mp4", None, None, "sub.a/b.c.mp4"]
+    assert not caplog.records
+
+
+def test_with_twins_warns_of_videos_among_images(caplog: pytest.LogCaptureFixture) -> None:
+    marked = with_twins([Source(Path("/clips") / name, name) for name in ("a.mp4", "a.png")])
+    assert [source.twin for source in marked] == [None, None]
+    assert "There are videos and images; musubi-tuner takes them from two folders" in caplog.text

@@ -55,6 +55,13 @@ def cache(
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
     length: options.LengthOption = None,
+    source_fps: Annotated[
+        float | None,
+        typer.Option(
+            help="With --format musubi: keep the frames that musubi-tuner keeps of videos of this rate, to have 16 a"
+            " second; its source_fps.",
+        ),
+    ] = None,
     resolution: Annotated[
         str | None,
         typer.Option(
@@ -63,6 +70,9 @@ def cache(
             metavar="WIDTHxHEIGHT",
         ),
     ] = None,
+    buckets: Annotated[
+        bool, typer.Option(help="Without buckets, each clip is scaled and cut to --resolution itself.")
+    ] = True,
     upscale: Annotated[bool, typer.Option(help="Enlarge clips that are smaller than their bucket.")] = True,
     extraction: Annotated[
         Extraction | None,
@@ -75,6 +85,9 @@ def cache(
     samples: Annotated[int, typer.Option(min=1, help="Parts of a clip with --extraction uniform.")] = 1,
     most_frames: Annotated[int, typer.Option(min=1, help="Frames at most with --extraction full.")] = 129,
     posterior: options.PosteriorOption = False,
+    i2v: Annotated[
+        bool, typer.Option("--i2v", help="With --format musubi: what training of image-to-video models needs, too.")
+    ] = False,
     shard: Annotated[
         str, typer.Option(help="Do part I of N of the work: one process of several, on any machine.", metavar="I/N")
     ] = "1/1",
@@ -119,9 +132,12 @@ def cache(
         frames=options.parse_frames(frames),
         length=length,
         resolution=options.parse_size(resolution, "--resolution"),
+        source_fps=source_fps,
+        buckets=buckets,
         upscale=upscale,
         extract=extract,
         posterior=posterior,
+        i2v=i2v,
         dtype=f"{dtype.value} {device.value}",
     )
 

@@ -5,13 +5,13 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,39 +20,21 @@ from torch import Tensor
 
 from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
-from wan_vae.dataset.parts import Part, choose_bucket, to_bucket
+from wan_vae.dataset.outputs import CACHE_OUTPUTS
+from wan_vae.dataset.outputs import Begin as Begin
+from wan_vae.dataset.parts import MUSUBI_FPS, Part, choose_bucket, musubi_frames, to_bucket
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.dataset.sources import Source
 from wan_vae.errors import ClipError
 from wan_vae.files import encode_chunks, normalized_moments
 from wan_vae.inference.budget import Budget
-from wan_vae.interchange.formats import check_musubi, musubi_path
-from wan_vae.interchange.writer import ForeignWriter
 from wan_vae.io import Clip, ClipInfo, open_clip
 from wan_vae.io.color import to_depth
 from wan_vae.io.frames import Frames, FramesToTensors, to_host
-from wan_vae.io.latents_file import LatentsInfo, LatentsWriter
+from wan_vae.io.latents_file import LatentsInfo
 from wan_vae.vae import WanVAE
 
 _LARGEST_CHUNK = 2**26  # bytes of frames that are handed on at once
-
-
-@dataclass(frozen=True)
-class Begin:
-    """The start of a part, whose frames follow.
-
-    Attributes:
-        number, parts: Number of the part, from 0, and how many the clip has.
-        start: Its first frame, of the selected ones.
-        info: Its properties, as it is encoded.
-        original: Width and height of the clip before it was brought to its bucket.
-    """
-
-    number: int
-    parts: int
-    start: int
-    info: ClipInfo
-    original: tuple[int, int]
 
 
 Item: TypeAlias = Begin | Frames
@@ -64,11 +46,14 @@ def open_source(source: Source, options: CacheOptions, config: VAEConfig) -> Cli
     Raises:
         ClipError: It cannot be read.
     """
+    span = options.span(source)
+    if options.source_fps is not None and span != (None, None):
+        raise ClipError(f"{source.path} has a start or a stop, which are not possible with source_fps; give fps.")
     return open_clip(
         source.path,
         size=options.size,
         fit=options.fit,
-        frames=options.span(source),
+        frames=span,
         fps=options.fps,
         length=options.length,
         alpha=config.image_channels == 4,
@@ -81,6 +66,11 @@ def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) 
     Raises:
         ClipError: It is shorter than all parts.
     """
+    if info.container == "image" and info.frames > 1:
+        info = replace(info, container=info.codec)  # an animation is cut as a video is
+    if options.source_fps is not None and info.container != "image":
+        kept = len(musubi_frames(info.frames, options.source_fps))
+        info = replace(info, frames=kept, fps=Fraction(MUSUBI_FPS))
     parts = [Part(0, info.frames)]
     if options.extract is not None and info.container != "image":
         parts = options.extract.parts(info.frames, config.temporal_compression)
@@ -88,7 +78,9 @@ def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) 
             least = min(options.extract.target_frames)
             raise ClipError(f"{source} has {info.frames} frames, fewer than a part of {least} has.")
     if options.resolution is not None:
-        width, height = choose_bucket(info.width, info.height, options.resolution, upscale=options.upscale)
+        width, height = options.resolution
+        if options.buckets:
+            width, height = choose_bucket(info.width, info.height, options.resolution, upscale=options.upscale)
         info = replace(info, width=width, height=height, pixel_aspect=Fraction(1), bit_depth=8)
     return info, parts
 
@@ -105,13 +97,17 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
         count = vae.default_chunk_size(info.height, info.width) * config.temporal_compression
         count = max(1, min(count, _LARGEST_CHUNK // (info.width * info.height * config.image_channels)))
         frames: Iterator[NDArray[Any]] = (frame for chunk in clip.chunks(count) for frame in chunk)
+        if options.source_fps is not None and info.container != "image":
+            kept = set(musubi_frames(clip.info.frames, options.source_fps))
+            frames = (frame for number, frame in enumerate(frames) if number in kept)
         if options.resolution is not None:
             frames = (to_bucket(to_depth(frame, np.dtype(np.uint8)), (info.width, info.height)) for frame in frames)
         held: deque[NDArray[Any]] = deque()  # frames from `first` on
         first = 0
+        offset = options.span(job.source)[0] or 0
         for number, part in enumerate(parts):
             original = (clip.info.width, clip.info.height)
-            yield Begin(number, len(parts), part.start, replace(info, frames=part.frames), original)
+            yield Begin(number, len(parts), offset + part.start, replace(info, frames=part.frames), original)
             following = parts[number + 1].start if number + 1 < len(parts) else part.start + part.frames
             for begin in range(part.start, part.start + part.frames, count):
                 end = min(begin + count, part.start + part.frames)
@@ -137,36 +133,38 @@ class PartEncoder:
     """
 
     def __init__(self, vae: WanVAE, out: Path, options: CacheOptions, memory: Budget) -> None:
-        if options.format == "musubi":
-            check_musubi(vae.config.latent_channels)
         self._vae, self._out, self._options, self._memory = vae, out, options, memory
+        self._output = CACHE_OUTPUTS[options.format](options, vae.config)
 
     def encode(self, job: Job, begin: Begin, frames: Iterator[Frames], tick: Callable[[], object]) -> Record:
         """Encode the frames of a part, write its file in one step, and describe it; `tick` is called after a pass."""
         info, vae, begun = begin.info, self._vae, time.perf_counter()
-        path = self._path(job, begin)
+        below = self._output.path(job, begin)
+        path = self._out / below
         statistics = _Statistics()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            writer = stack.enter_context(self._writer(path, begin))
+            writer = stack.enter_context(self._output.writer(path, begin))
             tensors = FramesToTensors(frames, vae.config, vae.device)
-            posterior = self._options.posterior
-            encoded = encode_chunks(vae, tensors, info.height, info.width, self._memory, moments=posterior)
-            parts = (normalized_moments(vae, moments) for moments in encoded) if posterior else zip(encoded)
-            for chunk, *logvar in to_host(parts, vae.device):
+            first = _First(tensors)
+            for chunk, *logvar in self._encoded(first, info):
                 if logvar:
                     writer.write_posterior(chunk, *logvar)
                 else:
                     writer.write(chunk)
                 statistics.add(chunk)
                 tick()
+            if self._options.i2v:
+                for (chunk,) in self._encoded(self._first_and_zeros(first.frame, info), info):
+                    writer.write(chunk)
+                    tick()
             shape = writer.finish(_latents_info(info, tensors.frames, vae.config, job.key.checkpoint))
         return Record(
             source=job.source.label,
-            output=path.relative_to(self._out).as_posix(),
+            output=below.as_posix(),
             part=begin.number,
             parts=begin.parts,
-            start=self._first(job, begin),
+            start=begin.start,
             frames=tensors.frames,
             width=info.width,
             height=info.height,
@@ -182,32 +180,38 @@ class PartEncoder:
             extra=dict(job.source.extra),
         )
 
-    def _first(self, job: Job, begin: Begin) -> int:
-        """Return the number of a part's first frame in its clip."""
-        return (self._options.span(job.source)[0] or 0) + begin.start
+    def _encoded(self, video: Iterable[Tensor], info: ClipInfo) -> Iterator[tuple[Tensor, ...]]:
+        """Yield normalized latents, with their log-variance if it is asked for, in the memory of the host."""
+        vae, moments = self._vae, self._options.posterior
+        encoded = encode_chunks(vae, video, info.height, info.width, self._memory, moments=moments)
+        parts = (normalized_moments(vae, chunk) for chunk in encoded) if moments else zip(encoded)
+        return to_host(parts, vae.device)
 
-    def _path(self, job: Job, begin: Begin) -> Path:
-        place = self._out / job.source.name
-        start = self._first(job, begin)
-        if self._options.format == "musubi":
-            original = begin.original if begin.info.container == "image" else None
-            return musubi_path(place.parent, place, begin.info, start, original)
-        is_part = begin.parts > 1 or job.source.start is not None or self._options.extract is not None
-        position = f"_{start:05d}-{begin.info.frames:03d}" if is_part and begin.info.container != "image" else ""
-        # The clip's own ending stays, since a.mp4 and a.png may lie side by side.
-        return place.with_name(f"{place.name}{position}.safetensors")
-
-    def _writer(self, path: Path, begin: Begin) -> LatentsWriter:
-        if self._options.format == "wan-vae":
-            return LatentsWriter(path)
-        values: Literal["raw", "normalized"] | None = self._options.values  # type: ignore[assignment]  # checked there
-        create = partial(ForeignWriter, path, self._options.format, self._vae.config, values=values)
-        return create(is_image=True, original=begin.original) if begin.info.container == "image" else create()
+    def _first_and_zeros(self, first: Tensor, info: ClipInfo) -> Iterator[Tensor]:
+        """Yield a frame and then 0.0, between black and white, as many frames as a clip has, a pass at a time."""
+        yield first
+        config = self._vae.config
+        count = self._vae.default_chunk_size(info.height, info.width) * config.temporal_compression
+        for begin in range(1, info.frames, count):
+            yield torch.zeros_like(first).expand(-1, -1, min(count, info.frames - begin), -1, -1)
 
 
 def _latents_info(info: ClipInfo, frames: int, config: VAEConfig, checkpoint: str) -> LatentsInfo:
     create = partial(LatentsInfo, frames=frames, width=info.width, height=info.height, fps=info.fps)
     return create(pixel_aspect=info.pixel_aspect, color=info.color, config=config, checkpoint=checkpoint)
+
+
+class _First:
+    """Iterates over videos (1, c, n, H, W) and keeps the first frame, (1, c, 1, H, W)."""
+
+    def __init__(self, videos: Iterable[Tensor]) -> None:
+        self._videos = videos
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number, video in enumerate(self._videos):
+            if number == 0:
+                self.frame = video[:, :, :1].clone()
+            yield video
 
 
 class _Statistics:

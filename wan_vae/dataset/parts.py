@@ -5,16 +5,19 @@ training looks for exactly these sizes and lengths; other trainers read the size
 """
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wan_vae.errors import UserError
+from wan_vae.errors import ClipError, UserError
 
 Extraction: TypeAlias = Literal["head", "chunk", "slide", "uniform", "full"]
 STEP = 16  # pixels between two sizes of buckets
+MUSUBI_FPS = 16  # of Wan's clips
+_MOST_PIXELS = 2**26  # of a picture before it is cut
 
 
 class Part(NamedTuple):
@@ -98,6 +101,21 @@ def bucket_sizes(width: int, height: int, step: int = STEP) -> list[tuple[int, i
     return sorted(sizes)
 
 
+def musubi_frames(frames: int, source_fps: float) -> list[int]:
+    """Return the numbers of the frames that musubi-tuner keeps of a clip whose rate is said to be `source_fps`.
+
+    Of the frames that have the same number at 16 a second, rounded down, the first is kept, so that none is repeated
+    in a clip of a lower rate. Times are summed in float64 as in its `load_video`; exact ones would keep other frames.
+    """
+    step, number, last, kept = MUSUBI_FPS / source_fps, 0.0, -1, []
+    for frame in range(frames):
+        if int(number) != last:
+            kept.append(frame)
+            last = int(number)
+        number += step
+    return kept
+
+
 def choose_bucket(width: int, height: int, resolution: tuple[int, int], *, upscale: bool) -> tuple[int, int]:
     """Return the size that pictures of width x height are brought to: the bucket of the nearest aspect.
 
@@ -118,28 +136,63 @@ def choose_bucket(width: int, height: int, resolution: tuple[int, int], *, upsca
 def to_bucket(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Scale a picture (height, width, c) to cover a size and cut its center: (size[1], size[0], c).
 
-    Enlarged by Lanczos, reduced by the mean over areas, as musubi-tuner does with Pillow and OpenCV.
+    Enlarged by Lanczos, reduced by the mean over areas, with the same bytes as musubi-tuner has of Pillow and OpenCV.
+
+    Raises:
+        ClipError: It is so wide or high that there would be too much to cut.
     """
     height, width = picture.shape[:2]
     if (width, height) == size:
         return picture
     scale = max(size[0] / width, size[1] / height)
     wide, high = int(width * scale + 0.5), int(height * scale + 0.5)
+    if wide * high > _MOST_PIXELS:
+        raise ClipError(f"{width}x{height} is too far from the shape of {size[0]}x{size[1]} to be cut to it.")
     if scale > 1:
         scaled = np.asarray(Image.fromarray(picture).resize((wide, high), Image.Resampling.LANCZOS))
     else:
-        rows, columns = _area_weights(height, high), _area_weights(width, wide)
-        mean = np.einsum("ih,hwc->iwc", rows, picture, optimize=True)
-        mean = np.einsum("jw,iwc->ijc", columns, mean, optimize=True)
-        scaled = np.rint(mean).astype(np.uint8)
+        scaled = _reduced(picture, wide, high)
     left, top = (wide - size[0]) // 2, (high - size[1]) // 2
     return np.ascontiguousarray(scaled[top : top + size[1], left : left + size[0]])
 
 
-def _area_weights(length: int, reduced: int) -> NDArray[np.float32]:
-    """Return (reduced, length): the share of each pixel in the mean over the area of a reduced pixel."""
-    edges = np.arange(reduced + 1) * (length / reduced)
-    pixels = np.arange(length)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    weights = np.clip(overlap, 0, None)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+def _reduced(picture: NDArray[np.uint8], wide: int, high: int) -> NDArray[np.uint8]:
+    """Return the means over the areas of a smaller picture's pixels, (high, wide, c), rounded as OpenCV's INTER_AREA.
+
+    Sums are in float32 and in its order, as they decide where a mean lies between two bytes.
+    """
+    height, width, channels = picture.shape
+    if width % wide == height % high == 0:
+        down, across = height // high, width // wide
+        sums = np.zeros((high, wide, channels), np.int32)
+        for row, column in product(range(down), range(across)):
+            sums += picture[row::down, column::across]
+        if (down, across) == (2, 2):
+            return (sums + 2 >> 2).astype(np.uint8)
+        return np.rint(sums.astype(np.float32) * np.float32(1 / (down * across))).astype(np.uint8)
+    mean = np.zeros((height, wide, channels), np.float32)
+    for pixels, shares in _area_taps(width, wide):
+        mean += picture.take(pixels, axis=1) * shares[:, None]
+    rows = mean
+    mean = np.zeros((high, wide, channels), np.float32)
+    for pixels, shares in _area_taps(height, high):
+        mean += rows.take(pixels, axis=0) * shares[:, None, None]
+    return np.rint(mean).astype(np.uint8)
+
+
+def _area_taps(length: int, reduced: int) -> list[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Return the pixels under each of `reduced` larger ones from left to right: numbers and shares, (reduced,) each."""
+    step = 1 / (reduced / length)
+    left = np.arange(reduced) * step
+    right, covered = left + step, np.minimum(step, length - left)
+    last = np.minimum(np.floor(right), length - 1)
+    first = np.minimum(np.ceil(left), last)
+    least = 1e-3  # of a pixel, below which OpenCV passes over it
+    taps = []
+    for number in range(-1, int((last - first).max()) + 1):
+        pixel = first + number
+        share = np.where(pixel < last, 1.0, np.minimum(right - last, 1.0))
+        share = np.where(pixel < first, first - left, share)
+        share = np.where((pixel > last) | (share <= least), 0.0, np.minimum(share, covered))
+        taps.append((np.clip(pixel, 0, length - 1).astype(np.intp), (share / covered).astype(np.float32)))
+    return taps

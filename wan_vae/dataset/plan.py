@@ -34,11 +34,16 @@ class CacheOptions:
         fps: Rate that clips are resampled to; None keeps theirs.
         frames: First frame and the one after the last, as of `encode_file`, of clips whose list does not say.
         length: Number of frames to take, from the first one on.
+        source_fps: Rate that all videos are taken for in the format "musubi", which keeps the same frames of them to
+            have 16 a second as musubi-tuner does with its option of this name. None keeps all.
         resolution: Width and height whose area the buckets have: each clip is scaled and cut to the bucket of its
             aspect. None for no buckets.
+        buckets: Whether there are buckets; else each clip is scaled and cut to `resolution` itself.
         upscale: Whether clips smaller than their bucket are enlarged.
         extract: How clips are cut in parts; None for whole clips.
         posterior: Whether files of the format "wan-vae" hold the log-variance, too.
+        i2v: Whether the files of "musubi" also hold what its training of image-to-video models takes: the latents of
+            the first frame followed by zeros, and a mask of it.
         dtype: What the network computes in, as named by the caller.
     """
 
@@ -49,10 +54,13 @@ class CacheOptions:
     fps: Fraction | float | None = None
     frames: tuple[int | None, int | None] = (None, None)
     length: int | None = None
+    source_fps: float | None = None
     resolution: tuple[int, int] | None = None
+    buckets: bool = True
     upscale: bool = True
     extract: Extract | None = None
     posterior: bool = False
+    i2v: bool = False
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -67,6 +75,15 @@ class CacheOptions:
         check_clip_options(self.size, self.frames, self.length)
         if self.size is not None and self.resolution is not None:
             raise UserError("size and resolution were both given; the size of a clip in buckets is its bucket's.")
+        if self.i2v and self.format != "musubi":
+            raise UserError(f"i2v is for the format musubi, not {self.format}.")
+        if self.source_fps is not None:
+            if self.format != "musubi" or self.fps is not None:
+                raise UserError("source_fps is for the format musubi, without fps; fps resamples clips of any rate.")
+            if not 0.001 <= self.source_fps <= 1000:
+                raise UserError(f"source_fps is {self.source_fps}; it must be from 0.001 to 1000, such as 29.97.")
+        if not self.buckets and (self.resolution is None or not self.upscale):
+            raise UserError("Without buckets, clips get the size of resolution, which must be given, and upscale on.")
         for name, least in (("size", 1), ("resolution", STEP)):
             sides = [side for side in getattr(self, name) or () if side is not None]
             if sides and min(sides) < least:

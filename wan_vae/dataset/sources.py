@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wan_vae.errors import UserError
@@ -113,15 +113,22 @@ def named_sources(paths: Sequence[Path]) -> list[Source]:
 
 
 def with_twins(sources: Iterable[Source]) -> list[Source]:
-    """Return the clips, those marked that another one before them shares the folder, the stem and the kind with."""
+    """Return the clips for a folder of musubi-tuner, those marked that another one has the stem and the kind of.
+
+    It looks in no subfolders, and for videos and images in folders of their own; if there are both, a warning says so.
+    """
     first: dict[tuple[str, bool], Source] = {}
     marked = []
     for source in sources:
         other = first.setdefault(
-            (os.path.splitext(source.name)[0], source.path.suffix.lower() in IMAGE_SUFFIXES),  # noqa: PTH122  # of a name
-            source,
+            (PurePosixPath(source.name).stem, source.path.suffix.lower() in IMAGE_SUFFIXES), source
         )
         marked.append(source if other.path == source.path else replace(source, twin=other.name))
+    if len({is_image for _, is_image in first}) == 2:
+        _LOGGER.warning(
+            "There are videos and images; musubi-tuner takes them from two folders, and its training on videos fails in"
+            " one with caches of images: cache them apart."
+        )
     return marked
 
 

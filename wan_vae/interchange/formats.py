@@ -31,6 +31,7 @@ UNKNOWN_WEIGHTS = "unknown"
 COMFYUI_TENSOR, COMFYUI_VERSION = "latent_tensor", "latent_format_version_0"
 AI_TOOLKIT_TENSOR, AI_TOOLKIT_VERSION = "latent", "latent_space_version"
 MUSUBI_ARCHITECTURES = ("wan", "qwen_image", "qwen_image_edit", "qwen_image_layered", "krea2")
+MUSUBI_MASK = 4  # channels that tell which frames are given, before those of latents_image
 MUSUBI_TENSOR = re.compile(r"latents_\d+x\d+x\d+_[a-z0-9]+")
 
 USUAL_NAMES = ("latents", "latent", "samples", "sample", "latent_tensor", "vae_latent", "z", "x")
@@ -123,7 +124,7 @@ def musubi_path(folder: Path, clip: Path, info: ClipInfo, start: int, original: 
         )
     if start < 0:
         raise LatentsError("--frames counts from the end; musubi-tuner names files by the first frame: count from 0.")
-    position = "" if info.container == "image" else f"{start:05d}-{info.frames:03d}_"
+    position = "" if info.container == "image" and info.frames == 1 else f"{start:05d}-{info.frames:03d}_"
     width, height = original or (width, height)
     return folder / f"{clip.stem}_{position}{width:04d}x{height:04d}_wan.safetensors"
 

@@ -15,6 +15,7 @@ from wan_vae.interchange.formats import (
     COMFYUI_TENSOR,
     COMFYUI_VERSION,
     FORMATS,
+    MUSUBI_MASK,
     OURS,
     VALUES_KEY,
     Values,
@@ -46,6 +47,7 @@ class ForeignWriter(LatentsWriter):
         values: Values | None = None,
         is_image: bool = False,
         original: tuple[int, int] | None = None,
+        i2v: bool = False,
         overwrite: bool = True,
     ) -> None:
         """Write to a path.
@@ -57,6 +59,8 @@ class ForeignWriter(LatentsWriter):
             values: What a bare tensor holds; None for normalized latents.
             is_image: The source is an image; musubi-tuner tells its cache from that of a video of one frame.
             original: Width and height of an image before it was brought to its bucket, which musubi-tuner's files name.
+            i2v: What is written after the latents of the clip are as many of its first frame and zeros, on which
+                musubi-tuner trains models of images to video.
             overwrite: As in `LatentsWriter`.
 
         Raises:
@@ -68,6 +72,7 @@ class ForeignWriter(LatentsWriter):
         self._name_of_format, self._form = name, FORMATS[name]
         self._config, self._values = config, self._form.values or values or "normalized"
         self._is_image, self._original = is_image, original
+        self._clips = 2 if i2v else 1
         self._suffix = Path(target).suffix.lower()
 
     def write(self, latents: Tensor) -> None:
@@ -95,11 +100,22 @@ class ForeignWriter(LatentsWriter):
             tensors = {COMFYUI_TENSOR: (kind, stored), COMFYUI_VERSION: ("F32", (0,))}
             file.write(safetensors_header(tensors, {"prompt": ""}))
         elif self._name_of_format == "musubi":
-            size = "x".join(str(side) for side in shape[2:])
-            name = f"latents_{size}_{str(dtype).removeprefix('torch.')}"
+            _, channels, frames, *_ = shape
+            size = "x".join(str(side) for side in shape[2:]) + f"_{str(dtype).removeprefix('torch.')}"
+            tensors = {f"latents_{size}": (kind, stored)}
+            if self._clips > 1:
+                tensors[f"latents_image_{size}"] = (kind, (MUSUBI_MASK + channels, *stored[1:]))
             width, height = self._original or (info.width, info.height)
-            metadata = musubi_metadata(width, height, info.frames, image=self._is_image)
-            file.write(safetensors_header({name: (kind, stored)}, metadata))
+            file.write(safetensors_header(tensors, musubi_metadata(width, height, info.frames, image=self._is_image)))
+            for plane in self._planes(0, frames):
+                file.write(plane)
+            if self._clips > 1:
+                given, made = (torch.full(shape[3:], value, dtype=dtype).view(torch.uint8) for value in (1, 0))
+                for mask in (given, *[made] * (frames - 1)) * MUSUBI_MASK:
+                    file.write(mask.numpy().data)
+                for plane in self._planes(frames):
+                    file.write(plane)
+            return
         else:
             file.write(safetensors_header({"latents": (kind, stored)}, {VALUES_KEY: self._values}))
         for plane in self._planes():

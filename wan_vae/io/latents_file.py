@@ -160,7 +160,8 @@ class LatentsWriter:
         self._name = str(self._target) if isinstance(self._target, Path) else "the file object"
         self._frames = 0
         self._first: Tensor | None = None
-        self._tensors: tuple[str, ...] = ("latents",)
+        self._tensors: tuple[str, ...] = ("latents",)  # which follow one another in the channels of `_first`
+        self._clips = 1  # whose latents follow one another in time
         self._finished = False
 
     def __enter__(self) -> "LatentsWriter":
@@ -234,7 +235,7 @@ class LatentsWriter:
         if self._first is None:
             raise self._refusal("there were no latents; write at least one chunk.")
         _, channels, height, width = self._first.shape
-        shape = (1, channels // len(self._tensors), self._frames, height, width)
+        shape = (1, channels // len(self._tensors), self._frames // self._clips, height, width)
         try:
             info.check_shape(shape)
         except LatentsError as error:
@@ -251,13 +252,16 @@ class LatentsWriter:
         for plane in self._planes():
             file.write(plane)
 
-    def _planes(self) -> Iterator[bytes]:
-        """Yield the values (h, w) of every channel and latent frame, in the order of the tensor (1, z, t, h, w)."""
+    def _planes(self, first: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Yield the values (h, w) of every channel and latent frame, in the order of the tensor (1, z, t, h, w).
+
+        `first` and `stop` are the first latent frame and the one after the last; None for the end.
+        """
         assert self._first is not None
         channels, frame_bytes = self._first.shape[1], self._first.nbytes
         plane_bytes = frame_bytes // channels
         for channel in range(channels):
-            for frame in range(self._frames):
+            for frame in range(self._frames)[first:stop]:
                 self._spool.seek(frame * frame_bytes + channel * plane_bytes)
                 yield self._spool.read(plane_bytes)
 
