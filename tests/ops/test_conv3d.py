@@ -26,7 +26,7 @@ def drawn(generator: torch.Generator, *shape: int) -> torch.Tensor:
     channels_last=st.booleans(),
     with_bias=st.booleans(),
     with_skip=st.booleans(),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     zeros=st.none() | st.tuples(*[st.integers(0, 2)] * 5),
     pieces=st.integers(1, 3),
 )
@@ -66,7 +66,7 @@ def test_without_gradients_the_result_is_the_same(
         parts = [x] if pieces == 1 else list(x.split([*[1] * (pieces - 1), x.shape[2] - pieces + 1], dim=2))
         out = convolve(parts, weight, bias, Workspace(), zero_padding=zeros, stride=stride, residual=skip)
     assert out.dtype == dtype
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
     scale = expected.abs().max().item() if expected.numel() else 0
     torch.testing.assert_close(out.to(torch.float64), expected, rtol=0, atol=tolerance * max(scale, 1))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wan_vae.ops import autotune, needs_plain_ops
 from wan_vae.ops.cpu import kernels
-from wan_vae.ops.memory_estimator import estimator_of
+from wan_vae.ops.memory_estimator import device_of, estimator_of
 from wan_vae.ops.triton import supports_triton
 from wan_vae.ops.workspace import Workspace
 
@@ -187,12 +187,8 @@ def _convolve_tensor(
     residual: Tensor | None,
     shape: tuple[int, ...],
 ) -> Tensor:
-    if stride != _NO_STRIDE and shape[4] == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
-        # With AMX, oneDNN in torch 2.14 computes these wrongly in bfloat16. (A similar bug with other strides:
-        # https://github.com/uxlfoundation/oneDNN/pull/5494.)
-        wide = (None if value is None else value.float() for value in (x, weight, bias, residual))
-        x, weight, bias, residual = wide  # type: ignore[assignment]
-        return _convolve_tensor(x, weight, bias, workspace, padding, stride, residual, shape).bfloat16()
+    if _must_widen(x, stride, shape):
+        return _convolve_widened(x, weight, bias, workspace, padding, stride, residual, shape)
     if needs_plain_ops():
         out = F.conv3d(x, weight, bias, stride, (0, *padding))
         return out if residual is None else out + residual
@@ -216,6 +212,41 @@ def _convolve_tensor(
         return convolve_on_gpu(x, weight, bias, padding, stride, residual)
     out = F.conv3d(x, weight, bias, stride, (0, *padding))
     return out if residual is None else out.add_(residual)
+
+
+def _must_widen(x: Tensor, stride: Stride, shape: tuple[int, ...]) -> bool:
+    """Whether a convolution on a CPU is computed in float32 and rounded: it would be wrong, or very slow."""
+    if device_of(x).type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if not needs_plain_ops() and _onednn_supports(torch.float32) and not _onednn_supports(x.dtype):
+        return True
+    # With AMX, oneDNN in torch 2.14 computes these wrongly in bfloat16. (A similar bug with other strides:
+    # https://github.com/uxlfoundation/oneDNN/pull/5494.)
+    return stride != _NO_STRIDE and shape[4] == 1 and x.dtype == torch.bfloat16
+
+
+def _convolve_widened(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    workspace: Workspace,
+    padding: tuple[int, int],
+    stride: Stride,
+    residual: Tensor | None,
+    shape: tuple[int, ...],
+) -> Tensor:
+    def widened(value: Tensor) -> Tensor:
+        if needs_plain_ops():
+            return value.float()
+        wide = workspace.empty(tuple(value.shape), like=_FLOAT32.to(value.device))
+        return wide.copy_(value)
+
+    arguments = (None if bias is None else bias.float(), workspace, padding, stride)
+    wide_residual = None if residual is None else widened(residual)
+    out = _convolve_tensor(widened(x), widened(weight), *arguments, wide_residual, shape)
+    if needs_plain_ops():
+        return out.to(x.dtype)
+    return workspace.empty(shape, like=x).copy_(out)
 
 
 @cache
