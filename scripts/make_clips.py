@@ -75,6 +75,11 @@ KINDS: dict[str, tuple[str, Callable[[Path, random.Random], object]]] = {
 }
 """Endings and writers of the kinds; the last three are no clips."""
 BAD = ("cut", "sound", "noise")
+FILM: tuple[str, Callable[[Path, random.Random], object]] = (
+    ".mp4",
+    lambda path, draw: video(path, draw, frames=33, size=(1280, 720)),
+)
+"""What people train on: its decoding and scaling take time, too."""
 
 
 def main() -> None:
@@ -83,14 +88,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--film", action="store_true", help="clips of 33 frames of 1280x720 only, in one folder")
     arguments = parser.parse_args()
     for number in range(arguments.count):
-        kind = list(KINDS)[number % len(KINDS)]
-        suffix, write = KINDS[kind]
-        path = arguments.folder / f"{number // 50:02d}" / f"{number:04d}_{kind}{suffix}"
+        kind = "film" if arguments.film else list(KINDS)[number % len(KINDS)]
+        suffix, write = FILM if arguments.film else KINDS[kind]
+        folder = arguments.folder if arguments.film else arguments.folder / f"{number // 50:02d}"
+        path = folder / f"{number:04d}_{kind}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, random.Random(f"{arguments.seed} {number}"))
-        if number % 3 == 0:
+        if number % 3 == 0 and not arguments.film:
             path.with_suffix(".txt").write_text(f"clip {number}, {kind}\n", encoding="utf-8")
 
 
