@@ -22,7 +22,7 @@ from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.outputs import CACHE_OUTPUTS, first_frame
 from wan_vae.dataset.outputs import Begin as Begin
-from wan_vae.dataset.parts import Part, choose_bucket, to_bucket
+from wan_vae.dataset.parts import Part
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.errors import ClipError, UserError
 from wan_vae.files import encode_chunks
@@ -52,7 +52,7 @@ def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) 
             least = min(options.extract.target_frames)
             raise ClipError(f"{source} has {info.frames} frames, fewer than a part of {least} has.")
     if options.resolution is not None:
-        width, height = choose_bucket(info.width, info.height, options.resolution, upscale=options.upscale)
+        width, height = CACHE_OUTPUTS[options.format](options, config).bucket(info.width, info.height)
         info = replace(info, width=width, height=height, pixel_aspect=Fraction(1), bit_depth=8)
     return info, parts
 
@@ -78,7 +78,8 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
         count = max(1, min(count, _LARGEST_CHUNK // (info.width * info.height * (4 if alpha else 3))))
         frames: Iterator[NDArray[Any]] = (frame for chunk in clip.chunks(count) for frame in chunk)
         if options.resolution is not None:
-            frames = (to_bucket(to_depth(frame, np.dtype(np.uint8)), (info.width, info.height)) for frame in frames)
+            output, size = CACHE_OUTPUTS[options.format](options, config), (info.width, info.height)
+            frames = (output.to_bucket(to_depth(frame, np.dtype(np.uint8)), size) for frame in frames)
         held: deque[NDArray[Any]] = deque()  # frames from `first` on
         first = 0
         for number, part in enumerate(parts):
@@ -127,7 +128,7 @@ class PartEncoder:
         statistics = _Statistics()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            writer = stack.enter_context(self._output.writer(path, begin))
+            writer = stack.enter_context(self._output.writer(job, path, begin))
             tensors = FramesToTensors(frames, vae.config, vae.device)
             for (chunk,) in to_host(
                 zip(encode_chunks(vae, tensors, info.height, info.width, self._memory)), vae.device

@@ -26,7 +26,7 @@ class CacheOptions:
     """What the outputs of a cache depend on, beside clips and weights.
 
     Attributes:
-        format: "wan-vae", "musubi" or "tensor" (safetensors), as of `encode_file`.
+        format: "wan-vae", "musubi" or "tensor" (safetensors), as of `encode_file`; "ai-toolkit" or "simpletuner".
         values: What "tensor" holds, "raw" or "normalized".
         size: Width and height that clips are scaled to; of one that is None, the clip's shape decides. None keeps them.
         fit: "stretch", "crop" or "pad" where the size has another shape, as of `encode_file`.
@@ -36,6 +36,7 @@ class CacheOptions:
         upscale: Whether clips smaller than their bucket are enlarged.
         extract: How clips are cut in parts; None for whole clips.
         dtype: What the network computes in, as named by the caller.
+        architecture: The model that is trained, by the name that "ai-toolkit" has for it; None for the usual one.
     """
 
     format: str = "wan-vae"
@@ -47,12 +48,15 @@ class CacheOptions:
     upscale: bool = True
     extract: Extract | None = None
     dtype: str = "auto"
+    architecture: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in CACHE_FORMATS:
             raise UserError(f"format is {self.format!r}; a cache is of {', '.join(CACHE_FORMATS)}.")
         if self.values is not None and (self.format != "tensor" or self.values not in ("raw", "normalized")):
             raise UserError(f"values is {self.values!r}; it is raw or normalized, for the format tensor alone.")
+        if self.architecture is not None and self.format != "ai-toolkit":
+            raise UserError(f"architecture is {self.architecture!r}; it is for the format ai-toolkit alone.")
         if self.size is not None and self.resolution is not None:
             raise UserError("size and resolution were both given; the size of a clip in buckets is its bucket's.")
         for name, least in (("size", 1), ("resolution", STEP)):
@@ -63,10 +67,12 @@ class CacheOptions:
     def digest(self) -> str:
         """Return what tells two sets of options apart."""
         values = {**asdict(self), "fps": None if self.fps is None else str(self.fps), "version": _VERSION}
+        if self.architecture is None:  # caches from before it was an option stay
+            del values["architecture"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-CACHE_FORMATS = ("wan-vae", "musubi", "tensor")
+CACHE_FORMATS = ("wan-vae", "musubi", "tensor", "ai-toolkit", "simpletuner")
 
 
 @dataclass(frozen=True)
