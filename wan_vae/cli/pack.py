@@ -39,7 +39,7 @@ def pack(
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Write the items of CACHE into shards in OUT, for training that streams. What is there already, and fits, is kept."""
+    """Write the items of CACHE into shards in OUT, for training that streams. What is there and fits is kept."""
     from wan_vae.dataset import pack_latents
 
     with _Progress() as progress:
