@@ -173,9 +173,6 @@ def test_part_that_a_list_cuts_has_no_file_for_trainers_with_one_a_clip(
         ({"architecture": "wan21"}, "architecture is 'wan21'; it is for the format ai-toolkit alone"),
     ],
 )
-def test_options_that_a_trainer_has_no_place_for_get_a_sentence(
-    vae: WanVAE, clips: Path, tmp_path: Path, arguments: dict[str, Any], sentence: str
-) -> None:
+def test_options_that_a_trainer_has_no_place_for_get_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        cache_latents(clips, tmp_path / "out", vae, options=CacheOptions(**arguments))
-    assert files(tmp_path / "out") == []
+        CacheOptions(**arguments)

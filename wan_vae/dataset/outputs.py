@@ -23,7 +23,6 @@ from wan_vae.dataset.ai_toolkit import (
 )
 from wan_vae.dataset.parts import choose_bucket, to_bucket
 from wan_vae.dataset.plan import CacheOptions, Job
-from wan_vae.dataset.sources import Source
 from wan_vae.errors import LatentsError
 from wan_vae.interchange.formats import Values, check_musubi, musubi_path
 from wan_vae.interchange.writer import ForeignWriter
@@ -126,42 +125,21 @@ class MusubiOutput(CacheOutput):
         return ForeignWriter(path, "musubi", self._config, is_image=begin.is_image, original=original)
 
 
-class _OneFileAClip(CacheOutput):
-    """What is common to trainers that have one file for a clip, whichever frames are taken of it."""
+def _check_whole(job: Job, trainer: str) -> None:
+    if job.source.start is not None:
+        raise LatentsError(
+            f"{job.source.name} has a `start` in the list; {trainer} has one file a clip: cut the clip, or leave"
+            " `start` out."
+        )
 
-    trainer: str
+
+class AiToolkitOutput(CacheOutput):
+    """Caches of ai-toolkit."""
 
     def __init__(self, options: CacheOptions, config: VAEConfig) -> None:
         super().__init__(options, config)
         extract = options.extract
-        one = extract is None or extract.extraction == "full"
-        if extract is not None and not one and (extract.extraction != "head" or len(extract.target_frames) != 1):
-            raise LatentsError(
-                f"{self.trainer} has one file a clip: give --target-frames with the `num_frames` of its dataset, one"
-                " number, or --extraction full."
-            )
-        self._num_frames = None if one or extract is None else extract.target_frames[0]
-
-    def _check(self, source: Source) -> None:
-        if source.start is not None:
-            raise LatentsError(
-                f"{source.name} has a `start` in the list; {self.trainer} has one file a clip: cut the clip, or leave"
-                " `start` out."
-            )
-
-
-class AiToolkitOutput(_OneFileAClip):
-    """Caches of ai-toolkit."""
-
-    trainer = "ai-toolkit"
-
-    def __init__(self, options: CacheOptions, config: VAEConfig) -> None:
-        super().__init__(options, config)
-        if options.resolution is None or options.resolution[0] != options.resolution[1]:
-            raise LatentsError(
-                "ai-toolkit brings every clip to a bucket of its own shape, with the pixels of a square: give"
-                " --resolution NxN with the `resolution` of its dataset, such as 512x512."
-            )
+        self._num_frames = None if extract is None or extract.extraction == "full" else extract.target_frames[0]
         # Twice the side of a latent pixel, since the transformers join 2x2 of these.
         self._step = 2 * config.spatial_compression
         self._architecture = options.architecture or ("wan22_5b" if config.spatial_compression == 16 else "wan21")
@@ -174,7 +152,7 @@ class AiToolkitOutput(_OneFileAClip):
         return to_toolkit_bucket(picture, size)
 
     def path(self, job: Job, begin: Begin) -> Path:
-        self._check(job.source)
+        _check_whole(job, "ai-toolkit")
         return toolkit_path(Path(job.source.name), self._facts(job.source.name, begin))
 
     def writer(self, job: Job, path: Path, begin: Begin) -> LatentsWriter:
@@ -192,24 +170,14 @@ class AiToolkitOutput(_OneFileAClip):
         return facts if begin.is_image else facts | video_facts(self._num_frames, None if fps is None else float(fps))
 
 
-class SimpleTunerOutput(_OneFileAClip):
+class SimpleTunerOutput(CacheOutput):
     """Caches of SimpleTuner (helpers/caching/vae.py), named by a hash of the clip's stem.
 
     A file is a tensor (z, t, h, w) of torch.save, normalized means; its sides are even.
     """
 
-    trainer = "SimpleTuner"
-
-    def __init__(self, options: CacheOptions, config: VAEConfig) -> None:
-        super().__init__(options, config)
-        if options.resolution is not None:
-            raise LatentsError(
-                "SimpleTuner's buckets are those of its metadata, not of --resolution: give --size and --fit crop with"
-                " the size that it has for these clips."
-            )
-
     def path(self, job: Job, begin: Begin) -> Path:
-        self._check(job.source)
+        _check_whole(job, "SimpleTuner")
         step = 2 * self._config.spatial_compression
         width, height = begin.info.width, begin.info.height
         if width % step or height % step:

@@ -63,6 +63,28 @@ class CacheOptions:
             sides = [side for side in getattr(self, name) or () if side is not None]
             if sides and min(sides) < least:
                 raise UserError(f"{name} has a side of {min(sides)}; sides are from {least} on.")
+        self._check_trainer()
+
+    def _check_trainer(self) -> None:
+        """Raise a UserError for options that the trainer of the format has no place for."""
+        if self.format == "ai-toolkit" and (self.resolution is None or self.resolution[0] != self.resolution[1]):
+            raise UserError(
+                "ai-toolkit brings every clip to a bucket of its own shape, with the pixels of a square: give"
+                " --resolution NxN with the `resolution` of its dataset, such as 512x512."
+            )
+        if self.format == "simpletuner" and self.resolution is not None:
+            raise UserError(
+                "SimpleTuner's buckets are those of its metadata, not of --resolution: give --size and --fit crop with"
+                " the size that it has for these clips."
+            )
+        extract = self.extract
+        if extract is None or extract.extraction == "full" or self.format not in ONE_FILE_A_CLIP:
+            return
+        if extract.extraction != "head" or len(extract.target_frames) != 1:
+            raise UserError(
+                f"{ONE_FILE_A_CLIP[self.format]} has one file a clip: give --target-frames with the `num_frames` of its"
+                " dataset, one number, or --extraction full."
+            )
 
     def digest(self) -> str:
         """Return what tells two sets of options apart."""
@@ -71,6 +93,9 @@ class CacheOptions:
             del values["architecture"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
+
+ONE_FILE_A_CLIP = {"ai-toolkit": "ai-toolkit", "simpletuner": "SimpleTuner"}
+"""Trainers that have one file for a clip, whichever frames are taken of it, by their formats."""
 
 CACHE_FORMATS = ("wan-vae", "musubi", "tensor", "ai-toolkit", "simpletuner")
 

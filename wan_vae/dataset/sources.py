@@ -22,6 +22,7 @@ CLIP_SUFFIXES = IMAGE_SUFFIXES | frozenset(
 )
 LIST_SUFFIXES = (".txt", ".jsonl", ".csv")
 
+_CACHE_SUFFIXES = (".safetensors", ".json", ".jsonl")
 _PATH_COLUMNS = ("path", "video", "video_path", "image", "image_path", "file", "file_name")
 _CAPTION_COLUMNS = ("caption", "text", "prompt")
 _LARGEST_CAPTION = 2**20  # bytes
@@ -84,6 +85,7 @@ def list_sources(origin: Path, *, outside: Path | None = None) -> list[Source]:
 
 def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
     ignored = Counter[str]()
+    holds_cache = outside is not None and outside.resolve() == folder.resolve()  # as trainers have it beside the clips
     for place, folders, files in os.walk(folder):
         below = Path(place)
         folders[:] = sorted(
@@ -97,7 +99,7 @@ def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
                 continue
             if path.suffix.lower() in CLIP_SUFFIXES:
                 yield Source(path, path.relative_to(folder).as_posix(), _caption_beside(path))
-            elif path.suffix.lower() != ".txt":
+            elif path.suffix.lower() != ".txt" and not (holds_cache and path.suffix in _CACHE_SUFFIXES):
                 ignored[path.suffix.lower() or "no ending"] += 1
     if ignored:
         kinds = ", ".join(f"{count} of {suffix}" for suffix, count in ignored.most_common(5))
