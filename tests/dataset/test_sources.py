@@ -33,6 +33,15 @@ def test_list_sources_of_a_folder_finds_clips_below_and_their_captions(
     assert "left out: 1 of .md" in record.message
 
 
+def test_list_sources_of_a_folder_with_its_cache_says_nothing_of_the_caches_files(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "manifest.jsonl").touch()
+    assert len(list_sources(folder, outside=folder)) == 3
+    (record,) = caplog.records
+    assert record.message.endswith("left out: 1 of .md.")
+
+
 def test_list_sources_of_a_single_clip_is_that_clip(folder: Path) -> None:
     (source,) = list_sources(folder / "a.webm")
     assert (source.path, source.name, source.caption) == (folder / "a.webm", "a.webm", "A cat.")

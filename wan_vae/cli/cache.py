@@ -25,6 +25,8 @@ class CacheFormat(str, Enum):
     ours = "wan-vae"
     musubi = "musubi"
     tensor = "tensor"
+    ai_toolkit = "ai-toolkit"
+    simpletuner = "simpletuner"
 
 
 class Extraction(str, Enum):
@@ -49,6 +51,10 @@ def cache(
     format: Annotated[CacheFormat, typer.Option(help="What the files are for.")] = CacheFormat.ours,  # noqa: A002
     values: Annotated[
         options.Values | None, typer.Option(help="What --format tensor holds, default normalized.")
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="The model that --format ai-toolkit is for, default wan21 or wan22_5b.", metavar="NAME"),
     ] = None,
     size: options.ClipSizeOption = None,
     fit: options.FitOption = None,
@@ -139,6 +145,7 @@ def cache(
         posterior=posterior,
         i2v=i2v,
         dtype=f"{dtype.value} {device.value}",
+        architecture=architecture,
     )
 
     # Other processes need it, so it is no function in a function.

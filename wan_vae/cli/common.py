@@ -80,6 +80,7 @@ class Progress(ExitStack):
     A context manager. From its first call on, signals wait for the next call, which raises KeyboardInterrupt.
     """
 
+    unit = "frame"
     _bar: "tqdm[Any] | None" = None
 
     def __call__(self, done: int, total: int) -> None:
@@ -88,7 +89,7 @@ class Progress(ExitStack):
 
             agree()
             self.enter_context(signals.deferred())
-            bar = tqdm(total=total, unit="frame", disable=None if is_main() else True, leave=False)
+            bar = tqdm(total=total, unit=self.unit, disable=None if is_main() else True, leave=False)
             self._bar = self.enter_context(bar)
         signals.check_interrupted()
         self._bar.update(done - self._bar.n)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from wan_vae.arguments import check_count, check_path
 from wan_vae.dataset.manifest import Failure, Manifest
-from wan_vae.dataset.plan import STEM_FORMATS, CacheOptions, CheckpointDigests, Job, Todo, find_jobs
+from wan_vae.dataset.plan import CacheOptions, CheckpointDigests, Job, Todo, find_jobs
 from wan_vae.dataset.sources import Source, list_sources, named_sources, with_twins
 from wan_vae.errors import UserError
 
@@ -150,7 +150,7 @@ def find_sources(source: str | Path | Sequence[str | Path], folder: Path, option
         if item.label in seen:
             raise UserError(f"{item.path} is named twice; outputs are named by the clips and their first frames.")
         seen.add(item.label)
-    return with_twins(sources) if options.format in STEM_FORMATS else sources
+    return with_twins(sources, options.format)
 
 
 def _run(

@@ -22,7 +22,7 @@ from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.outputs import CACHE_OUTPUTS
 from wan_vae.dataset.outputs import Begin as Begin
-from wan_vae.dataset.parts import MUSUBI_FPS, Part, choose_bucket, musubi_frames, to_bucket
+from wan_vae.dataset.parts import MUSUBI_FPS, Part, musubi_frames
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.dataset.sources import Source
 from wan_vae.errors import ClipError
@@ -80,7 +80,7 @@ def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) 
     if options.resolution is not None:
         width, height = options.resolution
         if options.buckets:
-            width, height = choose_bucket(info.width, info.height, options.resolution, upscale=options.upscale)
+            width, height = CACHE_OUTPUTS[options.format](options, config).bucket(info.width, info.height)
         info = replace(info, width=width, height=height, pixel_aspect=Fraction(1), bit_depth=8)
     return info, parts
 
@@ -101,7 +101,8 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
             kept = set(musubi_frames(clip.info.frames, options.source_fps))
             frames = (frame for number, frame in enumerate(frames) if number in kept)
         if options.resolution is not None:
-            frames = (to_bucket(to_depth(frame, np.dtype(np.uint8)), (info.width, info.height)) for frame in frames)
+            output, size = CACHE_OUTPUTS[options.format](options, config), (info.width, info.height)
+            frames = (output.to_bucket(to_depth(frame, np.dtype(np.uint8)), size) for frame in frames)
         held: deque[NDArray[Any]] = deque()  # frames from `first` on
         first = 0
         offset = options.span(job.source)[0] or 0
@@ -144,7 +145,7 @@ class PartEncoder:
         statistics = _Statistics()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            writer = stack.enter_context(self._output.writer(path, begin))
+            writer = stack.enter_context(self._output.writer(job, path, begin))
             tensors = FramesToTensors(frames, vae.config, vae.device)
             first = _First(tensors)
             for chunk, *logvar in self._encoded(first, info):

@@ -3,13 +3,27 @@
 A format is a class here and a name in `CACHE_FORMATS` of plan.py, which needs no torch.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wan_vae.config import VAEConfig
+from wan_vae.dataset.ai_toolkit import (
+    ToolkitWriter,
+    crop_facts,
+    to_toolkit_bucket,
+    toolkit_bucket,
+    toolkit_path,
+    video_facts,
+)
+from wan_vae.dataset.parts import choose_bucket, to_bucket
 from wan_vae.dataset.plan import CacheOptions, Job
+from wan_vae.errors import LatentsError
 from wan_vae.interchange.formats import Values, check_musubi, musubi_path
 from wan_vae.interchange.writer import ForeignWriter
 from wan_vae.io import ClipInfo
@@ -46,6 +60,15 @@ class CacheOutput(ABC):
         """Raise a LatentsError for a model that the format has no place for."""
         self._options, self._config = options, config
 
+    def bucket(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size that pictures of width x height are brought to, with the option `resolution`."""
+        assert self._options.resolution is not None
+        return choose_bucket(width, height, self._options.resolution, upscale=self._options.upscale)
+
+    def to_bucket(self, picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Bring a picture (height, width, c) to the size of its bucket."""
+        return to_bucket(picture, size)
+
     @abstractmethod
     def path(self, job: Job, begin: Begin) -> Path:
         """Return the file of a part, relative to the cache's folder.
@@ -55,7 +78,7 @@ class CacheOutput(ABC):
         """
 
     @abstractmethod
-    def writer(self, path: Path, begin: Begin) -> LatentsWriter:
+    def writer(self, job: Job, path: Path, begin: Begin) -> LatentsWriter:
         """Return what writes the normalized latents of a part to a path."""
 
 
@@ -69,14 +92,14 @@ class OwnOutput(CacheOutput):
         # The clip's own ending stays, since a.mp4 and a.png may lie side by side.
         return place.with_name(f"{place.name}{position}.safetensors")
 
-    def writer(self, path: Path, begin: Begin) -> LatentsWriter:
+    def writer(self, job: Job, path: Path, begin: Begin) -> LatentsWriter:
         return LatentsWriter(path)
 
 
 class TensorOutput(OwnOutput):
     """Bare tensors, named as our files."""
 
-    def writer(self, path: Path, begin: Begin) -> LatentsWriter:
+    def writer(self, job: Job, path: Path, begin: Begin) -> LatentsWriter:
         return ForeignWriter(path, "tensor", self._config, values=cast("Values | None", self._options.values))
 
 
@@ -92,11 +115,85 @@ class MusubiOutput(CacheOutput):
         original = begin.original if begin.is_image else None
         return musubi_path(Path(), place, begin.info, begin.start, original)  # it looks in one folder
 
-    def writer(self, path: Path, begin: Begin) -> LatentsWriter:
+    def writer(self, job: Job, path: Path, begin: Begin) -> LatentsWriter:
         original = begin.original if begin.is_image else None
         i2v = self._options.i2v
         return ForeignWriter(path, "musubi", self._config, is_image=begin.is_image, original=original, i2v=i2v)
 
 
-CACHE_OUTPUTS: dict[str, type[CacheOutput]] = {"wan-vae": OwnOutput, "musubi": MusubiOutput, "tensor": TensorOutput}
+def _check_whole(job: Job, trainer: str) -> None:
+    if job.source.start is not None:
+        raise LatentsError(
+            f"{job.source.name} has a `start` in the list; {trainer} has one file a clip: cut the clip, or leave"
+            " `start` out."
+        )
+
+
+class AiToolkitOutput(CacheOutput):
+    """Caches of ai-toolkit."""
+
+    def __init__(self, options: CacheOptions, config: VAEConfig) -> None:
+        super().__init__(options, config)
+        extract = options.extract
+        self._num_frames = None if extract is None or extract.extraction == "full" else extract.target_frames[0]
+        # Twice the side of a latent pixel, since the transformers join 2x2 of these.
+        self._step = 2 * config.spatial_compression
+        self._architecture = options.architecture or ("wan22_5b" if config.spatial_compression == 16 else "wan21")
+
+    def bucket(self, width: int, height: int) -> tuple[int, int]:
+        assert self._options.resolution is not None
+        return toolkit_bucket(width, height, self._options.resolution[0], self._step)
+
+    def to_bucket(self, picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        return to_toolkit_bucket(picture, size)
+
+    def path(self, job: Job, begin: Begin) -> Path:
+        _check_whole(job, "ai-toolkit")
+        return toolkit_path(Path(job.source.name), self._facts(job.source.name, begin))
+
+    def writer(self, job: Job, path: Path, begin: Begin) -> LatentsWriter:
+        frames = None if begin.is_image else self._num_frames or begin.info.frames
+        return ToolkitWriter(path, self._facts(job.source.name, begin), frames)
+
+    def _facts(self, name: str, begin: Begin) -> dict[str, Any]:
+        if not begin.is_image and self._options.extract is None:
+            raise LatentsError(
+                f"{name} is a video: give --target-frames with the `num_frames` of ai-toolkit's dataset, or"
+                " --extraction full for `auto_frame_count`."
+            )
+        facts = crop_facts(Path(name).name, begin.original, (begin.info.width, begin.info.height), self._architecture)
+        fps = self._options.fps
+        return facts if begin.is_image else facts | video_facts(self._num_frames, None if fps is None else float(fps))
+
+
+class SimpleTunerOutput(CacheOutput):
+    """Caches of SimpleTuner (helpers/caching/vae.py), named by a hash of the clip's stem.
+
+    A file is a tensor (z, t, h, w) of torch.save, normalized means; its sides are even.
+    """
+
+    def path(self, job: Job, begin: Begin) -> Path:
+        _check_whole(job, "SimpleTuner")
+        step = 2 * self._config.spatial_compression
+        width, height = begin.info.width, begin.info.height
+        if width % step or height % step:
+            fit = "x".join(str(max(step, side // step * step)) for side in (width, height))
+            raise LatentsError(
+                f"{job.source.name} has {width}x{height} pixels; SimpleTuner trains on sides that are multiples of"
+                f" {step}: give --size {fit}, or the size of its metadata."
+            )
+        place = Path(job.source.name)
+        return place.with_name(f"{hashlib.sha256(place.stem.encode()).hexdigest()}.pt")
+
+    def writer(self, job: Job, path: Path, begin: Begin) -> LatentsWriter:
+        return ForeignWriter(path, "simpletuner", self._config)
+
+
+CACHE_OUTPUTS: dict[str, type[CacheOutput]] = {
+    "wan-vae": OwnOutput,
+    "musubi": MusubiOutput,
+    "tensor": TensorOutput,
+    "ai-toolkit": AiToolkitOutput,
+    "simpletuner": SimpleTunerOutput,
+}
 """By the names of `CACHE_FORMATS`."""

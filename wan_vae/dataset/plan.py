@@ -27,7 +27,7 @@ class CacheOptions:
     """What the outputs of a cache depend on, beside clips and weights.
 
     Attributes:
-        format: "wan-vae", "musubi" or "tensor" (safetensors), as of `encode_file`.
+        format: "wan-vae", "musubi" or "tensor" (safetensors), as of `encode_file`; "ai-toolkit" or "simpletuner".
         values: What "tensor" holds, "raw" or "normalized".
         size: Width and height that clips are scaled to; of one that is None, the clip's shape decides. None keeps them.
         fit: "stretch", "crop" or "pad" where the size has another shape, as of `encode_file`.
@@ -45,6 +45,7 @@ class CacheOptions:
         i2v: Whether the files of "musubi" also hold what its training of image-to-video models takes: the latents of
             the first frame followed by zeros, and a mask of it.
         dtype: What the network computes in, as named by the caller.
+        architecture: The model that is trained, by the name that "ai-toolkit" has for it; None for the usual one.
     """
 
     format: str = "wan-vae"
@@ -62,6 +63,7 @@ class CacheOptions:
     posterior: bool = False
     i2v: bool = False
     dtype: str = "auto"
+    architecture: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in CACHE_FORMATS:
@@ -73,6 +75,8 @@ class CacheOptions:
                 f"Files of the format {self.format} have no place for the log-variance; those of wan-vae do."
             )
         check_clip_options(self.size, self.frames, self.length)
+        if self.architecture is not None and self.format != "ai-toolkit":
+            raise UserError(f"architecture is {self.architecture!r}; it is for the format ai-toolkit alone.")
         if self.size is not None and self.resolution is not None:
             raise UserError("size and resolution were both given; the size of a clip in buckets is its bucket's.")
         if self.i2v and self.format != "musubi":
@@ -88,6 +92,28 @@ class CacheOptions:
             sides = [side for side in getattr(self, name) or () if side is not None]
             if sides and min(sides) < least:
                 raise UserError(f"{name} has a side of {min(sides)}; sides are from {least} on.")
+        self._check_trainer()
+
+    def _check_trainer(self) -> None:
+        """Raise a UserError for options that the trainer of the format has no place for."""
+        if self.format == "ai-toolkit" and (self.resolution is None or self.resolution[0] != self.resolution[1]):
+            raise UserError(
+                "ai-toolkit brings every clip to a bucket of its own shape, with the pixels of a square: give"
+                " --resolution NxN with the `resolution` of its dataset, such as 512x512."
+            )
+        if self.format == "simpletuner" and self.resolution is not None:
+            raise UserError(
+                "SimpleTuner's buckets are those of its metadata, not of --resolution: give --size and --fit crop with"
+                " the size that it has for these clips."
+            )
+        extract = self.extract
+        if extract is None or extract.extraction == "full" or self.format not in ONE_FILE_A_CLIP:
+            return
+        if extract.extraction != "head" or len(extract.target_frames) != 1:
+            raise UserError(
+                f"{ONE_FILE_A_CLIP[self.format]} has one file a clip: give --target-frames with the `num_frames` of its"
+                " dataset, one number, or --extraction full."
+            )
 
     def span(self, source: Source) -> tuple[int | None, int | None]:
         """Return the frames that are taken of a clip, as of `encode_file`."""
@@ -96,12 +122,15 @@ class CacheOptions:
     def digest(self) -> str:
         """Return what tells two sets of options apart."""
         values = {**asdict(self), "fps": None if self.fps is None else str(self.fps), "version": _VERSION}
+        if self.architecture is None:  # caches from before it was an option stay
+            del values["architecture"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-CACHE_FORMATS = ("wan-vae", "musubi", "tensor")
-STEM_FORMATS = ("musubi",)
-"""Formats that name files by the clip without its ending."""
+ONE_FILE_A_CLIP = {"ai-toolkit": "ai-toolkit", "simpletuner": "SimpleTuner"}
+"""Trainers that have one file for a clip, whichever frames are taken of it, by their formats."""
+
+CACHE_FORMATS = ("wan-vae", "musubi", "tensor", "ai-toolkit", "simpletuner")
 
 
 @dataclass(frozen=True)

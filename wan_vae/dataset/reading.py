@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from wan_vae.arguments import check_path
 from wan_vae.dataset.manifest import Manifest, Record
 from wan_vae.errors import LatentsError, UserError
+from wan_vae.interchange.reader import open_latents
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
@@ -38,14 +38,24 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
-        path = self._folder / record.output
-        try:
-            with safe_open(path, framework="pt") as file:
-                name = next(name for name in file.keys() if name.startswith("latents"))  # noqa: SIM118  # no mapping
-                latents = file.get_tensor(name)
-        except (OSError, StopIteration, ValueError) as error:
-            raise LatentsError(f"{path} cannot be read ({error}); run `wan-vae cache` again to replace it.") from error
-        latents = latents.reshape(record.shape[1:])
-        if not torch.is_floating_point(latents):
-            raise LatentsError(f"{path} holds {latents.dtype}, not latents; run `wan-vae cache` again to replace it.")
+        latents = stored_latents(self._folder, record)[0]
         return {"latents": latents, "caption": record.caption or "", "source": record.source, "start": record.start}
+
+
+def stored_latents(folder: Path, record: Record) -> Tensor:
+    """Return the latents of an output (1, z, t, h, w), as its file holds them.
+
+    Raises:
+        LatentsError: The file is missing or damaged, or holds others.
+    """
+    path = folder / record.output
+    try:
+        latents = next(open_latents(path).chunks(record.shape[2]))
+    except (LatentsError, OSError) as error:
+        raise LatentsError(f"{path} cannot be read ({error}); run `wan-vae cache` again to replace it.") from error
+    if tuple(latents.shape) != record.shape:
+        raise LatentsError(
+            f"{path} holds latents of {tuple(latents.shape)}, and manifest.jsonl says {record.shape}; run `wan-vae"
+            " cache` again to replace it."
+        )
+    return latents

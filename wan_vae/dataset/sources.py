@@ -22,6 +22,7 @@ CLIP_SUFFIXES = IMAGE_SUFFIXES | frozenset(
 )
 LIST_SUFFIXES = (".txt", ".jsonl", ".csv")
 
+_CACHE_SUFFIXES = (".safetensors", ".json", ".jsonl")
 _PATH_COLUMNS = ("path", "video", "video_path", "image", "image_path", "file", "file_name")
 _CAPTION_COLUMNS = ("caption", "text", "prompt")
 _LARGEST_CAPTION = 2**20  # bytes
@@ -112,17 +113,22 @@ def named_sources(paths: Sequence[Path]) -> list[Source]:
     ]
 
 
-def with_twins(sources: Iterable[Source]) -> list[Source]:
-    """Return the clips for a folder of musubi-tuner, those marked that another one has the stem and the kind of.
+def with_twins(sources: Iterable[Source], form: str) -> list[Source]:
+    """Return the clips, those marked that have the same output as one before them, which only some formats allow.
 
-    It looks in no subfolders, and for videos and images in folders of their own; if there are both, a warning says so.
+    musubi-tuner looks in no subfolders, and for videos and images in folders of their own, of which a warning tells.
     """
+    if form not in ("musubi", "simpletuner"):
+        return list(sources)
     first: dict[tuple[str, bool], Source] = {}
     marked = []
     for source in sources:
-        other = first.setdefault(
-            (PurePosixPath(source.name).stem, source.path.suffix.lower() in IMAGE_SUFFIXES), source
-        )
+        name = PurePosixPath(source.name)
+        if form == "musubi":
+            output = name.stem, source.path.suffix.lower() in IMAGE_SUFFIXES
+        else:
+            output = name.with_suffix("").as_posix(), False
+        other = first.setdefault(output, source)
         marked.append(source if other.path == source.path else replace(source, twin=other.name))
     if len({is_image for _, is_image in first}) == 2:
         _LOGGER.warning(
@@ -134,6 +140,7 @@ def with_twins(sources: Iterable[Source]) -> list[Source]:
 
 def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
     ignored = Counter[str]()
+    holds_cache = outside is not None and outside.resolve() == folder.resolve()  # as trainers have it beside the clips
     for place, folders, files in os.walk(folder):
         below = Path(place)
         folders[:] = sorted(
@@ -147,7 +154,7 @@ def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
                 continue
             if path.suffix.lower() in CLIP_SUFFIXES:
                 yield Source(path, path.relative_to(folder).as_posix(), _caption_beside(path))
-            elif path.suffix.lower() != ".txt":
+            elif path.suffix.lower() != ".txt" and not (holds_cache and path.suffix in _CACHE_SUFFIXES):
                 ignored[path.suffix.lower() or "no ending"] += 1
     if ignored:
         kinds = ", ".join(f"{count} of {suffix}" for suffix, count in ignored.most_common(5))

@@ -51,7 +51,7 @@ class Format:
         values: Whether its values are raw or normalized; None where a file may hold either.
         dtype: What it is written in; None for what the model computed in, float32 for raw values.
         batch: Whether the tensor is (1, z, t, h, w) rather than (z, t, h, w).
-        writable: Whether we write it.
+        writable: Whether we write a file of it, rather than only caches.
     """
 
     title: str
@@ -68,6 +68,7 @@ FORMATS = {
     "fastvideo": Format("a tensor of FastVideo", (".pt", ".pth"), "raw", torch.float32),
     "tensor": Format("a bare tensor", (".pt", ".pth", ".npy", ".safetensors"), batch=True),
     "ai-toolkit": Format("a cache of ai-toolkit", (".safetensors",), "normalized", writable=False),
+    "simpletuner": Format("a cache of SimpleTuner", (".pt",), "normalized", writable=False),
 }
 FORMAT_NAMES = (OURS, *(name for name, form in FORMATS.items() if form.writable))
 

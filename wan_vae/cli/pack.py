@@ -1,0 +1,56 @@
+"""`wan-vae pack`: a cache of latents to shards."""
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_vae.cli import options
+from wan_vae.cli.common import Progress, print_result
+from wan_vae.errors import UserError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+class ShardFormat(str, Enum):
+    """A format of shards."""
+
+    parquet = "parquet"
+    webdataset = "webdataset"
+    fastvideo = "fastvideo"
+
+
+class _Progress(Progress):
+    unit = "item"
+
+
+def pack(
+    cache: Annotated[Path, typer.Argument(help="A cache of --format wan-vae or tensor.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the shards.")],
+    format: Annotated[ShardFormat, typer.Option(help="What the shards are.")] = ShardFormat.parquet,  # noqa: A002
+    shard_size: Annotated[
+        str, typer.Option(help="Latents in a shard, at most, such as 1GiB.", metavar="SIZE")
+    ] = "1GiB",
+    text: Annotated[
+        Path | None,
+        typer.Option(help="For fastvideo: a folder with a text embedding for each clip, .safetensors or .npy."),
+    ] = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Write the items of CACHE into shards in OUT, for training that streams. What is there and fits is kept."""
+    from wan_vae.dataset import pack_latents
+
+    with _Progress() as progress:
+        result = pack_latents(
+            cache, out, format=format.value, shard_size=_bytes(shard_size), text=text, progress=progress
+        )
+    print_result({"output": out, **vars(result)}, as_json=as_json)
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([1-9]\d{0,11})\s*((?:[KMG]i?)?)B?", text)
+    if match is None:
+        raise UserError(f"--shard-size is {text!r}; write bytes, or a number with a unit such as 1GiB.")
+    return int(match[1]) * _UNITS[match[2]]
