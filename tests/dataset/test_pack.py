@@ -157,7 +157,7 @@ def test_clips_that_failed_are_named_in_a_notice(
     cache_latents(clips, tmp_path / "cache", vae)
     caplog.clear()
     pack_latents(tmp_path / "cache", tmp_path / "out", format="webdataset")
-    assert "1 clips of" in caplog.records[0].message
+    assert "lists clips that failed (1); they are not in the shards" in caplog.records[0].message
 
 
 def edit_text(folder: Path, action: str) -> None:

@@ -52,7 +52,11 @@ def test_stream_of_a_damaged_shard_names_it(cache: Path, tmp_path: Path, name: s
 
 
 def test_stream_of_a_folder_without_shards_gets_a_sentence(clips: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no shards, .parquet or .tar; `wan-vae pack` writes them"):
+    with pytest.raises(UserError, match=r"holds no shards, .parquet or .tar; pack a cache"):
+        LatentStream(clips)
+    for name in ("a.tar", "a.parquet"):
+        (clips / name).touch()
+    with pytest.raises(UserError, match=r"holds both shards of .parquet and of .tar; take one"):
         LatentStream(clips)
 
 
