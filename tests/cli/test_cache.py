@@ -72,12 +72,22 @@ def test_cache_for_musubi_takes_the_options_of_its_dataset(folder: Path, capsys:
     assert "source_fps is for the format musubi" in err
 
 
+def test_cache_for_a_model_of_ai_toolkit_names_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--format", "ai-toolkit", "--resolution", "16x16", "--target-frames", "5", "--fps", "16")
+    names = set()
+    for architecture in ((), ("--architecture", "wan21"), ("--architecture", "wan22_14b")):
+        assert cache(capsys, folder, "fourth", *options, *architecture)[0] == 0
+        names |= {path.name for path in (folder / "fourth" / "_latent_cache").glob("a_*.safetensors")}
+    assert len(names) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (("--target-frames", "5,"), "--target-frames is '5,'; write lengths such as 1,25,81"),
         (("--shard", "3/2"), "--shard is '3/2'; write it as I/N, from 1/N to N/N"),
         (("--resolution", "64"), "--resolution is '64'; write it as WIDTHxHEIGHT"),
+        (("--format", "ai-toolkit", "--dry-run"), "give --resolution NxN with the `resolution` of its dataset"),
         (("--extraction", "chunk"), "needs the lengths of parts: give target_frames"),
     ],
 )

@@ -111,12 +111,19 @@ def test_list_sources_of_a_folder_without_clips_gets_a_sentence(tmp_path: Path) 
 
 def test_with_twins_marks_clips_of_one_stem_in_any_folder(caplog: pytest.LogCaptureFixture) -> None:
     names = ("a.mp4", "sub/a.mkv", "sub/b.mp4", "sub.a/b.c.mp4", "b.c.mov")
-    marked = with_twins([Source(Path("/clips") / name, name) for name in names])
+    marked = with_twins([Source(Path("/clips") / name, name) for name in names], "musubi")
     assert [source.twin for source in marked] == [None, "a.mp4", None, None, "sub.a/b.c.mp4"]
     assert not caplog.records
 
 
 def test_with_twins_warns_of_videos_among_images(caplog: pytest.LogCaptureFixture) -> None:
-    marked = with_twins([Source(Path("/clips") / name, name) for name in ("a.mp4", "a.png")])
+    marked = with_twins([Source(Path("/clips") / name, name) for name in ("a.mp4", "a.png")], "musubi")
     assert [source.twin for source in marked] == [None, None]
     assert "There are videos and images; musubi-tuner takes them from two folders" in caplog.text
+
+
+def test_with_twins_marks_clips_of_one_folder_and_stem_for_simpletuner() -> None:
+    names = ("a.mp4", "sub/a.mkv", "a.png", "sub.a/b.c.mp4", "b.c.mov")
+    sources = [Source(Path("/clips") / name, name) for name in names]
+    assert [source.twin for source in with_twins(sources, "simpletuner")] == [None, None, "a.mp4", None, None]
+    assert with_twins(sources, "wan-vae") == sources

@@ -90,7 +90,7 @@ def pack_latents(
     form = SHARD_FORMATS[format](folder, None if text is None else check_path("text", text))
     form.check(manifest.records[0])
     if manifest.failures:
-        _LOGGER.warning(f"{len(manifest.failures)} clips of {folder} failed, and are not in the shards.")
+        _LOGGER.warning(f"{folder} lists clips that failed ({len(manifest.failures)}); they are not in the shards.")
     there = _read_index(target, format)
     plan = [
         (form.path(number), _digest(form, format, records), records)

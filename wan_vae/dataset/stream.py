@@ -44,9 +44,13 @@ class LatentStream(IterableDataset[dict[str, Any]]):
         """
         place = check_path("folder", folder)
         check_count("shuffle", shuffle, 0)
-        self._shards = next(filter(None, (_shards(place, suffix) for suffix in (".parquet", ".tar"))), [])
-        if not self._shards:
-            raise UserError(f"{folder} holds no shards, .parquet or .tar; `wan-vae pack` writes them.")
+        rows, tars = _shards(place, ".parquet"), _shards(place, ".tar")
+        if bool(rows) == bool(tars):
+            held = (
+                "both shards of .parquet and of .tar; take one" if rows else "no shards, .parquet or .tar; pack a cache"
+            )
+            raise UserError(f"{folder} holds {held}, as `wan-vae pack` writes them.")
+        self._shards = rows or tars
         if self._shards[0].suffix == ".parquet":
             pyarrow()
         self._shuffle, self._seed = shuffle, seed
