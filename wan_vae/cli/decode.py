@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def decode(
-    latents: Annotated[Path, typer.Argument(help="Latents that `encode` wrote, or another program.")],
+    latents: Annotated[
+        Path, typer.Argument(help="Latents that `encode` wrote, or another program; or, with --index, a cache.")
+    ],
     clip: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     checkpoint_values: options.CheckpointValuesOption = None,
@@ -32,6 +34,10 @@ def decode(
             help="Rate of the clip, such as 30000/1001; default that of LATENTS, or 16 (Wan2.2: 24) if it has none.",
             metavar="RATE",
         ),
+    ] = None,
+    index: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of a cache: the output of this number, from 0 on, in the order of the clips' names."),
     ] = None,
     values: Annotated[
         options.Values | None,
@@ -57,6 +63,10 @@ def decode(
 ) -> None:
     """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had, where LATENTS tells."""
     rate = options.parse_fps(fps)
+    if index is not None:
+        from wan_vae.dataset.manifest import output_of
+
+        latents = output_of(latents, index)
     if shards > 1 and (preview or alpha_checkpoint is not None):
         other = "--preview" if preview else "--alpha-checkpoint"
         raise UserError(f"--shards is {shards}, but {other} is the work of one process; leave one of them out.")

@@ -98,10 +98,7 @@ def verify_cache(
     from wan_vae.dataset.engines import encode_jobs
 
     folder = check_path("out", out)
-    manifest = Manifest(folder)
-    names = sorted({record.source for record in manifest.records})
-    if not names:
-        raise UserError(f"{folder} is no cache: it has no manifest.jsonl with outputs.")
+    names = sorted({record.source for record in Manifest.of_cache(folder).records})
     wanted = set(names[:: max(1, len(names) // check_count("count", count))][:count])
     sources = [item for item in find_sources(source, folder, options) if item.label in wanted]
     if not sources:

@@ -103,6 +103,14 @@ class Manifest:
         for path in sorted(folder.glob(f"{FAILURES}*{_SUFFIX}")):
             self.failures |= {item.source: item for item in _items(path, _failure)}
 
+    @classmethod
+    def of_cache(cls, folder: Path) -> "Manifest":
+        """Read the manifest of a folder that must be a cache; a UserError if it holds no output."""
+        manifest = cls(folder)
+        if not manifest.records:
+            raise UserError(f"{folder} is no cache: it has no manifest.jsonl with outputs.")
+        return manifest
+
     def holds(self, source: str, key: Key) -> bool:
         """Whether all parts of a clip are there, whole, and made of what it is now."""
         parts = self._parts.get(source, {})
@@ -165,6 +173,20 @@ class Manifest:
         temporary = path.with_suffix(".tmp")
         temporary.write_bytes(b"".join(map(_line, left.values())))
         temporary.replace(path)
+
+
+def output_of(cache: Path, index: int) -> Path:
+    """Return the file of the record of this number in a cache, in the order of `Manifest.records`.
+
+    Raises:
+        UserError: There is no cache, or no such record.
+    """
+    records = Manifest.of_cache(cache).records
+    if index >= len(records):
+        raise UserError(
+            f"--index is {index}, but {cache} has {len(records)} outputs; it is from 0 to {len(records) - 1}."
+        )
+    return cache / records[index].output
 
 
 def _line(item: Record | Failure) -> bytes:

@@ -84,9 +84,7 @@ def pack_latents(
     check_distinct(folder, target)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; name a folder for the shards.")
-    manifest = Manifest(folder)
-    if not manifest.records:
-        raise UserError(f"{folder} is no cache: it has no manifest.jsonl with outputs.")
+    manifest = Manifest.of_cache(folder)
     form = SHARD_FORMATS[format](folder, None if text is None else check_path("text", text))
     form.check(manifest.records[0])
     if manifest.failures:

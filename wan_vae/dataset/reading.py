@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from wan_vae.arguments import check_path
 from wan_vae.dataset.manifest import Manifest, Record
-from wan_vae.errors import LatentsError, UserError
+from wan_vae.errors import LatentsError
 from wan_vae.interchange.reader import open_latents
 
 
@@ -29,9 +29,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             UserError: There is none, or it holds no output.
         """
         self._folder = check_path("folder", folder)
-        self.records: list[Record] = Manifest(self._folder).records
-        if not self.records:
-            raise UserError(f"{folder} is no cache: it has no manifest.jsonl with outputs.")
+        self.records: list[Record] = Manifest.of_cache(self._folder).records
 
     def __len__(self) -> int:
         return len(self.records)
