@@ -7,7 +7,6 @@ import time
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch

@@ -6,9 +6,11 @@ Ray's own checkpoints are of no use here: they need sources that are files of ro
 """
 
 import logging
-import os
 import pickle
-from collections.abc import Callable, Generator
+import platform
+import socket
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,29 +23,71 @@ from wan_vae.errors import UserError
 
 _MOST_CLIPS = 16  # of a task: what a dead node costs, and what an actor reads ahead within
 _TASKS = 8  # for each actor at least, so that the last ones end about together
-_DEATHS = "the process that encoded it died each time; its memory may be too little, or a library failed on this clip."
+_MOST_DEATHS = 3  # on a clip; Ray would try for ever
+_DEATHS = f"the process that encoded it died {_MOST_DEATHS} times; memory may be too little, or a library failed on it."
+_SECONDS_TO_CONNECT = 10.0
+_LOGGER = logging.getLogger("wan_vae")
+
+
+class _Begun:
+    """Counts how often each clip was begun and not ended: the deaths on it. An actor on the driver's node."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def count(self, labels: list[str]) -> int:
+        """Return the largest count of some clips."""
+        return max(self._counts[label] for label in labels)
+
+    def begin(self, label: str) -> int:
+        """Return how often a clip was begun before."""
+        self._counts[label] += 1
+        return self._counts[label] - 1
+
+    def end(self, label: str) -> None:
+        """Forget a clip."""
+        del self._counts[label]
 
 
 class _Actor:
     """Encodes clips on a node."""
 
-    def __init__(self, work: Work, cores: int) -> None:
+    def __init__(self, work: Work, cores: int, begun: Any) -> None:
         if not torch.cuda.is_available():
             torch.set_num_threads(cores)
             work = replace(work, memory=memory_share(work.memory, max(1, usable_cores() // cores)))
-        self._model, self._work = work.model(), work
+        self._model, self._work, self._begun = work.model(), work, begun
         self._digest = self._model.digest()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Encode batches of pickled clips; returns what became of them, pickled."""
-        jobs: list[Job] = [job for packed in batch["jobs"] for job in pickle.loads(packed)]
+        done = [item for packed in batch["jobs"] for item in self._encoded(pickle.loads(packed))]
+        return {"done": np.array([pickle.dumps(item) for item in done], dtype=object)}
+
+    def _encoded(self, jobs: list[Job]) -> Iterator[Done]:
+        import ray
+
         if any(job.key.checkpoint != self._digest for job in jobs):
             # Not an error of Ray's, which would be tried again.
-            error = f"the checkpoint {self._work.vae} has other weights on the node {os.uname().nodename}."
-            done = [Done(job, [], error, 0.0) for job in jobs]
-        else:
-            done = list(encode_jobs(self._model, jobs, self._work, lambda: None))
-        return {"done": np.array([pickle.dumps(item) for item in done], dtype=object)}
+            error = f"the checkpoint {self._work.vae} has other weights on the node {platform.node()}."
+            yield from (Done(job, [], error, 0.0) for job in jobs)
+            return
+        lost: list[Done] = []
+
+        def alive() -> Iterator[Job]:
+            for job in jobs:
+                if ray.get(self._begun.begin.remote(job.source.label)) < _MOST_DEATHS:
+                    yield job
+                else:
+                    lost.append(Done(job, [], _DEATHS, 0.0))
+
+        # Where a process died, one clip after the other, so that the next death is of one clip alone.
+        died = ray.get(self._begun.count.remote([job.source.label for job in jobs]))
+        work = replace(self._work, threads=1) if died else self._work
+        for item in encode_jobs(self._model, alive(), work, lambda: None):
+            self._begun.end.remote(item.job.source.label)
+            yield item
+        yield from lost
 
 
 def encode_on_cluster(
@@ -62,6 +106,8 @@ def encode_on_cluster(
         UserError: Ray is not installed, or there is no such cluster.
     """
     ray = _connected(address)
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     possible = gpus or int(resources.get("CPU", 0)) // work.threads
@@ -72,39 +118,22 @@ def encode_on_cluster(
         )
     count = min(actors or possible, possible, len(jobs))
     size = max(1, min(_MOST_CLIPS, len(jobs) // (count * _TASKS)))
-    left = {job.source.label: job for job in jobs}
-    # What a second round does not finish, each clip by itself, kills the processes that try.
-    for clips in (size, 1):
-        for done in _encoded(ray, list(left.values()), work, count, gpus > 0, clips):
-            left.pop(done.job.source.label, None)
-            yield done
-            tick()
-        if not left:
-            return
-    for job in left.values():
-        yield Done(job, [], _DEATHS, 0.0)
-
-
-def _encoded(
-    ray: Any, jobs: list[Job], work: Work, actors: int, on_gpus: bool, clips: int
-) -> Generator[Done, None, None]:
-    """Yield what becomes of clips, in tasks of so many; those on which actors died again and again are missing."""
-    ray.data.DataContext.get_current().max_errored_blocks = -1
-    tasks = [{"jobs": pickle.dumps(jobs[first : first + clips])} for first in range(0, len(jobs), clips)]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    begun = ray.remote(_Begun).options(num_cpus=0, scheduling_strategy=here).remote()
+    tasks = [{"jobs": pickle.dumps(jobs[first : first + size])} for first in range(0, len(jobs), size)]
     encoded = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _Actor,
         batch_size=None,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks)), max_tasks_in_flight_per_actor=2),
-        fn_constructor_args=(work, work.threads),
+        compute=ray.data.ActorPoolStrategy(size=min(count, len(tasks)), max_tasks_in_flight_per_actor=2),
+        fn_constructor_args=(work, work.threads, begun),
         num_cpus=work.threads,
-        num_gpus=1 if on_gpus else 0,
-        max_restarts=-1,
-        max_task_retries=2,
+        num_gpus=1 if gpus else 0,
     )
     for batch in encoded.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
         for packed in batch["done"]:
             yield pickle.loads(packed)
+        tick()
 
 
 def _connected(address: str) -> Any:
@@ -113,13 +142,34 @@ def _connected(address: str) -> Any:
         import ray.data
     except ImportError as error:
         raise UserError('--ray needs Ray Data, which is not installed: pip install "wan-vae[ray]".') from error
+    if address != "auto":
+        _check_address(address)
+    _LOGGER.info(f"Connecting to the Ray cluster {address}.")
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
-        first = str(error).partition("\n")[0]
-        raise UserError(
-            f"--ray is {address!r}, but there is no such cluster ({first}). Start one with `ray start --head`, and"
-            " `ray start --address=HOST:6379` on the other machines."
-        ) from error
-    ray.data.DataContext.get_current().enable_progress_bars = False
+        raise _no_cluster(address, str(error).partition("\n")[0]) from error
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one for the whole
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
+
+
+def _check_address(address: str) -> None:
+    """Raise a UserError where nobody listens, which Ray itself finds out after minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise UserError(
+            f"--ray is {address!r}; write auto, or the address of the cluster's head, such as 10.0.0.1:6379, on a"
+            " machine that is one of its nodes."
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> UserError:
+    return UserError(
+        f"--ray is {address!r}, but there is no such cluster ({reason}). Start one with `ray start --head`, and"
+        " `ray start --address=HOST:6379` on the other machines."
+    )
