@@ -77,6 +77,7 @@ class ClipSource(Protocol):
     audio: AudioSource | None
     left_out: tuple[str, ...]  # what the file holds in addition to the pictures and the first track of sound
     alpha_is_unset: bool  # alpha is 0 in all of the first frame, as from programs that do not set it, and not given
+    scaled: tuple[int, int] | None  # width and height that pictures are to be scaled to; they may come in others
 
     def timed_pictures(self) -> Generator[tuple[Fraction, Picture], None, None]:
         """Yield seconds since the start of the selection, and the frame, upright (height, width, 3 or 4)."""
@@ -145,6 +146,8 @@ class Clip:
                 f" {LARGEST_ASPECT} times, or as many times higher, can be kept; give another --size (in Python, size),"
                 " or set its pixels square with `ffmpeg -vf setsar=1`."
             )
+        if how.scaled != (before.width, before.height):
+            source.scaled = how.scaled
         self.info = info
         self.audio = source.audio
         self.left_out = source.left_out

@@ -52,6 +52,7 @@ class AvSource:
         self._source = source
         self._frames, self._fps = frames, fps
         self.alpha_is_unset = False
+        self.scaled: tuple[int, int] | None = None
         self._warned_of_change = False
         check_not_empty(source, name)
         self._state = self._read_state()
@@ -88,7 +89,8 @@ class AvSource:
                         self._warn_of_change(number, kind, frame_kind)
                     if to_rgb is None or frame_kind[-1] != kind[-1]:
                         orientation = from_frame(frame)
-                    kind, to_rgb = frame_kind, self._converter(frame, stream)
+                    size = self.scaled[::-1] if self.scaled and orientation.swap else self.scaled
+                    kind, to_rgb = frame_kind, self._converter(frame, stream, size)
                 time = timing.origin + number / timing.rate if timing.constant else max(time, shown)
                 picture = orientation.apply(to_rgb(frame))
                 yield time - timing.start, picture[..., :3] if self.alpha_is_unset else picture
@@ -269,10 +271,12 @@ class AvSource:
             variable_frame_rate=not self.timing.constant,
         )
 
-    def _converter(self, frame: av.VideoFrame, stream: "VideoStream") -> RgbConverter:
+    def _converter(
+        self, frame: av.VideoFrame, stream: "VideoStream", size: tuple[int, int] | None = None
+    ) -> RgbConverter:
         context = stream.codec_context
         try:
-            return RgbConverter(frame, int(context.color_primaries), int(context.color_trc))
+            return RgbConverter(frame, int(context.color_primaries), int(context.color_trc), size)
         except ClipError as error:
             raise ClipError(f"{self.name}: {error}") from error
 

@@ -43,6 +43,7 @@ class ImageSource:
     audio: AudioSource | None = None
     left_out: tuple[str, ...] = ()
     alpha_is_unset = False
+    scaled: tuple[int, int] | None = None  # images are scaled after they were read
 
     def __init__(
         self,
