@@ -99,7 +99,6 @@ def read(path: Path, size: tuple[int, int]) -> Any:
     import torch
 
     with av.open(str(path)) as container:
-        container.streams.video[0].thread_type = "AUTO"
         frames = [
             frame.to_ndarray(format="rgb24", width=size[0], height=size[1]) for frame in container.decode(video=0)
         ]

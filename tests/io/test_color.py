@@ -21,6 +21,7 @@ from tests.io.sources import (
 )
 from wan_vae.errors import ClipError
 from wan_vae.io import Color, create_clip, open_clip
+from wan_vae.io.color import Resizer
 
 
 @pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt2020"])
@@ -140,3 +141,19 @@ def test_pictures_are_stored_as_bt709(tmp_path: Path) -> None:
     with create_clip(path, width=64, height=48, fps=Fraction(25), color=Color("rgb", True)) as writer:
         writer.write(smooth_pictures(2, 48, 64))
     assert read_all(path)[0].color == Color("bt709", False, 1, 1)
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_pictures_scaled_while_converted_are_those_scaled_after(tmp_path: Path, rotation: int) -> None:
+    rgb = smooth_pictures(3, 48, 96)[0] / 255
+    planes = yuv_from_rgb(rgb, "bt709", False, 8)
+    frames = [frame_of_planes(planes, "yuv444p") for _ in range(2)]
+    path = encode(tmp_path / "a.mp4", frames, matrix="bt709", rotation=rotation)
+    _, whole = read_all(path)
+    height, width = whole.shape[1:3]
+    assert (height, width) == ((96, 48) if rotation else (48, 96))
+    with open_clip(path, size=(width // 3, height // 2)) as clip:
+        scaled = next(clip.chunks(1))[0]
+    assert scaled.shape == (height // 2, width // 3, 3)
+    after = Resizer(width // 3, height // 2)(np.ascontiguousarray(whole[0]))
+    assert np.abs(scaled.astype(int) - after).mean() < 1

@@ -1,6 +1,8 @@
 """Reading ahead: threads decode the next clips while the network computes, within a bound of memory."""
 
+import os
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -11,6 +13,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 Item = TypeVar("Item")
 _END = object()
+_NICENESS = 10
 
 
 class ReadingAhead(Generic[T, Item]):
@@ -74,6 +77,7 @@ class _Running(Generic[T]):
         self.thread.start()
 
     def _run(self, read: Callable[[T], Generator[Any, None, None]]) -> None:
+        _yield_to_others()
         try:
             with closing(read(self.job)) as items:
                 for item in items:
@@ -91,3 +95,12 @@ class _Running(Generic[T]):
                 continue
             return True
         return False
+
+
+def _yield_to_others() -> None:
+    """Give this thread, and those of FFmpeg that it starts, a low priority, where threads have one of their own.
+
+    The network's threads wait for each other after every layer: one that has to wait for a core holds up all.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
