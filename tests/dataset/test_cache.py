@@ -106,6 +106,16 @@ def test_what_changed_is_done_again_alone(vae: WanVAE, clips: Path, tmp_path: Pa
     assert cache_latents(clips, out, model, options=options).kept == 3
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there locks are not held")
+def test_temporary_files_of_killed_runs_are_removed(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    left = tmp_path / "out" / "sub" / ".b.mkv.partial-123-00ff00ff"
+    left.parent.mkdir(parents=True)
+    for suffix in (".lock", ".safetensors"):
+        left.with_name(left.name + suffix).write_bytes(b"half")
+    cache_latents(clips, tmp_path / "out", vae)
+    assert sorted(path.name for path in left.parent.iterdir()) == ["b.mkv.safetensors"]
+
+
 def test_failures_are_tried_again_when_asked_or_when_they_change(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cache_latents(clips, out, vae)
@@ -382,6 +392,7 @@ def test_killed_and_resumed_runs_leave_the_bytes_of_one_run(vae: WanVAE, tmp_pat
         process.wait()
     subprocess.run(arguments, env=environment, check=True)
     assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+    assert not list((tmp_path / "out").glob(".*"))  # no files of killed processes
 
 
 def lines_or_none(path: Path) -> list[str]:

@@ -5,6 +5,7 @@
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -163,6 +164,7 @@ def _run(
     progress: "Progress | None",
 ) -> None:
     from wan_vae.dataset.engines import CancelledError
+    from wan_vae.io.atomic_output import remove_partial
 
     begun = time.perf_counter()
 
@@ -174,6 +176,8 @@ def _run(
             except Exception as error:
                 raise CancelledError(error) from error
 
+    for place, _, _ in os.walk(manifest.folder):
+        remove_partial(Path(place))  # of runs that were killed
     for job, reason in todo.refused:
         _fail(job, reason, manifest, result)
     tick()
