@@ -17,6 +17,7 @@ from wan_vae import WanVAE
 from wan_vae.dataset import CacheOptions, CacheResult, cache_latents
 from wan_vae.dataset.engines import memory_share
 from wan_vae.errors import UserError
+from wan_vae.inference.budget import reports_free_memory
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +96,13 @@ def test_memory_share_divides_what_is_free_and_leaves_numbers() -> None:
     if torch.cuda.is_available():
         pytest.skip("GPUs share no memory")
     assert memory_share("1GiB", 4) == "1GiB"
-    whole, part = memory_share("auto", 1), memory_share("auto", 4)
-    assert isinstance(whole, int)
+    assert memory_share("auto", 1) == "auto"
+    if not reports_free_memory(torch.device("cpu")):
+        pytest.skip("this system does not tell what is free")
+    half, part = memory_share("auto", 2), memory_share("auto", 8)
+    assert isinstance(half, int)
     assert isinstance(part, int)
-    assert part < whole / 3
+    assert part < half / 3
 
 
 def test_spans_of_one_clip_are_clips_of_their_own(checkpoint: Path, clips: Path, tmp_path: Path) -> None:

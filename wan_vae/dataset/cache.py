@@ -41,7 +41,8 @@ class CacheResult:
         outputs: Files that were written.
         frames: Frames that were encoded.
         seconds: Time since the first clip was begun.
-        waited: Seconds of these in which the network waited for frames to be decoded, the mean of all processes.
+        waited: Seconds of these in which the network waited for frames to be decoded, the mean of all processes; 0 for
+            a cluster, where it is not measured.
     """
 
     total: int = 0
@@ -118,7 +119,8 @@ def cache_latents(
 
     from wan_vae.dataset.engines import CancelledError, Work, memory_share
 
-    work = Work(vae, load or default_loader(), folder, options, memory_share(memory, devices), threads)
+    share = memory_share(memory, 1 if ray is not None else devices)  # of a cluster, each actor knows its node's
+    work = Work(vae, load or default_loader(), folder, options, share, threads)
     model = work.model()
     found = model.digest()
     if isinstance(vae, str | Path):
@@ -193,7 +195,7 @@ def _run(
                 result.cached += 1
             else:
                 _fail(done.job, done.error, manifest, result)
-            result.waited += done.waited / devices
+            result.waited += done.waited / devices if ray is None else 0.0
             tick()
 
 

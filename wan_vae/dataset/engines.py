@@ -21,7 +21,7 @@ from wan_vae.dataset.encode import Begin, Item, PartEncoder, read_parts
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.errors import UserError, printable
-from wan_vae.inference.budget import Budget, parse_bytes
+from wan_vae.inference.budget import Budget, parse_bytes, reports_free_memory
 from wan_vae.io.frames import Frames
 from wan_vae.vae import WanVAE
 
@@ -254,6 +254,7 @@ def usable_cores() -> int:
 
 def memory_share(memory: Budget, processes: int) -> Budget:
     """Return what each of several processes of this machine may use: of "auto" its share, where they share memory."""
-    if memory != "auto" or torch.cuda.is_available():
+    cpu = torch.device("cpu")
+    if memory != "auto" or processes == 1 or torch.cuda.is_available() or not reports_free_memory(cpu):
         return memory
-    return max(1, parse_bytes(memory, torch.device("cpu")) // processes)
+    return max(1, parse_bytes(memory, cpu) // processes)
