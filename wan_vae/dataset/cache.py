@@ -166,7 +166,7 @@ def _run(
     progress: "Progress | None",
 ) -> None:
     from wan_vae.dataset.engines import CancelledError
-    from wan_vae.io.atomic_output import remove_partial
+    from wan_vae.io import atomic_output
 
     begun = time.perf_counter()
 
@@ -179,7 +179,7 @@ def _run(
                 raise CancelledError(error) from error
 
     for place, _, _ in os.walk(manifest.folder):
-        remove_partial(Path(place))  # of runs that were killed
+        atomic_output.remove_partial(Path(place))  # of runs that were killed
     for job, reason in todo.refused:
         _fail(job, reason, manifest, result)
     tick()
@@ -188,6 +188,7 @@ def _run(
     with closing(_done(todo.jobs, work, devices, ray, tick)) as finished:
         for done in finished:
             if done.error is None:
+                atomic_output.named = True  # other processes say that to themselves only
                 for record in done.records:
                     manifest.add(record)
                     result.outputs += 1
