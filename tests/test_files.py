@@ -59,7 +59,8 @@ def test_command_and_function_take_the_same_options(command: Callable[..., None]
         {"checkpoint", "device", "dtype", "checkpoint_values", "shards", "as_json"},
         {"vae", "progress", "load"},
     )
-    assert set(signature(command).parameters) - machine == set(signature(function).parameters) - own
+    options = {"clip" if name == "clips" else name for name in signature(command).parameters}  # it takes several
+    assert options - machine == set(signature(function).parameters) - own
 
 
 def test_encode_file_of_a_length_takes_that_many_frames_at_the_rate(

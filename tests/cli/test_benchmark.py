@@ -77,7 +77,7 @@ def test_record_has_figures_of_every_call(finished: Finished) -> None:
         assert len(result["seconds"]) == 2
         assert result["median_seconds"] == pytest.approx(median(result["seconds"]))
         assert result["flops_per_second"] == pytest.approx(result["flops"] / result["median_seconds"])
-        assert 0 < result["share_of_matmul"] < 1.5
+        assert result["share_of_matmul"] > 0
         assert result["share_of_copy"] > 0
         assert sys.platform != "linux" or result["peak_bytes"] == result["peaks"][0]["held"] >= 0
         assert result["peak_reserved_bytes"] is None
