@@ -77,6 +77,8 @@ def test_record_has_figures_of_every_call(finished: Finished) -> None:
         assert len(result["seconds"]) == 2
         assert result["median_seconds"] == pytest.approx(median(result["seconds"]))
         assert result["flops_per_second"] == pytest.approx(result["flops"] / result["median_seconds"])
+        ceiling = record["ceilings"]["matmul_flops_per_second"][result["dtype"]]
+        assert result["share_of_matmul"] == pytest.approx(result["flops_per_second"] / ceiling)
         assert result["share_of_matmul"] > 0
         assert result["share_of_copy"] > 0
         assert sys.platform != "linux" or result["peak_bytes"] == result["peaks"][0]["held"] >= 0

@@ -18,17 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.cli.running import write_clip
-from tests.helpers import random_vae, small_config
+from tests.dataset.files import outputs
+from tests.helpers import random_vae
 from wan_vae import WanVAE
 from wan_vae.dataset import CacheOptions, Extract, LatentDataset, cache_latents, estimate_cache, verify_cache
 from wan_vae.dataset.ahead import ReadingAhead
 from wan_vae.errors import UserError
 from wan_vae.io import load_latents, read_clip
-
-
-@pytest.fixture(scope="module")
-def vae() -> WanVAE:
-    return random_vae(small_config(latent_channels=16), torch.float32)
 
 
 @pytest.fixture
@@ -45,10 +41,6 @@ def clips(tmp_path: Path) -> Path:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
 def test_cache_latents_writes_a_file_for_each_clip_and_says_so(vae: WanVAE, clips: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.cli.running import write_clip
+from tests.dataset.files import outputs
 from tests.helpers import random_vae, small_config
 from wan_vae import WanVAE
 from wan_vae.dataset import CacheResult, cache_latents
@@ -36,10 +37,6 @@ def clips(tmp_path: Path) -> Path:
         write_clip(folder / f"{number}.mkv", frames=9 + number % 3, width=64, height=48, fps=Fraction(25))
     (folder / "broken.mp4").write_bytes(b"no clip")
     return folder
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
 def test_without_ray_a_sentence_says_how_to_get_it(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.cli.running import write_clip
+from tests.dataset.files import outputs
 from tests.helpers import random_vae, small_config
 from wan_vae import WanVAE
 from wan_vae.dataset import CacheOptions, CacheResult, cache_latents
@@ -35,10 +36,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_clip(folder / f"{number}.mkv", frames=5 + number, width=32, height=16, fps=Fraction(25))
     (folder / "broken.mp4").write_bytes(b"no clip")
     return folder
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
 def test_two_processes_write_what_one_writes(
