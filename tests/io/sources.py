@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from wan_vae.io import ClipInfo, open_clip
 
@@ -101,6 +102,8 @@ def encode(
         if full_range is not None:
             stream.codec_context.color_range = 2 if full_range else 1
         if rotation:
+            if not hasattr(av.VideoStream, "set_display_rotation"):
+                pytest.skip("this PyAV cannot write rotated video")
             stream.set_display_rotation(rotation)
         stream.metadata.update(metadata or {})
         audio: Any = container.add_stream(sound, rate=48000, layout="stereo") if sound else None
