@@ -245,13 +245,23 @@ def test_shards_together_do_what_one_process_does(vae: WanVAE, clips: Path, tmp_
     assert cache_latents(clips, tmp_path / "three", vae).kept == 3
 
 
-def test_estimate_cache_is_what_is_done(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
-    expected = estimate_cache(clips, tmp_path / "out", vae)
-    result = cache_latents(clips, tmp_path / "out", vae)
+@pytest.mark.parametrize(
+    "options",
+    [
+        CacheOptions(),
+        CacheOptions(posterior=True),
+        CacheOptions(format="musubi", resolution=(32, 32), extract=Extract("head", (5,))),
+        CacheOptions(format="musubi", resolution=(32, 32), extract=Extract("head", (5,)), i2v=True),
+    ],
+)
+def test_estimate_cache_is_what_is_done(vae: WanVAE, clips: Path, tmp_path: Path, options: CacheOptions) -> None:
+    expected = estimate_cache(clips, tmp_path / "out", vae, options=options)
+    result = cache_latents(clips, tmp_path / "out", vae, options=options)
     assert (expected.clips, expected.outputs, expected.frames) == (result.cached, result.outputs, result.frames)
     assert (expected.failed, expected.seconds) == (result.failed, None)
-    headers = sum(len(content) for content in outputs(tmp_path / "out").values()) - expected.bytes
-    assert 0 < headers < 3 * 4096
+    contents = outputs(tmp_path / "out").values()
+    headers = sum(8 + int.from_bytes(content[:8], "little") for content in contents)
+    assert expected.bytes == sum(map(len, contents)) - headers
     later = estimate_cache(clips, tmp_path / "out", vae, options=CacheOptions(size=(16, 16)))
     assert later.seconds is not None
     assert later.seconds > 0

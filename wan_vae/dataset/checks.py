@@ -55,7 +55,7 @@ def estimate_cache(
     folder = check_path("out", out)
     sources = find_sources(source, folder, options)[shard[0] :: shard[1]]
     manifest, model = Manifest(folder, shard), _work(vae, load, folder, options).model()
-    config, bytes_per_value = model.config, model.dtype.itemsize
+    config, bytes_per_position = model.config, _bytes_per_position(options, model)
     todo = find_jobs(sources, manifest, options, model.digest(), retry=retry)
     failed, outputs, frames, size, pixels = todo.failed + len(todo.refused), 0, 0, 0, 0
     for job in todo.jobs:
@@ -68,14 +68,28 @@ def estimate_cache(
         side = config.spatial_compression
         for part in parts:
             times = 1 + -(-(part.frames - 1) // config.temporal_compression)
-            values = config.latent_channels * times * -(-info.height // side) * -(-info.width // side)
-            outputs, frames, size = outputs + 1, frames + part.frames, size + values * bytes_per_value
+            positions = times * -(-info.height // side) * -(-info.width // side)
+            outputs, frames, size = outputs + 1, frames + part.frames, size + positions * bytes_per_position
             pixels += part.frames * info.width * info.height
     done = list(manifest.records)
     known = sum(record.frames * record.width * record.height for record in done)
     seconds = sum(record.seconds for record in done) / known * pixels if known else None
     clips = len(todo.jobs) + todo.failed + len(todo.refused) - failed
     return Estimate(clips, outputs, frames, todo.kept, failed, size, seconds)
+
+
+def _bytes_per_position(options: CacheOptions, model: "WanVAE") -> int:
+    """Return the bytes that a file of the cache has for each place in the latents (t, h, w)."""
+    import torch
+
+    from wan_vae.interchange.formats import FORMATS, MUSUBI_MASK
+
+    form = FORMATS.get(options.format)
+    dtype = (form and form.dtype) or model.dtype
+    if options.values == "raw":
+        dtype = torch.promote_types(dtype, torch.float32)
+    channels = model.config.latent_channels * (2 if options.posterior or options.i2v else 1)
+    return (channels + (MUSUBI_MASK if options.i2v else 0)) * dtype.itemsize
 
 
 def verify_cache(
