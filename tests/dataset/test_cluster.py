@@ -16,7 +16,7 @@ from tests.cli.running import write_clip
 from tests.dataset.files import outputs
 from tests.helpers import random_vae, small_config
 from wan_vae import WanVAE
-from wan_vae.dataset import CacheResult, cache_latents
+from wan_vae.dataset import CacheOptions, CacheResult, cache_latents
 from wan_vae.errors import UserError
 
 CLIPS = 24
@@ -108,10 +108,18 @@ def test_clip_of_which_processes_die_is_listed_and_the_others_are_cached(
     for path in sorted(clips.glob("*"))[6:]:
         path.unlink()
     write_clip(clips / "12b.mkv", frames=9, width=40, height=48, fps=Fraction(25))
+    options = CacheOptions(store=(tmp_path / "bucket").as_uri())
     result = cache_latents(
-        clips, tmp_path / "out", checkpoint, ray=cluster.address, threads=1, devices=2, load=load_deadly
+        clips,
+        tmp_path / "out",
+        checkpoint,
+        options=options,
+        ray=cluster.address,
+        threads=1,
+        devices=2,
+        load=load_deadly,
     )
-    assert (result.cached, result.failed) == (6, 1)
+    assert (result.cached, result.failed, len(outputs(tmp_path / "bucket"))) == (6, 1, 6)
     (failure,) = (tmp_path / "out" / "failures.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(failure)["source"] == "12b.mkv"
     assert "the process that encoded it died 3 times" in failure

@@ -91,6 +91,14 @@ def cache(
     samples: Annotated[int, typer.Option(min=1, help="Parts of a clip with --extraction uniform.")] = 1,
     most_frames: Annotated[int, typer.Option(min=1, help="Frames at most with --extraction full.")] = 129,
     posterior: options.PosteriorOption = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the files go, if not to OUT, which keeps the lists: a URL of any storage that fsspec knows,"
+            " such as s3://bucket/latents.",
+            metavar="URL",
+        ),
+    ] = None,
     i2v: Annotated[
         bool, typer.Option("--i2v", help="With --format musubi: what training of image-to-video models needs, too.")
     ] = False,
@@ -146,6 +154,7 @@ def cache(
         i2v=i2v,
         dtype=f"{dtype.value} {device.value}",
         architecture=architecture,
+        store=store,
     )
 
     # Other processes need it, so it is no function in a function.

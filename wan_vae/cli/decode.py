@@ -65,8 +65,10 @@ def decode(
     rate = options.parse_fps(fps)
     if index is not None:
         from wan_vae.dataset.manifest import output_of
+        from wan_vae.dataset.storage import Outputs
 
-        latents = output_of(latents, index)
+        outputs = Outputs(latents)
+        latents = outputs.path(output_of(latents, index))
     if shards > 1 and (preview or alpha_checkpoint is not None):
         other = "--preview" if preview else "--alpha-checkpoint"
         raise UserError(f"--shards is {shards}, but {other} is the work of one process; leave one of them out.")

@@ -17,6 +17,7 @@ from wan_vae.arguments import check_count, check_path
 from wan_vae.dataset.manifest import Failure, Manifest
 from wan_vae.dataset.plan import CacheOptions, CheckpointDigests, Job, Todo, find_jobs
 from wan_vae.dataset.sources import Source, list_sources, named_sources, with_twins
+from wan_vae.dataset.storage import Store
 from wan_vae.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def cache_latents(
 
     Args:
         source: A folder, which is searched recursively, a list (.txt, .jsonl, .csv; see `list_sources`), or clips.
-        out: Folder of the outputs, manifest.jsonl and failures.jsonl. Outputs are named by the clips.
+        out: Folder of manifest.jsonl and failures.jsonl, and of the outputs unless the options name a `store` for
+            them. Outputs are named by the clips.
         vae: A model, or a checkpoint's name or path, which is loaded only if there is work.
         options: Format, sizes, rates and parts.
         memory: A budget for the network, as of `encode_file`; of each process, if there are several.
@@ -93,7 +95,8 @@ def cache_latents(
             be pickled.
 
     Raises:
-        UserError: There is nothing to cache, an option cannot be used, the disk is full, or a process died.
+        UserError: There is nothing to cache, an option cannot be used, the disk is full, a process died, or the
+            storage of `options.store` cannot be reached.
     """
     options = CacheOptions() if options is None else options
     folder = check_path("out", out)
@@ -107,8 +110,9 @@ def cache_latents(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the outputs.")
     sources = find_sources(source, folder, options)[number::count]
+    store = None if options.store is None else Store(options.store)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest, digests = Manifest(folder, shard), CheckpointDigests(folder)
+    manifest, digests = Manifest(folder, shard, store), CheckpointDigests(folder)
     digest = digests.find(vae) if isinstance(vae, str | Path) else vae.digest()
     result = CacheResult(total=len(sources))
     if digest is not None:

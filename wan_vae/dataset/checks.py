@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from wan_vae.arguments import check_count, check_path
 from wan_vae.dataset.cache import default_loader, find_sources
 from wan_vae.dataset.manifest import Manifest
 from wan_vae.dataset.plan import CacheOptions, find_jobs
+from wan_vae.dataset.storage import Outputs, Store
 from wan_vae.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def estimate_cache(
     options = CacheOptions() if options is None else options
     folder = check_path("out", out)
     sources = find_sources(source, folder, options)[shard[0] :: shard[1]]
-    manifest, model = Manifest(folder, shard), _work(vae, load, folder, options).model()
+    store = None if options.store is None else Store(options.store)
+    manifest, model = Manifest(folder, shard, store), _work(vae, load, folder, options).model()
     config, bytes_per_position = model.config, _bytes_per_position(options, model)
     todo = find_jobs(sources, manifest, options, model.digest(), retry=retry)
     failed, outputs, frames, size, pixels = todo.failed + len(todo.refused), 0, 0, 0, 0
@@ -112,12 +114,13 @@ def verify_cache(
     from wan_vae.dataset.engines import encode_jobs
 
     folder = check_path("out", out)
-    names = sorted({record.source for record in Manifest.of_cache(folder).records})
+    cached = {(record.source, record.part): record.output for record in Manifest.of_cache(folder).records}
+    names = sorted({source for source, _ in cached})
     wanted = set(names[:: max(1, len(names) // check_count("count", count))][:count])
     sources = [item for item in find_sources(source, folder, options) if item.label in wanted]
     if not sources:
         raise UserError(f"{source} has none of the clips of {folder}.")
-    differing = []
+    differing, outputs, options = [], Outputs(folder), replace(options, store=None)
     with tempfile.TemporaryDirectory(prefix="wan_vae_verify_") as place:
         work = _work(vae, load, Path(place), options, memory)
         model = work.model()
@@ -126,9 +129,10 @@ def verify_cache(
             if done.error is not None:
                 raise UserError(f"{done.job.source.label} cannot be encoded again: {done.error}")
             for record in done.records:
-                stored, again = folder / record.output, Path(place) / record.output
+                output, again = cached.get((record.source, record.part), record.output), Path(place) / record.output
+                stored = outputs.path(output)
                 if not stored.is_file() or stored.read_bytes() != again.read_bytes():
-                    differing.append(record.output)
+                    differing.append(output)
                 again.unlink()
     return differing
 

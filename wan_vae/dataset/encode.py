@@ -11,6 +11,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ from wan_vae.dataset.outputs import Begin as Begin
 from wan_vae.dataset.parts import MUSUBI_FPS, Part, musubi_frames
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.dataset.sources import Source
+from wan_vae.dataset.storage import Store
 from wan_vae.errors import ClipError
 from wan_vae.files import encode_chunks, normalized_moments
 from wan_vae.inference.budget import Budget
@@ -131,17 +133,24 @@ class PartEncoder:
         out: Folder of the cache.
         options: Of the cache.
         memory: Budget of the network, as of `encode_file`.
+
+    Attributes:
+        place: Where files are written.
     """
 
     def __init__(self, vae: WanVAE, out: Path, options: CacheOptions, memory: Budget) -> None:
-        self._vae, self._out, self._options, self._memory = vae, out, options, memory
+        self._vae, self._options, self._memory = vae, options, memory
         self._output = CACHE_OUTPUTS[options.format](options, vae.config)
+        self._store = None if options.store is None else Store(options.store)
+        # What goes elsewhere is complete on this machine first; a cluster's nodes need not have the cache's folder.
+        self._temporary = None if self._store is None else TemporaryDirectory(prefix="wan_vae_cache_")
+        self.place = out if self._temporary is None else Path(self._temporary.name)
 
     def encode(self, job: Job, begin: Begin, frames: Iterator[Frames], tick: Callable[[], object]) -> Record:
         """Encode the frames of a part, write its file in one step, and describe it; `tick` is called after a pass."""
         info, vae, begun = begin.info, self._vae, time.perf_counter()
         below = self._output.path(job, begin)
-        path = self._out / below
+        path = self.place / below
         statistics = _Statistics()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
@@ -160,9 +169,13 @@ class PartEncoder:
                     writer.write(chunk)
                     tick()
             shape = writer.finish(_latents_info(info, tensors.frames, vae.config, job.key.checkpoint))
+        size, output = path.stat().st_size, below.as_posix()
+        if self._store is not None:
+            output = self._store.put(path, below)
+            path.unlink()
         return Record(
             source=job.source.label,
-            output=below.as_posix(),
+            output=output,
             part=begin.number,
             parts=begin.parts,
             start=begin.start,
@@ -176,10 +189,17 @@ class PartEncoder:
             std=statistics.std,
             caption=job.source.caption,
             seconds=time.perf_counter() - begun,
-            bytes=path.stat().st_size,
+            bytes=size,
             key=job.key,
             extra=dict(job.source.extra),
         )
+
+    def remove(self, record: Record) -> None:
+        """Remove an output."""
+        if self._store is None:
+            (self.place / record.output).unlink(missing_ok=True)
+        else:
+            self._store.remove(record.output)
 
     def _encoded(self, video: Iterable[Tensor], info: ClipInfo) -> Iterator[tuple[Tensor, ...]]:
         """Yield normalized latents, with their log-variance if it is asked for, in the memory of the host."""

@@ -107,10 +107,10 @@ def encode_jobs(
                 for record in _encode_parts(job, items, encoder, tick):
                     records.append(record)
             except Exception as failure:  # of one clip, whatever it is: the others are not to be lost for it
-                if shutil.disk_usage(work.out).free < _LEAST_ROOM:
-                    raise UserError(f"The disk of {work.out} is full; make room and start again.") from failure
+                if shutil.disk_usage(encoder.place).free < _LEAST_ROOM:
+                    raise UserError(f"The disk of {encoder.place} is full; make room and start again.") from failure
                 for record in records:
-                    (work.out / record.output).unlink(missing_ok=True)
+                    encoder.remove(record)
                 records, error = [], reason(failure)
             yield Done(job, records, error, ahead.waited - waited)
             waited = ahead.waited

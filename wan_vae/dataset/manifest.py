@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from wan_vae.dataset.storage import Store, is_url
 from wan_vae.errors import UserError
 
 Item = TypeVar("Item")
@@ -36,7 +37,7 @@ class Record:
 
     Attributes:
         source: The clip, as `Source.label`.
-        output: The file, below the cache's folder.
+        output: The file, below the cache's folder, or its URL.
         part, parts: Number of this part of the clip, from 0, and how many there are.
         start: First frame of the part.
         frames: Frames of the part, without padding.
@@ -88,8 +89,11 @@ class Manifest:
         failures: The failures by source, of all processes.
     """
 
-    def __init__(self, folder: Path, shard: tuple[int, int] = (0, 1)) -> None:
-        """Read what is there; `shard` is the number of this process, from 0, and how many there are."""
+    def __init__(self, folder: Path, shard: tuple[int, int] = (0, 1), store: Store | None = None) -> None:
+        """Read what is there; `shard` is the number of this process, from 0, and how many there are.
+
+        A UserError if `store` cannot be reached.
+        """
         number, count = shard
         own = "" if count == 1 else f"-{number + 1:05d}-of-{count:05d}"
         self._own = {kind: folder / f"{kind}{own}{_SUFFIX}" for kind in (MANIFEST, FAILURES)}
@@ -102,6 +106,7 @@ class Manifest:
                 self._take(item)
         for path in sorted(folder.glob(f"{FAILURES}*{_SUFFIX}")):
             self.failures |= {item.source: item for item in _items(path, _failure)}
+        self._stored = {} if store is None else store.sizes()
 
     @classmethod
     def of_cache(cls, folder: Path) -> "Manifest":
@@ -115,9 +120,17 @@ class Manifest:
         """Whether all parts of a clip are there, whole, and made of what it is now."""
         parts = self._parts.get(source, {})
         return bool(parts) and all(
-            record.key == key and record.parts == len(parts) and _size(self.folder / record.output) == record.bytes
+            record.key == key and record.parts == len(parts) and self._size(record.output) == record.bytes
             for record in parts.values()
         )
+
+    def _size(self, output: str) -> int | None:
+        if is_url(output):
+            return self._stored.get(output)
+        try:
+            return (self.folder / output).stat().st_size
+        except OSError:
+            return None
 
     @property
     def records(self) -> list[Record]:
@@ -175,8 +188,8 @@ class Manifest:
         temporary.replace(path)
 
 
-def output_of(cache: Path, index: int) -> Path:
-    """Return the file of the record of this number in a cache, in the order of `Manifest.records`.
+def output_of(cache: Path, index: int) -> str:
+    """Return the output of the record of this number in a cache, in the order of `Manifest.records`.
 
     Raises:
         UserError: There is no cache, or no such record.
@@ -186,7 +199,7 @@ def output_of(cache: Path, index: int) -> Path:
         raise UserError(
             f"--index is {index}, but {cache} has {len(records)} outputs; it is from 0 to {len(records) - 1}."
         )
-    return cache / records[index].output
+    return records[index].output
 
 
 def _line(item: Record | Failure) -> bytes:
@@ -219,10 +232,3 @@ def _record(values: dict[str, Any]) -> Record:
 
 def _failure(values: dict[str, Any]) -> Failure:
     return Failure(**{**values, "key": Key(**values["key"])})
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

@@ -14,6 +14,7 @@ from wan_vae.config import preset_names, read_preset
 from wan_vae.dataset.manifest import Key, Manifest
 from wan_vae.dataset.parts import STEP, Extract
 from wan_vae.dataset.sources import Source
+from wan_vae.dataset.storage import check_store
 from wan_vae.errors import UserError
 
 _STAMPS = (
@@ -46,6 +47,7 @@ class CacheOptions:
             the first frame followed by zeros, and a mask of it.
         dtype: What the network computes in, as named by the caller.
         architecture: The model that is trained, by the name that "ai-toolkit" has for it; None for the usual one.
+        store: URL of the folder that outputs go to, of any storage that fsspec knows; None for the cache's folder.
     """
 
     format: str = "wan-vae"
@@ -64,6 +66,7 @@ class CacheOptions:
     i2v: bool = False
     dtype: str = "auto"
     architecture: str | None = None
+    store: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in CACHE_FORMATS:
@@ -77,6 +80,8 @@ class CacheOptions:
         check_clip_options(self.size, self.frames, self.length)
         if self.architecture is not None and self.format != "ai-toolkit":
             raise UserError(f"architecture is {self.architecture!r}; it is for the format ai-toolkit alone.")
+        if self.store is not None:
+            check_store(self.store)
         if self.size is not None and self.resolution is not None:
             raise UserError("size and resolution were both given; the size of a clip in buckets is its bucket's.")
         if self.i2v and self.format != "musubi":
@@ -122,8 +127,9 @@ class CacheOptions:
     def digest(self) -> str:
         """Return what tells two sets of options apart."""
         values = {**asdict(self), "fps": None if self.fps is None else str(self.fps), "version": _VERSION}
-        if self.architecture is None:  # caches from before it was an option stay
-            del values["architecture"]
+        for name in ("architecture", "store"):  # caches from before these were options stay
+            if values[name] is None:
+                del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

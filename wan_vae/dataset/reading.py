@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from wan_vae.arguments import check_path
 from wan_vae.dataset.manifest import Manifest, Record
+from wan_vae.dataset.storage import Outputs
 from wan_vae.errors import LatentsError
 from wan_vae.interchange.reader import open_latents
 
@@ -28,32 +29,35 @@ class LatentDataset(Dataset[dict[str, Any]]):
         Raises:
             UserError: There is none, or it holds no output.
         """
-        self._folder = check_path("folder", folder)
-        self.records: list[Record] = Manifest.of_cache(self._folder).records
+        place = check_path("folder", folder)
+        self._outputs = Outputs(place)
+        self.records: list[Record] = Manifest.of_cache(place).records
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
-        latents = stored_latents(self._folder, record)[0]
+        latents = stored_latents(self._outputs, record)[0]
         return {"latents": latents, "caption": record.caption or "", "source": record.source, "start": record.start}
 
 
-def stored_latents(folder: Path, record: Record) -> Tensor:
+def stored_latents(outputs: Outputs, record: Record) -> Tensor:
     """Return the latents of an output (1, z, t, h, w), as its file holds them.
 
     Raises:
-        LatentsError: The file is missing or damaged, or holds others.
+        UserError: The file is missing or damaged, or holds others.
     """
-    path = folder / record.output
+    path = outputs.path(record.output)
     try:
         latents = next(open_latents(path).chunks(record.shape[2]))
     except (LatentsError, OSError) as error:
-        raise LatentsError(f"{path} cannot be read ({error}); run `wan-vae cache` again to replace it.") from error
+        raise LatentsError(
+            f"{record.output} cannot be read ({error}); run `wan-vae cache` again to replace it."
+        ) from error
     if tuple(latents.shape) != record.shape:
         raise LatentsError(
-            f"{path} holds latents of {tuple(latents.shape)}, and manifest.jsonl says {record.shape}; run `wan-vae"
-            " cache` again to replace it."
+            f"{record.output} holds latents of {tuple(latents.shape)}, and manifest.jsonl says {record.shape}; run"
+            " `wan-vae cache` again to replace it."
         )
     return latents

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.reading import stored_latents
+from wan_vae.dataset.storage import Outputs
 from wan_vae.dataset.text import find_embedding, read_embedding
 from wan_vae.errors import UserError
 from wan_vae.interchange.formats import FORMATS, Values
@@ -75,7 +76,7 @@ class ShardFormat(ABC):
     """
 
     def __init__(self, cache: Path, text: Path | None) -> None:
-        self._cache, self._text = cache, text
+        self._outputs, self._text = Outputs(cache), text
 
     @abstractmethod
     def path(self, number: int) -> str:
@@ -91,13 +92,13 @@ class ShardFormat(ABC):
 
     def check(self, record: Record) -> Values:
         """Return whether an output holds raw or normalized latents; raise a UserError for one that cannot be packed."""
-        path = self._cache / record.output
-        opened = open_latents(path)
+        opened = open_latents(self._outputs.path(record.output))
         if isinstance(opened, LatentsFile):
             return "normalized"
         if opened.form is not FORMATS["tensor"] or opened.values is None:
             raise UserError(
-                f"{path} is {opened.form.title}; a cache to be packed is of the format wan-vae or tensor: encode one."
+                f"{record.output} is {opened.form.title}; a cache to be packed is of the format wan-vae or tensor:"
+                " encode one."
             )
         return opened.values
 
@@ -120,7 +121,7 @@ class ParquetShards(ShardFormat):
         _write_rows(path, COLUMNS, ((self.size(record), self._row(record)) for record in records))
 
     def _row(self, record: Record) -> dict[str, Any]:
-        latents = stored_latents(self._cache, record)[0]
+        latents = stored_latents(self._outputs, record)[0]
         return {
             "latents_bytes": _bytes(latents),
             "latents_shape": list(latents.shape),
@@ -153,10 +154,10 @@ class FastVideoShards(ParquetShards):
 
     def check(self, record: Record) -> Values:
         values = super().check(record)
-        opened = open_latents(self._cache / record.output)
+        opened = open_latents(self._outputs.path(record.output))
         if values == "normalized" and not isinstance(opened, LatentsFile):
             raise UserError(
-                f"{self._cache / record.output} does not say which model's statistics normalized it, and FastVideo"
+                f"{record.output} does not say which model's statistics normalized it, and FastVideo"
                 " takes raw latents: cache in the format wan-vae, or tensor with --values raw."
             )
         return values
@@ -166,8 +167,8 @@ class FastVideoShards(ParquetShards):
 
     def _row(self, record: Record) -> dict[str, Any]:
         values = self.check(record)
-        latents = stored_latents(self._cache, record).float()
-        opened = open_latents(self._cache / record.output)
+        latents = stored_latents(self._outputs, record).float()
+        opened = open_latents(self._outputs.path(record.output))
         if values == "normalized" and isinstance(opened, LatentsFile):
             latents = LatentStatistics.of(opened.info.config, latents.dtype, latents.device).denormalized(latents)
         embedding = read_embedding(self._embedding(record))
@@ -208,7 +209,7 @@ class WebDatasetShards(ShardFormat):
                 key = f"{number:05d}_{row:05d}"
                 facts = {**_facts(record, self.check(record)), "shape": record.shape[1:], "extra": record.extra}
                 _add(tar, f"{key}.json", io.BytesIO(json.dumps(facts).encode()))
-                with (self._cache / record.output).open("rb") as file:
+                with self._outputs.path(record.output).open("rb") as file:
                     _add(tar, f"{key}.safetensors", file)
                 _add(tar, f"{key}.txt", io.BytesIO(facts["caption"].encode()))
 
