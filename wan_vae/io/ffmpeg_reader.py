@@ -60,7 +60,6 @@ class AvSource:
         self._timeline = Timeline(name, joined=self._structure.joined)
         with self._opened() as (container, stream):
             self.timing = self._survey(container, stream)
-        with self._opened() as (container, stream):
             self.info = self._describe(container, stream)
             self.left_out = self._others(container, stream)
         self.audio: AudioSource | None = None
@@ -187,7 +186,7 @@ class AvSource:
             self._refuse(f"is {structure.damage}")
         try:
             timing = measure(
-                sort_by_time(timeline.survey(container, stream)),
+                sort_by_time(timeline.survey(container, stream, _decoder(stream))),
                 tick=stream.time_base or Fraction(1),
                 rates=[rate for rate in (stream.average_rate, stream.base_rate) if rate],
                 frames=self._frames,
@@ -241,9 +240,9 @@ class AvSource:
             )
 
     def _describe(self, container: "InputContainer", stream: "VideoStream") -> ClipInfo:
-        _, frame = next(self._decode(container, stream), (None, None))
+        frame, self._timeline.first = self._timeline.first, None  # which takes memory
         if frame is None:
-            raise ClipError(f"{self.name} has no frame that can be decoded; fetch or copy it again.")
+            raise ClipError(f"{self.name} is damaged: it has no frame that can be decoded; fetch or copy it again.")
         to_rgb = self._converter(frame, stream)
         orientation = from_frame(frame)
         picture = orientation.apply(to_rgb(frame))
@@ -283,9 +282,6 @@ class AvSource:
     def _decode(self, container: "InputContainer", stream: "VideoStream") -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """Decode all frames in display order, with their times; a ClipError if one is damaged or missing."""
         context = _decoder(stream)
-        context.copy_opaque = True
-        if context.name in _CHECKED:
-            context.options = {"err_detect": "crccheck+explode"}
         number = 0
         interlaced = False
         for part in self._timeline.packets(container, stream):
@@ -349,4 +345,7 @@ def _decoder(stream: "VideoStream") -> "VideoCodecContext":
         name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
         if name in av.codecs_available:
             context = cast("VideoCodecContext", av.CodecContext.create(name, "r"))
+    context.copy_opaque = True
+    if context.name in _CHECKED:
+        context.options = {"err_detect": "crccheck+explode"}
     return context

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 _JOINABLE = ("mpegts", "mpeg")  # files that can be joined end to end, each with a clock of its own
@@ -44,12 +45,14 @@ class Timeline:
     Attributes:
         undecodable: Numbers of the packets that are no pictures, since their references are missing.
         found: Number of packets that are not hidden by an edit list.
+        first: The first picture of a surveyed stream, None if none of its first packets can be decoded.
     """
 
     def __init__(self, name: str, *, joined: bool) -> None:
         """`name` stands for the source in messages; `joined` tells that the clock can start again in any container."""
         self.undecodable: set[int] = set()
         self.found = 0
+        self.first: VideoFrame | None = None
         self._ends: dict[Fraction, int] = {}  # latest end of a packet, by time base
         self._name = name
         self._joined = joined
@@ -60,15 +63,18 @@ class Timeline:
         """Latest end of a packet of any stream, in seconds on the clock of its part."""
         return max((ticks * unit for unit, ticks in self._ends.items()), default=Fraction(0))
 
-    def survey(self, container: "InputContainer", stream: "VideoStream") -> Iterator[tuple[Fraction, Fraction]]:
+    def survey(
+        self, container: "InputContainer", stream: "VideoStream", decoder: "VideoCodecContext"
+    ) -> Iterator[tuple[Fraction, Fraction]]:
         """Read all packets, decode the first of each part, and yield time and duration of each picture.
 
-        Pictures are in decoding order. A ClipError if packets are damaged.
+        Pictures are in decoding order. A ClipError if packets are damaged. The decoder must copy the `opaque` of
+        packets to their frames, for `number_of`.
         """
         end, period = Fraction(0), 1 / (stream.average_rate or Fraction(24))
         has_parts = self._has_parts(container)
         for part, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
-            head = self._head(group, container, stream)
+            head = self._head(group, container, decoder)
             starts = [entry.time for entry in head if self._is_picture(entry) and entry.time is not None]
             self._offsets.append(end - min(starts, default=end) if part else Fraction(0))
             for entry, time in self._timed(chain(head, group)):
@@ -82,10 +88,7 @@ class Timeline:
     def packets(
         self, container: "InputContainer", stream: "VideoStream"
     ) -> Iterator[Iterator[tuple["Packet[VideoStream]", Fraction | None]]]:
-        """Yield the parts of a surveyed stream: packets, and the times of those that are pictures.
-
-        The decoder must copy the `opaque` of packets to their frames, for `number_of`.
-        """
+        """Yield the parts of a surveyed stream: packets, and the times of those that are pictures."""
         for _, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
             yield ((entry.packet, time) for entry, time in self._timed(group))
 
@@ -147,24 +150,26 @@ class Timeline:
             if packet.size and packet.stream_index == stream.index:
                 yield cast("Packet[VideoStream]", packet)
 
-    def _head(self, entries: Iterator[Entry], container: "InputContainer", stream: "VideoStream") -> list[Entry]:
+    def _head(self, entries: Iterator[Entry], container: "InputContainer", decoder: "VideoCodecContext") -> list[Entry]:
         """Decode the first packets of a part until it is known which are pictures, and return those taken."""
         head: list[Entry] = []
         whole: set[int] = set()  # numbers of the packets that yielded an undamaged picture
         broken = False
         first: Entry | None = None
-        context = stream.codec_context
-        context.copy_opaque = True
 
         def decode(packet: "Packet[VideoStream] | None") -> None:
             nonlocal broken
             try:
-                frames = context.decode(packet)
+                frames = decoder.decode(packet)
             except av.error.FFmpegError:
                 broken = True
                 return
-            broken = broken or any(frame.is_corrupt for frame in frames)
-            whole.update(number_of(frame) for frame in frames if not frame.is_corrupt)
+            for frame in frames:
+                if frame.is_corrupt:
+                    broken = True
+                else:
+                    whole.add(number_of(frame))
+                    self.first = self.first or frame
 
         for entry in islice(entries, _LONGEST_START):
             head.append(entry)
@@ -191,7 +196,7 @@ class Timeline:
                 self.undecodable |= {e.number for e in head if _is_earlier(e, first)} - whole
         elif head and head[0].part:
             self.undecodable |= {entry.number for entry in head}
-        context.flush_buffers()
+        decoder.flush_buffers()
         return head
 
 
