@@ -26,7 +26,7 @@ app = typer.Typer(name="measure_cache", add_completion=False, rich_markup_mode=N
 @app.command()
 def measure_cache(
     clips: Annotated[Path, typer.Argument(help="A folder of videos.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; default random ones of Wan2.1.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="A file of weights; default random ones of Wan2.1.")] = None,
     size: Annotated[str, typer.Option(help="Of the encoded frames.")] = "256x144",
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     cache_options: Annotated[str, typer.Option(help="More options of `wan-vae cache`, as one text.")] = "",
@@ -125,12 +125,11 @@ def with_this_library(clips: list[Path], out: Path, checkpoint: Path, size: tupl
 def with_diffusers(clips: list[Path], out: Path, checkpoint: Path, size: tuple[int, int]) -> dict[str, float]:
     """The loop around diffusers' VAE."""
     import torch
-    from diffusers import AutoencoderKLWan
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    vae = AutoencoderKLWan()
-    vae.load_state_dict(load_file(checkpoint))
-    vae.eval().requires_grad_(False)
+    from wan_vae import WanVAE
+
+    vae = WanVAE.from_pretrained(checkpoint).to_diffusers()
     out.mkdir()
     begun, count = time.perf_counter(), 0
     for path in clips:

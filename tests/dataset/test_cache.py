@@ -267,6 +267,17 @@ def test_estimate_cache_is_what_is_done(vae: WanVAE, clips: Path, tmp_path: Path
     assert later.seconds > 0
 
 
+def test_stretching_is_told_once_for_all_clips(
+    vae: WanVAE, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache_latents(clips, tmp_path / "out", vae, options=CacheOptions(size=(16, 16)))
+    (notice,) = [message for message in caplog.messages if "stretched" in message]
+    assert notice.startswith("Clips of another shape than 16x16 are stretched to it; --fit crop")
+    caplog.clear()
+    cache_latents(clips, tmp_path / "out", vae, options=CacheOptions(size=(16, 16), fit="stretch"))
+    assert not [message for message in caplog.messages if "stretched" in message]
+
+
 def test_verify_cache_finds_what_differs(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
     options = CacheOptions()
     cache_latents(clips, tmp_path / "out", vae, options=options)

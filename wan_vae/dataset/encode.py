@@ -54,7 +54,7 @@ def open_source(source: Source, options: CacheOptions, config: VAEConfig) -> Cli
     return open_clip(
         source.path,
         size=options.size,
-        fit=options.fit,
+        fit="stretch" if options.stretches else options.fit,  # of which `cache_latents` tells once
         frames=span,
         fps=options.fps,
         length=options.length,

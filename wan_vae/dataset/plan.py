@@ -120,6 +120,11 @@ class CacheOptions:
                 " dataset, one number, or --extraction full."
             )
 
+    @property
+    def stretches(self) -> bool:
+        """Whether clips of another shape than `size` are stretched to it without having been asked to."""
+        return self.fit is None and self.size is not None and None not in self.size
+
     def span(self, source: Source) -> tuple[int | None, int | None]:
         """Return the frames that are taken of a clip, as of `encode_file`."""
         return self.frames if source.start is None and source.stop is None else (source.start, source.stop)
