@@ -23,7 +23,7 @@ LAYERS = (
     ("evaluation", "preview"),
     ("training", "files"),
     ("dataset",),
-    ("benchmark", "integrations"),
+    ("benchmark", "integrations", "serving"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -38,6 +38,7 @@ class Format:
     ticks: int | None = None  # time units of the container per second, None if it stores any rate exactly
     stores_aspect: bool = False  # of pixels; other containers than QuickTime could, but PyAV sets it in H.264 alone
     stores_color: bool = True  # primaries and transfer
+    muxer: dict[str, str] = field(default_factory=dict)  # options of the container
 
 
 def _h264(container: str, **options: str) -> Format:
@@ -88,6 +89,12 @@ LOSSY = {
     ".webp": _WEBP,
 }
 
+# Players can show it while it is written: fragments of a group of pictures, none of which is changed afterwards.
+FRAGMENTED = replace(
+    _h264("mp4", g="16", tune="zerolatency"),
+    muxer={"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"},
+)
+
 LOSSLESS = {
     ".mp4": _h264_rgb("mp4"),
     ".mov": _h264_rgb("mov"),
@@ -135,7 +142,8 @@ class AvSink(ClipSink):
         """Create the file as `form`, whatever the suffix of `path`; for the other arguments see `create_clip`."""
         self._fps = fps
         self._count = 0
-        options = {"fflags": "bitexact"}  # else Matroska files get random numbers, and no two runs are alike
+        # Without "bitexact", Matroska files get random numbers, and no two runs are alike.
+        options = {"fflags": "bitexact", **form.muxer}
         if form.container in ("mp4", "mov") and fps < 1:
             # FFmpeg's time unit is below 1/10000 s, of which a long clip with slow frames has more than it can count.
             options["video_track_timescale"] = str(fps.numerator)

@@ -1,0 +1,64 @@
+"""`wan-vae serve`: a model behind HTTP."""
+
+import os
+import sys
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from wan_vae.cli import options
+from wan_vae.cli.common import load_model
+from wan_vae.errors import UserError
+
+TOKEN = "WAN_VAE_TOKEN"
+"""The environment variable with the token; an option would show it to everyone who lists processes."""
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
+    checkpoint_values: options.CheckpointValuesOption = None,
+    device: options.DeviceOption = options.Device.auto,
+    dtype: options.DtypeOption = options.Precision.auto,
+    memory: options.MemoryOption = options.AUTO,
+    host: Annotated[str, typer.Option(help="Address to listen at; others than loopback need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8000,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help=f"Serve everyone who reaches --host, without a token in {TOKEN}.")
+    ] = False,
+    max_body: Annotated[
+        str, typer.Option(help="Most bytes of a request, and of an answer that is a tensor.", metavar="SIZE")
+    ] = "512MiB",
+    max_pixels: Annotated[int, typer.Option(help="Most pixels of a picture.", metavar="N", min=1)] = 2**21,
+    max_frames: Annotated[int, typer.Option(help="Most frames of a request.", metavar="N", min=1)] = 10_000,
+    max_waiting: Annotated[int, typer.Option(help="Most requests at a time; others get 429.", metavar="N", min=1)] = 64,
+    max_seconds: Annotated[float, typer.Option(help="Most seconds for a request.", metavar="N", min=1)] = 600.0,
+) -> None:
+    """Serve a model to diffusers' remote_decode and remote_encode, and to streams; see docs/serving.md.
+
+    A token in the environment variable WAN_VAE_TOKEN is asked of every client.
+    """
+    token = os.environ.get(TOKEN) or None
+    if host not in _LOOPBACK and token is None and not insecure:
+        raise UserError(
+            f"--host {host} may be reached from other machines; set a token in {TOKEN}, or pass --insecure if everyone"
+            " may use the server."
+        )
+    try:
+        from wan_vae.serving.app import Limits, Server, make_server
+    except ImportError as error:
+        raise UserError(f"{error}; install the server's packages: pip install 'wan-vae[serve]'") from error
+    from wan_vae.inference.budget import parse_bytes
+
+    model = load_model(checkpoint, device=device, dtype=dtype, values=checkpoint_values)
+    if model.config.image_channels != 3:
+        raise UserError(f"{checkpoint} is a model of pictures with alpha, which the protocol cannot carry.")
+    body = parse_bytes(max_body, model.device)
+    limits = Limits(body=body, pixels=max_pixels, frames=max_frames, waiting=max_waiting, seconds=max_seconds)
+    server = make_server(Server(model, memory, limits), host=host, port=port, token=token)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {checkpoint} at http://{shown}:{port}; Ctrl-C ends it", file=sys.stderr, flush=True)
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is done
+        server.run()

@@ -1,0 +1,216 @@
+"""What the worker does for a request: decoding and encoding, in the formats that diffusers' client expects."""
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from wan_vae.files import decode_chunks, encode_chunks
+from wan_vae.inference.budget import Budget
+from wan_vae.io import open_clip
+from wan_vae.io.color import RGB
+from wan_vae.io.ffmpeg_writer import FRAGMENTED, AvSink
+from wan_vae.io.frames import FramesToTensors, frames_to_tensor, tensors_to_frames
+from wan_vae.posterior import LatentStatistics
+from wan_vae.serving.limits import Limits, RefusedError, TensorHead
+from wan_vae.tiny import TinyVAE
+from wan_vae.vae import WanVAE
+
+Model: TypeAlias = WanVAE | TinyVAE
+Answer: TypeAlias = tuple[Mapping[str, str], Iterator[bytes]]
+
+_PIECE = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How latents of a request relate to raw ones; diffusers' parameters of these names.
+
+    Attributes:
+        do_scaling: Without a factor: the latents are normalized, by mean and standard deviation of each channel.
+        factor: Latents are `(raw - shift) * factor`.
+        shift: See `factor`.
+    """
+
+    do_scaling: bool = False
+    factor: float | None = None
+    shift: float | None = None
+
+    def to_normalized(self, latents: Tensor, statistics: LatentStatistics) -> Tensor:
+        """Latents of a request -> normalized latents, both (B, z, t, h, w)."""
+        if self.do_scaling and self.factor is None:
+            return latents
+        raw = latents if self.factor is None else latents / self.factor
+        return statistics.normalized(raw if self.shift is None else raw + self.shift)
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        """Raw latents -> latents as asked for."""
+        shifted = raw if self.shift is None else raw - self.shift
+        return shifted if self.factor is None else shifted * self.factor
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model and how it may work."""
+
+    model: Model
+    memory: Budget
+    limits: Limits
+
+    @property
+    def decoder_dtype(self) -> torch.dtype:
+        """The dtype of decoded videos."""
+        return next(self.model.decoder.parameters()).dtype
+
+    def decode(
+        self,
+        body: BinaryIO,
+        head: TensorHead,
+        scaling: Scaling,
+        kind: Literal["tensor", "unit", "levels", "png", "jpg"],
+    ) -> Answer:
+        """Latents -> pixels.
+
+        Args:
+            kind: "tensor" for (B, 3, T, H, W) in [-1, 1] in the decoder's dtype; "unit" for (B * T, 3, H, W) in [0, 1]
+                in that dtype; "levels" for (B * T, H, W, 3) in uint8; or a picture's format.
+        """
+        batch, frames, height, width = head.check_latents(self.model.config)
+        video, done = torch.empty(batch, 3, frames, height, width, dtype=self.decoder_dtype), 0
+        for part in self._decoded(body, head, scaling):
+            video[:, :, done : done + part.shape[2]] = part
+            done += part.shape[2]
+        if kind == "tensor":
+            return tensor_answer(video)
+        unit = (video * 0.5 + 0.5).clamp(0, 1).transpose(1, 2).flatten(0, 1)  # as diffusers' image processor
+        if kind == "unit":
+            return tensor_answer(unit)
+        levels = (unit.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        if kind == "levels":
+            return tensor_answer(levels)
+        file = io.BytesIO()
+        Image.fromarray(levels[0].numpy()).save(file, "JPEG" if kind == "jpg" else "PNG", quality=95)
+        return {"content-type": "image/jpeg" if kind == "jpg" else "image/png"}, iter([file.getvalue()])
+
+    def decode_mp4(self, body: BinaryIO, head: TensorHead, scaling: Scaling, fps: Fraction, media: str) -> Answer:
+        """Latents of one clip -> fragmented mp4 (H.264), as it comes."""
+        _, _, height, width = head.check_latents(self.model.config)
+        videos = self._decoded(body, head, scaling)
+
+        def pieces() -> Iterator[bytes]:
+            with tempfile.TemporaryDirectory(prefix="wan-vae-") as folder:
+                path = Path(folder, "clip.mp4")
+                path.touch()
+                with path.open("rb") as file:
+                    sink = AvSink(FRAGMENTED, width, height, fps, RGB, Fraction(1), None, path)
+                    try:
+                        for frames in tensors_to_frames(videos, width, height, self.model.device):
+                            for picture in frames:
+                                sink.write(picture)
+                            yield file.read()
+                    except BaseException:
+                        sink.abort()
+                        raise
+                    sink.finish()
+                    yield file.read()
+
+        return {"content-type": media}, pieces()
+
+    def encode(self, body: BinaryIO, head: TensorHead | None, scaling: Scaling) -> Answer:
+        """A video (B, 3, T, H, W) in [-1, 1], or without a head a picture in a file -> latents (B, z, t, h, w)."""
+        video = _read_picture(body, self.limits) if head is None else _read_tensor(body, head)
+        return tensor_answer(torch.cat([scaling.from_raw(part).cpu() for part in self._encoded([video])], dim=2))
+
+    def encode_clip(self, body: BinaryIO, scaling: Scaling) -> Answer:
+        """A clip in a file -> latents as they come: the bytes of (t, z, h, w)."""
+        stack = ExitStack()
+        with stack:
+            clip = stack.enter_context(open_clip(body))
+            info, config = clip.info, self.model.config
+            self.limits.check_clip(info.frames, info.height, info.width)
+            side = config.spatial_compression
+            size = [config.latent_channels, -(-info.height // side), -(-info.width // side)]
+            count = 1 + -(-(info.frames - 1) // config.temporal_compression)
+            chunk = config.temporal_compression * self.model.default_chunk_size(info.height, info.width)
+            tensors = FramesToTensors(clip.chunks(chunk), config, self.model.device)
+            kept = stack.pop_all()
+        dtype = next(self.model.encoder.parameters()).dtype
+
+        def pieces() -> Iterator[bytes]:
+            with kept:
+                for part in self._encoded(tensors):
+                    yield tensor_bytes(scaling.from_raw(part)[0].transpose(0, 1).cpu())
+
+        return _tensor_headers([count, *size], dtype), pieces()
+
+    def _decoded(self, body: BinaryIO, head: TensorHead, scaling: Scaling) -> Iterable[Tensor]:
+        model, latents = self.model, _read_tensor(body, head)
+        if not torch.isfinite(latents).all():
+            raise RefusedError(422, "The latents hold NaN or infinite values.")
+        statistics = LatentStatistics.of(model.config, latents.dtype, latents.device)
+        normalized = scaling.to_normalized(latents.float(), statistics)
+        side = model.config.spatial_compression
+        height, width = head.shape[3] * side, head.shape[4] * side
+        chunks = torch.split(normalized, model.default_chunk_size(height, width), dim=2)
+        return decode_chunks(model, (chunk.to(model.device) for chunk in chunks), height, width, self.memory)
+
+    def _encoded(self, video: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield raw latents, the posterior's mean."""
+        model, iterator = self.model, iter(video)
+        first = next(iterator).to(model.device)
+
+        def all_chunks() -> Iterator[Tensor]:
+            yield first
+            yield from (chunk.to(model.device) for chunk in iterator)
+
+        height, width = first.shape[3:]
+        moments = isinstance(model, WanVAE)
+        for part in encode_chunks(model, all_chunks(), height, width, self.memory, moments=moments):
+            if moments:
+                yield part.chunk(2, dim=1)[0]
+            else:
+                yield LatentStatistics.of(model.config, part.dtype, part.device).denormalized(part)
+
+
+def tensor_answer(tensor: Tensor) -> Answer:
+    """A tensor's bytes, with its shape and dtype as headers."""
+    data = memoryview(tensor_bytes(tensor))
+    pieces = (bytes(data[start : start + _PIECE]) for start in range(0, len(data), _PIECE))
+    return _tensor_headers(list(tensor.shape), tensor.dtype), pieces
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Return the values of a tensor on the CPU, in the order of its dimensions."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _tensor_headers(shape: list[int], dtype: torch.dtype) -> dict[str, str]:
+    name = str(dtype).removeprefix("torch.")
+    return {"content-type": "tensor/binary", "shape": json.dumps(shape), "dtype": name}
+
+
+def _read_tensor(body: BinaryIO, head: TensorHead) -> Tensor:
+    body.seek(0)
+    tensor = torch.empty(head.shape, dtype=head.dtype)
+    read: Callable[[Any], int] = body.readinto  # type: ignore[attr-defined]
+    head.check_length(read(tensor.view(-1).view(torch.uint8).numpy()))
+    return tensor
+
+
+def _read_picture(body: BinaryIO, limits: Limits) -> Tensor:
+    body.seek(0)
+    with open_clip(body) as clip:
+        limits.check_clip(clip.info.frames, clip.info.height, clip.info.width)
+        if clip.info.frames != 1:
+            raise RefusedError(422, f"The body is a clip of {clip.info.frames} frames; send a picture, or its tensor.")
+        (frames,) = clip.chunks(1)
+    return frames_to_tensor(frames)
