@@ -58,6 +58,8 @@ from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
 from wan_vae.posterior import LatentStatistics, Posterior
 from wan_vae.preview import LinearPreview
+from wan_vae.report.facts import clip_facts, model_facts
+from wan_vae.report.page import Report, check_page
 from wan_vae.tiny import TinyVAE, check_no_budget, load_vae
 from wan_vae.vae import WanVAE
 
@@ -115,11 +117,13 @@ class ReconstructResult(FileResult):
     Attributes:
         side_by_side: The clip of source and reconstruction, if it was written.
         contact_sheet: The PNG file of a few frames, if it was written.
+        report: The HTML page, if it was written.
         score: How close the decoded frames are to the source's; None where the model decodes to another size.
     """
 
     side_by_side: Path | None
     contact_sheet: Path | None
+    report: Path | None
     score: Score | None
 
 
@@ -328,6 +332,7 @@ def reconstruct_file(
     *,
     side_by_side: str | Path | None = None,
     contact_sheet: str | Path | None = None,
+    report: str | Path | None = None,
     lossless: bool = False,
     size: Size | None = None,
     fit: Fit | None = None,
@@ -348,6 +353,8 @@ def reconstruct_file(
         out: The clip to write; its ending decides the format, and none is a folder of PNG files.
         side_by_side: Also write this clip: the source on the left, the reconstruction on the right.
         contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
+        report: Also write this HTML page, which shows source, reconstruction, errors, metrics and latents of all
+            frames (see docs/report.md).
         lossless: Write the clips' pixels exactly.
     """
     clip, out, progress = check_path("clip", clip), check_path("out", out), progress or _no_progress
@@ -356,7 +363,10 @@ def reconstruct_file(
     sheet_path = None if contact_sheet is None else check_path("contact_sheet", contact_sheet)
     if sheet_path is not None and sheet_path.suffix.lower() != ".png":
         raise UserError(f"The contact sheet is {sheet_path}, but it is a PNG file; name one that ends in .png.")
-    outputs = [path for path in (out, pairs_path, sheet_path) if path is not None]
+    page_path = None if report is None else check_path("report", report)
+    if page_path is not None:
+        check_page(page_path)
+    outputs = [path for path in (out, pairs_path, sheet_path, page_path) if path is not None]
     for path in outputs:
         check_output(path, overwrite=overwrite, inputs=_inputs(clip, vae), may_be_folder=not path.suffix)
         if clip.is_dir() and clip.resolve() in path.resolve().parents:
@@ -368,14 +378,15 @@ def reconstruct_file(
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
         _warn_of_rest(source, clip, out)
-        for path in (path for path in outputs if path != sheet_path):
+        for path in (path for path in outputs if path not in (sheet_path, page_path)):
             check_clip(path, fps=info.fps, lossless=lossless)
         model = _encoder(_model(vae, load), source, clip)
         scale = model.config.output_upscale
-        if sheet_path is not None and scale != 1:
+        if scale != 1 and (sheet_path is not None or page_path is not None):
+            what = "contact sheet" if page_path is None else "report"
             raise UserError(
-                f"{_name(vae)} decodes to {scale} times the size, so the source has no pixels for a contact sheet to"
-                " show errors against; take --side-by-side (in Python, side_by_side) instead."
+                f"{_name(vae)} decodes to {scale} times the size, so the source has no pixels for a {what} to show"
+                " errors against; take --side-by-side (in Python, side_by_side) instead."
             )
         width, height = info.width * scale, info.height * scale
         stack.enter_context(torch.inference_mode())
@@ -389,10 +400,15 @@ def reconstruct_file(
             pairs = stack.enter_context(create(pairs_path, width=wide, alpha=keeps[1]))
         sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
         metrics = Metrics() if scale == 1 and writes else None
+        page = on_latents = None
+        if page_path is not None and writes:
+            page = stack.enter_context(Report(clip.name, info.frames, width, height, info.fps, [_name(vae)]))
+            on_latents = partial(page.add_latents, 0, temporal_compression=model.config.temporal_compression)
         progress(0, info.frames)
         begun, done = time.perf_counter(), 0
         budgets = _stream_budgets(model, info.height, info.width, memory)
-        for original, decoded in comparison.reconstruct_frames(model, _read(source, model), width, height, budgets):
+        chunks = _read(source, model)
+        for original, decoded in comparison.reconstruct_frames(model, chunks, width, height, budgets, on_latents):
             if writer is not None:
                 writer.write(_for_writing(decoded, keeps[0])[None])
             if pairs is not None:
@@ -402,6 +418,8 @@ def reconstruct_file(
                 sheet.add(original, decoded)
             if metrics is not None:
                 metrics.add(original, decoded)
+                if page is not None:
+                    page.add(0, original, decoded, metrics.frames[-1])
             done += 1
             progress(done, info.frames)
         # All are completed before the first gets its name, so that they appear together or not at all.
@@ -410,9 +428,15 @@ def reconstruct_file(
                 clip_writer.finish()
         if sheet is not None and sheet_path is not None:
             sheet.save(stack.enter_context(written_beside(sheet_path, overwrite=overwrite)))
+        if page is not None and page_path is not None:
+            options = {"size": size, "fit": fit, "frames": frames, "fps": fps, "length": length, "lossless": lossless}
+            facts = model_facts(model, _name(vae), done, time.perf_counter() - begun)
+            note = "Frames were compared before they were compressed to a clip."
+            place = stack.enter_context(written_beside(page_path, overwrite=overwrite))
+            page.write(place, clip_facts(clip, info, {**options, "memory": memory}), [facts], note)
     seconds = time.perf_counter() - begun
     score = None if metrics is None else metrics.score()
-    return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
+    return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, page_path, score)
 
 
 def _check_weights(latents: Path, info: LatentsInfo, model: "Model | LinearPreview", name: str) -> None:

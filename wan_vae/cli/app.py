@@ -16,6 +16,7 @@ from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
 from wan_vae.cli.pack import pack
 from wan_vae.cli.reconstruct import reconstruct
+from wan_vae.cli.report import report
 from wan_vae.cli.train import train
 from wan_vae.errors import UserError, printable
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, reconstruct, cache, pack, info, convert, train, benchmark):
+for command in (encode, decode, reconstruct, report, cache, pack, info, convert, train, benchmark):
     app.command()(command)
 
 
