@@ -23,7 +23,7 @@ LAYERS = (
     ("evaluation", "preview"),
     ("report",),
     ("training", "files"),
-    ("dataset",),
+    ("dataset", "compare"),
     ("benchmark", "integrations"),
     ("cli",),
     ("__init__", "__main__"),

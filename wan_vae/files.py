@@ -23,7 +23,7 @@ They raise a UserError if a file, the model or an option cannot be used, or if t
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -184,7 +184,7 @@ def encode_file(
                 " can be added from the clip."
             )
         _warn_of_rest(source, clip, latents)
-        model = _encoder(_model(vae, load), source, clip)
+        model = load_encoder(vae, load, source, clip)
         if posterior and not isinstance(model, WanVAE):
             raise UserError("Neither a tiny model nor one in shards gives the log-variance; leave out --posterior.")
         stack.enter_context(torch.inference_mode())
@@ -380,7 +380,7 @@ def reconstruct_file(
         _warn_of_rest(source, clip, out)
         for path in (path for path in outputs if path not in (sheet_path, page_path)):
             check_clip(path, fps=info.fps, lossless=lossless)
-        model = _encoder(_model(vae, load), source, clip)
+        model = load_encoder(vae, load, source, clip)
         scale = model.config.output_upscale
         if scale != 1 and (sheet_path is not None or page_path is not None):
             what = "contact sheet" if page_path is None else "report"
@@ -402,13 +402,11 @@ def reconstruct_file(
         metrics = Metrics() if scale == 1 and writes else None
         page = on_latents = None
         if page_path is not None and writes:
-            page = stack.enter_context(Report(clip.name, info.frames, width, height, info.fps, [_name(vae)]))
+            page = stack.enter_context(Report(clip.name, info.frames, width, height, info.fps, [Path(_name(vae)).name]))
             on_latents = partial(page.add_latents, 0, temporal_compression=model.config.temporal_compression)
         progress(0, info.frames)
         begun, done = time.perf_counter(), 0
-        budgets = _stream_budgets(model, info.height, info.width, memory)
-        chunks = _read(source, model)
-        for original, decoded in comparison.reconstruct_frames(model, chunks, width, height, budgets, on_latents):
+        for original, decoded in reconstruct_clip(model, source, memory, on_latents):
             if writer is not None:
                 writer.write(_for_writing(decoded, keeps[0])[None])
             if pairs is not None:
@@ -478,8 +476,9 @@ def _for_writing(frames: NDArray[np.uint8], keeps_alpha: bool) -> NDArray[np.uin
     return over_black(frames) if frames.shape[-1] == 4 and not keeps_alpha else frames
 
 
-def _encoder(model: Model, source: Clip, clip: Path) -> "WanVAE | TinyVAE | ShardedVAE":
-    """Check that a model encodes a clip, and have the clip read with alpha if it takes that."""
+def load_encoder(vae: "Model | str | Path", load: Loader, source: Clip, clip: Path) -> "WanVAE | TinyVAE | ShardedVAE":
+    """Return a model after a check that it encodes the clip, which will be read with alpha if the model takes that."""
+    model = _model(vae, load)
     if isinstance(model, AlphaPair):
         raise UserError("A pair of models for colors and alpha decodes only; leave out the one for alpha.")
     if model.config.images_only and source.info.frames > 1:
@@ -585,6 +584,19 @@ def encode_chunks(
         posterior = model.posterior(whole, memory=budget - size)
         return [torch.cat([posterior.mean, posterior.logvar], dim=1)]
     return [model.encode(whole, memory=budget - size)]
+
+
+def reconstruct_clip(
+    model: "WanVAE | TinyVAE | ShardedVAE",
+    source: Clip,
+    memory: Budget,
+    on_latents: Callable[[Tensor], object] | None = None,
+) -> Iterator[tuple[Frames, NDArray[np.uint8]]]:
+    """Yield each frame of a clip and what a model decodes it to, within a budget: see `reconstruct_frames`."""
+    info, scale = source.info, model.config.output_upscale
+    budgets = _stream_budgets(model, info.height, info.width, memory)
+    size = info.width * scale, info.height * scale
+    return comparison.reconstruct_frames(model, _read(source, model), *size, budgets, on_latents)
 
 
 def decode_chunks(model: Model, latents: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:

@@ -11,10 +11,10 @@ from tests.cli.test_errors import assert_one_sentence, listing
 from tests.helpers import random_vae, small_config
 from tests.report.reading import Page
 from wan_vae import UserError, WanVAE, reconstruct_file
+from wan_vae.compare import report_file
 from wan_vae.evaluation.metrics import Metrics
 from wan_vae.files import encode_file
 from wan_vae.io import load_latents
-from wan_vae.report.clips import report_file
 
 HOSTILE = "<img src=x onerror=alert(1)>.mkv"
 

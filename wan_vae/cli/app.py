@@ -9,6 +9,7 @@ from wan_vae.cli import signals
 from wan_vae.cli.benchmark import benchmark
 from wan_vae.cli.cache import cache
 from wan_vae.cli.common import memory_shortage
+from wan_vae.cli.compare import compare
 from wan_vae.cli.convert import convert
 from wan_vae.cli.decode import decode
 from wan_vae.cli.distributed import LOST, agree, is_connection_loss, is_main
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, reconstruct, report, cache, pack, info, convert, train, benchmark):
+for command in (encode, decode, reconstruct, report, compare, cache, pack, info, convert, train, benchmark):
     app.command()(command)
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from wan_vae.files import FileResult
-    from wan_vae.report.clips import ReportResult
     from wan_vae.sharding import ShardedVAE
     from wan_vae.tiny import TinyVAE
     from wan_vae.vae import WanVAE
@@ -96,7 +95,7 @@ class Progress(ExitStack):
         self._bar.update(done - self._bar.n)
 
 
-def print_file_result(result: "FileResult | ReportResult", *, as_json: bool, **more: Any) -> None:
+def print_file_result(result: "FileResult", *, as_json: bool, **more: Any) -> None:
     """Print the result of a function of `wan_vae.files`, and more values after the output's path, in rank 0."""
     from wan_vae.inference.budget import peak_memory
 

@@ -28,7 +28,7 @@ def report(
     """
     pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
 
-    from wan_vae.report.clips import report_file
+    from wan_vae.compare import report_file
 
     with Progress() as progress:
         result = report_file(
@@ -43,6 +43,6 @@ def report(
             overwrite=overwrite,
             progress=progress,
         )
-    score = result.score.to_dict()
-    more = {"psnr": score["psnr"], "ssim": score["ssim"], "worst_frame": result.worst_frame}
-    print_file_result(result, as_json=as_json, **more)
+    (score,), (worst,) = result.scores.values(), result.worst.values()
+    values = score.to_dict()
+    print_file_result(result, as_json=as_json, psnr=values["psnr"], ssim=values["ssim"], worst_frame=worst)

@@ -60,7 +60,7 @@ def model_facts(
         **({"computed in": " and ".join(dict.fromkeys(dtypes))} if all(dtypes) else {}),
         "device": on,
         "speed": f"{frames / seconds:.2f} frames/s, outputs included",
-        "peak memory of the process": "unknown" if peak is None else format_bytes(peak),
+        "peak memory of the process by then": "unknown" if peak is None else format_bytes(peak),
     }
 
 

@@ -17,7 +17,7 @@
   }));
   const choices = [source, ...made];
 
-  const state = { view: "side", left: 0, right: 1, place: 0, wipe: 0.5, zoom: 1, x: 0.5, y: 0.5, pointer: false, playing: false };
+  const state = { view: one ? "side" : "all", left: 0, right: 1, place: 0, wipe: 0.5, zoom: 1, x: 0.5, y: 0.5, pointer: false, playing: false };
   let panes = [];
   let pictures = new Map(); // of the frame that is shown
   let asked = 0;
@@ -94,7 +94,8 @@
       pane.canvas.setAttribute("aria-label", `Frame ${frame}: ${labels.join(", beside it ")}`);
     }
     for (const plot of document.querySelectorAll(".plot")) {
-      const values = data.values.map((series) => formatted(series[plot.dataset.metric][frame], plot.dataset.unit));
+      const values = data.values.map((series, number) =>
+        (one ? "" : `${data.names[number]} `) + formatted(series[plot.dataset.metric][frame], plot.dataset.unit));
       plot.querySelector("output").textContent = `frame ${frame}: ${values.join(", ")}`;
       const x = data.frames > 1 ? (1000 * frame) / (data.frames - 1) : 0;
       const cursor = plot.querySelector(".cursor");
