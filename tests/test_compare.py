@@ -58,7 +58,7 @@ def test_compare_prints_a_line_of_scores(clip: Path, tmp_path: Path, capsys: pyt
     outcome = run(capsys, "compare", clip, tmp_path / "page.html", "--checkpoint", "nano")
     assert outcome.code == 0
     assert "nano PSNR " in outcome.out
-    assert " dB and SSIM 0." in outcome.out
+    assert " dB SSIM 0." in outcome.out
 
 
 def test_compare_progress_counts_the_frames_of_all_checkpoints(

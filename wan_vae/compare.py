@@ -20,6 +20,7 @@ import torch
 
 from wan_vae.arguments import check_flag, check_path
 from wan_vae.errors import ClipError, UserError
+from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, Score
 from wan_vae.files import FileResult, Loader, Progress, load_encoder, reconstruct_clip
 from wan_vae.inference.budget import Budget
@@ -57,6 +58,7 @@ def report_file(
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
     length: int | None = None,
+    lpips: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ReportResult:
@@ -69,12 +71,14 @@ def report_file(
             select from it as in `encode_file`: give those that the reconstruction was made with.
         reconstruction: The same kinds, with as many frames of the same size.
         out: The page to write, which ends in .html.
+        lpips: Also measure LPIPS, with this file of AlexNet's weights (see `wan_vae.evaluation.lpips.LPIPS`).
 
     Raises:
         UserError: A file or an option cannot be used, or the clips do not have the same size and number of frames.
     """
     source, reconstruction = check_path("source", source), check_path("reconstruction", reconstruction)
     out = _check_out(out, overwrite, source, reconstruction)
+    distance = None if lpips is None else LPIPS("alex", check_path("lpips", lpips))
     with ExitStack() as stack:
         one = stack.enter_context(open_clip(source, size=size, fit=fit, frames=frames, fps=fps, length=length))
         other = stack.enter_context(open_clip(reconstruction))
@@ -82,7 +86,7 @@ def report_file(
         _check_alike(source, info, reconstruction, made)
         names = [reconstruction.name]
         report = stack.enter_context(Report(source.name, info.frames, info.width, info.height, info.fps, names))
-        metrics = Metrics()
+        metrics = Metrics(distance)
         if progress is not None:
             progress(0, info.frames)
         begun = time.perf_counter()
@@ -108,6 +112,7 @@ def compare_file(
     frames: tuple[int | None, int | None] = (None, None),
     fps: Fraction | float | None = None,
     length: int | None = None,
+    lpips: str | Path | None = None,
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -115,7 +120,8 @@ def compare_file(
 ) -> ReportResult:
     """Reconstruct a clip with one model after the other, and write a page that shows the results side by side.
 
-    `clip`, `size`, `fit`, `frames`, `fps`, `length` and `memory` are those of `encode_file`.
+    `clip`, `size`, `fit`, `frames`, `fps`, `length` and `memory` are those of `encode_file`, `lpips` that of
+    `report_file`.
 
     Args:
         out: The page to write, which ends in .html.
@@ -127,6 +133,7 @@ def compare_file(
     clip = check_path("clip", clip)
     names = _names(vaes)
     out = _check_out(out, overwrite, clip, *(Path(vae) for vae in vaes if isinstance(vae, str | Path)))
+    distance = None if lpips is None else LPIPS("alex", check_path("lpips", lpips))
     scores: dict[str, Metrics] = {}
     facts = []
     with ExitStack() as stack:
@@ -147,7 +154,7 @@ def compare_file(
                 )
             if progress is not None and number == 0:
                 progress(0, total)
-            metrics = scores[name] = Metrics()
+            metrics = scores[name] = Metrics(distance and distance.to(model.device))
             started = time.perf_counter()
             show = partial(report.add_latents, number, temporal_compression=model.config.temporal_compression)
             for pair in reconstruct_clip(model, source, memory, show):

@@ -42,6 +42,7 @@ from wan_vae.config import MODEL_OF_CHANNELS, load_config
 from wan_vae.errors import ClipError, LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
+from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, Score
 from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import Plan
@@ -333,6 +334,7 @@ def reconstruct_file(
     side_by_side: str | Path | None = None,
     contact_sheet: str | Path | None = None,
     report: str | Path | None = None,
+    lpips: str | Path | None = None,
     lossless: bool = False,
     size: Size | None = None,
     fit: Fit | None = None,
@@ -355,6 +357,7 @@ def reconstruct_file(
         contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
         report: Also write this HTML page, which shows source, reconstruction, errors, metrics and latents of all
             frames (see docs/report.md).
+        lpips: Also measure LPIPS, with this file of AlexNet's weights (see `wan_vae.evaluation.lpips.LPIPS`).
         lossless: Write the clips' pixels exactly.
     """
     clip, out, progress = check_path("clip", clip), check_path("out", out), progress or _no_progress
@@ -363,6 +366,7 @@ def reconstruct_file(
     sheet_path = None if contact_sheet is None else check_path("contact_sheet", contact_sheet)
     if sheet_path is not None and sheet_path.suffix.lower() != ".png":
         raise UserError(f"The contact sheet is {sheet_path}, but it is a PNG file; name one that ends in .png.")
+    distance = None if lpips is None else LPIPS("alex", check_path("lpips", lpips))
     page_path = None if report is None else check_path("report", report)
     if page_path is not None:
         check_page(page_path)
@@ -382,10 +386,10 @@ def reconstruct_file(
             check_clip(path, fps=info.fps, lossless=lossless)
         model = load_encoder(vae, load, source, clip)
         scale = model.config.output_upscale
-        if scale != 1 and (sheet_path is not None or page_path is not None):
-            what = "contact sheet" if page_path is None else "report"
+        comparing = {"a contact sheet": sheet_path, "a report": page_path, "LPIPS": distance}
+        if scale != 1 and (asked := [name for name, given in comparing.items() if given is not None]):
             raise UserError(
-                f"{_name(vae)} decodes to {scale} times the size, so the source has no pixels for a {what} to show"
+                f"{_name(vae)} decodes to {scale} times the size, so the source has no pixels for {asked[0]} to show"
                 " errors against; take --side-by-side (in Python, side_by_side) instead."
             )
         width, height = info.width * scale, info.height * scale
@@ -399,7 +403,7 @@ def reconstruct_file(
             wide = comparison.side_by_side_width(width)
             pairs = stack.enter_context(create(pairs_path, width=wide, alpha=keeps[1]))
         sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
-        metrics = Metrics() if scale == 1 and writes else None
+        metrics = Metrics(distance and distance.to(model.device)) if scale == 1 and writes else None
         page = on_latents = None
         if page_path is not None and writes:
             page = stack.enter_context(Report(clip.name, info.frames, width, height, info.fps, [Path(_name(vae)).name]))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.running import read_clip, run, write_clip
 from tests.cli.test_errors import assert_one_sentence, listing
+from tests.evaluation.test_lpips import random_backbone
 from tests.helpers import random_vae, small_config
 from tests.report.reading import Page
 from wan_vae import UserError, WanVAE, reconstruct_file
@@ -85,6 +86,23 @@ def test_report_compares_the_clips_as_they_are(clip: Path, tmp_path: Path, capsy
     assert page.data["values"][0]["PSNR"] == [round(value, 4) for value in psnrs]
     assert page.data["names"] == ["made.avi"]
     assert page.data["latents"] == []
+
+
+def test_reports_with_lpips_plot_it_by_frame(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone, made, pages = random_backbone(tmp_path / "alex.safetensors"), tmp_path / "made.mkv", tmp_path / "pages"
+    clip = write_clip(tmp_path / "clip.mkv", frames=3, width=40, height=36, fps=Fraction(25))
+    options = ("--lpips", backbone, "--json")
+    model = ("--checkpoint", checkpoint)
+    one = run(capsys, "reconstruct", clip, made, *model, "--lossless", "--report", pages / "1.html", *options).result()
+    two = run(capsys, "report", clip, made, pages / "2.html", *options).result()
+    three = run(capsys, "compare", clip, pages / "3.html", *model, *options).result()
+    assert one["lpips"] == two["lpips"] == three["scores"][checkpoint.name]["lpips"] > 0
+    for number in (1, 2, 3):
+        page = Page(pages / f"{number}.html")
+        assert page.attributes("figure", "data-metric") == ["PSNR", "SSIM", "LPIPS"]
+        assert sum(page.data["values"][0]["LPIPS"]) / 3 == pytest.approx(one["lpips"], abs=1e-6)
 
 
 def test_report_of_clips_that_do_not_match_is_refused(

@@ -28,6 +28,7 @@ def compare(
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
     length: options.LengthOption = None,
+    lpips: options.LpipsOption = None,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -49,6 +50,7 @@ def compare(
             frames=span,
             fps=rate,
             length=length,
+            lpips=lpips,
             memory=memory,
             overwrite=overwrite,
             progress=progress,
@@ -63,5 +65,6 @@ def compare(
 
 
 def _in_words(score: "Score") -> str:
-    ssim = "" if score.ssim is None else f" and SSIM {score.ssim:.4f}"
-    return f"PSNR {score.psnr:.2f} dB{ssim}"
+    more = {"SSIM": score.ssim, "LPIPS": score.lpips}
+    words = [f"{name} {value:.4f}" for name, value in more.items() if value is not None]
+    return " ".join([f"PSNR {score.psnr:.2f} dB", *words])

@@ -36,6 +36,7 @@ def reconstruct(
             help="Also write a page for the browser: source and reconstruction under a slider, errors, plots, latents."
         ),
     ] = None,
+    lpips: options.LpipsOption = None,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -57,6 +58,7 @@ def reconstruct(
             side_by_side=side_by_side,
             contact_sheet=contact_sheet,
             report=report,
+            lpips=lpips,
             lossless=lossless,
             size=pixels,
             fit=None if fit is None else fit.value,
@@ -70,4 +72,5 @@ def reconstruct(
         )
     score = {} if result.score is None else result.score.to_dict()
     more = {"side_by_side": side_by_side, "contact_sheet": contact_sheet, "report": report}
-    print_file_result(result, as_json=as_json, **more, psnr=score.get("psnr"), ssim=score.get("ssim"))
+    measured = {name: score.get(name) for name in ("psnr", "ssim", "lpips")}
+    print_file_result(result, as_json=as_json, **more, **measured)

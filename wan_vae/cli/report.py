@@ -18,6 +18,7 @@ def report(
     frames: options.FramesOption = None,
     fps: options.FpsOption = None,
     length: options.LengthOption = None,
+    lpips: options.LpipsOption = None,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -40,9 +41,9 @@ def report(
             frames=span,
             fps=rate,
             length=length,
+            lpips=lpips,
             overwrite=overwrite,
             progress=progress,
         )
     (score,), (worst,) = result.scores.values(), result.worst.values()
-    values = score.to_dict()
-    print_file_result(result, as_json=as_json, psnr=values["psnr"], ssim=values["ssim"], worst_frame=worst)
+    print_file_result(result, as_json=as_json, **score.to_dict(), worst_frame=worst)

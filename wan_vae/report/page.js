@@ -159,7 +159,8 @@
         context.rect(from, 0, width - from, height);
         context.clip();
         const part = 1 / state.zoom;
-        context.imageSmoothingEnabled = width * state.zoom < 2 * image.width;
+        // Who zooms in wants to see the pixels.
+        context.imageSmoothingEnabled = state.zoom === 1 || width * state.zoom < 2 * image.width;
         context.imageSmoothingQuality = "high";
         context.drawImage(image, state.x * (1 - part) * image.width, state.y * (1 - part) * image.height,
           part * image.width, part * image.height, 0, 0, width, height);
