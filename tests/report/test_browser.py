@@ -5,6 +5,7 @@ Needs Playwright and Debian's Chromium: `pip install playwright` and `apt-get in
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def tab(browser: "Browser", path: Path) -> "Iterator[Tab]":
-    """The page at 1280 pixels; afterwards, nothing may have gone wrong or been asked for."""
+@contextmanager
+def opened(browser: "Browser", path: Path) -> "Iterator[Tab]":
+    """Open a page at 1280 pixels; afterwards, nothing may have gone wrong or been asked for."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
     page, faults = context.new_page(), []
     # The browser has advice for these tests, which read many pixels.
@@ -70,6 +71,12 @@ def tab(browser: "Browser", path: Path) -> "Iterator[Tab]":
     yield page
     context.close()
     assert faults == []
+
+
+@pytest.fixture
+def tab(browser: "Browser", path: Path) -> "Iterator[Tab]":
+    with opened(browser, path) as page:
+        yield page
 
 
 def pixel(tab: "Tab", canvas: int, x: float, y: float) -> int:
@@ -190,6 +197,19 @@ def test_error_view_shows_the_error_and_all_shows_three(tab: "Tab") -> None:
     assert tab.is_visible("#scale")
     tab.keyboard.press("4")
     tab.wait_for_function("document.querySelectorAll('#stage canvas').length === 3")
+
+
+def test_several_reconstructions_are_compared_with_each_other(browser: "Browser", tmp_path: Path) -> None:
+    source = np.full((2, HEIGHT, WIDTH, 3), 100, dtype=np.uint8)
+    written(tmp_path / "page.html", source, source - np.uint8(10), source - np.uint8(30), names=("a", "b"))
+    with opened(browser, tmp_path / "page.html") as tab:
+        assert tab.locator("#stage canvas").count() == 5  # all at first
+        assert [pixel(tab, canvas, 0.5, 0.5) for canvas in (0, 1, 2)] == [100, 90, 70]
+        tab.keyboard.press("2")
+        tab.select_option("#left", label="a")
+        tab.select_option("#right", label="b")
+        tab.wait_for_function("/^a .* [|] b /.test(document.querySelector('#stage figcaption').textContent)")
+        assert [pixel(tab, 0, x, 0.5) for x in (0.4, 0.6)] == [90, 70]
 
 
 def test_names_from_files_are_text(tab: "Tab") -> None:

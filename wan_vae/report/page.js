@@ -67,6 +67,10 @@
     describe(frame);
     draw();
     drawLatents(latents);
+    if (state.playing) {
+      const next = data.shown.slice(place + 1, place + 4);
+      for (const item of shownSources()) next.forEach((each) => decoded(item.id(each)));
+    }
   }
 
   function showFrame(frame) {

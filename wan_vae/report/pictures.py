@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-MOST_BYTES = 48 * 2**20
+MOST_BYTES = 45 * 2**20
 """Of the pictures of a page; in the page they take four thirds of that."""
 
 _LOSSLESS_BYTES = 8 * 2**20  # small enough to send
