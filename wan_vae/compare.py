@@ -14,15 +14,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
-from wan_vae.arguments import check_flag, check_path
+from wan_vae.arguments import check_path
 from wan_vae.errors import ClipError, UserError
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, Score
-from wan_vae.files import FileResult, Loader, Progress, load_encoder, reconstruct_clip
+from wan_vae.files import FileResult, Loader, Progress, check_options, load_encoder, no_progress, reconstruct_clip
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, Frames, open_clip
 from wan_vae.io.atomic_output import check_output, written_beside
@@ -77,6 +78,8 @@ def report_file(
         UserError: A file or an option cannot be used, or the clips do not have the same size and number of frames.
     """
     source, reconstruction = check_path("source", source), check_path("reconstruction", reconstruction)
+    progress = progress or no_progress
+    check_options("auto", progress, load_vae, overwrite=overwrite)
     out = _check_out(out, overwrite, source, reconstruction)
     distance = None if lpips is None else LPIPS("alex", check_path("lpips", lpips))
     with ExitStack() as stack:
@@ -87,14 +90,18 @@ def report_file(
         names = [reconstruction.name]
         report = stack.enter_context(Report(source.name, info.frames, info.width, info.height, info.fps, names))
         metrics = Metrics(distance)
-        if progress is not None:
-            progress(0, info.frames)
+        progress(0, info.frames)
         begun = time.perf_counter()
-        for pair in zip(_frames(one), _frames(other), strict=True):
-            metrics.add(*pair)
-            report.add(0, *pair, metrics.frames[-1])
-            if progress is not None:
-                progress(len(metrics.frames), info.frames)
+        for frame, decoded in zip_longest(_frames(one), _frames(other)):
+            if frame is None or decoded is None:  # interlaced video with more fields than frames
+                ended = source if frame is None else reconstruction
+                raise ClipError(
+                    f"{ended} ends after {len(metrics.frames)} frames, before the other clip; only clips of one length"
+                    " compare, so store both without interlacing."
+                )
+            metrics.add(frame, decoded)
+            report.add(0, frame, decoded, metrics.frames[-1])
+            progress(len(metrics.frames), info.frames)
         facts = {"file": reconstruction, "codec": f"{made.codec} in {made.container}", "bits a channel": made.bit_depth}
         options = {"size": size, "fit": fit, "frames": frames, "fps": fps, "length": length}
         page = stack.enter_context(written_beside(out, overwrite=overwrite))
@@ -130,7 +137,8 @@ def compare_file(
     Raises:
         UserError: A file, a model or an option cannot be used, or a model is named twice.
     """
-    clip = check_path("clip", clip)
+    clip, progress = check_path("clip", clip), progress or no_progress
+    check_options(memory, progress, load, overwrite=overwrite)
     names = _names(vaes)
     out = _check_out(out, overwrite, clip, *(Path(vae) for vae in vaes if isinstance(vae, str | Path)))
     distance = None if lpips is None else LPIPS("alex", check_path("lpips", lpips))
@@ -152,7 +160,7 @@ def compare_file(
                     f"{name} decodes to {model.config.output_upscale} times the size, so the source has no pixels to"
                     " compare with; leave it out."
                 )
-            if progress is not None and number == 0:
+            if number == 0:
                 progress(0, total)
             metrics = scores[name] = Metrics(distance and distance.to(model.device))
             started = time.perf_counter()
@@ -160,8 +168,7 @@ def compare_file(
             for pair in reconstruct_clip(model, source, memory, show):
                 metrics.add(*pair)
                 report.add(number, *pair, metrics.frames[-1])
-                if progress is not None:
-                    progress(number * info.frames + len(metrics.frames), total)
+                progress(number * info.frames + len(metrics.frames), total)
             facts.append(model_facts(model, _label(vae, name), len(metrics.frames), time.perf_counter() - started))
             del model  # before the next is loaded
         options = {"size": size, "fit": fit, "frames": frames, "fps": fps, "length": length, "memory": memory}
@@ -173,7 +180,6 @@ def compare_file(
 
 def _check_out(out: str | Path, overwrite: bool, *inputs: Path) -> Path:
     out = check_path("out", out)
-    check_flag("overwrite", overwrite)
     check_page(out)
     check_output(out, overwrite=overwrite, inputs=inputs)
     return out
@@ -181,7 +187,7 @@ def _check_out(out: str | Path, overwrite: bool, *inputs: Path) -> Path:
 
 def _names(vaes: "Sequence[WanVAE | TinyVAE | str | Path]") -> list[str]:
     """Return a name for each model, for a checkpoint as many of the last parts of its path as tell it from others."""
-    if isinstance(vaes, str | Path) or not vaes:
+    if not isinstance(vaes, Sequence) or isinstance(vaes, str) or not vaes:
         raise UserError("There is no checkpoint to compare; name one or more.")
     labels = [_label(vae, f"model {number}") for number, vae in enumerate(vaes, 1)]
     for label in labels:

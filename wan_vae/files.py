@@ -161,8 +161,8 @@ def encode_file(
         values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.
         posterior: Also store the logarithm of the variance of the normalized latents, which only our own file holds.
     """
-    clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or _no_progress
-    _check_options(memory, progress, load, overwrite=overwrite, posterior=posterior)
+    clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or no_progress
+    check_options(memory, progress, load, overwrite=overwrite, posterior=posterior)
     check_values(values)
     format = output_format(latents, format, values)  # noqa: A001
     if posterior and format != OURS:
@@ -251,8 +251,8 @@ def decode_file(
             says, or else guesses by their statistics, with a notice.
         lossless: Write the pixels exactly.
     """
-    latents, clip, progress = check_path("latents", latents), check_path("clip", clip), progress or _no_progress
-    _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
+    latents, clip, progress = check_path("latents", latents), check_path("clip", clip), progress or no_progress
+    check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
     check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
     check_values(values)
     source = open_latents(latents)
@@ -360,8 +360,8 @@ def reconstruct_file(
         lpips: Also measure LPIPS, with this file of AlexNet's weights (see `wan_vae.evaluation.lpips.LPIPS`).
         lossless: Write the clips' pixels exactly.
     """
-    clip, out, progress = check_path("clip", clip), check_path("out", out), progress or _no_progress
-    _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
+    clip, out, progress = check_path("clip", clip), check_path("out", out), progress or no_progress
+    check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
     pairs_path = None if side_by_side is None else check_path("side_by_side", side_by_side)
     sheet_path = None if contact_sheet is None else check_path("contact_sheet", contact_sheet)
     if sheet_path is not None and sheet_path.suffix.lower() != ".png":
@@ -458,7 +458,8 @@ def _warn_of_rest(source: Clip, clip: Path, output: Path) -> None:
         _logger.warning(f"{clip} has {' and '.join(source.left_out)}, which {output} does not hold.")
 
 
-def _check_options(memory: Budget, progress: Progress, load: Loader, **flags: bool) -> None:
+def check_options(memory: Budget, progress: Progress, load: Loader, **flags: bool) -> None:
+    """Refuse arguments of the wrong kind, before any work."""
     check_type("progress", progress, Callable, "None or a function of the frames done and in total")
     check_type("load", load, Callable, "a function that loads a checkpoint")
     for name, flag in flags.items():
@@ -549,7 +550,7 @@ def _is_writer(model: "Model | LinearPreview") -> bool:
     return getattr(model, "rank", 0) == 0
 
 
-def _no_progress(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """Report nothing."""
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.report.test_page import NAME, written
 
@@ -210,6 +211,20 @@ def test_several_reconstructions_are_compared_with_each_other(browser: "Browser"
         tab.select_option("#right", label="b")
         tab.wait_for_function("/^a .* [|] b /.test(document.querySelector('#stage figcaption').textContent)")
         assert [pixel(tab, 0, x, 0.5) for x in (0.4, 0.6)] == [90, 70]
+
+
+def test_latents_are_those_of_the_frame(browser: "Browser", tmp_path: Path) -> None:
+    levels = torch.tensor([-2.0, 0.0, 2.0])
+    latents = torch.stack([levels, -levels])[None, :, :, None, None].expand(-1, -1, -1, 4, 6)
+    source = np.full((9, HEIGHT, WIDTH, 3), 100, dtype=np.uint8)
+    written(tmp_path / "page.html", source, source - np.uint8(10), latents=latents)
+    read = """[...document.querySelectorAll("[data-latents]")]
+                .map((canvas) => canvas.getContext("2d").getImageData(3, 2, 1, 1).data[0])"""
+    with opened(browser, tmp_path / "page.html") as tab:
+        for frame, level in enumerate([42, 128, 128, 128, 128, 212, 212, 212, 212]):
+            wait_for(tab, frame)
+            assert tab.evaluate(read) == pytest.approx([level, 255 - level], abs=1)
+            tab.keyboard.press("ArrowRight")
 
 
 def test_names_from_files_are_text(tab: "Tab") -> None:

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -117,6 +118,16 @@ def test_report_of_clips_that_do_not_match_is_refused(
     assert_one_sentence(run(capsys, "report", clip, clip, tmp_path / "page.png"), "page.png", ".html")
     assert_one_sentence(run(capsys, "report", clip, tmp_path / "no.mp4", out), "no.mp4 does not exist")
     assert listing(tmp_path) == before
+
+
+def test_report_of_a_clip_that_ends_early_is_refused(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = iter([read_clip(clip), read_clip(clip)[:4]])
+    monkeypatch.setattr("wan_vae.compare._frames", lambda clip: iter(next(read)))
+    with pytest.raises(UserError, match=r"other\.mkv ends after 4 frames, before the other clip"):
+        report_file(clip, copy(clip, tmp_path / "other.mkv"), tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_report_does_not_replace_a_file_unasked(clip: Path, tmp_path: Path) -> None:
