@@ -87,8 +87,10 @@ def report_file(
         other = stack.enter_context(open_clip(reconstruction))
         info, made = one.info, other.info
         _check_alike(source, info, reconstruction, made)
-        names = [reconstruction.name]
-        report = stack.enter_context(Report(source.name, info.frames, info.width, info.height, info.fps, names))
+        names = [reconstruction.absolute().name]
+        report = stack.enter_context(
+            Report(source.absolute().name, info.frames, info.width, info.height, info.fps, names)
+        )
         metrics = Metrics(distance)
         progress(0, info.frames)
         begun = time.perf_counter()
@@ -149,7 +151,9 @@ def compare_file(
         stack.enter_context(torch.inference_mode())
         info = source.info
         total = info.frames * len(names)
-        report = stack.enter_context(Report(clip.name, info.frames, info.width, info.height, info.fps, names))
+        report = stack.enter_context(
+            Report(clip.absolute().name, info.frames, info.width, info.height, info.fps, names)
+        )
         begun = time.perf_counter()
         for number, (name, vae) in enumerate(zip(names, vaes, strict=True)):
             model = load_encoder(vae, load, source, clip)

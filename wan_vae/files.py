@@ -406,7 +406,9 @@ def reconstruct_file(
         metrics = Metrics(distance and distance.to(model.device)) if scale == 1 and writes else None
         page = on_latents = None
         if page_path is not None and writes:
-            page = stack.enter_context(Report(clip.name, info.frames, width, height, info.fps, [Path(_name(vae)).name]))
+            page = stack.enter_context(
+                Report(clip.absolute().name, info.frames, width, height, info.fps, [Path(_name(vae)).name])
+            )
             on_latents = partial(page.add_latents, 0, temporal_compression=model.config.temporal_compression)
         progress(0, info.frames)
         begun, done = time.perf_counter(), 0

@@ -112,6 +112,27 @@ def test_both_pictures_show_the_frame_that_keys_lead_to(tab: "Tab") -> None:
     assert f"Frame {WORST}" in tab.get_attribute("#stage canvas", "aria-label")
 
 
+def test_picture_that_comes_late_does_not_replace_a_later_frame(tab: "Tab") -> None:
+    tab.evaluate(
+        """() => {
+             const decode = window.createImageBitmap;
+             let wait = 300;
+             window.createImageBitmap = async (...given) => {
+               const own = wait;
+               wait = 0;
+               await new Promise((done) => setTimeout(done, own));
+               return decode.apply(window, given);
+             };
+           }"""
+    )
+    tab.keyboard.press("End")
+    tab.keyboard.press("ArrowLeft")
+    wait_for(tab, 6)
+    tab.wait_for_timeout(500)
+    assert tab.get_attribute("#stage", "data-frame") == "6"
+    assert shown(tab) == [6, 6]
+
+
 def test_slider_moves_the_edge_between_the_pictures(tab: "Tab") -> None:
     tab.click("text=Slider")
     tab.wait_for_selector("#stage.wipe canvas")

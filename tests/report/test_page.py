@@ -133,11 +133,13 @@ def test_page_of_a_long_clip_shows_every_so_many_frames_and_the_worst(tmp_path: 
     made = source + 8
     bad = [13, 14, 57, 58, 71, 72, 83, 97]
     made[bad] += np.arange(20, 28, dtype=np.uint8)[:, None, None, None]
-    page, (scores,) = written(tmp_path / "page.html", source, made, most_bytes=60_000)
+    latents = torch.randn(1, 4, 26, 6, 6, generator=torch.Generator().manual_seed(0))
+    page, (scores,) = written(tmp_path / "page.html", source, made, latents=latents, most_bytes=60_000)
     shown = page.data["shown"]
     step = shown[1]
     assert step > 1
     assert set(shown) == set(range(0, 100, step)) | set(bad)
+    assert page.data["latents"][0]["shown"] == sorted({math.ceil(frame / 4) for frame in range(0, 100, step)})
     assert len(page.data["values"][0]["PSNR"]) == len(scores) == 100
     assert page.attributes("a", "data-frame") == [str(frame) for frame in reversed(bad)]
     assert len(bad) == WORST

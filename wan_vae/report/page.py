@@ -116,7 +116,7 @@ class Report:
             file = PictureFile(count, most_bytes, lossless=self._plan.lossless)
             summary = LatentSummary(channels, width, height, 2 * most_bytes / count)
             self._latents[reconstruction] = _Latents(temporal_compression, summary, self._stack.enter_context(file))
-        self._latents[reconstruction].add(reconstruction, latents.detach().cpu(), self._plan.step)
+        self._latents[reconstruction].add(reconstruction, latents.detach().cpu(), self._frames, self._plan.step)
 
     def write(self, path: Path, clip: Mapping[str, object], models: Sequence[Mapping[str, object]], note: str) -> None:
         """Write the page.
@@ -270,13 +270,13 @@ class _Latents:
         self.shown: list[int] = []
         self._count = 0
 
-    def add(self, reconstruction: int, latents: Tensor, step: int) -> None:
+    def add(self, reconstruction: int, latents: Tensor, frames: int, step: int) -> None:
         self.summary.add(latents)
         columns, rows = self.summary.columns, self.summary.rows
         width, height = self.summary.cell
         for latent in latents[0].unbind(dim=1):
-            last = self._count * self.compression  # of the frames that the latent stands for
-            if last // step * step > last - self.compression:
+            after = self._count * self.compression + 1  # the frame after those that the latent stands for
+            if (min(after, frames) - 1) // step * step >= after - self.compression:
                 picture = self.file.encode(self.summary.picture(latent), columns * width, rows * height)
                 self.file.write(f"l{reconstruction}-{self._count}", picture)
                 self.shown.append(self._count)
