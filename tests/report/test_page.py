@@ -144,7 +144,7 @@ def test_page_of_a_long_clip_shows_every_so_many_frames_and_the_worst(tmp_path: 
     assert page.attributes("a", "data-frame") == [str(frame) for frame in reversed(bad)]
     assert len(bad) == WORST
     assert all(f"{kind}{frame}" in page.picture_names for frame in shown for kind in ("s", "r0-", "e0-"))
-    assert f"Every {step}th frame, and the worst frames, can be looked at" in page.text
+    assert f"One frame in {step}, and the worst frames, can be looked at" in page.text
 
 
 def test_page_of_several_reconstructions_holds_the_source_once(tmp_path: Path) -> None:

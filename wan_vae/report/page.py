@@ -203,7 +203,7 @@ class Report:
             )
         if plan.step > 1:
             worst = ", and the worst frames," if len(self._names) == 1 else ""
-            notes.append(f"Every {plan.step}th frame{worst} can be looked at; plots are of all frames.")
+            notes.append(f"One frame in {plan.step}{worst} can be looked at; plots are of all frames.")
         return notes
 
     def _plots(self) -> list[Plot]:
