@@ -21,6 +21,7 @@ LAYERS = (
     ("vae",),
     ("alpha_pair", "tiny"),
     ("evaluation", "preview"),
+    ("report",),
     ("training", "files"),
     ("dataset",),
     ("benchmark", "integrations", "serving"),

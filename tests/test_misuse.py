@@ -23,9 +23,11 @@ from wan_vae import (
     Tiling,
     UserError,
     WanVAE,
+    compare_file,
     decode_file,
     encode_file,
     reconstruct_file,
+    report_file,
 )
 from wan_vae.arguments import shown
 from wan_vae.evaluation.contact_sheet import ContactSheet
@@ -391,10 +393,14 @@ def files() -> Iterator[tuple[str, Case]]:
             Case(lambda value=value: decode_file(out, folder / "a.mp4", "nano", lossless=value), fragment),
         )
     for value, fragment in PATHS[1:]:
-        yield (
-            f"reconstruct_file side_by_side: {shown(value)}",
-            Case(lambda value=value: reconstruct_file(clip, folder / "a.mp4", "nano", side_by_side=value), fragment),
-        )
+        for name in ("side_by_side", "report", "lpips"):
+            option = {name: value}
+            yield (
+                f"reconstruct_file {name}: {shown(value)}",
+                Case(lambda option=option: reconstruct_file(clip, folder / "a.mp4", "nano", **option), fragment),
+            )
+        yield f"report_file: {shown(value)}", Case(lambda value=value: report_file(clip, value, "a.html"), fragment)
+        yield f"compare_file: {shown(value)}", Case(lambda value=value: compare_file(clip, value, ["nano"]), fragment)
 
 
 def faults() -> list[str]:

@@ -23,7 +23,7 @@ They raise a UserError if a file, the model or an option cannot be used, or if t
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -42,6 +42,7 @@ from wan_vae.config import MODEL_OF_CHANNELS, load_config
 from wan_vae.errors import ClipError, LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
+from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, Score
 from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import Plan
@@ -58,6 +59,8 @@ from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
 from wan_vae.posterior import LatentStatistics, Posterior
 from wan_vae.preview import LinearPreview
+from wan_vae.report.facts import clip_facts, model_facts
+from wan_vae.report.page import Report, check_page
 from wan_vae.tiny import TinyVAE, check_no_budget, load_vae
 from wan_vae.vae import WanVAE
 
@@ -115,11 +118,13 @@ class ReconstructResult(FileResult):
     Attributes:
         side_by_side: The clip of source and reconstruction, if it was written.
         contact_sheet: The PNG file of a few frames, if it was written.
+        report: The HTML page, if it was written.
         score: How close the decoded frames are to the source's; None where the model decodes to another size.
     """
 
     side_by_side: Path | None
     contact_sheet: Path | None
+    report: Path | None
     score: Score | None
 
 
@@ -156,8 +161,8 @@ def encode_file(
         values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.
         posterior: Also store the logarithm of the variance of the normalized latents, which only our own file holds.
     """
-    clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or _no_progress
-    _check_options(memory, progress, load, overwrite=overwrite, posterior=posterior)
+    clip, latents, progress = check_path("clip", clip), check_path("latents", latents), progress or no_progress
+    check_options(memory, progress, load, overwrite=overwrite, posterior=posterior)
     check_values(values)
     format = output_format(latents, format, values)  # noqa: A001
     if posterior and format != OURS:
@@ -180,7 +185,7 @@ def encode_file(
                 " can be added from the clip."
             )
         _warn_of_rest(source, clip, latents)
-        model = _encoder(_model(vae, load), source, clip)
+        model = load_encoder(vae, load, source, clip)
         if posterior and not isinstance(model, WanVAE):
             raise UserError("Neither a tiny model nor one in shards gives the log-variance; leave out --posterior.")
         stack.enter_context(torch.inference_mode())
@@ -246,8 +251,8 @@ def decode_file(
             says, or else guesses by their statistics, with a notice.
         lossless: Write the pixels exactly.
     """
-    latents, clip, progress = check_path("latents", latents), check_path("clip", clip), progress or _no_progress
-    _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
+    latents, clip, progress = check_path("latents", latents), check_path("clip", clip), progress or no_progress
+    check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
     check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
     check_values(values)
     source = open_latents(latents)
@@ -328,6 +333,8 @@ def reconstruct_file(
     *,
     side_by_side: str | Path | None = None,
     contact_sheet: str | Path | None = None,
+    report: str | Path | None = None,
+    lpips: str | Path | None = None,
     lossless: bool = False,
     size: Size | None = None,
     fit: Fit | None = None,
@@ -348,15 +355,22 @@ def reconstruct_file(
         out: The clip to write; its ending decides the format, and none is a folder of PNG files.
         side_by_side: Also write this clip: the source on the left, the reconstruction on the right.
         contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
+        report: Also write this HTML page, which shows source, reconstruction, errors, metrics and latents of all
+            frames (see docs/report.md).
+        lpips: Also measure LPIPS, with this file of AlexNet's weights (see `wan_vae.evaluation.lpips.LPIPS`).
         lossless: Write the clips' pixels exactly.
     """
-    clip, out, progress = check_path("clip", clip), check_path("out", out), progress or _no_progress
-    _check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
+    clip, out, progress = check_path("clip", clip), check_path("out", out), progress or no_progress
+    check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
     pairs_path = None if side_by_side is None else check_path("side_by_side", side_by_side)
     sheet_path = None if contact_sheet is None else check_path("contact_sheet", contact_sheet)
     if sheet_path is not None and sheet_path.suffix.lower() != ".png":
         raise UserError(f"The contact sheet is {sheet_path}, but it is a PNG file; name one that ends in .png.")
-    outputs = [path for path in (out, pairs_path, sheet_path) if path is not None]
+    distance = None if lpips is None else LPIPS("alex", check_path("lpips", lpips))
+    page_path = None if report is None else check_path("report", report)
+    if page_path is not None:
+        check_page(page_path)
+    outputs = [path for path in (out, pairs_path, sheet_path, page_path) if path is not None]
     for path in outputs:
         check_output(path, overwrite=overwrite, inputs=_inputs(clip, vae), may_be_folder=not path.suffix)
         if clip.is_dir() and clip.resolve() in path.resolve().parents:
@@ -368,14 +382,15 @@ def reconstruct_file(
         if info.bit_depth > 8:
             _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
         _warn_of_rest(source, clip, out)
-        for path in (path for path in outputs if path != sheet_path):
+        for path in (path for path in outputs if path not in (sheet_path, page_path)):
             check_clip(path, fps=info.fps, lossless=lossless)
-        model = _encoder(_model(vae, load), source, clip)
+        model = load_encoder(vae, load, source, clip)
         scale = model.config.output_upscale
-        if sheet_path is not None and scale != 1:
+        comparing = {"a contact sheet": sheet_path, "a report": page_path, "LPIPS": distance}
+        if scale != 1 and (asked := [name for name, given in comparing.items() if given is not None]):
             raise UserError(
-                f"{_name(vae)} decodes to {scale} times the size, so the source has no pixels for a contact sheet to"
-                " show errors against; take --side-by-side (in Python, side_by_side) instead."
+                f"{_name(vae)} decodes to {scale} times the size, so the source has no pixels for {asked[0]} to show"
+                " errors against; take --side-by-side (in Python, side_by_side) instead."
             )
         width, height = info.width * scale, info.height * scale
         stack.enter_context(torch.inference_mode())
@@ -388,11 +403,16 @@ def reconstruct_file(
             wide = comparison.side_by_side_width(width)
             pairs = stack.enter_context(create(pairs_path, width=wide, alpha=keeps[1]))
         sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
-        metrics = Metrics() if scale == 1 and writes else None
+        metrics = Metrics(distance and distance.to(model.device)) if scale == 1 and writes else None
+        page = on_latents = None
+        if page_path is not None and writes:
+            page = stack.enter_context(
+                Report(clip.absolute().name, info.frames, width, height, info.fps, [Path(_name(vae)).name])
+            )
+            on_latents = partial(page.add_latents, 0, temporal_compression=model.config.temporal_compression)
         progress(0, info.frames)
         begun, done = time.perf_counter(), 0
-        budgets = _stream_budgets(model, info.height, info.width, memory)
-        for original, decoded in comparison.reconstruct_frames(model, _read(source, model), width, height, budgets):
+        for original, decoded in reconstruct_clip(model, source, memory, on_latents):
             if writer is not None:
                 writer.write(_for_writing(decoded, keeps[0])[None])
             if pairs is not None:
@@ -402,6 +422,8 @@ def reconstruct_file(
                 sheet.add(original, decoded)
             if metrics is not None:
                 metrics.add(original, decoded)
+                if page is not None:
+                    page.add(0, original, decoded, metrics.frames[-1])
             done += 1
             progress(done, info.frames)
         # All are completed before the first gets its name, so that they appear together or not at all.
@@ -410,9 +432,15 @@ def reconstruct_file(
                 clip_writer.finish()
         if sheet is not None and sheet_path is not None:
             sheet.save(stack.enter_context(written_beside(sheet_path, overwrite=overwrite)))
+        if page is not None and page_path is not None:
+            options = {"size": size, "fit": fit, "frames": frames, "fps": fps, "length": length, "lossless": lossless}
+            facts = model_facts(model, _name(vae), done, time.perf_counter() - begun)
+            note = "Frames were compared before they were compressed to a clip."
+            place = stack.enter_context(written_beside(page_path, overwrite=overwrite))
+            page.write(place, clip_facts(clip, info, {**options, "memory": memory}), [facts], note)
     seconds = time.perf_counter() - begun
     score = None if metrics is None else metrics.score()
-    return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, score)
+    return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, page_path, score)
 
 
 def _check_weights(latents: Path, info: LatentsInfo, model: "Model | LinearPreview", name: str) -> None:
@@ -432,7 +460,8 @@ def _warn_of_rest(source: Clip, clip: Path, output: Path) -> None:
         _logger.warning(f"{clip} has {' and '.join(source.left_out)}, which {output} does not hold.")
 
 
-def _check_options(memory: Budget, progress: Progress, load: Loader, **flags: bool) -> None:
+def check_options(memory: Budget, progress: Progress, load: Loader, **flags: bool) -> None:
+    """Refuse arguments of the wrong kind, before any work."""
     check_type("progress", progress, Callable, "None or a function of the frames done and in total")
     check_type("load", load, Callable, "a function that loads a checkpoint")
     for name, flag in flags.items():
@@ -454,8 +483,9 @@ def _for_writing(frames: NDArray[np.uint8], keeps_alpha: bool) -> NDArray[np.uin
     return over_black(frames) if frames.shape[-1] == 4 and not keeps_alpha else frames
 
 
-def _encoder(model: Model, source: Clip, clip: Path) -> "WanVAE | TinyVAE | ShardedVAE":
-    """Check that a model encodes a clip, and have the clip read with alpha if it takes that."""
+def load_encoder(vae: "Model | str | Path", load: Loader, source: Clip, clip: Path) -> "WanVAE | TinyVAE | ShardedVAE":
+    """Return a model after a check that it encodes the clip, which will be read with alpha if the model takes that."""
+    model = _model(vae, load)
     if isinstance(model, AlphaPair):
         raise UserError("A pair of models for colors and alpha decodes only; leave out the one for alpha.")
     if model.config.images_only and source.info.frames > 1:
@@ -522,7 +552,7 @@ def _is_writer(model: "Model | LinearPreview") -> bool:
     return getattr(model, "rank", 0) == 0
 
 
-def _no_progress(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """Report nothing."""
 
 
@@ -561,6 +591,19 @@ def encode_chunks(
         posterior = model.posterior(whole, memory=budget - size)
         return [torch.cat([posterior.mean, posterior.logvar], dim=1)]
     return [model.encode(whole, memory=budget - size)]
+
+
+def reconstruct_clip(
+    model: "WanVAE | TinyVAE | ShardedVAE",
+    source: Clip,
+    memory: Budget,
+    on_latents: Callable[[Tensor], object] | None = None,
+) -> Iterator[tuple[Frames, NDArray[np.uint8]]]:
+    """Yield each frame of a clip and what a model decodes it to, within a budget: see `reconstruct_frames`."""
+    info, scale = source.info, model.config.output_upscale
+    budgets = _stream_budgets(model, info.height, info.width, memory)
+    size = info.width * scale, info.height * scale
+    return comparison.reconstruct_frames(model, _read(source, model), *size, budgets, on_latents)
 
 
 def decode_chunks(model: Model, latents: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:

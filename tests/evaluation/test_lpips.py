@@ -14,7 +14,11 @@ ALEXNET = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """AlexNet's convolutions, random, and one weight that belongs to its classifier."""
+    return random_backbone(tmp_path_factory.mktemp("backbone") / "alexnet.safetensors")
+
+
+def random_backbone(path: Path) -> Path:
+    """Write AlexNet's convolutions, random, and one weight that belongs to its classifier."""
     pytest.importorskip("lpips")
     generator = torch.Generator().manual_seed(0)
     tensors = {"classifier.1.weight": torch.zeros(2, 2)}
@@ -22,7 +26,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weight = torch.randn(wide, narrow, side, side, generator=generator) * (2 / (narrow * side**2)) ** 0.5
         tensors[f"features.{index}.weight"] = weight
         tensors[f"features.{index}.bias"] = 0.1 * torch.randn(wide, generator=generator)
-    path = tmp_path_factory.mktemp("backbone") / "alexnet.safetensors"
     save_file(tensors, path)
     return path
 

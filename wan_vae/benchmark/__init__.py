@@ -1,4 +1,4 @@
-"""Speed, memory and accuracy of this library and of `diffusers.AutoencoderKLWan` on the same weights and inputs."""
+"""Comparisons: this library and `diffusers.AutoencoderKLWan` on the same weights and inputs, and models on one clip."""
 
 from dataclasses import dataclass
 

@@ -9,6 +9,7 @@ from wan_vae.cli import signals
 from wan_vae.cli.benchmark import benchmark
 from wan_vae.cli.cache import cache
 from wan_vae.cli.common import memory_shortage
+from wan_vae.cli.compare import compare
 from wan_vae.cli.convert import convert
 from wan_vae.cli.decode import decode
 from wan_vae.cli.distributed import LOST, agree, is_connection_loss, is_main
@@ -16,6 +17,7 @@ from wan_vae.cli.encode import encode
 from wan_vae.cli.info import info
 from wan_vae.cli.pack import pack
 from wan_vae.cli.reconstruct import reconstruct
+from wan_vae.cli.report import report
 from wan_vae.cli.serve import serve
 from wan_vae.cli.train import train
 from wan_vae.errors import UserError, printable
@@ -30,7 +32,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, reconstruct, cache, pack, info, convert, train, serve, benchmark):
+for command in (
+    encode,
+    decode,
+    reconstruct,
+    report,
+    compare,
+    cache,
+    pack,
+    info,
+    convert,
+    train,
+    serve,
+    benchmark,
+):
     app.command()(command)
 
 

@@ -97,6 +97,8 @@ class Progress(ExitStack):
 
 def print_file_result(result: "FileResult", *, as_json: bool, **more: Any) -> None:
     """Print the result of a function of `wan_vae.files`, and more values after the output's path, in rank 0."""
+    from wan_vae.inference.budget import peak_memory
+
     values = {
         "output": result.output,
         **more,
@@ -108,20 +110,6 @@ def print_file_result(result: "FileResult", *, as_json: bool, **more: Any) -> No
     }
     if is_main():
         print_result(values, as_json=as_json)
-
-
-def peak_memory() -> int | None:
-    """Most bytes held so far: allocated on CUDA if it is used, else resident; None where the system does not tell."""
-    import torch
-
-    if torch.cuda.is_available() and (allocated := torch.cuda.max_memory_allocated()):
-        return allocated
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def print_result(values: Mapping[str, Any], *, as_json: bool) -> None:

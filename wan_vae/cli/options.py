@@ -3,6 +3,7 @@
 import re
 from enum import Enum
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -110,6 +111,12 @@ PosteriorOption = Annotated[
     bool,
     typer.Option(
         "--posterior", help="Also store the log-variance of the latents, to sample from; only in a wan-vae file."
+    ),
+]
+LpipsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also measure LPIPS, with this file of AlexNet trained on ImageNet: safetensors, torchvision's names."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -30,6 +30,13 @@ def reconstruct(
     contact_sheet: Annotated[
         Path | None, typer.Option(help="Also write a PNG of a few frames: source, reconstruction, error.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a page for the browser: source and reconstruction under a slider, errors, plots, latents."
+        ),
+    ] = None,
+    lpips: options.LpipsOption = None,
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -50,6 +57,8 @@ def reconstruct(
             checkpoint,
             side_by_side=side_by_side,
             contact_sheet=contact_sheet,
+            report=report,
+            lpips=lpips,
             lossless=lossless,
             size=pixels,
             fit=None if fit is None else fit.value,
@@ -62,5 +71,6 @@ def reconstruct(
             load=load,
         )
     score = {} if result.score is None else result.score.to_dict()
-    more = {"side_by_side": side_by_side, "contact_sheet": contact_sheet}
-    print_file_result(result, as_json=as_json, **more, psnr=score.get("psnr"), ssim=score.get("ssim"))
+    more = {"side_by_side": side_by_side, "contact_sheet": contact_sheet, "report": report}
+    measured = {name: score.get(name) for name in ("psnr", "ssim", "lpips")}
+    print_file_result(result, as_json=as_json, **more, **measured)

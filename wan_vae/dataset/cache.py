@@ -189,11 +189,11 @@ def _run(
     tick()
     if not todo.jobs:
         return
-    if work.options.stretches:
-        width, height = work.options.size or ()
+    if work.options.size is not None and work.options.stretches:
+        size = "x".join(map(str, work.options.size))
         _LOGGER.warning(
-            f"Clips of another shape than {width}x{height} are stretched to it; --fit crop or --fit pad (in Python, fit)"
-            " keeps their pixels square, and --fit stretch is for those who want this."
+            f"Clips of another shape than {size} are stretched to it; --fit crop or --fit pad (in Python, fit) keeps"
+            " their pixels square, and --fit stretch is for those who want this."
         )
     with closing(_done(todo.jobs, work, devices, ray, tick)) as finished:
         for done in finished:

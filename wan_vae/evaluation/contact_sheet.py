@@ -26,8 +26,8 @@ _BACKGROUND = (24, 24, 27)
 _BRIGHT = (236, 236, 240)
 _MUTED = (158, 158, 168)
 # 256 colors from no error to the largest, ever brighter, so that the scale also reads in gray.
-_STOPS = np.array([(0, 0, 0), (66, 16, 112), (190, 48, 84), (248, 146, 28), (255, 250, 190)])
-_CHANNELS = [np.interp(np.arange(256), np.linspace(0, 255, len(_STOPS)), channel) for channel in _STOPS.T]
+HEAT_STOPS = np.array([(0, 0, 0), (66, 16, 112), (190, 48, 84), (248, 146, 28), (255, 250, 190)])
+_CHANNELS = [np.interp(np.arange(256), np.linspace(0, 255, len(HEAT_STOPS)), channel) for channel in HEAT_STOPS.T]
 _HEAT = np.rint(np.stack(_CHANNELS, axis=1)).astype(np.uint8)
 
 

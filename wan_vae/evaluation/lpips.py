@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wan_vae.checkpoints.tensor_files import read_tensors
 from wan_vae.errors import CheckpointError, UserError
+from wan_vae.io.color import over_black
 from wan_vae.io.frames import Frames
 
 _TORCHVISION_NAMES = {"alex": "alexnet", "vgg": "vgg16"}
@@ -56,7 +57,9 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def distance(self, a: Frames, b: Frames) -> float:
-        """Return the distance between two frames (height, width, 3), full-range uint8 or uint16."""
+        """Return the distance between two frames (height, width, 3 or 4), full-range; those with alpha over black."""
+        if a.shape[2] == 4:
+            a, b = over_black(a), over_black(b)
         device = next(self.parameters()).device
         values = (torch.from_numpy(x.astype(np.float32)).to(device) * (2 / np.iinfo(x.dtype).max) - 1 for x in (a, b))
         return self(*(picture.permute(2, 0, 1)[None] for picture in values)).item()

@@ -1,11 +1,12 @@
 """Encoding and decoding a clip as a stream, and pictures of a frame next to its reconstruction."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames
 
@@ -50,6 +51,7 @@ def reconstruct_frames(
     width: int,
     height: int,
     budgets: tuple[int, int] | None = None,
+    on_latents: Callable[[Tensor], object] | None = None,
 ) -> Iterator[tuple[Frames, NDArray[np.uint8]]]:
     """Encode and decode a clip as a stream; memory does not grow with the clip's length.
 
@@ -60,6 +62,7 @@ def reconstruct_frames(
         width: Of the decoded frames: w times `config.output_upscale`.
         height: Of the decoded frames: h times `config.output_upscale`.
         budgets: Memory for encoding and for decoding, in bytes.
+        on_latents: Called with the normalized latents (1, z, n, h, w) of each chunk before they are decoded.
 
     Yields:
         Each frame as it came, (h, w, c), and decoded, (height, width, c) uint8.
@@ -76,8 +79,17 @@ def reconstruct_frames(
 
     fitted = FramesToTensors(queued(), vae.config, vae.device)
     encode_budget, decode_budget = budgets or (None, None)
-    videos = vae.decode_stream(vae.encode_stream(fitted, memory=encode_budget), memory=decode_budget)
+    latents = vae.encode_stream(fitted, memory=encode_budget)
+    if on_latents is not None:
+        latents = _shown(latents, on_latents)
+    videos = vae.decode_stream(latents, memory=decode_budget)
     for frames in tensors_to_frames(videos, width, height, vae.device):
         # Frames added to complete the last latent come out after the last true one, so they have no source.
         for frame in frames[: len(sources)]:
             yield sources.popleft(), frame
+
+
+def _shown(latents: Iterable[Tensor], on_latents: Callable[[Tensor], object]) -> Iterator[Tensor]:
+    for chunk in latents:
+        on_latents(chunk)
+        yield chunk

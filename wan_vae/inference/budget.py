@@ -67,6 +67,18 @@ def format_bytes(size: int) -> str:
     return f"{size}B"
 
 
+def peak_memory() -> int | None:
+    """Most bytes held so far: allocated on CUDA if it is used, else resident; None where the system does not tell."""
+    if torch.cuda.is_available() and (allocated := torch.cuda.max_memory_allocated()):
+        return allocated
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def _free(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
