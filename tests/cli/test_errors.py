@@ -173,7 +173,7 @@ def test_overflowing_values_are_not_written(
     vae.encoder.head.conv.weight.mul_(3e5)
     vae.save(loud)
     before = listing(tmp_path)
-    arguments = (command, clip, out, "--checkpoint", loud, "--dtype", "fp16")
+    arguments = (command, clip, out, "--checkpoint", loud, "--dtype", "float16", "--quiet")
     assert_one_sentence(run(capsys, *arguments), "NaN", "float16", "wider")
     assert listing(tmp_path) == before
 
@@ -188,7 +188,8 @@ def test_bad_latents_print_one_sentence(
     run(capsys, "encode", clip, latents, "--checkpoint", checkpoint)
     spoil(latents)
     before = listing(tmp_path)
-    assert_one_sentence(run(capsys, "decode", latents, tmp_path / "o.mkv", "--checkpoint", checkpoint), "l.safetensors")
+    command = ("decode", latents, tmp_path / "o.mkv", "--checkpoint", checkpoint, "--quiet")
+    assert_one_sentence(run(capsys, *command), "l.safetensors")
     assert listing(tmp_path) == before
 
 

@@ -57,7 +57,9 @@ def benchmark(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this JSON file.")] = None,
     overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Measure this library and diffusers on the same weights and the same clip, in alternating runs.
+    """Measure the speed, with that of diffusers.
+
+    Both run on the same weights and the same clip, in alternating runs.
 
     Ratios compare consecutive runs, with their median, least and most: above 1, this library takes less time. Memory is
     what a call adds to the loaded model and its input.

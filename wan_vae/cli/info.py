@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def info(
     file: Annotated[
-        str, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.")
+        str, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.", metavar="FILE")
     ] = options.DEFAULT_CHECKPOINT,
     plan: Annotated[
         str | None,
@@ -32,7 +32,7 @@ def info(
     dtype: options.DtypeOption = options.Precision.auto,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Describe FILE, a checkpoint, latents or a clip; default the checkpoint in the package."""
+    """Describe a checkpoint, latents or a clip, or plan a clip's encoding."""
     print_result(describe(file) if plan is None else plan_calls(file, plan, memory, device, dtype), as_json=as_json)
 
 

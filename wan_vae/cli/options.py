@@ -63,6 +63,14 @@ class LatentsFormat(str, Enum):
     tensor = "tensor"
 
 
+def parse_dtype(text: str) -> Precision:
+    """Read "bf16", or the name that torch has for it, "bfloat16"."""
+    try:
+        return Precision({"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(text, text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(Precision)}") from None
+
+
 DEFAULT_CHECKPOINT = "nano"
 AUTO = "auto"
 CheckpointOption = Annotated[
@@ -84,7 +92,11 @@ CheckpointValuesOption = Annotated[
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto is a GPU if there is one.")]
 DtypeOption = Annotated[
     Precision,
-    typer.Option(help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32."),
+    typer.Option(
+        help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32.",
+        metavar="|".join(item.value for item in Precision),
+        parser=parse_dtype,
+    ),
 ]
 ClipSizeOption = Annotated[
     str | None,
@@ -132,6 +144,9 @@ ShardsOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notices and no progress; only errors.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print what is being done, line by line.")]
 
 
 def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:

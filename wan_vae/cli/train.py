@@ -29,7 +29,9 @@ def train(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop at this step, before the recipe ends.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Train a VAE as RECIPE says; after an interruption, the same command continues with the same result.
+    """Train or fine-tune a VAE, as a recipe says.
+
+    After an interruption the same command continues, with the same result.
 
     For several processes or machines, start it with `accelerate launch -m wan_vae train RECIPE`.
     """
