@@ -37,7 +37,7 @@ def test_memory_option_that_is_no_size_is_refused(
 
 def test_info_plan_keeps_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--memory", "400MiB", "--dtype", "fp32", "--device", "cpu", "--json")
-    result = run(capsys, "info", "--plan", "720x1280x80", *options).result()
+    result = run(capsys, "info", "--plan", "1280x720x80", *options).result()
     assert (result["frames"], result["height"], result["width"]) == (81, 720, 1280)
     assert "tiles" in result["encode_clip"]
     assert 0 < result["encode_clip_peak"] <= 400 * 2**20
@@ -46,5 +46,5 @@ def test_info_plan_keeps_to_the_budget(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_info_plan_of_a_preset_needs_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(capsys, "info", "wan2.1", "--plan", "480x832x5", "--memory", "2GiB", "--json").result()
+    result = run(capsys, "info", "wan2.1", "--plan", "832x480x5", "--memory", "2GiB", "--json").result()
     assert result["decode_clip_peak"] <= 2 * 2**30

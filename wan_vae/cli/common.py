@@ -144,21 +144,45 @@ def print_result(values: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(values, default=str))
         return
-    width = max(len(name) for name in values)
-    for name, value in values.items():
-        if value is not None:
-            typer.echo(f"{name.replace('_', ' '):<{width}}  {printable(_format(name, value))}")
+    rows = [(_label(name), _format(name, value)) for name, value in values.items() if value is not None]
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        typer.echo(f"{label:<{width}}  {printable(text)}")
+
+
+def format_memory(size: int) -> str:
+    """Return bytes as text for people: "1.92 GiB", or "34.1 MiB" for little."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
+
+
+_LABELS = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "fps": "rate", "frames_per_second": "speed"}
+
+
+def _label(name: str) -> str:
+    return _LABELS.get(name) or " ".join(_LABELS.get(word, word) for word in name.split("_"))
 
 
 def _format(name: str, value: Any) -> str:
-    if name == "peak_memory":
-        return f"{value / 2**30:.2f} GiB"
-    if isinstance(value, Fraction) and value.denominator != 1:
-        return f"{value} ({float(value):.3f})"
+    if name in ("peak_memory", "bytes"):
+        return format_memory(value)
+    if name == "fps":
+        return f"{value if Fraction(value).denominator == 1 else f'{float(value):.3f} ({value})'} frames/s"
+    if name == "frames_per_second":
+        return f"{value:.1f} frames/s"
+    if name.startswith("psnr"):
+        return f"{value:.2f} dB"
+    if name in ("seconds", "waited"):
+        return f"{value:.1f} s"
+    if name == "share_waited":
+        return f"{100 * value:.0f} %"
+    if name in ("latents", "shape"):
+        return "x".join(str(side) for side in value)
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10**5 else str(value)
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value)
     return str(value)

@@ -36,6 +36,7 @@ def decode(
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
+    threads: options.ThreadsOption = None,
     memory: options.MemoryOption = options.AUTO,
     lossless: options.LosslessOption = False,
     fps: Annotated[
@@ -76,6 +77,7 @@ def decode(
     It has the size, length and rate of the clip that was encoded, where LATENTS tells.
     """
     rate = options.parse_fps(fps)
+    options.set_threads(threads)
     if index is not None:
         from wan_vae.dataset.manifest import output_of
         from wan_vae.dataset.storage import Outputs

@@ -29,6 +29,7 @@ def encode(
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
+    threads: options.ThreadsOption = None,
     memory: options.MemoryOption = options.AUTO,
     size: options.ClipSizeOption = None,
     fit: options.FitOption = None,
@@ -55,6 +56,7 @@ def encode(
     By default LATENTS is a file that holds all that `decode` needs to restore the clip.
     """
     clips, latents = _clips_and_latents(paths, format)
+    options.set_threads(threads)
 
     from wan_vae.dataset.sources import is_data_set
 

@@ -124,6 +124,14 @@ PosteriorOption = Annotated[
         "--posterior", help="Also store the log-variance of the latents, to sample from; only in a wan-vae file."
     ),
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="CPU threads of the network; default torch's choice: all cores, or with torchrun one for each process.",
+        metavar="N",
+        min=1,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MemoryOption = Annotated[
     str,
@@ -186,6 +194,14 @@ def parse_fps(text: str | None) -> Fraction | None:
     if re.fullmatch(r"\d{1,9}(\.\d{1,9}|/0*[1-9]\d{0,8})?", text) is None:
         raise UserError(f"--fps is {text!r}; write a number or a fraction, such as 24 or 30000/1001.")
     return Fraction(text)
+
+
+def set_threads(count: int | None) -> None:
+    """Have torch compute with this number of CPU threads; None is its own choice."""
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
 
 
 def torch_device(device: Device) -> "torch.device":

@@ -26,6 +26,7 @@ def reconstruct(
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
+    threads: options.ThreadsOption = None,
     memory: options.MemoryOption = options.AUTO,
     size: options.ClipSizeOption = None,
     fit: options.FitOption = None,
@@ -48,6 +49,7 @@ def reconstruct(
     OUT's format can hold it.
     """
     pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
+    options.set_threads(threads)
     if out is None:
         from wan_vae.dataset.sources import IMAGE_SUFFIXES
 
