@@ -44,11 +44,12 @@ class Bar(tqdm):  # type: ignore[type-arg]  # generic in the stubs only
         if not self._is_terminal and not self.disable:
             threading.Thread(target=self._print_lines, daemon=True).start()
 
-    def begin(self, activity: str, total: int) -> None:
-        """Count from 0 to a total from now on."""
+    def begin(self, activity: str, total: int, initial: int = 0) -> None:
+        """Count to a total from now on."""
         self.bar_format = self._format()
         self.desc = f"{activity}: "
         self.reset(total)
+        self.initial = self.n = self.last_print_n = initial
 
     def describe(self, activity: str) -> None:
         """Name what is being done now."""
@@ -84,8 +85,8 @@ class _Messages(logging.Handler):
         if record.levelno >= self._printed:
             with suppress(OSError, ValueError):  # standard error is closed
                 Bar.write(f"wan-vae: {text}", file=sys.stderr)
-        elif record.levelno == logging.INFO and _bars:
-            _bars[-1].describe(text[0].lower() + text[1:])
+        if record.levelno == logging.INFO and _bars:
+            _bars[-1].describe((text[0].lower() + text[1:]).rstrip("."))
 
 
 @contextmanager
