@@ -1,5 +1,6 @@
 """`--memory`: tiles where whole pictures do not fit, and an error where tiles do not fit either."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,6 +25,9 @@ def test_memory_budget_changes_no_pixel(checkpoint: Path, tmp_path: Path, capsys
         assert outcome.code == 2
         assert "too little" in outcome.err
         assert outcome.err.count("\n") == 1
+        smallest = re.search(r"; (\d+MiB) is the smallest that works", outcome.err)
+        assert smallest is not None, outcome.err
+        assert run(capsys, *arguments[:-1], smallest[1]).code == 0
 
 
 @pytest.mark.parametrize("memory", ["much", "0"])

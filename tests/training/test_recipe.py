@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import small_config
 from tests.training.runs import stage_values
-from wan_vae.config import load_config
+from wan_vae.config import config_folder, load_config, recipe_names
 from wan_vae.errors import UserError
 from wan_vae.training import Recipe, load_recipe
 
@@ -73,12 +73,12 @@ BAD: dict[str, tuple[Any, str]] = {
     "unknown key": (minimal(sede=1), "sede is unknown, did you mean seed"),
     "unknown key in a section": (
         minimal(data={"videos": "a", "fps": 24}),
-        r"data\.fps is unknown, the entries are videos, photos",
+        r"data\.fps is unknown, the entries are videos",
     ),
     "unknown key in a stage": (minimal(stages=[stage_values(momentum=0.9)]), r"stages\.0\.momentum is unknown"),
     "unknown key in a loss": (
         minimal(stages=[stage_values(loss={"l2": 1})]),
-        r"stages\.0\.loss\.l2 is unknown, did you mean l1",
+        r"stages\.0\.loss\.l2 is unknown, the entries are l1",
     ),
     "wrong type": (minimal(stages=[stage_values(steps="many")]), r"stages\.0\.steps: .* integer.*'many'"),
     "no list": (minimal(data={"videos": "a", "held_out": "x.mp4"}), r"data\.held_out: .*'x\.mp4'"),
@@ -91,7 +91,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "beta of one": (minimal(betas=[0.9, 1.0]), r"betas\.1: .*less than 1.*1\.0"),
     "misspelled": (
         minimal(stages=[{{"lengths": "lenghts"}.get(name, name): value for name, value in stage_values().items()}]),
-        r"yaml: stages\.0\.lenghts is unknown, did you mean lengths\.$",
+        r": stages\.0\.lenghts is unknown, did you mean lengths\.$",
     ),
     "several": (minimal(seed=-1, betas=[0.9, 1.0]), r"betas\.1: .*1\.0; seed: .*-1|seed: .*-1; betas\.1: .*1\.0"),
     "missing": (minimal(stages=[{"name": "a", "steps": 3}]), r"stages\.0\.batch is missing"),
@@ -119,6 +119,18 @@ def test_load_recipe_invalid_entry_raises_one_sentence(name: str, tmp_path: Path
         load_recipe(path)
     assert "\n" not in str(error.value)
     assert str(error.value).endswith(".") or name == "not YAML"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_load_recipe_takes_the_name_of_a_shipped_recipe(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = {"lpips": {"backbone": "a.safetensors"}} if name == "full" else {}
+    shipped = load_recipe(config_folder() / "train" / f"{name}.yaml", changes)
+    assert load_recipe(Path(name), changes) == shipped
+    write(tmp_path / name, minimal(seed=7))
+    assert load_recipe(Path(name)).seed == 7
 
 
 def test_load_recipe_missing_or_binary_file_raises(tmp_path: Path) -> None:

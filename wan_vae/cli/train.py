@@ -65,7 +65,8 @@ def train(
             def show(done: int, total: int, losses: Mapping[str, float]) -> None:
                 if bar.total is None:
                     bar.begin("training", total, initial=done)
-                bar.set_postfix({name: f"{loss:.4f}" for name, loss in losses.items()}, refresh=False)
+                if "total" in losses:
+                    bar.set_postfix_str(f"loss {losses['total']:.4f}", refresh=False)
                 bar.update(done - bar.n)
 
             with signals.deferred(trainer.request_stop):
