@@ -106,7 +106,6 @@ class Progress(ExitStack):
             self._bar.begin(self._activity, total)
         signals.check_interrupted()
         if done > self._bar.n:
-            self._bar.describe(self._activity)
             self._bar.update(done - self._bar.n)
 
 

@@ -25,9 +25,12 @@ def convert(
     may_be_folder = layout is options.Layout.diffusers and not out.suffix
     check_output(out, overwrite=overwrite, inputs=(Path(checkpoint),), may_be_folder=may_be_folder, must_be_utf8=True)
 
-    from wan_vae.checkpoints import load_checkpoint, write_checkpoint
+    from wan_vae.cli.messages import Bar
 
-    found = load_checkpoint(checkpoint)
-    write_checkpoint(out, found.config, found.weights, layout=layout.value, overwrite=overwrite)
+    with Bar(unit="tensor"):
+        from wan_vae.checkpoints import load_checkpoint, write_checkpoint
+
+        found = load_checkpoint(checkpoint)
+        write_checkpoint(out, found.config, found.weights, layout=layout.value, overwrite=overwrite)
     result = {"output": out, "layout": layout.value, "tensors": len(found.weights), "from_layout": found.layout}
     print_result(result, as_json=as_json)

@@ -34,20 +34,25 @@ def info(
     as_json: options.JsonOption = False,
 ) -> None:
     """Describe a checkpoint, latents or a clip, or plan a run."""
+    from wan_vae.cli.messages import Bar
+
     if plan is None:
-        print_result(describe(file), as_json=as_json)
+        with Bar(unit="file"):
+            found = describe(file)
+        print_result(found, as_json=as_json)
         return
-    size, plans = plan_calls(file, plan, memory, device, dtype)
+    with Bar(unit="plan"):
+        size, plans = plan_calls(file, plan, memory, device, dtype)
     result = {"file": file, **size}
     if not as_json:
         as_text = {"file": file, "size": f"{size['width']}x{size['height']}", "frames": size["frames"]}
         print_result(as_text, as_json=False)
         _print_plans(plans)
         return
-    for name, found in plans.items():
-        result[name] = str(found)
-        if not isinstance(found, UserError):
-            result |= {f"{name}_peak": found.peak, f"{name}_overhead": round(found.overhead, 4)}
+    for name, chosen in plans.items():
+        result[name] = str(chosen)
+        if not isinstance(chosen, UserError):
+            result |= {f"{name}_peak": chosen.peak, f"{name}_overhead": round(chosen.overhead, 4)}
     print_result(result, as_json=True)
 
 

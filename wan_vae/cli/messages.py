@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from tqdm import tqdm
 
@@ -27,14 +26,16 @@ class Bar(tqdm):  # type: ignore[type-arg]  # generic in the stubs only
     Until the total is known, it names what is being done: the last thing that the package has logged.
     """
 
-    def __init__(self, *, unit: str, total: int | None = None, initial: int = 0, **hidden: Any) -> None:
+    def __init__(self, *, unit: str, total: int | None = None, initial: int = 0) -> None:
         self._is_terminal = sys.stderr.isatty()
         self._ended = threading.Event()
+        self._counted = ""
         super().__init__(
             total=total,
             initial=initial,
             unit=unit,
             leave=False,
+            smoothing=0,  # the mean speed: the first steps are the slowest
             file=sys.stderr if self._is_terminal else io.StringIO(),
             disable=_quiet or not is_main(),
             bar_format="{desc} [{elapsed}]" if total is None else self._format(),
@@ -47,12 +48,17 @@ class Bar(tqdm):  # type: ignore[type-arg]  # generic in the stubs only
     def begin(self, activity: str, total: int, initial: int = 0) -> None:
         """Count to a total from now on."""
         self.bar_format = self._format()
-        self.desc = f"{activity}: "
+        self.desc = self._counted = f"{activity}: "
         self.reset(total)
         self.initial = self.n = self.last_print_n = initial
 
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count on; what was described is done."""
+        self.desc = self._counted
+        return super().update(n)
+
     def describe(self, activity: str) -> None:
-        """Name what is being done now."""
+        """Name what is being done now, until the next update."""
         self.desc = activity if self.total is None else f"{activity}: "
         self.refresh()
 
