@@ -339,7 +339,10 @@ def test_full_disk_leaves_no_output(command: str, checkpoint: Path, tmp_path: Pa
 
     # As on a full disk, writing fails in the middle.
     process = start(
-        command, *source, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
+        command,
+        *source,
+        "--quiet",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY)),
     )
     out_text, err = process.communicate(timeout=120)
     assert_one_sentence(Outcome(process.returncode, out_text, err), out.name)

@@ -25,7 +25,7 @@ def start_all(*commands: list[object]) -> list[Outcome]:
     meeting = {"WORLD_SIZE": len(commands), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "wan_vae", *map(str, command)],
+            [sys.executable, "-m", "wan_vae", *map(str, command), "--quiet"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

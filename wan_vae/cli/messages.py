@@ -26,6 +26,8 @@ class Bar(tqdm):  # type: ignore[type-arg]  # generic in the stubs only
     Until the total is known, it names what is being done: the last thing that the package has logged.
     """
 
+    monitor_interval = 0  # no thread of tqdm's
+
     def __init__(self, *, unit: str, total: int | None = None, initial: int = 0) -> None:
         self._is_terminal = sys.stderr.isatty()
         self._ended = threading.Event()
@@ -35,6 +37,7 @@ class Bar(tqdm):  # type: ignore[type-arg]  # generic in the stubs only
             initial=initial,
             unit=unit,
             leave=False,
+            miniters=1,
             smoothing=0,  # the mean speed: the first steps are the slowest
             file=sys.stderr if self._is_terminal else io.StringIO(),
             disable=_quiet or not is_main(),
