@@ -56,10 +56,12 @@ def test_encode_file_result_describes_the_latents(checkpoint: Path, clip: Path, 
 @pytest.mark.parametrize(("command", "function"), [(encode, encode_file), (reconstruct, reconstruct_file)])
 def test_command_and_function_take_the_same_options(command: Callable[..., None], function: Callable[..., Any]) -> None:
     machine, own = (
-        {"checkpoint", "device", "dtype", "checkpoint_values", "shards", "as_json"},
+        {"checkpoint", "device", "dtype", "checkpoint_values", "shards", "threads", "as_json"},
         {"vae", "progress", "load"},
     )
-    options = {"clip" if name == "clips" else name for name in signature(command).parameters}  # it takes several
+    options = set(signature(command).parameters)
+    if command is encode:
+        options = options - {"paths"} | {"clip", "latents"}  # it takes several clips
     assert options - machine == set(signature(function).parameters) - own
 
 
@@ -76,7 +78,7 @@ def test_encode_file_with_the_posterior_keeps_the_latents_and_adds_the_log_varia
 ) -> None:
     vae, plain, both = WanVAE.from_pretrained(checkpoint), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     if memory == "whole":
-        monkeypatch.setattr("wan_vae.files._stream_fits", lambda *_: False)
+        monkeypatch.setattr("wan_vae.files._stream_refusal", lambda *_: UserError("no stream"))
     budget = "4GiB" if memory == "whole" else "auto"
     encode_file(clip, plain, vae, memory=budget)
     result = encode_file(clip, both, vae, posterior=True, memory=budget)
@@ -198,7 +200,7 @@ def test_budget_that_is_too_small_is_refused(
 def test_encode_file_without_room_for_a_stream_encodes_the_whole_clip(
     checkpoint: Path, clip: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_vae.files._stream_fits", lambda *arguments: False)
+    monkeypatch.setattr("wan_vae.files._stream_refusal", lambda *arguments: UserError("no stream"))
     encode_file(clip, tmp_path / "whole.safetensors", checkpoint)
     decode_file(latents, tmp_path / "whole.mkv", checkpoint, lossless=True)
     monkeypatch.undo()
@@ -210,7 +212,7 @@ def test_encode_file_without_room_for_a_stream_encodes_the_whole_clip(
 
 def test_decode_file_of_another_latent_space_is_refused(latents: Path, tmp_path: Path) -> None:
     vae = random_vae(small_config(latent_channels=2), torch.float32)
-    with pytest.raises(LatentsError, match=r"cannot be decoded by the model, whose latent channels is 2 and not 3"):
+    with pytest.raises(LatentsError, match=r"cannot be decoded with the model, whose latent channels is 2 and not 3"):
         decode_file(latents, tmp_path / "out.mkv", vae)
 
 

@@ -200,6 +200,11 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
+def recipe_names() -> list[str]:
+    """Return the names of the shipped training recipes."""
+    return sorted(path.stem for path in (config_folder() / "train").glob("*.yaml"))
+
+
 def preset_names() -> list[str]:
     """Return the names of the shipped presets."""
     return sorted(path.stem for path in config_folder().glob("*.yaml"))

@@ -38,14 +38,15 @@ from torch import Tensor
 
 from wan_vae.alpha_pair import AlphaPair
 from wan_vae.arguments import check_flag, check_path, check_type, shown
-from wan_vae.config import MODEL_OF_CHANNELS, load_config
+from wan_vae.checkpoints import load_checkpoint
+from wan_vae.config import MODEL_OF_CHANNELS, load_config, preset_names
 from wan_vae.errors import ClipError, LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, Score
 from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_free_memory
-from wan_vae.inference.planner import Plan
+from wan_vae.inference.planner import BudgetError, Plan
 from wan_vae.interchange.formats import FORMATS, OURS, Values, check_values, lost_properties, musubi_path, output_format
 from wan_vae.interchange.reader import open_latents
 from wan_vae.interchange.writer import ForeignWriter
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from wan_vae.sharding import ShardedVAE
 
 Model: TypeAlias = "WanVAE | TinyVAE | ShardedVAE | AlphaPair"
+Direction: TypeAlias = Literal["encode", "decode"]
 Loader: TypeAlias = "Callable[[str | Path], Model]"
 Progress: TypeAlias = Callable[[int, int], object]
 
@@ -447,12 +449,19 @@ def _check_weights(latents: Path, info: LatentsInfo, model: "Model | LinearPrevi
     for field in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
         encoded, decoding = getattr(info.config, field), getattr(model.config, field)
         if encoded != decoding:
+            values = "another" if isinstance(encoded, tuple) else f"{decoding} and not {encoded}"
             raise LatentsError(
-                f"{latents} cannot be decoded by {name}, whose {field.replace('_', ' ')} is {decoding} and not"
-                f" {encoded}; use the checkpoint that encoded it."
+                f"{latents} was encoded with {_encoder_name(info)}, and cannot be decoded with {name}, whose"
+                f" {field.replace('_', ' ')} is {values}; use the checkpoint that encoded it."
             )
     if not isinstance(model, TinyVAE | LinearPreview) and model.digest() != info.checkpoint:
         _logger.warning(f"{latents} was encoded by other weights than those of {name}.")
+
+
+def _encoder_name(info: LatentsInfo) -> str:
+    if load_checkpoint("nano").digest() == info.checkpoint:
+        return "nano"
+    return next((preset for preset in preset_names() if load_config(preset) == info.config), "another model")
 
 
 def _warn_of_rest(source: Clip, clip: Path, output: Path) -> None:
@@ -571,7 +580,8 @@ def encode_chunks(
     latents are yielded, (1, 2z, n, h, w).
     """
     budget = _bytes(model, memory)
-    if budget is None or _stream_fits(model, "encode", height, width, budget):
+    refusal = None if budget is None else _stream_refusal(model, "encode", height, width, budget)
+    if budget is None or refusal is None:
         if moments and isinstance(model, WanVAE):
             return model.encode_stream(video, memory=budget, moments=True)
         return model.encode_stream(video, memory=budget)
@@ -580,17 +590,16 @@ def encode_chunks(
         chunks.append(chunk)
         size += chunk.nbytes
         if 2 * size > budget:
-            raise UserError(
-                f"{format_bytes(budget)} of memory is too little to encode {width}x{height} pixels as a stream, and to"
-                f" hold more than {sum(part.shape[2] for part in chunks)} frames of it; encode fewer with --frames (in"
-                " Python, frames)."
-            )
+            raise refusal
     whole = torch.cat(chunks, dim=2)
     chunks.clear()
-    if moments and isinstance(model, WanVAE):
-        posterior = model.posterior(whole, memory=budget - size)
-        return [torch.cat([posterior.mean, posterior.logvar], dim=1)]
-    return [model.encode(whole, memory=budget - size)]
+    try:
+        if moments and isinstance(model, WanVAE):
+            posterior = model.posterior(whole, memory=budget - size)
+            return [torch.cat([posterior.mean, posterior.logvar], dim=1)]
+        return [model.encode(whole, memory=budget - size)]
+    except BudgetError:
+        raise refusal from None
 
 
 def reconstruct_clip(
@@ -609,9 +618,13 @@ def reconstruct_clip(
 def decode_chunks(model: Model, latents: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
     """Decode latents (1, z, n, h, w) within a budget: as a stream, or the whole clip where its caches do not fit."""
     budget = _bytes(model, memory)
-    if budget is None or _stream_fits(model, "decode", height, width, budget):
+    refusal = None if budget is None else _stream_refusal(model, "decode", height, width, budget)
+    if refusal is None:
         return model.decode_stream(latents, memory=budget)
-    video = model.decode(torch.cat(list(latents), dim=2), memory=budget)
+    try:
+        video = model.decode(torch.cat(list(latents), dim=2), memory=budget)
+    except BudgetError:
+        raise refusal from None
     return torch.split(video, 4, dim=2)  # frames are rounded a few at a time
 
 
@@ -623,11 +636,16 @@ def _stream_budgets(model: Model, height: int, width: int, memory: Budget) -> tu
     try:
         encoding = _plan(model, "encode", height, width, budget).peak
         decoding = _plan(model, "decode", height, width, max(1, budget - encoding)).peak
-    except UserError as error:
-        raise UserError(
-            f"To encode and decode {width}x{height} pixels together does not fit: {error} `encode` and then `decode`"
-            " take less."
-        ) from error
+    except BudgetError:
+        least = {call: _least_budget(model, call, height, width) for call in ("encode", "decode")}
+        if sum(least.values()) > budget:
+            raise UserError(
+                f"{format_bytes(budget)} of memory is too little to encode and decode {width}x{height} pixels together;"
+                f" {-(-sum(least.values()) // 2**20)}MiB is the smallest that works, and `encode` and then `decode`"
+                " take less."
+            ) from None
+        encoding = _plan(model, "encode", height, width, budget - least["decode"]).peak
+        decoding = _plan(model, "decode", height, width, budget - encoding).peak
     # Both get half of the rest: chunks may be larger than planned.
     encoding += (budget - encoding - decoding) // 2
     return encoding, budget - encoding
@@ -645,18 +663,27 @@ def _bytes(model: Model, memory: Budget) -> int | None:
     return model.budget(memory)
 
 
-def _stream_fits(model: Model, call: Literal["encode", "decode"], height: int, width: int, budget: int) -> bool:
+def _stream_refusal(model: Model, call: Direction, height: int, width: int, budget: int) -> UserError | None:
+    """Return the error for a stream that does not fit a budget; None if it does."""
     try:
         plan = _plan(model, call, height, width, budget)
-    except UserError:
-        return False
+    except UserError as error:
+        return error
     if plan.tiling is not None:
         _logger.info(str(plan))
-    return True
+    return None
 
 
-def _plan(model: Model, call: Literal["encode", "decode"], height: int, width: int, budget: int) -> Plan:
+def _least_budget(model: Model, call: Direction, height: int, width: int) -> int:
+    try:
+        return _plan(model, call, height, width, 1).peak
+    except BudgetError as error:
+        return error.smallest
+
+
+def _plan(model: Model, call: Direction, height: int, width: int, budget: int) -> Plan:
     assert not isinstance(model, TinyVAE)  # it has no budget
+    _logger.info("planning")
     multiple = model.config.spatial_compression
     height, width = (-(-side // multiple) * multiple for side in (height, width))
     return model.plan(call, frames=1, height=height, width=width, memory=budget, streaming=True)

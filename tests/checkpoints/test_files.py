@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -400,6 +401,7 @@ def test_from_pretrained_of_a_preset_fetches_the_pinned_revision_of_its_file(
         asked.append((*where, revision))
         return str(tmp_path / "fetched.safetensors")
 
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: SimpleNamespace(size=508 * 10**6))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     assert_same_weights(WanVAE.from_pretrained("qwen-image"), vae)
     file = "vae/diffusion_pytorch_model.safetensors"
@@ -438,6 +440,7 @@ def test_resolve_checkpoint_of_a_hub_id_fetches_its_files(
             save_file(native(vae), path)
         return str(path)
 
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: SimpleNamespace(size=508 * 10**6))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     assert_same_weights(WanVAE.from_pretrained(source), vae)
     assert asked == [(repository, file, revision) for file in files]

@@ -6,6 +6,13 @@ import torch
 
 from tests.cli.running import write_clip
 from tests.helpers import random_vae, small_config
+from wan_vae.cli import messages
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine would print some, which tests of what is printed do not expect."""
+    monkeypatch.setattr(messages, "INTERVAL", 1e6)
 
 
 @pytest.fixture(scope="session")

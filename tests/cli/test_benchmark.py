@@ -188,7 +188,7 @@ def test_benchmark_json_exists_is_not_replaced(tmp_path: Path, capsys: pytest.Ca
 
 def test_benchmark_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    arguments = (*SMALL, "--preset", "tiny", "--runs", "100000", "--json", tmp_path / "out.json")
+    arguments = (*SMALL, "--preset", "tiny", "--runs", "100000", "--json", tmp_path / "out.json", "--quiet")
     process = start("benchmark", *arguments, start_new_session=True)
     try:
         end = time.monotonic() + 60

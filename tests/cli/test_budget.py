@@ -1,5 +1,6 @@
 """`--memory`: tiles where whole pictures do not fit, and an error where tiles do not fit either."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,6 +25,9 @@ def test_memory_budget_changes_no_pixel(checkpoint: Path, tmp_path: Path, capsys
         assert outcome.code == 2
         assert "too little" in outcome.err
         assert outcome.err.count("\n") == 1
+        smallest = re.search(r"; (\d+MiB) is the smallest that works", outcome.err)
+        assert smallest is not None, outcome.err
+        assert run(capsys, *arguments[:-1], smallest[1]).code == 0
 
 
 @pytest.mark.parametrize("memory", ["much", "0"])
@@ -37,7 +41,7 @@ def test_memory_option_that_is_no_size_is_refused(
 
 def test_info_plan_keeps_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--memory", "400MiB", "--dtype", "fp32", "--device", "cpu", "--json")
-    result = run(capsys, "info", "--plan", "720x1280x80", *options).result()
+    result = run(capsys, "info", "--plan", "1280x720x80", *options).result()
     assert (result["frames"], result["height"], result["width"]) == (81, 720, 1280)
     assert "tiles" in result["encode_clip"]
     assert 0 < result["encode_clip_peak"] <= 400 * 2**20
@@ -46,5 +50,5 @@ def test_info_plan_keeps_to_the_budget(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_info_plan_of_a_preset_needs_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(capsys, "info", "wan2.1", "--plan", "480x832x5", "--memory", "2GiB", "--json").result()
+    result = run(capsys, "info", "wan2.1", "--plan", "832x480x5", "--memory", "2GiB", "--json").result()
     assert result["decode_clip_peak"] <= 2 * 2**30

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 FAILURES = {
-    "a mistake": (2, "main(['info', 'none.safetensors'])"),
+    "a mistake": (2, "main(['info', 'none.safetensors', '--quiet'])"),
     "a signal": (-15, "app.command()(lambda: signal.raise_signal(signal.SIGTERM)); main([], app)"),
 }
 

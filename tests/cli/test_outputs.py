@@ -58,6 +58,44 @@ def test_outputs_in_the_folder_they_are_made_from_are_refused(
         assert listing(tmp_path) == before
 
 
+def test_outputs_that_are_not_named_have_names_after_the_input_and_replace_nothing(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    write_clip(tmp_path / "picture.png", frames=1, width=16, height=16, fps=24)
+    options = ("--checkpoint", checkpoint)
+    made = (
+        (("encode", clip), "clip.safetensors"),
+        (("encode", clip, "--format", "comfyui"), "clip.latent"),
+        (("decode", "clip.safetensors"), "clip_decoded.mp4"),
+        (("reconstruct", clip), "clip_reconstructed.mp4"),
+        (("reconstruct", tmp_path / "picture.png"), "picture_reconstructed.png"),
+    )
+    for command, name in made:
+        assert run(capsys, *command, *options, "--json").result()["output"] == name
+        assert_one_sentence(run(capsys, *command, *options, "-q"), f"{name} exists")
+    assert {path.name for path in here.iterdir()} == {name for _, name in made}
+
+
+def test_clips_without_a_place_for_their_latents_are_refused(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = listing(tmp_path)
+    outcome = run(capsys, "encode", clip, clip, "--checkpoint", checkpoint, "--overwrite")
+    assert_one_sentence(outcome, "The last of several paths is that of the latents", "clip.mkv ends like a clip")
+    assert listing(tmp_path) == before
+
+
+def test_missing_parent_folders_of_outputs_are_created(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a" / "b" / "clip.safetensors"
+    assert run(capsys, "encode", clip, out, "--checkpoint", checkpoint).code == 0
+    assert out.is_file()
+
+
 def test_names_not_in_utf8_are_read_back_or_refused(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The further outputs of `reconstruct`: a side-by-side clip and a contact sheet."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,33 @@ def test_table_names_every_output(
         assert (tmp_path / name).exists()
 
 
+def test_table_has_units_and_json_has_its_keys(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("reconstruct", clip, tmp_path / "out.mkv", "--checkpoint", checkpoint, "--overwrite")
+    lines = dict(line.split("  ", 1) for line in run(capsys, *command).out.splitlines())
+    lines = {label: value.strip() for label, value in lines.items()}
+    assert lines["rate"] == "29.970 (30000/1001) frames/s"
+    assert lines["PSNR"].endswith(" dB")
+    assert lines["speed"].endswith(" frames/s")
+    assert lines["peak memory"].endswith(("GiB", "MiB"))
+    assert {"psnr", "ssim", "fps", "frames_per_second", "peak_memory"} <= run(
+        capsys, *command, "--json"
+    ).result().keys()
+
+
+def test_threads_option_sets_those_of_torch(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        command = ("reconstruct", clip, tmp_path / "out.mkv", "--checkpoint", checkpoint, "--threads", "3")
+        assert run(capsys, *command).code == 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_upscaling_decoder_allows_side_by_side_but_no_contact_sheet(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +136,7 @@ def test_failure_leaves_none_of_the_outputs(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = listing(tmp_path)
-    command = ("reconstruct", clip, tmp_path / "out.mkv", "--checkpoint", checkpoint)
+    command = ("reconstruct", clip, tmp_path / "out.mkv", "--checkpoint", checkpoint, "--quiet")
     extras = ("--contact-sheet", tmp_path / "sheet.png", "--side-by-side")
     # An image file holds one frame, which shows only at the second.
     assert_one_sentence(run(capsys, *command, *extras, tmp_path / "pairs.png"), "one picture")
@@ -145,4 +173,4 @@ def test_encode_and_reconstruct_say_what_they_leave_out(
     ]
     caplog.clear()
     assert run(capsys, "reconstruct", clip, tmp_path / "out.mkv", "--checkpoint", checkpoint).code == 0
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -15,6 +15,7 @@ from tests.helpers import random_vae, small_config
 from wan_vae import WanVAE
 from wan_vae.cli.common import load_model
 from wan_vae.cli.options import Device, Precision
+from wan_vae.config import load_config
 from wan_vae.io import open_clip
 from wan_vae.io.frames import tensors_to_frames
 from wan_vae.io.latents_file import LatentsFile
@@ -141,13 +142,13 @@ def test_an_upscaling_decoder_writes_a_larger_clip(
     assert read_clip(out).shape == (6, 26, 38, 3)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "float32", "bfloat16"])
 def test_dtype_option_sets_the_latents_dtype(
     dtype: str, clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     latents = tmp_path / "l.safetensors"
     run(capsys, "encode", clip, latents, "--checkpoint", checkpoint, "--dtype", dtype)
-    assert LatentsFile(latents).dtype == {"fp32": "F32", "bf16": "BF16"}[dtype]
+    assert LatentsFile(latents).dtype == ("BF16" if dtype.startswith("b") else "F32")
     assert run(capsys, "decode", latents, tmp_path / "o.mkv", "--checkpoint", checkpoint, "--dtype", dtype).code == 0
 
 
@@ -192,6 +193,19 @@ def test_convert_to_diffusers_and_back_keeps_every_weight(
     before, after = load_file(checkpoint), load_file(back)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_decode_with_another_model_names_the_one_that_encoded(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents, other = tmp_path / "l.safetensors", tmp_path / "other.safetensors"
+    run(capsys, "encode", clip, latents, "--checkpoint", "nano", "--frames", "0:1")
+    random_vae(load_config("nano"), torch.float32).save(other)
+    outcome = run(capsys, "decode", latents, tmp_path / "o.mkv", "--checkpoint", other)
+    assert outcome.code == 2
+    assert "l.safetensors was encoded with nano, and cannot be decoded with" in outcome.err
+    assert "latent mean is another" in outcome.err
+    assert len(outcome.err) < 500
 
 
 def test_decode_with_other_weights_warns(

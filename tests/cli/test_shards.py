@@ -25,7 +25,7 @@ def start_all(*commands: list[object]) -> list[Outcome]:
     meeting = {"WORLD_SIZE": len(commands), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "wan_vae", *map(str, command)],
+            [sys.executable, "-m", "wan_vae", *map(str, command), "--quiet"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -84,7 +84,7 @@ def test_reconstruct_with_shards_equals_one_process(
     options = ["--checkpoint", checkpoint, "--dtype", "fp32", "--device", "cpu", "--lossless"]
     run(capsys, "reconstruct", clip, tmp_path / "one.mkv", *options)
     first, second = start_all(*[["reconstruct", clip, tmp_path / "two.mkv", *options, "--shards", 2]] * 2)
-    assert "psnr" in first.out, first.err
+    assert "PSNR" in first.out, first.err
     assert (second.code, second.out) == (0, "")
     difference = read_clip(tmp_path / "one.mkv").astype(int) - read_clip(tmp_path / "two.mkv")
     assert np.abs(difference).max() <= 1

@@ -46,7 +46,7 @@ def test_error_with_closed_standard_error_is_not_printed_elsewhere() -> None:
     assert (ended.returncode, ended.stdout) == (2, b"")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("info",)])
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("info", "-q")])
 def test_reader_that_has_gone_is_no_error(arguments: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -66,7 +66,7 @@ def test_full_standard_output_is_one_sentence_and_full_standard_error_none() -> 
 
 def test_names_are_printed_in_every_encoding(clip: Path) -> None:
     named = clip.rename(clip.with_name("\u4e2d.mkv"))
-    ended = start("info", named, env={"PYTHONIOENCODING": "latin-1"})
+    ended = start("info", named, "-q", env={"PYTHONIOENCODING": "latin-1"})
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert b"\\u4e2d.mkv" in ended.stdout
 
@@ -82,7 +82,7 @@ def test_too_little_memory_for_torch_is_one_sentence(clip: Path, tmp_path: Path)
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2**29, resource.RLIM_INFINITY))
 
-    ended = start("encode", clip, tmp_path / "a.safetensors", preexec_fn=limit)
+    ended = start("encode", clip, tmp_path / "a.safetensors", "-q", preexec_fn=limit)
     assert ended.returncode == 2
     assert ended.stderr.startswith(b"wan-vae: there is not enough memory (")
     assert ended.stderr.count(b"\n") == 1
@@ -96,5 +96,5 @@ def test_few_file_handles_and_no_folder_for_temporary_files_are_enough(
 
     nowhere = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), "/nonexistent")
     options = {"env": nowhere, "preexec_fn": limit}
-    ended = start("encode", clip, tmp_path / "a.safetensors", "--checkpoint", checkpoint, **options)
+    ended = start("encode", clip, tmp_path / "a.safetensors", "--checkpoint", checkpoint, "-q", **options)
     assert (ended.returncode, ended.stderr) == (0, b"")

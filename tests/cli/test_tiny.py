@@ -66,7 +66,7 @@ def test_latents_of_any_weights_are_decoded_without_a_warning_but_not_those_of_a
     assert run(capsys, "encode", clip, latents, "--checkpoint", other).code == 0
     caplog.clear()
     assert run(capsys, "decode", latents, out, "--checkpoint", checkpoint).code == 0
-    assert caplog.text == ""
+    assert "WARNING" not in caplog.text
     larger = tmp_path / "taew2_2_super.safetensors"
     save_file(random_tiny("taew2_2_super", torch.float16).state_dict(), larger)
     outcome = run(capsys, "decode", latents, out, "--checkpoint", larger, "--overwrite")

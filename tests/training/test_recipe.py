@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import small_config
 from tests.training.runs import stage_values
-from wan_vae.config import load_config
+from wan_vae.config import config_folder, load_config, recipe_names
 from wan_vae.errors import UserError
 from wan_vae.training import Recipe, load_recipe
 
@@ -70,10 +70,16 @@ def test_load_recipe_changes_override_the_file(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "unknown key": (minimal(sede=1), "sede: Extra inputs are not permitted, but it is 1"),
-    "unknown key in a section": (minimal(data={"videos": "a", "fps": 24}), r"data\.fps: .*but it is 24"),
-    "unknown key in a stage": (minimal(stages=[stage_values(momentum=0.9)]), r"stages\.0\.momentum: "),
-    "unknown key in a loss": (minimal(stages=[stage_values(loss={"l2": 1})]), r"stages\.0\.loss\.l2: "),
+    "unknown key": (minimal(sede=1), "sede is unknown, did you mean seed"),
+    "unknown key in a section": (
+        minimal(data={"videos": "a", "fps": 24}),
+        r"data\.fps is unknown, the entries are videos",
+    ),
+    "unknown key in a stage": (minimal(stages=[stage_values(momentum=0.9)]), r"stages\.0\.momentum is unknown"),
+    "unknown key in a loss": (
+        minimal(stages=[stage_values(loss={"l2": 1})]),
+        r"stages\.0\.loss\.l2 is unknown, the entries are l1",
+    ),
     "wrong type": (minimal(stages=[stage_values(steps="many")]), r"stages\.0\.steps: .* integer.*'many'"),
     "no list": (minimal(data={"videos": "a", "held_out": "x.mp4"}), r"data\.held_out: .*'x\.mp4'"),
     "no section": (minimal(data="clips"), "data: .*'clips'"),
@@ -83,7 +89,12 @@ BAD: dict[str, tuple[Any, str]] = {
     "infinite": (minimal(stages=[stage_values(learning_rate=float("inf"))]), r"stages\.0\.learning_rate: .*finite"),
     "not a share": (minimal(stages=[stage_values(photo_share=1.5)]), r"stages\.0\.photo_share: .*1\.5"),
     "beta of one": (minimal(betas=[0.9, 1.0]), r"betas\.1: .*less than 1.*1\.0"),
-    "missing": (minimal(stages=[{"name": "a", "steps": 3}]), r"stages\.0\.batch: Field required"),
+    "misspelled": (
+        minimal(stages=[{{"lengths": "lenghts"}.get(name, name): value for name, value in stage_values().items()}]),
+        r": stages\.0\.lenghts is unknown, did you mean lengths\.$",
+    ),
+    "several": (minimal(seed=-1, betas=[0.9, 1.0]), r"betas\.1: .*1\.0; seed: .*-1|seed: .*-1; betas\.1: .*1\.0"),
+    "missing": (minimal(stages=[{"name": "a", "steps": 3}]), r"stages\.0\.batch is missing"),
     "no stages": (minimal(stages=[]), "stages: "),
     "no lengths": (minimal(stages=[stage_values(lengths={})]), r"stages\.0: .*lengths"),
     "lengths without shares": (minimal(stages=[stage_values(lengths={5: 0.0})]), r"stages\.0: .*lengths"),
@@ -92,7 +103,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "neither source": (minimal(model={}), "model: name either a preset or a checkpoint"),
     "no data": (minimal(data={}), "data: name videos, photos, or both"),
     "LPIPS without its backbone": (minimal(stages=[stage_values(loss={"lpips": 1})]), "section lpips must name"),
-    "LPIPS section without its backbone": (minimal(lpips={"network": "vgg"}), r"lpips\.backbone: Field required"),
+    "LPIPS section without its backbone": (minimal(lpips={"network": "vgg"}), r"lpips\.backbone is missing"),
     "another precision": (minimal(mixed_precision="fp16"), "mixed_precision: .*'bf16'.*'fp16'"),
     "a list": (["model", "data"], "is no recipe: it is "),
     "nothing": ("", "is no recipe: it is None"),
@@ -110,8 +121,22 @@ def test_load_recipe_invalid_entry_raises_one_sentence(name: str, tmp_path: Path
     assert str(error.value).endswith(".") or name == "not YAML"
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_load_recipe_takes_the_name_of_a_shipped_recipe(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = {"lpips": {"backbone": "a.safetensors"}} if name == "full" else {}
+    shipped = load_recipe(config_folder() / "train" / f"{name}.yaml", changes)
+    assert load_recipe(Path(name), changes) == shipped
+    write(tmp_path / name, minimal(seed=7))
+    assert load_recipe(Path(name)).seed == 7
+
+
 def test_load_recipe_missing_or_binary_file_raises(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no recipe .*nowhere\.yaml; configs/train/ holds some"):
+    with pytest.raises(
+        UserError, match=r"no recipe .*nowhere\.yaml; name a YAML file, or one of finetune_decoder, full, nano"
+    ):
         load_recipe(tmp_path / "nowhere.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00\x80")
     for path in (tmp_path / "bytes.yaml", tmp_path):

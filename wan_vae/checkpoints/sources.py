@@ -191,14 +191,18 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(source: str, repository: str, file: str, revision: str | None = None) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     try:
+        if not isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
+            # This fails at once without a network; the download would try for half a minute.
+            size = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision)).size or 0
+            _LOGGER.info(f"fetching {source} from huggingface.co/{repository} ({size / 1e6:.0f} MB)")
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:
         # Errors range from sockets to HTTP, none of them with a file; their messages span many lines.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{source} could not be fetched from huggingface.co/{repository} ({reason}); with no network, fetch {file}"
-            " elsewhere and give its path."
+            " elsewhere and give its path (--checkpoint PATH)."
         ) from error

@@ -57,7 +57,9 @@ def benchmark(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this JSON file.")] = None,
     overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Measure this library and diffusers on the same weights and the same clip, in alternating runs.
+    """Measure the speed, with that of diffusers.
+
+    Both run on the same weights and the same clip, in alternating runs.
 
     Ratios compare consecutive runs, with their median, least and most: above 1, this library takes less time. Memory is
     what a call adds to the loaded model and its input.
@@ -71,10 +73,9 @@ def benchmark(
         sources = tuple(Path(source) for source in (checkpoint, preset) if source is not None)
         check_output(json_file, overwrite=overwrite, inputs=sources)
 
-    from tqdm import tqdm
-
     from wan_vae.benchmark.report import report
     from wan_vae.benchmark.run import run_benchmark
+    from wan_vae.cli.messages import Bar
 
     config = BenchmarkConfig(
         checkpoint=checkpoint,
@@ -96,13 +97,8 @@ def benchmark(
         from wan_vae.ops.cpu.build import ensure_kernels
 
         ensure_kernels()
-    with tqdm(unit="step", disable=None, leave=False) as bar:
-
-        def progress(activity: str) -> None:
-            bar.set_description_str(activity, refresh=False)
-            bar.update()
-
-        record = run_benchmark(config, progress)
+    with Bar(unit="step") as bar:
+        record = run_benchmark(config, bar.describe)
     if json_file is not None:
         with written_beside(json_file, overwrite=overwrite) as beside:
             beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -205,10 +205,10 @@ class _Progress(ExitStack):
 
     def __call__(self, result: "CacheResult") -> None:
         if self._bar is None:
-            from tqdm import tqdm
+            from wan_vae.cli.messages import Bar
 
             self.enter_context(signals.deferred())
-            bar = tqdm(total=result.total, initial=result.kept + result.failed, unit="clip", disable=None, leave=False)
+            bar = Bar(total=result.total, initial=result.kept + result.failed, unit="clip")
             self._bar = self.enter_context(bar)
         signals.check_interrupted()
         rate = f"{result.frames / result.seconds:.1f}" if result.seconds else "-"

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,8 +20,6 @@ from wan_vae.cli.options import Device, Precision, Values, torch_device
 from wan_vae.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from wan_vae.files import FileResult
     from wan_vae.sharding import ShardedVAE
     from wan_vae.tiny import TinyVAE
@@ -35,6 +34,7 @@ def load_model(
     from wan_vae.validation import choose_dtypes
 
     keep_freed_memory()
+    logging.getLogger("wan_vae").info(f"loading {checkpoint}")
     on = torch_device(device)
     vae = load_vae(checkpoint, raw=None if values is None else values is Values.raw, device=on)
     return vae.set_dtypes(**choose_dtypes(dtype.value, on)._asdict())
@@ -62,6 +62,12 @@ def _load_sharded(checkpoint: str | Path, **options: Any) -> "ShardedVAE":
     return vae.shard()
 
 
+def default_output(source: Path, ending: str) -> Path:
+    """Return the output in the working directory that is meant where only an input is named."""
+    source = source.resolve()
+    return Path((source.name if source.is_dir() else source.stem) + ending)
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep the memory of freed tensors for later tensors, instead of returning it to the system.
 
@@ -75,24 +81,32 @@ def keep_freed_memory() -> None:
 
 
 class Progress(ExitStack):
-    """A progress bar on standard error if that is a terminal; to be called with the frames done and in total.
+    """Shows what a command does on standard error; to be called with the frames (or `unit`s) done and in total.
 
     A context manager. From its first call on, signals wait for the next call, which raises KeyboardInterrupt.
     """
 
-    unit = "frame"
-    _bar: "tqdm[Any] | None" = None
+    def __init__(self, activity: str = "working", unit: str = "frame") -> None:
+        super().__init__()
+        self._activity, self._unit = activity, unit
+        self._begun = False
+
+    def __enter__(self) -> "Progress":
+        from wan_vae.cli.messages import Bar
+
+        super().__enter__()
+        self._bar = self.enter_context(Bar(unit=self._unit))
+        return self
 
     def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
+        if not self._begun:
             agree()
+            self._begun = True
             self.enter_context(signals.deferred())
-            bar = tqdm(total=total, unit=self.unit, disable=None if is_main() else True, leave=False)
-            self._bar = self.enter_context(bar)
+            self._bar.begin(self._activity, total)
         signals.check_interrupted()
-        self._bar.update(done - self._bar.n)
+        if done > self._bar.n:
+            self._bar.update(done - self._bar.n)
 
 
 def print_file_result(result: "FileResult", *, as_json: bool, **more: Any) -> None:
@@ -117,21 +131,45 @@ def print_result(values: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(values, default=str))
         return
-    width = max(len(name) for name in values)
-    for name, value in values.items():
-        if value is not None:
-            typer.echo(f"{name.replace('_', ' '):<{width}}  {printable(_format(name, value))}")
+    rows = [(_label(name), _format(name, value)) for name, value in values.items() if value is not None]
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        typer.echo(f"{label:<{width}}  {printable(text)}")
+
+
+def format_memory(size: int) -> str:
+    """Return bytes as text for people: "1.92 GiB", or "34.1 MiB" for little."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
+
+
+_LABELS = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "fps": "rate", "frames_per_second": "speed"}
+
+
+def _label(name: str) -> str:
+    return _LABELS.get(name) or " ".join(_LABELS.get(word, word) for word in name.split("_"))
 
 
 def _format(name: str, value: Any) -> str:
-    if name == "peak_memory":
-        return f"{value / 2**30:.2f} GiB"
-    if isinstance(value, Fraction) and value.denominator != 1:
-        return f"{value} ({float(value):.3f})"
+    if name in ("peak_memory", "bytes"):
+        return format_memory(value)
+    if name == "fps":
+        return f"{value if Fraction(value).denominator == 1 else f'{float(value):.3f} ({value})'} frames/s"
+    if name == "frames_per_second":
+        return f"{value:.1f} frames/s"
+    if name.startswith("psnr"):
+        return f"{value:.2f} dB"
+    if name in ("seconds", "waited"):
+        return f"{value:.1f} s"
+    if name == "share_waited":
+        return f"{100 * value:.0f} %"
+    if name in ("latents", "shape"):
+        return "x".join(str(side) for side in value)
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10**5 else str(value)
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value)
     return str(value)

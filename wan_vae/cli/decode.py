@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.common import Progress, load_model, model_loader, print_file_result
+from wan_vae.cli.common import Progress, default_output, load_model, model_loader, print_file_result
 from wan_vae.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,14 +18,25 @@ if TYPE_CHECKING:
 
 def decode(
     latents: Annotated[
-        Path, typer.Argument(help="Latents that `encode` wrote, or another program; or, with --index, a cache.")
+        Path,
+        typer.Argument(
+            help="Latents that `encode` wrote, or another program; or, with --index, a cache.", metavar="LATENTS"
+        ),
     ],
-    clip: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
+    clip: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder; default an mp4 that is named"
+            " after LATENTS, in the current folder.",
+            metavar="CLIP",
+        ),
+    ] = None,
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     checkpoint_values: options.CheckpointValuesOption = None,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
+    threads: options.ThreadsOption = None,
     memory: options.MemoryOption = options.AUTO,
     lossless: options.LosslessOption = False,
     fps: Annotated[
@@ -61,8 +72,12 @@ def decode(
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Decode LATENTS into CLIP, of the size, length and rate that the encoded clip had, where LATENTS tells."""
+    """Decode latents to a clip.
+
+    It has the size, length and rate of the clip that was encoded, where LATENTS tells.
+    """
     rate = options.parse_fps(fps)
+    options.set_threads(threads)
     if index is not None:
         from wan_vae.dataset.manifest import output_of
         from wan_vae.dataset.storage import Outputs
@@ -74,20 +89,21 @@ def decode(
         raise UserError(f"--shards is {shards}, but {other} is the work of one process; leave one of them out.")
     if preview and alpha_checkpoint is not None:
         raise UserError("--preview needs no model, so --alpha-checkpoint has no use; leave one of them out.")
+    clip = default_output(latents, "_decoded.mp4") if clip is None else clip
     write: Callable[..., FileResult]
-    if preview:
-        from wan_vae.files import preview_file
+    with Progress("decoding") as progress:
+        if preview:
+            from wan_vae.files import preview_file
 
-        write = preview_file
-    else:
-        load: Callable[[str | Path], Any] = model_loader(device, dtype, shards, checkpoint_values)
-        if alpha_checkpoint is not None:
-            load = partial(_load_pair, alpha_checkpoint, device=device, dtype=dtype)
+            write = preview_file
+        else:
+            load: Callable[[str | Path], Any] = model_loader(device, dtype, shards, checkpoint_values)
+            if alpha_checkpoint is not None:
+                load = partial(_load_pair, alpha_checkpoint, device=device, dtype=dtype)
 
-        from wan_vae.files import decode_file
+            from wan_vae.files import decode_file
 
-        write = partial(decode_file, vae=checkpoint, memory=memory, load=load)
-    with Progress() as progress:
+            write = partial(decode_file, vae=checkpoint, memory=memory, load=load)
         result = write(
             latents,
             clip,

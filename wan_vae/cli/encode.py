@@ -8,24 +8,20 @@ import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.cache import run_cache
-from wan_vae.cli.common import Progress, load_model, model_loader, print_file_result
+from wan_vae.cli.common import Progress, default_output, load_model, model_loader, print_file_result
 from wan_vae.errors import UserError
 
 
 def encode(
-    clips: Annotated[
+    paths: Annotated[
         list[Path],
         typer.Argument(
-            help="A video, an animation, an image, or a folder of images. Of several, and of a folder with videos, all"
-            " are encoded, as by `cache`.",
-            metavar="CLIP...",
-        ),
-    ],
-    latents: Annotated[
-        Path,
-        typer.Argument(
-            help="The latents file to write, such as clip.safetensors; for musubi the folder of the cache, and for"
-            " several clips the folder of their files."
+            help="CLIP is a video, an animation, an image, or a folder of images. Of several, and of a folder with"
+            " videos, all are encoded, as by `cache`. LATENTS, the last of two or more, is the file to write, such as"
+            " clip.safetensors; for musubi the folder of the cache, and for several clips the folder of their files."
+            " By default it is named after CLIP, in the current folder.",
+            metavar="CLIP [LATENTS]",
+            show_default=False,
         ),
     ],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
@@ -33,6 +29,7 @@ def encode(
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
+    threads: options.ThreadsOption = None,
     memory: options.MemoryOption = options.AUTO,
     size: options.ClipSizeOption = None,
     fit: options.FitOption = None,
@@ -54,7 +51,13 @@ def encode(
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Encode CLIP into LATENTS, by default a file that holds all that `decode` needs to restore the clip."""
+    """Encode a clip to latents, or several.
+
+    By default LATENTS is a file that holds all that `decode` needs to restore the clip.
+    """
+    clips, latents = _clips_and_latents(paths, format)
+    options.set_threads(threads)
+
     from wan_vae.dataset.sources import is_data_set
 
     chosen: dict[str, Any] = {
@@ -82,11 +85,11 @@ def encode(
         source = clips if len(clips) > 1 else clips[0]
         run_cache(source, latents, checkpoint, as_json=as_json, options=wanted, memory=memory, load=load_one)
         return
-    load = model_loader(device, dtype, shards, checkpoint_values)
+    with Progress("encoding") as progress:
+        load = model_loader(device, dtype, shards, checkpoint_values)
 
-    from wan_vae.files import encode_file
+        from wan_vae.files import encode_file
 
-    with Progress() as progress:
         result = encode_file(
             clips[0],
             latents,
@@ -99,3 +102,20 @@ def encode(
             **chosen,
         )
     print_file_result(result, as_json=as_json, latents=result.shape)
+
+
+def _clips_and_latents(paths: list[Path], form: options.LatentsFormat | None) -> tuple[list[Path], Path]:
+    """Tell the clips from the output: the last of several paths, or else a default."""
+    from wan_vae.dataset.sources import CLIP_SUFFIXES, is_data_set
+
+    if len(paths) > 1:
+        *clips, latents = paths
+        if latents.suffix.lower() in CLIP_SUFFIXES:
+            raise UserError(
+                f"The last of several paths is that of the latents, and {latents} ends like a clip; add their path."
+            )
+        return clips, latents
+    if is_data_set(paths[0]) or form is options.LatentsFormat.musubi:
+        return paths, default_output(paths[0], "_latents")
+    endings = {options.LatentsFormat.comfyui: ".latent", options.LatentsFormat.fastvideo: ".pt"}
+    return paths, default_output(paths[0], ".safetensors" if form is None else endings.get(form, ".safetensors"))

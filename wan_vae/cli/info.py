@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.common import print_result
-from wan_vae.errors import UserError
+from wan_vae.cli.common import format_memory, print_result
+from wan_vae.errors import ClipError, UserError
 
 if TYPE_CHECKING:
+    from wan_vae.inference.planner import Plan
     from wan_vae.interchange import ForeignLatents
 
 
 def info(
     file: Annotated[
-        str, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.")
+        str, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.", metavar="FILE")
     ] = options.DEFAULT_CHECKPOINT,
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Print how clips of this size would pass through the network of FILE, a checkpoint, and the memory"
-            " needed.",
-            metavar="HEIGHTxWIDTHxFRAMES",
+            help="Print how a clip of this size, or this clip, would pass through the network of FILE, a checkpoint,"
+            " and the memory that it takes.",
+            metavar="WIDTHxHEIGHTxFRAMES|CLIP",
         ),
     ] = None,
     memory: options.MemoryOption = options.AUTO,
@@ -32,28 +33,50 @@ def info(
     dtype: options.DtypeOption = options.Precision.auto,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Describe FILE, a checkpoint, latents or a clip; default the checkpoint in the package."""
-    print_result(describe(file) if plan is None else plan_calls(file, plan, memory, device, dtype), as_json=as_json)
+    """Describe a checkpoint, latents or a clip, or plan a run."""
+    from wan_vae.cli.messages import Bar
+
+    if plan is None:
+        with Bar(unit="file"):
+            found = describe(file)
+        print_result(found, as_json=as_json)
+        return
+    with Bar(unit="plan"):
+        size, plans = plan_calls(file, plan, memory, device, dtype)
+    result = {"file": file, **size}
+    if not as_json:
+        as_text = {"file": file, "size": f"{size['width']}x{size['height']}", "frames": size["frames"]}
+        print_result(as_text, as_json=False)
+        _print_plans(plans)
+        return
+    for name, chosen in plans.items():
+        result[name] = str(chosen)
+        if not isinstance(chosen, UserError):
+            result |= {f"{name}_peak": chosen.peak, f"{name}_overhead": round(chosen.overhead, 4)}
+    print_result(result, as_json=True)
 
 
 def plan_calls(
-    checkpoint: str, size: str, memory: str, device: options.Device, dtype: options.Precision
-) -> dict[str, Any]:
-    """Return how clips of a size would be encoded and decoded, as streams and as a whole."""
-    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})x(\d{1,9})", size)
-    if match is None:
-        raise UserError(f"--plan is {size!r}; write it as HEIGHTxWIDTHxFRAMES, such as 1080x1920x81.")
-    height, width, frames = (int(number) for number in match.groups())
+    checkpoint: str, clip: str, memory: str, device: options.Device, dtype: options.Precision
+) -> tuple[dict[str, int], "dict[str, Plan | UserError]"]:
+    """Return the padded size of a clip, and how it would be encoded and decoded, as a stream and as a whole."""
+    width, height, frames = _clip_size(clip)
 
     import torch
 
     from wan_vae.checkpoints import load_checkpoint
+    from wan_vae.checkpoints.tensor_files import tensor_format
     from wan_vae.config import load_config, preset_names
     from wan_vae.vae import WanVAE
     from wan_vae.validation import choose_dtypes
 
     # The weights are not needed; a preset's are not even fetched.
     is_preset = checkpoint in preset_names()
+    if not is_preset and Path(checkpoint).is_file() and tensor_format(Path(checkpoint)) is None:
+        raise UserError(
+            f"{checkpoint} is no checkpoint, and plans are for one; for a clip's way through nano, write: wan-vae info"
+            f" nano --plan {checkpoint}."
+        )
     config = load_config(checkpoint) if is_preset else load_checkpoint(checkpoint).config
     on = options.torch_device(device)
     with torch.device("meta"):
@@ -62,18 +85,47 @@ def plan_calls(
     side, unit = config.spatial_compression, config.temporal_compression
     height, width = (-(-pixels // side) * side for pixels in (height, width))
     padded = {"frames": 1 + -(-max(0, frames - 1) // unit) * unit, "height": height, "width": width}
-    result: dict[str, Any] = {"file": checkpoint, **padded}
+    plans: dict[str, Plan | UserError] = {}
     directions: tuple[Literal["encode", "decode"], ...] = ("encode", "decode")
     for direction in directions:
         for name, streaming in ((f"{direction}_clip", False), (f"{direction}_stream", True)):
             try:
-                plan = vae.plan(direction, **padded, memory=memory, streaming=streaming, device=on)
+                plans[name] = vae.plan(direction, **padded, memory=memory, streaming=streaming, device=on)
             except UserError as error:
-                result[name] = str(error)
-            else:
-                overhead = round(plan.overhead, 4)
-                result |= {name: str(plan), f"{name}_peak": plan.peak, f"{name}_overhead": overhead}
-    return result
+                plans[name] = error
+    return padded, plans
+
+
+def _clip_size(text: str) -> tuple[int, int, int]:
+    """Return width, height and frames of "1920x1080x81", or of a clip."""
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})x(\d{1,9})", text)
+    if match is not None:
+        width, height, frames = map(int, match.groups())
+        return width, height, frames
+    if not Path(text).exists():
+        raise UserError(
+            f"--plan is {text!r}; write it as WIDTHxHEIGHTxFRAMES, such as 1920x1080x81, or name a clip that exists."
+        )
+
+    from wan_vae.io import open_clip
+
+    with open_clip(Path(text)) as clip:
+        return clip.info.width, clip.info.height, clip.info.frames
+
+
+def _print_plans(plans: "dict[str, Plan | UserError]") -> None:
+    rows = [("", "memory", "latents a pass", "more operations", "pictures")]
+    for name, plan in plans.items():
+        title = f"{name.replace('_', ', ')}"
+        if isinstance(plan, UserError):
+            rows.append((title, "-", "-", "-", str(plan)))
+            continue
+        overhead = f"{100 * plan.overhead:.1f} %" if plan.overhead else "none"
+        rows.append((title, format_memory(plan.peak), str(plan.latents_per_pass), overhead, plan.cut))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for title, *figures, pictures in rows:
+        cells = [f"{figure:>{width}}" for figure, width in zip(figures, widths[1:], strict=True)]
+        typer.echo("  ".join([f"{title:<{widths[0]}}", *cells, pictures]))
 
 
 def describe(file: str) -> dict[str, Any]:
@@ -96,8 +148,11 @@ def describe(file: str) -> dict[str, Any]:
     else:
         is_clip = not is_name and path.exists() and (not path.is_file() or tensor_format(path) is None)
     if is_clip:
-        with open_clip(path) as clip:
-            values = asdict(clip.info)
+        try:
+            with open_clip(path) as clip:
+                values = asdict(clip.info)
+        except ClipError as error:
+            raise ClipError(f"{path} is no checkpoint, no latents file, and no clip either: {error}") from error
         color = {f"color_{name}": value for name, value in values.pop("color").items()}
         return {"file": path, "kind": "clip", **values, **color}
     if not is_name and path.is_file() and latents_metadata(path) is not None:

@@ -64,6 +64,14 @@ class LatentsFormat(str, Enum):
     tensor = "tensor"
 
 
+def parse_dtype(text: str) -> Precision:
+    """Read "bf16", or the name that torch has for it, "bfloat16"."""
+    try:
+        return Precision({"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(text, text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(Precision)}") from None
+
+
 DEFAULT_CHECKPOINT = "nano"
 AUTO = "auto"
 CheckpointOption = Annotated[
@@ -85,7 +93,11 @@ CheckpointValuesOption = Annotated[
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto is a GPU if there is one.")]
 DtypeOption = Annotated[
     Precision,
-    typer.Option(help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32."),
+    typer.Option(
+        help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32.",
+        metavar="|".join(item.value for item in Precision),
+        parser=parse_dtype,
+    ),
 ]
 ClipSizeOption = Annotated[
     str | None,
@@ -119,6 +131,14 @@ LpipsOption = Annotated[
         help="Also measure LPIPS, with this file of AlexNet trained on ImageNet: safetensors, torchvision's names."
     ),
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="CPU threads of the network; default torch's choice: all cores, or with torchrun one for each process.",
+        metavar="N",
+        min=1,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MemoryOption = Annotated[
     str,
@@ -139,6 +159,9 @@ ShardsOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notices and no progress; only errors.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print what is being done, line by line.")]
 
 
 def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
@@ -178,6 +201,14 @@ def parse_fps(text: str | None) -> Fraction | None:
     if re.fullmatch(r"\d{1,9}(\.\d{1,9}|/0*[1-9]\d{0,8})?", text) is None:
         raise UserError(f"--fps is {text!r}; write a number or a fraction, such as 24 or 30000/1001.")
     return Fraction(text)
+
+
+def set_threads(count: int | None) -> None:
+    """Have torch compute with this number of CPU threads; None is its own choice."""
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
 
 
 def torch_device(device: Device) -> "torch.device":

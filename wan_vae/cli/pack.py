@@ -22,13 +22,9 @@ class ShardFormat(str, Enum):
     fastvideo = "fastvideo"
 
 
-class _Progress(Progress):
-    unit = "item"
-
-
 def pack(
-    cache: Annotated[Path, typer.Argument(help="A cache of --format wan-vae or tensor.")],
-    out: Annotated[Path, typer.Argument(help="The folder of the shards.")],
+    cache: Annotated[Path, typer.Argument(help="A cache of --format wan-vae or tensor.", metavar="CACHE")],
+    out: Annotated[Path, typer.Argument(help="The folder of the shards.", metavar="OUT")],
     format: Annotated[ShardFormat, typer.Option(help="What the shards are.")] = ShardFormat.parquet,  # noqa: A002
     shard_size: Annotated[
         str, typer.Option(help="Latents in a shard, at most, such as 1GiB.", metavar="SIZE")
@@ -39,10 +35,13 @@ def pack(
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Write the items of CACHE into shards in OUT, for training that streams. What is there and fits is kept."""
+    """Write the items of a cache into shards.
+
+    They are for training that streams. What is in OUT already and fits is kept.
+    """
     from wan_vae.dataset import pack_latents
 
-    with _Progress() as progress:
+    with Progress("packing", "item") as progress:
         result = pack_latents(
             cache, out, format=format.value, shard_size=_bytes(shard_size), text=text, progress=progress
         )

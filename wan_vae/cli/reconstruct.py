@@ -6,17 +6,27 @@ from typing import Annotated
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.common import Progress, model_loader, print_file_result
+from wan_vae.cli.common import Progress, default_output, model_loader, print_file_result
 
 
 def reconstruct(
-    clip: Annotated[Path, typer.Argument(help="A video, an animation, an image, or a folder of images.")],
-    out: Annotated[Path, typer.Argument(help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder.")],
+    clip: Annotated[
+        Path, typer.Argument(help="A video, an animation, an image, or a folder of images.", metavar="CLIP")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The clip to write: mp4, mkv, webm, mov, avi, gif, webp, or a folder; default an mp4 that is named"
+            " after CLIP, in the current folder; for an image a png.",
+            metavar="OUT",
+        ),
+    ] = None,
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     checkpoint_values: options.CheckpointValuesOption = None,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Precision.auto,
     shards: options.ShardsOption = 1,
+    threads: options.ThreadsOption = None,
     memory: options.MemoryOption = options.AUTO,
     size: options.ClipSizeOption = None,
     fit: options.FitOption = None,
@@ -40,17 +50,23 @@ def reconstruct(
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Encode CLIP and decode it again into OUT, and print how close they are.
+    """Encode a clip, decode it again, and print how close they are.
 
     PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Sound is carried over where
     OUT's format can hold it.
     """
     pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
-    load = model_loader(device, dtype, shards, checkpoint_values)
+    options.set_threads(threads)
+    if out is None:
+        from wan_vae.dataset.sources import IMAGE_SUFFIXES
 
-    from wan_vae.files import reconstruct_file
+        is_image = clip.suffix.lower() in IMAGE_SUFFIXES - {".webp"}  # which may be an animation
+        out = default_output(clip, "_reconstructed.png" if is_image else "_reconstructed.mp4")
+    with Progress("reconstructing") as progress:
+        load = model_loader(device, dtype, shards, checkpoint_values)
 
-    with Progress() as progress:
+        from wan_vae.files import reconstruct_file
+
         result = reconstruct_file(
             clip,
             out,

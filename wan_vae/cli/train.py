@@ -2,6 +2,7 @@
 
 import importlib.util
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,12 @@ from wan_vae.errors import UserError
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file; configs/train/ holds some to start from.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML file, or the name of a recipe in the package: finetune_decoder, full, nano.", metavar="RECIPE"
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="The run's folder; default runs/ and the recipe's name. A run in it is continued."),
@@ -29,7 +35,9 @@ def train(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop at this step, before the recipe ends.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Train a VAE as RECIPE says; after an interruption, the same command continues with the same result.
+    """Train or fine-tune a VAE, as a recipe says.
+
+    After an interruption the same command continues, with the same result.
 
     For several processes or machines, start it with `accelerate launch -m wan_vae train RECIPE`.
     """
@@ -38,6 +46,7 @@ def train(
     if missing:
         raise UserError(f"training needs {', '.join(missing)}; run pip install 'wan-vae[train]'.")
 
+    from wan_vae.cli.messages import Bar
     from wan_vae.training import WEIGHTS_NAME, Trainer, load_recipe
 
     changes: dict[str, dict[str, Any]] = {}
@@ -50,9 +59,18 @@ def train(
         changes["model"] = {"checkpoint": checkpoint, "preset": None}
     folder = Path("runs") / recipe.stem if out is None else out
     try:
-        trainer = Trainer(load_recipe(recipe, changes), folder)
-        with signals.deferred(trainer.request_stop):
-            figures = trainer.run(max_steps)
+        with Bar(unit="step") as bar:
+            trainer = Trainer(load_recipe(recipe, changes), folder)
+
+            def show(done: int, total: int, losses: Mapping[str, float]) -> None:
+                if bar.total is None:
+                    bar.begin("training", total, initial=done)
+                if "total" in losses:
+                    bar.set_postfix_str(f"loss {losses['total']:.4f}", refresh=False)
+                bar.update(done - bar.n)
+
+            with signals.deferred(trainer.request_stop):
+                figures = trainer.run(max_steps, show)
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
         lacking = memory_shortage(error)
         if lacking is None:

@@ -23,6 +23,12 @@ _GRIDS_OF_STREAMS = ((1, 2), (2, 1), (2, 2), (2, 3), (3, 3))
 _WHOLE_STAGES_OF_STREAMS = 2
 
 
+class BudgetError(UserError):
+    """A budget is too small; `smallest` is the least one that works, in bytes."""
+
+    smallest = 0
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one call runs in a budget of memory.
@@ -104,7 +110,7 @@ def choose(request: PlanRequest, budget: int) -> Plan:
     """Return the plan with the fewest operations that keeps to `budget` bytes; for whole pictures, the fewest passes.
 
     Raises:
-        UserError: No plan does; the message names the smallest budget for which there is one.
+        BudgetError: No plan does; the message names the smallest budget for which there is one.
     """
     count, latents = len(request.stages), request.latents_per_pass
     while True:
@@ -129,10 +135,12 @@ def choose(request: PlanRequest, budget: int) -> Plan:
             if peak <= budget:
                 return Plan(request.direction, budget, peak, overhead, 1, stage_range.tiling(*grid), count)
     least = min([least, *(stage_range.least for stage_range in ranges)])
-    raise UserError(
+    error = BudgetError(
         f"{format_bytes(budget)} of memory is too little to {request.direction} this clip; {-(-least // _MEBIBYTE)}MiB"
         " is the smallest that works."
     )
+    error.smallest = least
+    raise error
 
 
 class _StageRange:

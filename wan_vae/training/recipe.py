@@ -1,11 +1,13 @@
 """Training recipes: a YAML file with the model, the data, the stages and their losses, validated when it is read."""
 
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wan_vae.config import VAEConfig, read_yaml, shown
+from wan_vae.config import VAEConfig, config_folder, read_yaml, recipe_names, shown
 from wan_vae.errors import UserError
 from wan_vae.evaluation.lpips import SMALLEST_SIDES
 
@@ -166,12 +168,20 @@ class Recipe(_Section):
 
 
 def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) -> Recipe:
-    """Read a YAML file; `changes` override entries by section, such as `{"data": {"videos": "clips"}}`.
+    """Read a YAML file, or the shipped recipe of that name, such as "finetune_decoder".
+
+    Args:
+        path: The file; a name stands for a shipped recipe where there is no such file.
+        changes: Overrides entries by section, such as `{"data": {"videos": "clips"}}`.
 
     Raises:
-        UserError: The file is missing or not a valid recipe; the message names the entry.
+        UserError: The file is missing or not a valid recipe; the message names all entries that are wrong.
     """
-    content = read_yaml(path, missing=f"There is no recipe {path}; configs/train/ holds some to start from.")
+    names = recipe_names()
+    if str(path) in names and not path.exists():
+        path = config_folder() / "train" / f"{path}.yaml"
+    missing = f"There is no recipe {path}; name a YAML file, or one of {', '.join(names)}."
+    content = read_yaml(path, missing=missing)
     if not isinstance(content, dict):
         raise UserError(f"{path} is no recipe: it is {shown(content)}, not names with values.")
     for section, values in (changes or {}).items():
@@ -181,7 +191,42 @@ def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) ->
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the recipe"
-        value = f", but it is {shown(first['input'])}" if isinstance(first["input"], (str, int, float)) else ""
-        raise UserError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}{value}.") from error
+        raise UserError(f"{path}: {'; '.join(_faults(error))}.") from error
+
+
+def _faults(error: ValidationError) -> Iterator[str]:
+    """Yield what is wrong with each entry; a misspelled name and the missing entry that is meant are one."""
+    faults = error.errors()
+    meant: dict[tuple[int | str, ...], str] = {}
+    for fault in faults:
+        if fault["type"] == "extra_forbidden":
+            section = fault["loc"][:-1]
+            for name in get_close_matches(str(fault["loc"][-1]), _names_in(section), n=1):
+                meant[fault["loc"]] = name
+    explained = {(*place[:-1], name) for place, name in meant.items()}
+    for fault in faults:
+        place, kind = fault["loc"], fault["type"]
+        shown_place = ".".join(str(part) for part in place) or "the recipe"
+        inside = any(len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in faults)
+        if place in meant:
+            yield f"{shown_place} is unknown, did you mean {meant[place]}"
+        elif kind == "extra_forbidden":
+            yield f"{shown_place} is unknown, the entries are {', '.join(_names_in(place[:-1]))}"
+        elif kind == "missing" and place not in explained:
+            yield f"{shown_place} is missing"
+        elif kind != "missing" and not (inside and kind == "too_short"):  # a wrong stage counts as none
+            value = f", but it is {shown(fault['input'])}" if isinstance(fault["input"], (str, int, float)) else ""
+            yield f"{shown_place}: {fault['msg'].removeprefix('Value error, ')}{value}"
+
+
+def _names_in(place: tuple[int | str, ...]) -> list[str]:
+    """Return the entries of a section, by its place such as ("stages", 0, "loss")."""
+    sections: dict[str, type[BaseModel]] = {
+        "model": ModelSection,
+        "data": DataSection,
+        "lpips": LpipsSection,
+        "stages": Stage,
+        "loss": LossSection,
+    }
+    names = [part for part in place if isinstance(part, str)]
+    return list((sections[names[-1]] if names else Recipe).model_fields)

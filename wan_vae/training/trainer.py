@@ -2,11 +2,11 @@
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from wan_vae.errors import UserError
 from wan_vae.evaluation.lpips import LPIPS
@@ -35,6 +34,8 @@ from wan_vae.vae import WanVAE
 WEIGHTS_NAME = "vae.safetensors"
 _PCA_KEY = "pca"  # of state files
 _LOGGER = logging.getLogger("wan_vae")
+
+Progress: TypeAlias = Callable[[int, int, Mapping[str, float]], object]
 
 
 def load_batches(batches: TrainingBatches, numbers: range, workers: int) -> Iterator[tuple[int, TrainingBatch]]:
@@ -145,8 +146,13 @@ class Trainer:
             if name in saved:  # missing if only stages that were added or changed later need it
                 part.load_state_dict(saved[name])
 
-    def run(self, max_steps: int | None = None) -> dict[str, float]:
+    def run(self, max_steps: int | None = None, progress: Progress | None = None) -> dict[str, float]:
         """Train up to step `max_steps`, or to the end of the recipe, and write the weights.
+
+        Args:
+            max_steps: The last step, counted from the beginning of the run; None for that of the recipe.
+            progress: Called in the main process before the first step and after every step with the steps done, those
+                to be done in total, and the last losses that were logged.
 
         Returns:
             The metrics of the last validation, or the last losses if nothing is held out. If the recipe starts from a
@@ -159,11 +165,12 @@ class Trainer:
         if self.is_main:
             self._log_start(last)
         tensorboard = SummaryWriter(str(self._folder / "log"), purge_step=self.step + 1) if self.is_main else None
-        bar = tqdm(total=last, initial=self.step, unit="step", disable=None if self.is_main else True)
         metrics: dict[str, float] = {}
-        with bar as progress, tensorboard or nullcontext() as log:
+        report = progress if progress is not None and self.is_main else _no_progress
+        with tensorboard or nullcontext() as log:
             if self.step == 0 and self._recipe.model.checkpoint is not None:
                 self._at_start = {f"{name}_at_start": value for name, value in self._validate(log).items()}
+            report(self.step, last, metrics)
             for number, batch in self._batches(last):
                 try:
                     losses = self._train(number, batch)
@@ -173,11 +180,10 @@ class Trainer:
                     continue
                 self._ema.update(self._vae, self.step)
                 self.step += 1
-                progress.update()
                 if self.step % self._recipe.log_every == 0 or self.step == last:
                     metrics = {name: loss.item() for name, loss in losses.items()}
-                    progress.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
                     _add_scalars(log, "train", metrics, self.step)
+                report(self.step, last, metrics)
                 if self.step % self._recipe.validate_every == 0 or self.step == last:
                     metrics = self._validate(log) or metrics
                 if self._accelerator.check_trigger():  # in any of the processes
@@ -290,6 +296,10 @@ class Trainer:
             vae = with_latent_statistics(vae, (frames for _, frames in clips))
         with written_beside(self._folder / WEIGHTS_NAME) as beside:
             vae.save(beside)
+
+
+def _no_progress(done: int, total: int, losses: Mapping[str, float]) -> None:
+    """Report nothing."""
 
 
 def _add_scalars(log: SummaryWriter | None, prefix: str, values: dict[str, float], step: int) -> None:
