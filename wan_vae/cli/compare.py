@@ -32,7 +32,9 @@ def compare(
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Reconstruct CLIP with each checkpoint, and write a page that shows them side by side, with their errors.
+    """Write a page of what several checkpoints make of one clip.
+
+    They are shown side by side, with their errors.
 
     The page opens in any browser, and needs no network.
     """

@@ -22,7 +22,9 @@ def report(
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Write a page that shows SOURCE and RECONSTRUCTION side by side and under a slider, and where they differ.
+    """Write a page that shows a clip and its reconstruction.
+
+    Side by side and under a slider, and where they differ.
 
     The options that select frames and sizes are for SOURCE: give those that RECONSTRUCTION was made with. The page
     opens in any browser, and needs no network.

@@ -36,7 +36,9 @@ def serve(
     max_waiting: Annotated[int, typer.Option(help="Most requests at a time; others get 429.", metavar="N", min=1)] = 64,
     max_seconds: Annotated[float, typer.Option(help="Most seconds for a request.", metavar="N", min=1)] = 600.0,
 ) -> None:
-    """Serve a model to diffusers' remote_decode and remote_encode, and to streams; see docs/serving.md.
+    """Serve a model over HTTP, to diffusers and others.
+
+    To diffusers' remote_decode and remote_encode, and to streams; see docs/serving.md.
 
     A token in the environment variable WAN_VAE_TOKEN is asked of every client.
     """
