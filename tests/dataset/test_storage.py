@@ -10,6 +10,7 @@ from uuid import uuid4
 import fsspec
 import pytest
 import torch
+from fsspec.core import url_to_fs
 
 from tests.cli.running import run
 from tests.dataset.files import outputs
@@ -27,7 +28,7 @@ def url() -> Iterator[str]:
 
 
 def stored(url: str) -> dict[str, bytes]:
-    files, root = fsspec.url_to_fs(url)
+    files, root = url_to_fs(url)
     return {name.removeprefix(f"{root}/"): files.cat_file(name) for name in files.find(root)}
 
 
@@ -43,7 +44,7 @@ def test_second_run_redoes_what_is_not_whole_in_the_store(vae: WanVAE, clips: Pa
     cache_latents(clips, tmp_path / "out", vae, options=options)
     before = stored(url)
     assert cache_latents(clips, tmp_path / "out", vae, options=options).kept == 3
-    files, root = fsspec.url_to_fs(url)
+    files, root = url_to_fs(url)
     files.rm(f"{root}/a.mkv.safetensors")
     files.pipe_file(f"{root}/s.ub/c.mkv.safetensors", b"half")
     expected = estimate_cache(clips, tmp_path / "out", vae, options=options)
@@ -72,7 +73,7 @@ def test_readers_find_outputs_in_the_store(vae: WanVAE, clips: Path, tmp_path: P
     shards = [(tmp_path / f"{name}_shards" / "00000.tar").read_bytes() for name in ("here", "out")]
     assert shards[0] == shards[1]
     assert verify_cache(clips, tmp_path / "out", vae, options=options) == []
-    files, root = fsspec.url_to_fs(url)
+    files, root = url_to_fs(url)
     (tmp_path / "other").write_bytes(b"other")
     files.put_file(str(tmp_path / "other"), f"{root}/a.mkv.safetensors")
     assert verify_cache(clips, tmp_path / "out", vae, options=options) == [

@@ -29,13 +29,13 @@ class Store:
         Raises:
             UserError: The package for this kind of storage is missing, or it cannot be reached.
         """
-        import fsspec
+        from fsspec.core import url_to_fs
 
         check_store(url)
         self._url = url
         self._made: set[str] = set()
         with self._reported("cannot be used"):
-            self._files, self._root = fsspec.url_to_fs(url)
+            self._files, self._root = url_to_fs(url)
 
     @contextmanager
     def _reported(self, fault: str) -> Iterator[None]:
@@ -89,9 +89,9 @@ class Store:
 
     @staticmethod
     def _name(url: str) -> str:
-        import fsspec
+        from fsspec.core import url_to_fs
 
-        name: str = fsspec.url_to_fs(url)[1]
+        name: str = url_to_fs(url)[1]
         return name
 
 
