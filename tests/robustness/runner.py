@@ -6,6 +6,7 @@ computes nothing itself: OpenMP's threads do not survive a fork.
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from typing import NoReturn
 ROOT = Path(__file__).parents[2]
 LONGEST = 30.0  # seconds
 LARGEST_GROWTH = 500 << 20  # bytes; libraries, a model and its first pass take up to 300 MiB
+_PROGRESS = re.compile(r"wan-vae: .*( left(, .*)?|\[[\d:]+\])")  # what long work says every few seconds
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Outcome:
 
 def fault(case: Case, ended: Outcome) -> str | None:
     """Return what is wrong with an outcome in a few words; None where nothing is."""
-    lines = ended.err.splitlines()
+    lines = [line for line in ended.err.splitlines() if _PROGRESS.fullmatch(line) is None]
     if ended.code is None:
         return f"hangs for {LONGEST:.0f} s"
     if "Traceback" in ended.err or "Exception ignored" in ended.err:
