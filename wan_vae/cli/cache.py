@@ -140,11 +140,7 @@ def cache(
     chosen = CacheOptions(
         format=format.value,
         values=None if values is None else values.value,
-        size=options.parse_clip_size(size),
-        fit=None if fit is None else fit.value,
-        fps=options.parse_fps(fps),
-        frames=options.parse_frames(frames),
-        length=length,
+        **options.parse_selection(size, fit, frames, fps, length),
         resolution=options.parse_size(resolution, "--resolution"),
         source_fps=source_fps,
         buckets=buckets,

@@ -38,7 +38,7 @@ def compare(
 
     The page opens in any browser, and needs no network.
     """
-    pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
+    selection = options.parse_selection(size, fit, frames, fps, length)
 
     from wan_vae.benchmark.compare import compare_file
 
@@ -47,16 +47,12 @@ def compare(
             clip,
             out,
             checkpoint,
-            size=pixels,
-            fit=None if fit is None else fit.value,
-            frames=span,
-            fps=rate,
-            length=length,
             lpips=lpips,
             memory=memory,
             overwrite=overwrite,
             progress=progress,
             load=partial(load_model, device=device, dtype=dtype),
+            **selection,
         )
     scores = {name: score.to_dict() for name, score in result.scores.items()}
     if as_json:

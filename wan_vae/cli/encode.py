@@ -61,11 +61,7 @@ def encode(
     from wan_vae.dataset.sources import is_data_set
 
     chosen: dict[str, Any] = {
-        "size": options.parse_clip_size(size),
-        "fit": None if fit is None else fit.value,
-        "frames": options.parse_frames(frames),
-        "fps": options.parse_fps(fps),
-        "length": length,
+        **options.parse_selection(size, fit, frames, fps, length),
         "values": None if values is None else values.value,
         "posterior": posterior,
     }

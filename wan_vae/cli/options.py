@@ -4,7 +4,7 @@ import re
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -181,6 +181,19 @@ def parse_clip_size(text: str | None) -> tuple[int | None, int | None] | None:
         return parse_size(text)
     width, height = (int(side) if side else None for side in match.groups())
     return width, height
+
+
+def parse_selection(
+    size: str | None, fit: Fit | None, frames: str | None, fps: str | None, length: int | None
+) -> dict[str, Any]:
+    """Read the options that select frames of a clip and their size, as arguments of functions that open one."""
+    return {
+        "size": parse_clip_size(size),
+        "fit": None if fit is None else fit.value,
+        "frames": parse_frames(frames),
+        "fps": parse_fps(fps),
+        "length": length,
+    }
 
 
 def parse_frames(text: str | None) -> tuple[int | None, int | None]:

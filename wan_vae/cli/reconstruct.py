@@ -55,7 +55,7 @@ def reconstruct(
     PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Sound is carried over where
     OUT's format can hold it.
     """
-    pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
+    selection = options.parse_selection(size, fit, frames, fps, length)
     options.set_threads(threads)
     if out is None:
         from wan_vae.dataset.sources import IMAGE_SUFFIXES
@@ -76,15 +76,11 @@ def reconstruct(
             report=report,
             lpips=lpips,
             lossless=lossless,
-            size=pixels,
-            fit=None if fit is None else fit.value,
-            frames=span,
-            fps=rate,
-            length=length,
             memory=memory,
             overwrite=overwrite,
             progress=progress,
             load=load,
+            **selection,
         )
     score = {} if result.score is None else result.score.to_dict()
     more = {"side_by_side": side_by_side, "contact_sheet": contact_sheet, "report": report}

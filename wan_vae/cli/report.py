@@ -29,7 +29,7 @@ def report(
     The options that select frames and sizes are for SOURCE: give those that RECONSTRUCTION was made with. The page
     opens in any browser, and needs no network.
     """
-    pixels, span, rate = options.parse_clip_size(size), options.parse_frames(frames), options.parse_fps(fps)
+    selection = options.parse_selection(size, fit, frames, fps, length)
 
     from wan_vae.benchmark.compare import report_file
 
@@ -38,14 +38,10 @@ def report(
             source,
             reconstruction,
             out,
-            size=pixels,
-            fit=None if fit is None else fit.value,
-            frames=span,
-            fps=rate,
-            length=length,
             lpips=lpips,
             overwrite=overwrite,
             progress=progress,
+            **selection,
         )
     (score,), (worst,) = result.scores.values(), result.worst.values()
     print_file_result(result, as_json=as_json, **score.to_dict(), worst_frame=worst)

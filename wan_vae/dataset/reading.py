@@ -53,11 +53,11 @@ def stored_latents(outputs: Outputs, record: Record) -> Tensor:
         latents = next(open_latents(path).chunks(record.shape[2]))
     except (LatentsError, OSError) as error:
         raise LatentsError(
-            f"{record.output} cannot be read ({error}); run `wan-vae cache` again to replace it."
+            f"{outputs.shown(record.output)} cannot be read ({error}); run `wan-vae cache` again to replace it."
         ) from error
     if tuple(latents.shape) != record.shape:
         raise LatentsError(
-            f"{record.output} holds latents of {tuple(latents.shape)}, and manifest.jsonl says {record.shape}; run"
-            " `wan-vae cache` again to replace it."
+            f"{outputs.shown(record.output)} holds latents of {tuple(latents.shape)}, and manifest.jsonl says"
+            f" {record.shape}; run `wan-vae cache` again to replace it."
         )
     return latents

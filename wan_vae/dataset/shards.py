@@ -97,8 +97,8 @@ class ShardFormat(ABC):
             return "normalized"
         if opened.form is not FORMATS["tensor"] or opened.values is None:
             raise UserError(
-                f"{record.output} is {opened.form.title}; a cache to be packed is of the format wan-vae or tensor:"
-                " encode one."
+                f"{self._outputs.shown(record.output)} is {opened.form.title}; a cache to be packed is of the format"
+                " wan-vae or tensor: encode one."
             )
         return opened.values
 
@@ -157,8 +157,8 @@ class FastVideoShards(ParquetShards):
         opened = open_latents(self._outputs.path(record.output))
         if values == "normalized" and not isinstance(opened, LatentsFile):
             raise UserError(
-                f"{record.output} does not say which model's statistics normalized it, and FastVideo"
-                " takes raw latents: cache in the format wan-vae, or tensor with --values raw."
+                f"{self._outputs.shown(record.output)} does not say which model's statistics normalized it, and"
+                " FastVideo takes raw latents: cache in the format wan-vae, or tensor with --values raw."
             )
         return values
 

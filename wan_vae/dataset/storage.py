@@ -110,6 +110,10 @@ class Outputs:
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_copy": None}  # another process has copies of its own
 
+    def shown(self, output: str) -> str:
+        """Return what messages call the `output` of a record: its path or URL."""
+        return output if is_url(output) else str(self._folder / output)
+
     def path(self, output: str) -> Path:
         """Return the file of the `output` of a record, which may be missing below the folder.
 
