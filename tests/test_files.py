@@ -152,8 +152,9 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_progress_counts_from_nothing_to_all_frames(
-    call: str, clip: Path, latents: Path, checkpoint: Path, tmp_path: Path
+    call: str, clip: Path, latents: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wan_vae.inference.chunk_size._MAX_LATENTS", 1)
     seen: list[tuple[int, int]] = []
     CALLS[call](clip, latents, tmp_path, checkpoint, progress=lambda done, total: seen.append((done, total)))
     done = [count for count, _ in seen]

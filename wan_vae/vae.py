@@ -51,7 +51,7 @@ class WanVAE(Autoencoder):
     compression (8, or 16 for Wan2.2); it becomes latents (B, z, t, h, w) with t = 1 + k.
 
     Memory and time: without gradients, a clip passes through the network a few latents at a time, which never changes
-    the result. `latents_per_pass` sets how many: default one, and on a GPU as many as keep it busy. With gradients, and
+    the result. `latents_per_pass` sets how many: default as many as keep the device busy. With gradients, and
     in training mode, whose batch norms see all frames, a whole clip passes at once. Streams are for eval mode.
     """
 

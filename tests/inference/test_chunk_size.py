@@ -6,7 +6,7 @@ from wan_vae import WanVAE
 from wan_vae.config import load_config
 
 
-def test_a_gpu_gets_as_many_latents_at_once_as_keep_it_busy() -> None:
+def test_a_device_gets_as_many_latents_at_once_as_keep_it_busy() -> None:
     class OnGPU(WanVAE):
         device = torch.device("cuda")
 
@@ -18,4 +18,5 @@ def test_a_gpu_gets_as_many_latents_at_once_as_keep_it_busy() -> None:
     assert [vae.default_chunk_size(side, side) for side in (256, 384, 512)] == sorted(
         (vae.default_chunk_size(side, side) for side in (256, 384, 512)), reverse=True
     )
-    assert on_cpu.to_empty(device="cpu").default_chunk_size(64, 64) == 1
+    on_cpu = on_cpu.to_empty(device="cpu")
+    assert [on_cpu.default_chunk_size(side, side) for side in (32, 64, 128, 256)] == [8, 5, 1, 1]

@@ -64,7 +64,7 @@ def test_streams_keep_to_budgets() -> None:
     vae = random_vae(small_config(decoder_width=32))
     final = random_latents(vae.config, 4, 36, 72)
     size = {"frames": 7, "height": 72, "width": 144}
-    whole = vae.plan("decode", **size, memory="1GiB", streaming=True)
+    whole = vae.plan("decode", **size, memory="1GiB", streaming=True, latents_per_pass=1)
     budget = int(0.95 * whole.peak)
     tiled = vae.plan("decode", **size, memory=budget, streaming=True)
     assert (whole.tiling, tiled.tiling is None) == (None, False)

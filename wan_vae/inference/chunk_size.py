@@ -34,7 +34,7 @@ def choose_chunk_size(
     Args:
         model: The model.
         latent_pixels: Batch x height x width of a latent frame.
-        latents: Latents per pass; default one, and on a GPU as many as keep it busy.
+        latents: Latents per pass; default as many as keep the device busy: on a CPU one, unless pictures are small.
         in_frames: Frames of the input per latent.
         neighbors: The holders of the rest of the picture, where this is a part of one.
         device: Where the passes run; default the device of the weights.
@@ -49,7 +49,7 @@ def choose_chunk_size(
     # As many keep the device busy; more would only take more memory.
     busy = max(1, target_bytes(device) // max(1, pixels * pixel_bytes))
     if latents is None:
-        latents = 1 if device.type == "cpu" else min(busy, _MAX_LATENTS)
+        latents = min(busy, _MAX_LATENTS)
     # A CUDA graph cannot contain an exchange between processes.
     return ChunkSize(latents * in_frames, launch_bound=latents < busy and neighbors is None)
 

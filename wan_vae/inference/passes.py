@@ -115,7 +115,7 @@ def open_stream(
         direction: "encode" or "decode".
         moments: Whether encoding returns mean and log-variance of the raw latents instead.
         raw: Whether decoding takes raw latents instead.
-        latents_per_pass: Latents per pass; default one, and on a GPU as many as keep it busy.
+        latents_per_pass: Latents per pass; default as many as keep the device busy.
         tiling: How pictures are tiled; default whole pictures.
         neighbors: The holders of the pixels around the clip, where it is a part of a larger picture.
         plan: Returns latents per pass and tiling by the first chunk instead.

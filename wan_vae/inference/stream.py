@@ -37,7 +37,7 @@ class ClipStream:
 
     Args:
         vae: The model, in eval mode. It keeps nothing of the stream; its weights must not change during the stream.
-        latents_per_pass: Latents per pass at most; default one, and on a GPU as many as keep it busy. No result waits
+        latents_per_pass: Latents per pass at most; default as many as keep the device busy. No result waits
             until there are as many.
         neighbors: The holders of the pixels around the clip, where it is a part of a larger picture (`WanVAE.shard`).
         memory: A budget for a push of that many latents, as for `WanVAE.encode`. With it, the first chunk decides how
