@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.training.runs import Material
 
 # Nothing may need a network, and nothing may be found in a cache that a fresh machine does not have.
@@ -51,6 +54,23 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> "Material":
     from tests.training.runs import make_material
 
     return make_material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Start Debian's Chromium under Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright to test in a browser")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("apt-get install chromium to test in a browser")
+    arguments = (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    )
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=list(arguments))
+        yield started
+        started.close()
 
 
 @pytest.fixture

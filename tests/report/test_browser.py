@@ -3,7 +3,6 @@
 Needs Playwright and Debian's Chromium: `pip install playwright` and `apt-get install chromium`.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,27 +20,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-_ARGUMENTS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 FRAMES, HEIGHT, WIDTH = 8, 48, 64
 MADE = 3  # levels that the reconstruction is brighter
 WORST = 5  # a frame
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="pip install playwright to test reports in a browser"
-    )
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("apt-get install chromium to test reports in a browser")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=list(_ARGUMENTS))
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def free_port() -> int:
 def serving(vae: WanVAE, token: str | None = None, **limits: float) -> Iterator[str]:
     """Yield the address of a server, which is stopped afterwards."""
     port = free_port()
-    server = make_server(Server(vae, "auto", Limits(**limits)), host="127.0.0.1", port=port, token=token)
+    server = make_server(Server(vae, "auto", Limits(**limits), "small"), host="127.0.0.1", port=port, token=token)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -37,6 +37,7 @@ def test_decode_stream_gives_a_fragmented_clip_while_it_is_decoded(
             assert index < 30 or seen.wait(20)  # the last parts, after the client has got the first bytes
             yield part
 
+    monkeypatch.setattr("wan_vae.inference.chunk_size._MAX_LATENTS", 1)
     monkeypatch.setattr(vae, "decode_stream", waiting)
     with serving(vae) as address:
         url = f"{address}/decode/stream?fps=24"
@@ -78,6 +79,7 @@ def test_a_stream_that_fails_ends_too_early_and_the_server_lives(monkeypatch: py
                 raise MemoryError
             yield part
 
+    monkeypatch.setattr("wan_vae.inference.chunk_size._MAX_LATENTS", 1)
     monkeypatch.setattr(vae, "decode_stream", failing)
     with serving(vae) as address:
         with pytest.raises(requests.RequestException):

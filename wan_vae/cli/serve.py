@@ -59,7 +59,7 @@ def serve(
         raise UserError(f"{checkpoint} is a model of pictures with alpha, which the protocol cannot carry.")
     body = parse_bytes(max_body, model.device)
     limits = Limits(body=body, pixels=max_pixels, frames=max_frames, waiting=max_waiting, seconds=max_seconds)
-    server = make_server(Server(model, memory, limits), host=host, port=port, token=token)
+    server = make_server(Server(model, memory, limits, checkpoint), host=host, port=port, token=token)
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {checkpoint} at http://{shown}:{port}; Ctrl-C ends it", file=sys.stderr, flush=True)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is done

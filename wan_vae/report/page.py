@@ -31,6 +31,8 @@ _METRICS = {"psnr": ("PSNR", "dB", 4), "ssim": ("SSIM", "", 6), "lpips": ("LPIPS
 _LATENT_SHARE = 8  # latents get this part of the bytes
 _FOLDER = Path(__file__).parent
 
+CSS, SCRIPT = ((_FOLDER / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+
 
 def check_page(path: Path) -> None:
     """Refuse a name that browsers would not open as a page."""
@@ -133,7 +135,6 @@ class Report:
         for _, frame, pictures in self._worst:
             if pictures:
                 self._keep(frame, pictures)
-        css, script = ((_FOLDER / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
         environment = Environment(autoescape=True, loader=FileSystemLoader(_FOLDER), undefined=StrictUndefined)
         rows = list(dict.fromkeys(name for facts in models for name in facts))
         content = environment.get_template("page.html").stream(
@@ -142,10 +143,10 @@ class Report:
             frames=len(self._scores[0]),  # interlaced video may have fewer than announced
             size=f"{self._size[0]} x {self._size[1]}",
             fps=f"{float(self._fps):.6g}",
-            css=css,
-            css_digest=_digest(css),
-            script=script,
-            script_digest=_digest(script),
+            css=CSS,
+            css_source=source_of(CSS),
+            script=SCRIPT,
+            script_source=source_of(SCRIPT),
             cards=[self._card(scores) for scores in self._scores],
             notes=[note, *self._notes()],
             plots=self._plots(),
@@ -287,5 +288,6 @@ def _finite(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
 
 
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+def source_of(text: str) -> str:
+    """Return what a Content-Security-Policy calls an inline script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

@@ -1,4 +1,4 @@
-"""The endpoints: diffusers' Hybrid Inference protocol, streams, health and metrics."""
+"""The endpoints: diffusers' Hybrid Inference protocol, streams, a page with reports, health and metrics."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from wan_vae.config import MODEL_OF_CHANNELS
@@ -17,10 +17,11 @@ from wan_vae.errors import UserError
 from wan_vae.serving.answer import answer
 from wan_vae.serving.limits import Limits, RefusedError, is_authorized, shape_of
 from wan_vae.serving.metrics import CountRequests, Metrics
+from wan_vae.serving.page import render_page
 from wan_vae.serving.work import Scaling, Server
 from wan_vae.serving.worker import Worker
 
-_PATHS = frozenset({"/decode", "/encode", "/decode/stream", "/encode/stream", "/healthz", "/metrics"})
+_PATHS = frozenset({"/", "/decode", "/encode", "/decode/stream", "/encode/stream", "/report", "/healthz", "/metrics"})
 
 Shape = Annotated[list[int] | None, Query()]
 Factor = Annotated[float | None, Query(allow_inf_nan=False)]
@@ -38,7 +39,7 @@ ScalingOption = Annotated[Scaling, Depends(scaling_of)]
 
 
 def make_app(server: Server, worker: Worker, token: str | None = None) -> FastAPI:
-    """Return the app of a model and its worker; with a token, all paths but /healthz ask for it."""
+    """Return the app of a model and its worker; with a token, all paths but / and /healthz ask for it."""
     limits, config = server.limits, server.model.config
     metrics = Metrics(worker)
 
@@ -60,6 +61,13 @@ def make_app(server: Server, worker: Worker, token: str | None = None) -> FastAP
         status = error.status if isinstance(error, RefusedError) else 422
         headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(status)
         return JSONResponse({"detail": str(error)}, status, headers)
+
+    text, policy = render_page(server.name, limits, token=token is not None)
+
+    @app.get("/")
+    async def show_page() -> Response:
+        headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}
+        return HTMLResponse(text, headers=headers)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, object]:
@@ -126,6 +134,10 @@ def make_app(server: Server, worker: Worker, token: str | None = None) -> FastAP
     @router.post("/encode/stream")
     async def encode_stream(request: Request, scaling: ScalingOption) -> Response:
         return await answer(worker, request, None, partial(server.encode_clip, scaling=scaling), streams=True)
+
+    @router.post("/report")
+    async def report(request: Request, name: Annotated[str, Query(max_length=255)] = "clip") -> Response:
+        return await answer(worker, request, None, partial(server.report, name=name), streams=True)
 
     app.include_router(router)
     return app

@@ -3,10 +3,12 @@
 import io
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -14,13 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wan_vae.files import decode_chunks, encode_chunks
+from wan_vae.errors import UserError
+from wan_vae.evaluation.metrics import Metrics
+from wan_vae.files import decode_chunks, encode_chunks, reconstruct_clip
 from wan_vae.inference.budget import Budget
 from wan_vae.io import open_clip
 from wan_vae.io.color import RGB
 from wan_vae.io.ffmpeg_writer import FRAGMENTED, AvSink
 from wan_vae.io.frames import FramesToTensors, frames_to_tensor, tensors_to_frames
 from wan_vae.posterior import LatentStatistics
+from wan_vae.report.facts import clip_facts, model_facts
+from wan_vae.report.page import Report
 from wan_vae.serving.limits import Limits, RefusedError, TensorHead
 from wan_vae.tiny import TinyVAE
 from wan_vae.vae import WanVAE
@@ -65,6 +71,7 @@ class Server:
     model: Model
     memory: Budget
     limits: Limits
+    name: str  # of the model, for people
 
     @property
     def decoder_dtype(self) -> torch.dtype:
@@ -151,6 +158,46 @@ class Server:
                     yield tensor_bytes(scaling.from_raw(part)[0].transpose(0, 1).cpu())
 
         return _tensor_headers([count, *size], dtype), pieces()
+
+    def report(self, body: BinaryIO, name: str) -> Answer:
+        """A clip in a file -> lines of frames done and in all, an empty line, and the report's page; or `error: `."""
+        model, limits = self.model, self.limits
+        if model.config.output_upscale != 1:
+            raise RefusedError(
+                422,
+                f"{self.name} decodes to {model.config.output_upscale} times the size, so the clip has no pixels to"
+                " compare with.",
+            )
+        with ExitStack() as stack:
+            clip = stack.enter_context(open_clip(body))
+            info = clip.info
+            limits.check_clip(info.frames, info.height, info.width)
+            report = stack.enter_context(Report(name, info.frames, info.width, info.height, info.fps, [self.name]))
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wan-vae-")), "report.html")
+            kept = stack.pop_all()
+
+        def pieces() -> Iterator[bytes]:
+            with kept:
+                yield f"0 {info.frames}\n".encode()
+                metrics, begun = Metrics(), time.perf_counter()
+                on_latents = partial(report.add_latents, 0, temporal_compression=model.config.temporal_compression)
+                try:
+                    for original, decoded in reconstruct_clip(model, clip, self.memory, on_latents):
+                        metrics.add(original, decoded)
+                        report.add(0, original, decoded, metrics.frames[-1])
+                        yield f"{len(metrics.frames)} {info.frames}\n".encode()
+                except UserError as error:  # a clip that is damaged further on; the status is sent
+                    yield f"error: {error}\n".encode()
+                    return
+                facts = model_facts(model, self.name, len(metrics.frames), time.perf_counter() - begun)
+                report.write(path, clip_facts(Path(name), info, {}), [facts], "Frames were compared as decoded.")
+                yield b"\n"
+                with path.open("rb") as file:
+                    yield from iter(partial(file.read, _PIECE), b"")
+
+        # Browsers hold back the first kilobyte of plain text to guess what it is, unless told not to.
+        headers = {"content-type": "text/plain; charset=utf-8", "x-content-type-options": "nosniff"}
+        return headers, pieces()
 
     def _decoded(self, body: BinaryIO, head: TensorHead, scaling: Scaling) -> Iterable[Tensor]:
         model, latents = self.model, _read_tensor(body, head)
