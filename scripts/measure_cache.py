@@ -33,7 +33,10 @@ def measure_cache(
     side: Annotated[str | None, typer.Option(hidden=True)] = None,
     out: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Print the seconds of each side, and the median of their ratios over the rounds; loading is not counted."""
+    """Print the seconds of each side, and the median of their ratios over the rounds.
+
+    Seconds are those of whole commands, loading included. diffusers runs in the first round alone, for it takes long.
+    """
     pixels = options.parse_size(size)
     assert pixels is not None
     if side is not None:
@@ -52,18 +55,19 @@ def measure_cache(
         seconds: dict[str, list[float]] = {"cache": [], "loop": [], "diffusers": []}
         waited = []
         for number in range(rounds):
-            names = list(seconds) if number % 2 == 0 else list(seconds)[::-1]
+            names = list(seconds) if number == 0 else ["loop", "cache"] if number % 2 else ["cache", "loop"]
             for name in names:
                 output = folder / f"{name}{number}"
+                begun = time.perf_counter()
                 result = run(name, clips, output, checkpoint, size, cache_options.split())
-                seconds[name].append(result["seconds"])
+                seconds[name].append(time.perf_counter() - begun)
                 if name == "cache":
                     waited.append(result["share_waited"])
-                rate = result["frames"] / result["seconds"]
-                typer.echo(f"{name}: {result['seconds']:.2f} s, {rate:.1f} frames/s", err=True)
+                rate = result["frames"] / seconds[name][-1]
+                typer.echo(f"{name}: {seconds[name][-1]:.2f} s, {rate:.1f} frames/s", err=True)
         ratios = {
             f"{name}_over_cache": statistics.median(
-                other / own for other, own in zip(seconds[name], seconds["cache"], strict=True)
+                other / own for other, own in zip(seconds[name], seconds["cache"], strict=False)
             )
             for name in ("loop", "diffusers")
         }
@@ -106,7 +110,7 @@ def read(path: Path, size: tuple[int, int]) -> Any:
     return video.float() / 127.5 - 1
 
 
-def with_this_library(clips: list[Path], out: Path, checkpoint: Path, size: tuple[int, int]) -> dict[str, float]:
+def with_this_library(clips: list[Path], out: Path, checkpoint: Path, size: tuple[int, int]) -> dict[str, int]:
     """The loop around `vae.encode`."""
     from safetensors.torch import save_file
 
@@ -114,15 +118,15 @@ def with_this_library(clips: list[Path], out: Path, checkpoint: Path, size: tupl
 
     vae = WanVAE.from_pretrained(checkpoint)
     out.mkdir()
-    begun, count = time.perf_counter(), 0
+    count = 0
     for path in clips:
         video = read(path, size)
         save_file({"latents": vae.encode(video)}, out / f"{path.name}.safetensors")
         count += video.shape[2]
-    return {"seconds": time.perf_counter() - begun, "frames": count}
+    return {"frames": count}
 
 
-def with_diffusers(clips: list[Path], out: Path, checkpoint: Path, size: tuple[int, int]) -> dict[str, float]:
+def with_diffusers(clips: list[Path], out: Path, checkpoint: Path, size: tuple[int, int]) -> dict[str, int]:
     """The loop around diffusers' VAE."""
     import torch
     from safetensors.torch import save_file
@@ -131,14 +135,14 @@ def with_diffusers(clips: list[Path], out: Path, checkpoint: Path, size: tuple[i
 
     vae = WanVAE.from_pretrained(checkpoint).to_diffusers()
     out.mkdir()
-    begun, count = time.perf_counter(), 0
+    count = 0
     for path in clips:
         video = read(path, size)
         with torch.inference_mode():
             latents = vae.encode(video).latent_dist.mode()
         save_file({"latents": latents.contiguous()}, out / f"{path.name}.safetensors")
         count += video.shape[2]
-    return {"seconds": time.perf_counter() - begun, "frames": count}
+    return {"frames": count}
 
 
 if __name__ == "__main__":
