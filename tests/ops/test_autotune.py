@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wan_vae.ops import autotune
-from wan_vae.ops.autotune import TuningCache, _may_measure, cache_folder, describe, fastest, is_tunable, measuring
+from wan_vae.ops.autotune import TuningCache, _may_measure, cache_folder, describe, is_tunable, measuring, run_fastest
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -182,7 +182,11 @@ def test_fastest_writes_to_the_cache_folder(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     autotune._tuning_cache.cache_clear()
     try:
-        assert fastest("key", ways(), CPU) == "fast"
+        candidates = ways()
+        run_fastest("key", candidates, CPU)
+        before = candidates["fast"].calls
+        run_fastest("key", candidates, CPU)
+        assert candidates["fast"].calls == before + 1
     finally:
         autotune._tuning_cache.cache_clear()
     assert "fast" in (tmp_path / "wan_vae" / "kernels.json").read_text(encoding="utf-8")
@@ -197,7 +201,11 @@ def test_fastest_without_a_home_warns_once(monkeypatch: pytest.MonkeyPatch, capl
     monkeypatch.setattr(Path, "home", no_home)
     autotune._tuning_cache.cache_clear()
     try:
-        assert fastest("key", ways(), CPU) == "fast"
+        candidates = ways()
+        run_fastest("key", candidates, CPU)
+        before = candidates["fast"].calls
+        run_fastest("key", candidates, CPU)
+        assert candidates["fast"].calls == before + 1
     finally:
         autotune._tuning_cache.cache_clear()
     assert len(caplog.records) == 1
@@ -208,6 +216,47 @@ def test_describe_names_operands_options_device_and_version() -> None:
     assert describe("conv", CPU, x, None, padding=(1, 1)) == (
         f"conv, 1x2x3 bfloat16, none, padding (1, 1), cpu, torch {torch.__version__}"
     )
+
+
+def test_a_choice_that_fails_later_is_replaced_by_the_first(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own, candidates = TuningCache(path), ways()
+    assert own.fastest("key", candidates, CPU) == "fast"
+    candidates["fast"].error = RuntimeError("no kernel image\nfor this GPU")
+    before = candidates["slow"].calls
+    for process in (own, TuningCache(path)):
+        process.run("key", candidates, CPU)
+        process.run("key", candidates, CPU)
+    assert candidates["slow"].calls == before + 4
+    (record,) = caplog.records
+    assert record.message == "fast fails for key, so slow computes it from now on: no kernel image"
+
+
+def test_run_raises_what_the_first_raises_and_full_memory(path: Path) -> None:
+    own, candidates = TuningCache(path), ways() | {"slow": Way(error=ZeroDivisionError())}
+    token = _may_measure.set(False)
+    with pytest.raises(ZeroDivisionError):
+        own.run("key", candidates, CPU)
+    _may_measure.reset(token)
+    own, candidates = TuningCache(path), ways()
+    assert own.fastest("key", candidates, CPU) == "fast"
+    candidates["fast"].error = torch.OutOfMemoryError()
+    with pytest.raises(torch.OutOfMemoryError):
+        own.run("key", candidates, CPU)
+    assert own.fastest("key", candidates, CPU) == "fast"
+
+
+def test_describe_on_a_gpu_names_the_versions_of_its_libraries() -> None:
+    described = {"get_device_name": "H100"}
+    autotune._cuda_versions.cache_clear()
+    with (
+        mock.patch.multiple(torch.cuda, **{name: mock.Mock(return_value=value) for name, value in described.items()}),
+        mock.patch.object(torch.backends.cudnn, "version", return_value=91002),
+        mock.patch.object(torch._C, "_cuda_getDriverVersion", return_value=13000, create=True),
+    ):
+        key = describe("conv", GPU, torch.zeros(1))
+    autotune._cuda_versions.cache_clear()
+    assert key.startswith(f"conv, 1 float32, H100, torch {torch.__version__}, cuDNN 91002, Triton ")
+    assert key.endswith(", driver for CUDA 13000")
 
 
 def test_fastest_outside_of_measuring_returns_the_first(path: Path) -> None:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from wan_vae.ops.conv3d import convolve
+from wan_vae.errors import UserError
+from wan_vae.ops.conv3d import check_convolutions, convolve
 from wan_vae.ops.cpu import kernels
 from wan_vae.ops.workspace import Workspace
 
@@ -78,3 +79,17 @@ def test_with_gradients_the_result_is_the_same(frames: int, zeros: tuple[int, in
     weight = torch.randn(3, 2, before + 1, 3, 3, dtype=torch.float64)
     expected = F.conv3d(F.pad(x, (left, right, top, bottom, before, 0)), weight)
     torch.testing.assert_close(convolve(x.split(1, dim=2), weight, None, Workspace(), zero_padding=zeros), expected)
+
+
+def test_check_convolutions_refuses_a_device_that_computes_wrongly() -> None:
+    device, right = torch.device("cpu"), F.conv3d
+    check_convolutions.cache_clear()
+    check_convolutions(device)
+    check_convolutions.cache_clear()
+    results = iter([right, lambda x, weight: right(x, weight) + 1])
+    with (
+        mock.patch.object(F, "conv3d", lambda x, weight: next(results)(x, weight)),
+        pytest.raises(UserError, match="3-D convolutions on cpu wrongly"),
+    ):
+        check_convolutions(device)
+    check_convolutions.cache_clear()

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -231,4 +232,6 @@ def code_version() -> str:
             described = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             described = None  # git is not installed, or does not trust this folder
-    return version("wan_vae") if described is None else f"{version('wan_vae')}, commit {described}"
+    # Imported late, since it imports all modules; where the package is not installed, there is no metadata to ask.
+    number = import_module("wan_vae").__version__
+    return number if described is None else f"{number}, commit {described}"

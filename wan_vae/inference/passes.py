@@ -6,6 +6,7 @@ All functions take an `Autoencoder`, which keeps nothing of a clip, so that any 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -17,8 +18,9 @@ from wan_vae.inference.tiling import TiledHalo, Tiling, tiling_of
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import CachedHalo, Halo, Neighbors
 from wan_vae.ops import needs_plain_ops
+from wan_vae.ops.conv3d import check_convolutions
 from wan_vae.ops.cpu.build import ensure_kernels
-from wan_vae.ops.cuda_graph import CudaGraph
+from wan_vae.ops.cuda_graph import CudaGraph, can_capture, give_up
 from wan_vae.posterior import LatentStatistics
 
 Direction = Literal["encode", "decode"]
@@ -89,6 +91,8 @@ def _latents_pass(model: Autoencoder, statistics: LatentStatistics, video: Tenso
 def _prepare(model: Autoencoder) -> None:
     if model.device.type == "cpu" and not needs_plain_ops():
         ensure_kernels()
+    if model.device.type == "mps":
+        check_convolutions(model.device)
 
 
 def records_gradients(model: Autoencoder, x: Tensor) -> bool:
@@ -175,6 +179,7 @@ class Stream:
         self._chunk_size = ChunkSize(in_frames)
         self._mode: tuple[object, ...] = ()
         self._graph: CudaGraph | None = None
+        self._addresses: list[int] = []  # of the weights that the graph reads
         self._runs: Counter[int] = Counter()
         # (B, C, n, H, W): frames that do not make up a latent yet. None before the first chunk.
         self._waiting: Tensor | None = None
@@ -214,6 +219,8 @@ class Stream:
                 " finish it before changing the model or autocast."
             )
         assert self._network is not None
+        if self._graph is not None and self._addresses != self._weight_addresses():
+            self._graph = None  # it reads the old weights
         if self._waiting is not None and self._waiting_frames > 0:
             x = torch.cat([self._waiting, x], dim=2)
         self._interrupted = True
@@ -292,7 +299,7 @@ class Stream:
         if chunk_size.tiling is not None:
             self._halo = TiledHalo(chunk_size.tiling, self._halo.neighbors, streaming=True)
         _prepare(self._model)
-        graphs = chunk_size.launch_bound and x.is_cuda and not needs_plain_ops()
+        graphs = chunk_size.launch_bound and can_capture(x.device) and not needs_plain_ops()
         self._chunk_size = chunk_size._replace(launch_bound=graphs)
         self._mode = self._current_mode()
         self._network = self._build_network(x.device)
@@ -301,6 +308,9 @@ class Stream:
         model, kind = self._model, self._model.device.type
         autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
         return str(model.dtype), str(model.decoder_dtype), str(model.device), model.training, autocast
+
+    def _weight_addresses(self) -> list[int]:
+        return [weight.data_ptr() for weight in chain(self._model.parameters(), self._model.buffers())]
 
     @property
     def _waiting_frames(self) -> int:
@@ -321,7 +331,14 @@ class Stream:
         if self._graph is None and not self._halo.at_start:
             if self._runs[x.shape[2]] == _RUNS_BEFORE_CAPTURE:
                 network, halo = self._network, self._halo  # not this stream: a reference cycle would keep it alive
-                self._graph = CudaGraph(lambda chunk: network(chunk, halo), x)
+                try:
+                    self._graph = CudaGraph(lambda chunk: network(chunk, halo), x)
+                # Drivers and libraries raise errors of many classes; one kernel after another computes the same.
+                except Exception as error:
+                    give_up(x.device, error)
+                    self._chunk_size = self._chunk_size._replace(launch_bound=False)
+                    return network(x, halo)
+                self._addresses = self._weight_addresses()
                 return self._graph(x)
             self._runs[x.shape[2]] += 1
         return self._network(x, self._halo)

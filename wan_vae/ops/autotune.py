@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def measuring() -> Iterator[None]:
-    """Let `fastest` measure unknown keys inside this context. Measuring takes seconds per key, so it is opt-in."""
+    """Let `run_fastest` measure unknown keys inside this context. Measuring takes seconds per key, so it is opt-in."""
     token = _may_measure.set(True)
     try:
         yield
@@ -48,8 +49,10 @@ def measuring() -> Iterator[None]:
         _may_measure.reset(token)
 
 
-def fastest(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> str:
-    """Return the name of the fastest candidate, or of the first one if they were never measured.
+def run_fastest(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> Tensor:
+    """Return the result of the fastest candidate, or of the first one if they were never measured.
+
+    A candidate that fails is not used again: the first one takes its place, and a warning is logged.
 
     Inside `measuring`, the first call with a key runs all candidates several times, which takes seconds where kernels
     must be compiled, and shows a progress bar in a terminal. Nothing is measured while a CUDA graph is captured.
@@ -61,24 +64,38 @@ def fastest(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: to
         device: The device they run on.
 
     Raises:
-        Exception: All candidates failed; the error is that of the first.
+        Exception: All candidates failed, or the first one did; the error is that of the first.
+        torch.OutOfMemoryError: The device's memory is full.
     """
-    return _tuning_cache().fastest(key, candidates, device)
+    return _tuning_cache().run(key, candidates, device)
 
 
 def is_tunable(key: str) -> bool:
-    """Whether `fastest` could return another candidate than the first: the key is known, or would be measured now."""
+    """Whether `run_fastest` could use another candidate than the first: the key is known, or would be measured now."""
     return _may_measure.get() or _tuning_cache().knows(key)
 
 
 def describe(operation: str, device: torch.device, *tensors: Tensor | None, **options: object) -> str:
-    """Return a key for `fastest`: the operation, its tensors' shapes and dtypes, its options, the device, PyTorch."""
+    """Return a key for `run_fastest`: the operation, shapes and dtypes, options, the device, versions of libraries."""
     operands = [
         "none" if x is None else f"{'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}" for x in tensors
     ]
     named = [f"{name} {value}" for name, value in options.items()]
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return ", ".join([operation, *operands, *named, processor, f"torch {torch.__version__}"])
+    if device.type != "cuda":
+        return ", ".join([operation, *operands, *named, device.type, f"torch {torch.__version__}"])
+    return ", ".join([operation, *operands, *named, torch.cuda.get_device_name(device), *_cuda_versions()])
+
+
+@cache
+def _cuda_versions() -> tuple[str, ...]:
+    """Return what may change which kernel is the fastest, or whether it runs."""
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "none"
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return f"torch {torch.__version__}", f"cuDNN {cudnn}", f"Triton {triton}", f"driver for CUDA {driver}"
 
 
 class TuningCache:
@@ -95,12 +112,31 @@ class TuningCache:
         # Held during measurements: two at the same time would disturb each other.
         self._lock = threading.RLock()
 
+    def run(self, key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> Tensor:
+        """See the function `run_fastest`."""
+        name, first = self.fastest(key, candidates, device), next(iter(candidates))
+        try:
+            return candidates[name]()
+        except torch.OutOfMemoryError:
+            raise
+        # Compilers, drivers and libraries raise errors of many classes; the first candidate computes the same.
+        except Exception as error:
+            if name == first:
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            _logger.warning(f"{name} fails for {key}, so {first} computes it from now on: {reason}")
+            with self._lock:
+                entry = self._entry(key, candidates)
+                self._entries()[entry] = first
+                self._write({entry: first})
+        return candidates[first]()
+
     def fastest(self, key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> str:
-        """See the function `fastest`."""
+        """Return the name of the candidate that `run` uses."""
         names = list(candidates)
         if len(names) == 1:
             return names[0]
-        entry = f"{key}: {' or '.join(names)}"
+        entry = self._entry(key, candidates)
         with self._lock:
             known = self._entries()
             if known.get(entry) not in candidates:
@@ -115,6 +151,10 @@ class TuningCache:
         """Whether candidates were measured for a key."""
         with self._lock:
             return any(entry.startswith(f"{key}: ") for entry in self._entries())
+
+    @staticmethod
+    def _entry(key: str, candidates: Mapping[str, object]) -> str:
+        return f"{key}: {' or '.join(candidates)}"
 
     def _entries(self) -> dict[str, str]:
         if self._known is None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wan_vae.errors import UserError
 from wan_vae.ops import autotune, needs_plain_ops
 from wan_vae.ops.cpu import kernels
 from wan_vae.ops.memory_estimator import device_of, estimator_of
@@ -27,6 +28,7 @@ _NO_STRIDE: Stride = (1, 1, 1)
 # For the first and the second of two equal pixels, in one direction: which of three taps fall on one value, and which
 # on the next.
 _MERGED_TAPS = (((0,), (1, 2)), ((0, 1), (2,)))
+_MOST_ERROR = 1e-3  # of the largest value, in float32; GPUs may round to TF32
 _FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
@@ -250,6 +252,27 @@ def _convolve_widened(
 
 
 @cache
+def check_convolutions(device: torch.device) -> None:
+    """Compare a 3-D convolution on a device with the CPU's: on MPS, some releases of PyTorch compute it wrongly.
+
+    See https://github.com/pytorch/pytorch/issues/141471.
+
+    Raises:
+        UserError: They differ by more than rounding.
+    """
+    x = torch.linspace(-1, 1, 2 * 16 * 3 * 9 * 10).sin().reshape(2, 16, 3, 9, 10)
+    weight = torch.linspace(-2, 1, 24 * 16 * 27).cos().reshape(24, 16, 3, 3, 3)
+    expected = F.conv3d(x, weight)
+    found = F.conv3d(x.to(device), weight.to(device)).cpu()
+    error = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not error <= _MOST_ERROR:
+        raise UserError(
+            f"torch {torch.__version__} computes 3-D convolutions on {device} wrongly, by {error:.1e} of the largest"
+            " value; use the CPU, or another release of torch."
+        )
+
+
+@cache
 def _onednn_supports(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -288,7 +311,7 @@ def convolve_on_gpu(
         return by_cudnn()
     implementations: dict[str, Callable[[], Tensor]] = {"cudnn": by_cudnn}
     implementations |= candidates(x, pack_weight(weight), bias, residual, None, padding)
-    return implementations[autotune.fastest(key, implementations, x.device)]()
+    return autotune.run_fastest(key, implementations, x.device)
 
 
 def _convolve_compiled(

@@ -1,5 +1,6 @@
 """CUDA graphs: with small pictures, launching kernels takes longer than running them."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,20 @@ import torch
 from torch import Tensor
 
 _capture_lock = threading.Lock()
+_given_up: set[torch.device] = set()
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether functions of tensors on a device may be captured: on a GPU where no capture has failed."""
+    return device.type == "cuda" and device not in _given_up
+
+
+def give_up(device: torch.device, error: Exception) -> None:
+    """Log that a capture has failed, and try none on this device in this process any more."""
+    if device not in _given_up:
+        reason = str(error).strip().partition("\n")[0]
+        logging.getLogger("wan_vae").warning(f"No CUDA graph can be captured, so small pictures run slower: {reason}")
+    _given_up.add(device)
 
 
 class CudaGraph:

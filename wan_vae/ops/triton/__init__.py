@@ -1,10 +1,15 @@
 """Triton kernels for NVIDIA GPUs, and whether they can run here."""
 
 import logging
-from functools import cache
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_PROBED = (1, 96, 2, 3, 5)  # a width of Wan's, and pixels that fill no tile
+_TOLERANCE = 1e-5  # of float32 values around 1
+_verdicts: dict[torch.device, bool] = {}
 
 
 def supports_triton(x: Tensor) -> bool:
@@ -14,14 +19,30 @@ def supports_triton(x: Tensor) -> bool:
     return (x.stride(1) == 1 or x.shape[1] == 1) and _runs_on(x.device)
 
 
-@cache
 def _runs_on(device: torch.device) -> bool:
-    """Whether Triton is installed, finds a compiler and supports the GPU; logs a warning if not."""
+    """Whether Triton is installed, finds a compiler and computes right on the GPU; logs a warning if not."""
+    if device not in _verdicts:
+        try:
+            _verdicts[device] = _probe(device)
+        except torch.OutOfMemoryError:  # says nothing about the next call
+            return False
+    return _verdicts[device]
+
+
+def _probe(device: torch.device) -> bool:
     try:
         from wan_vae.ops.triton.norm_silu import norm_silu
 
-        x = torch.ones(1, 16, 1, 1, 1, device=device)
-        norm_silu(x, torch.ones(16, device=device), torch.empty_like(x)).sum().item()
+        x = torch.linspace(-2, 3, math.prod(_PROBED)).reshape(_PROBED)
+        gamma = torch.linspace(0.5, 1.5, _PROBED[1])
+        on_gpu = x.to(device, memory_format=torch.channels_last_3d)
+        result = norm_silu(on_gpu, gamma.to(device), torch.empty_like(on_gpu)).cpu()
+        scale = _PROBED[1] ** 0.5 * gamma.view(-1, 1, 1, 1)
+        error = (result - F.silu(x / x.norm(dim=1, keepdim=True) * scale)).abs().max().item()
+        if not error <= _TOLERANCE:
+            raise ArithmeticError(f"a norm is wrong by {error:.1e}")
+    except torch.OutOfMemoryError:
+        raise
     # Compilers and drivers raise errors of many classes; PyTorch's kernels compute the same, more slowly.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
