@@ -29,7 +29,7 @@ class CountHaloCopies(TorchDispatchMode):
 
     total = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.copy_.default:
             frame = sys._getframe(1)
             while "wan_vae" not in frame.f_globals["__name__"]:
