@@ -36,7 +36,7 @@ def parse_bytes(budget: Budget, device: torch.device) -> int:
         UserError: It is none of these, or "auto" on a device that does not tell.
     """
     if isinstance(budget, str) and budget == "auto":
-        return int(_SHARE_OF_FREE * _free(device))
+        return int(_SHARE_OF_FREE * free_memory(device))
     if isinstance(budget, str):
         match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT]?)|([KMGT])i)B?", budget.strip(), re.IGNORECASE)
         if match is None:
@@ -79,7 +79,12 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _free(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that a device has left.
+
+    Raises:
+        UserError: The device does not tell.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # Memory that PyTorch reserved and does not use is free, too.

@@ -16,7 +16,7 @@ from wan_vae.inference.passes import Direction, decode_video, encode_moments, op
 from wan_vae.inference.planner import Part, Plan, PlanRequest, choose
 from wan_vae.inference.tiling import Tiling
 from wan_vae.model.autoencoder import Autoencoder
-from wan_vae.model.halo import Halo
+from wan_vae.model.halo import Halo, NoNeighbors
 from wan_vae.model.stages import LocalStage
 from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.cpu.build import ensure_kernels, library
@@ -82,7 +82,9 @@ def make_plan(
     _check_size(batch, 1 if streaming else length * rate, height * scale, width * scale)
     side, unit = (1, 1) if decodes else (config.spatial_compression, config.temporal_compression)
     frame = torch.empty((*x.shape[:2], 1, *x.shape[3:]), dtype=x.dtype, device="meta")
-    latents = choose_chunk_size(model, part.cut(frame)[:, :1].numel() // side**2, chosen, device=device).frames
+    pixels = part.cut(frame)[:, :1].numel() // side**2
+    free = None if isinstance(part.neighbors, NoNeighbors) else 0
+    latents = choose_chunk_size(model, pixels, chosen, device=device, free=free).frames
     latents = min(latents, _MAX_LATENTS if streaming else -(-length // unit))
     shape = (*x.shape[:2], _PASSES * latents * unit + 1 if streaming else x.shape[2], *x.shape[3:])
     key = (

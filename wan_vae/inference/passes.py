@@ -21,6 +21,7 @@ from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.conv3d import check_convolutions
 from wan_vae.ops.cpu.build import ensure_kernels
 from wan_vae.ops.cuda_graph import CudaGraph, can_capture, give_up
+from wan_vae.ops.memory_estimator import device_of
 from wan_vae.posterior import LatentStatistics
 
 Direction = Literal["encode", "decode"]
@@ -130,7 +131,7 @@ def open_stream(
     def choose(chunk: Tensor) -> ChunkSize:
         latents, tiles = (latents_per_pass, tiling) if plan is None else plan(chunk)
         pixels = chunk[:, :1, :1].numel() // side**2
-        chosen = choose_chunk_size(model, pixels, latents, in_frames=unit, neighbors=neighbors)
+        chosen = choose_chunk_size(model, pixels, latents, in_frames=unit, neighbors=neighbors, device=device_of(chunk))
         return chosen._replace(tiling=tiles)
 
     def network(device: torch.device) -> Network:
@@ -299,6 +300,7 @@ class Stream:
         if chunk_size.tiling is not None:
             self._halo = TiledHalo(chunk_size.tiling, self._halo.neighbors, streaming=True)
         _prepare(self._model)
+        self._halo.tensor_bytes = chunk_size.tensor_bytes
         graphs = chunk_size.launch_bound and can_capture(x.device) and not needs_plain_ops()
         self._chunk_size = chunk_size._replace(launch_bound=graphs)
         self._mode = self._current_mode()

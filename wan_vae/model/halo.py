@@ -204,6 +204,8 @@ class CachedHalo(Halo):
     def __init__(self, neighbors: Neighbors | None = None) -> None:
         # Per layer: (B, C, n, H, W) pieces, together at most as many frames as the layer looks back.
         self._cache: dict[nn.Module, list[Tensor]] = {}
+        # Most bytes of the tensors of stages that take a few frames at a time; None for what keeps the device busy.
+        self.tensor_bytes: int | None = None
         # Where the cache was loaded: the entry of the state for each of the model's layers.
         self._loaded: dict[nn.Module, str] = {}
         # Set last: attributes are deleted in order, and a workspace can only recycle memory that nothing refers to.
@@ -300,7 +302,8 @@ class CachedHalo(Halo):
     def _frames_at_once(self, group: Sequence[LocalStage], x: Tensor) -> int:
         # All ranks must choose the same number, or they would wait for each other.
         elements = peak_channels(group) * self.neighbors.max_over_ranks(x[:, :1, :1].numel())
-        return max(1, int(target_bytes(device_of(x)) / (elements * x.dtype.itemsize)))
+        most = target_bytes(device_of(x)) if self.tensor_bytes is None else self.tensor_bytes
+        return max(1, int(most / (elements * x.dtype.itemsize)))
 
     def _update_cache(self, layer: nn.Module, x: Tensor, count: int) -> None:
         missing = max(0, count - x.shape[2])

@@ -134,7 +134,7 @@ class ShardedVAE:
         height, width = check_count("height", height), check_count("width", width)
         side = self.config.spatial_compression
         grid = self.share(-(-height // side), -(-width // side)).grid
-        return choose_chunk_size(self._model, max(grid.latent_pixels), None).frames
+        return choose_chunk_size(self._model, max(grid.latent_pixels), None, free=0).frames
 
     def budget(self, memory: Budget) -> int:
         """Return the least budget of all ranks in bytes; all ranks must call it.
