@@ -43,7 +43,6 @@ MODULES = (
     "wan_vae.integrations.diffusers",
     "wan_vae.integrations.comfyui",
     "wan_vae.integrations.export",
-    "wan_vae.serving.app",
 )
 # Code in fences and in lines is passed over; what is left are links and images.
 _LINK = re.compile(r"^ *```.*?^ *```|`[^`\n]+`|(?<=\]\()(?P<target>[^)\s]+)(?=\))", re.MULTILINE | re.DOTALL)
