@@ -82,11 +82,15 @@ def page_on_site(source: str, names: Mapping[str, str]) -> str:
     return _LINK.sub(lambda found: link_on_site(source, found[0], names) if found["target"] else found[0], text)
 
 
+def file_of(module: str) -> Path:
+    """Return the file of a module or of a package."""
+    place = ROOT.joinpath(*module.split("."))
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
 def public_names(module: str) -> list[str]:
     """Return what a module exports: its `__all__`, the names that it imports as themselves, or what it defines."""
-    place = ROOT.joinpath(*module.split("."))
-    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imported = [alias.name for node in imports for alias in node.names if alias.asname == alias.name]
     defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]

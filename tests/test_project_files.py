@@ -1,5 +1,6 @@
 """The files around the package agree with it and with each other: the site, the workflows, the forms, the citation."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -89,10 +90,13 @@ def test_public_names_are_those_that_the_module_exports(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", build_docs.MODULES)
-def test_reference_page_names_members(module: str) -> None:
-    assert re.search(
-        rf"\n::: {re.escape(module)}\n    options:\n      members:\n        - \w+", build_docs.reference_page(module)
-    )
+def test_reference_page_names_members_and_examples_are_marked(module: str) -> None:
+    pattern = rf"\n::: {re.escape(module)}\n    options:\n      members:\n        - \w+"
+    assert re.search(pattern, build_docs.reference_page(module))
+    # Outside a section "Examples", the marks would be read as quotations.
+    docstring = ast.get_docstring(ast.parse(build_docs.file_of(module).read_text(encoding="utf-8")))
+    assert docstring is not None
+    assert re.search("^>>>", docstring, re.MULTILINE) is None
 
 
 def test_repository_is_the_same_everywhere() -> None:
