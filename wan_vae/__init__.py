@@ -1,9 +1,10 @@
 """The video VAE of Wan2.1 and its siblings: exact, streaming, and in every checkpoint layout.
 
->>> from wan_vae import WanVAE
->>> vae = WanVAE.from_pretrained("wan2.1")
->>> latents = vae.encode(video)  # (1, 3, 17, 480, 832) in [-1, 1] -> (1, 16, 5, 60, 104)
->>> video = vae.decode(latents)
+Examples:
+    >>> from wan_vae import WanVAE
+    >>> vae = WanVAE.from_pretrained("wan2.1")
+    >>> latents = vae.encode(video)  # (1, 3, 17, 480, 832) in [-1, 1] -> (1, 16, 5, 60, 104)
+    >>> video = vae.decode(latents)
 """
 
 # Type checkers take it for true. Importing it from typing would take longer than all else until Ctrl-C is handled.

@@ -1,9 +1,10 @@
 """diffusers on this package's network: pipelines keep their VAE, which computes the same frames faster.
 
->>> from diffusers import WanPipeline
->>> from wan_vae.integrations.diffusers import accelerate
->>> pipe = WanPipeline.from_pretrained("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
->>> handle = accelerate(pipe)  # handle.restore() takes it back
+Examples:
+    >>> from diffusers import WanPipeline
+    >>> from wan_vae.integrations.diffusers import accelerate
+    >>> pipe = WanPipeline.from_pretrained("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    >>> handle = accelerate(pipe)  # handle.restore() takes it back
 
 The instance's `_encode` and `_decode` are replaced, which `encode` and `decode` call after the hooks of offloading and
 the slicing of batches; class, config, parameters and saved files stay as they are. Latents are raw, as in diffusers.

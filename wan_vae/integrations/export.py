@@ -4,9 +4,10 @@ A stream caches the last frames in front of every causal convolution. Here the c
 step takes the clip's first frame, or its first latent, and returns the caches; every following step takes the next
 chunk with the caches, and returns its result with new ones. In a row, they give what `encode` and `decode` give.
 
->>> first, following = export_steps(WanVAE.from_pretrained("nano"), "decode", height=64, width=96)
->>> frames, *caches = first.module()(latents[:, :, :1])
->>> more, *caches = following.module()(latents[:, :, 1:2], *caches)
+Examples:
+    >>> first, following = export_steps(WanVAE.from_pretrained("nano"), "decode", height=64, width=96)
+    >>> frames, *caches = first.module()(latents[:, :, :1])
+    >>> more, *caches = following.module()(latents[:, :, 1:2], *caches)
 """
 
 import torch

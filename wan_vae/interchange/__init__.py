@@ -1,8 +1,9 @@
 """Latents files of other programs: ComfyUI, musubi-tuner, FastVideo, ai-toolkit, and bare tensors.
 
->>> from wan_vae.interchange import read_latents, write_latents
->>> latents = read_latents("ComfyUI_00001_.latent", vae.config)  # normalized, (1, z, t, h, w)
->>> write_latents("clip.latent", latents, vae.config)
+Examples:
+    >>> from wan_vae.interchange import read_latents, write_latents
+    >>> latents = read_latents("ComfyUI_00001_.latent", vae.config)  # normalized, (1, z, t, h, w)
+    >>> write_latents("clip.latent", latents, vae.config)
 
 `encode_file` and `decode_file` write and read them, too.
 """

@@ -148,7 +148,8 @@ def create_clip(
 
     Args:
         path: Output. An existing file or empty folder is replaced; missing parent folders are created.
-        width, height: Size in pixels.
+        width: Of the frames, in pixels.
+        height: Of the frames, in pixels.
         fps: Frame rate, stored exactly where the time unit of the format allows.
         color: Color of the stored samples in formats that store YUV. RGB is stored as limited-range BT.709.
         pixel_aspect: Width of a pixel over its height; video only.
