@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from wan_vae.tiny import TinyVAE as TinyVAE
     from wan_vae.vae import WanVAE as WanVAE
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "alpha_pair": ("AlphaPair",),

@@ -100,8 +100,8 @@ def test_sharded_calls_with_budgets_equal_one_device(
 def plans(group: dist.ProcessGroup, config: VAEConfig, budgets: list[int]) -> tuple[Plan, torch.Tensor]:
     vae, memory = sharded(group, config), budgets[group.rank()]
     with small_sizes_count():
-        plan = vae.plan("decode", frames=7, height=48, width=96, memory=memory)
-        return plan, vae.decode(random_latents(config, 4, 24, 48), memory=memory)
+        plan = vae.plan("decode", frames=7, height=48, width=96, memory=memory, latents_per_pass=1)
+        return plan, vae.decode(random_latents(config, 4, 24, 48), memory=memory, latents_per_pass=1)
 
 
 def test_the_min_budget_is_everyones(workers: Workers) -> None:
