@@ -10,6 +10,11 @@ import logging
 _LONGEST = 1000  # characters of a message; a name in a damaged file can have millions
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what a compiler or a driver says, which may go on for pages."""
+    return str(error).strip().partition("\n")[0]
+
+
 def printable(text: object) -> str:
     """Return text as one line that a terminal only shows.
 

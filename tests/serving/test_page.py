@@ -18,7 +18,7 @@ import requests
 from tests.serving.running import serving, small_vae
 from wan_vae import reconstruct_file
 from wan_vae.io import write_clip
-from wan_vae.report.page import CSS, SCRIPT
+from wan_vae.report.page import style_and_script
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -49,7 +49,7 @@ def test_page_names_the_model_and_its_policy_allows_its_own_code_and_the_reports
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "<h1>small</h1>" in answer.text
     policy = answer.headers["content-security-policy"]
-    for tag, shared in (("style", CSS), ("script", SCRIPT)):
+    for tag, shared in zip(("style", "script"), style_and_script(), strict=True):
         (inline,) = re.findall(f"<{tag}>(.*?)</{tag}>", answer.text, re.DOTALL)
         sources = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (inline, shared)]
         assert f"{tag}-src 'sha256-{sources[0]}' 'sha256-{sources[1]}';" in policy

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wan_vae.errors import first_line
+
 _ROUNDS = 5
 # A shorter round would measure launching rather than computing.
 _SECONDS_PER_ROUND = 0.01
@@ -65,7 +67,7 @@ def run_fastest(key: str, candidates: Mapping[str, Callable[[], Tensor]], device
 
     Raises:
         Exception: All candidates failed, or the first one did; the error is that of the first.
-        torch.OutOfMemoryError: The device's memory is full.
+        torch.cuda.OutOfMemoryError: The device's memory is full.
     """
     return _tuning_cache().run(key, candidates, device)
 
@@ -117,14 +119,13 @@ class TuningCache:
         name, first = self.fastest(key, candidates, device), next(iter(candidates))
         try:
             return candidates[name]()
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         # Compilers, drivers and libraries raise errors of many classes; the first candidate computes the same.
         except Exception as error:
             if name == first:
                 raise
-            reason = str(error).strip().partition("\n")[0]
-            _logger.warning(f"{name} fails for {key}, so {first} computes it from now on: {reason}")
+            _logger.warning(f"{name} fails for {key}, so {first} computes it from now on: {first_line(error)}")
             with self._lock:
                 entry = self._entry(key, candidates)
                 self._entries()[entry] = first

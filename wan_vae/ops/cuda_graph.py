@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wan_vae.errors import first_line
+
 _capture_lock = threading.Lock()
 _given_up: set[torch.device] = set()
 
@@ -20,8 +22,8 @@ def can_capture(device: torch.device) -> bool:
 def give_up(device: torch.device, error: Exception) -> None:
     """Log that a capture has failed, and try none on this device in this process any more."""
     if device not in _given_up:
-        reason = str(error).strip().partition("\n")[0]
-        logging.getLogger("wan_vae").warning(f"No CUDA graph can be captured, so small pictures run slower: {reason}")
+        message = f"No CUDA graph can be captured, so small pictures run slower: {first_line(error)}"
+        logging.getLogger("wan_vae").warning(message)
     _given_up.add(device)
 
 

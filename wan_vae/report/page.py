@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ _METRICS = {"psnr": ("PSNR", "dB", 4), "ssim": ("SSIM", "", 6), "lpips": ("LPIPS
 _LATENT_SHARE = 8  # latents get this part of the bytes
 _FOLDER = Path(__file__).parent
 
-CSS, SCRIPT = ((_FOLDER / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+
+@cache
+def style_and_script() -> tuple[str, str]:
+    """Return the page's CSS and JavaScript."""
+    css, script = ((_FOLDER / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return css, script
 
 
 def check_page(path: Path) -> None:
@@ -135,6 +141,7 @@ class Report:
         for _, frame, pictures in self._worst:
             if pictures:
                 self._keep(frame, pictures)
+        css, script = style_and_script()
         environment = Environment(autoescape=True, loader=FileSystemLoader(_FOLDER), undefined=StrictUndefined)
         rows = list(dict.fromkeys(name for facts in models for name in facts))
         content = environment.get_template("page.html").stream(
@@ -143,10 +150,10 @@ class Report:
             frames=len(self._scores[0]),  # interlaced video may have fewer than announced
             size=f"{self._size[0]} x {self._size[1]}",
             fps=f"{float(self._fps):.6g}",
-            css=CSS,
-            css_source=source_of(CSS),
-            script=SCRIPT,
-            script_source=source_of(SCRIPT),
+            css=css,
+            css_source=source_of(css),
+            script=script,
+            script_source=source_of(script),
             cards=[self._card(scores) for scores in self._scores],
             notes=[note, *self._notes()],
             plots=self._plots(),

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wan_vae.errors import first_line
+
 _PROBED = (1, 96, 2, 3, 5)  # a width of Wan's, and pixels that fill no tile
 _TOLERANCE = 1e-5  # of float32 values around 1
 _verdicts: dict[torch.device, bool] = {}
@@ -24,7 +26,7 @@ def _runs_on(device: torch.device) -> bool:
     if device not in _verdicts:
         try:
             _verdicts[device] = _probe(device)
-        except torch.OutOfMemoryError:  # says nothing about the next call
+        except torch.cuda.OutOfMemoryError:  # says nothing about the next call
             return False
     return _verdicts[device]
 
@@ -41,11 +43,11 @@ def _probe(device: torch.device) -> bool:
         error = (result - F.silu(x / x.norm(dim=1, keepdim=True) * scale)).abs().max().item()
         if not error <= _TOLERANCE:
             raise ArithmeticError(f"a norm is wrong by {error:.1e}")
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         raise
     # Compilers and drivers raise errors of many classes; PyTorch's kernels compute the same, more slowly.
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        logging.getLogger("wan_vae").warning(f"Triton's kernels cannot run on {device}, so PyTorch's do: {reason}")
+        message = f"Triton's kernels cannot run on {device}, so PyTorch's do: {first_line(error)}"
+        logging.getLogger("wan_vae").warning(message)
         return False
     return True
