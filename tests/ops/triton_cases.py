@@ -314,11 +314,11 @@ def test_the_networks_convolution_is_the_same_whichever_way_is_chosen(stride: tu
     exact = F.conv3d(values.double(), weight.double(), bias.double(), stride, (0, 1, 1))
     skip = random(tuple(exact.shape), torch.float32, seed=3)
 
-    def chosen(key: str, ways: dict[str, Any], device: torch.device) -> str:
-        return list(ways)[place]
+    def chosen(key: str, ways: dict[str, Any], device: torch.device) -> Tensor:
+        return list(ways.values())[place]()
 
     with (
-        mock.patch.object(autotune, "fastest", chosen),
+        mock.patch.object(autotune, "run_fastest", chosen),
         mock.patch.object(autotune, "is_tunable", return_value=True),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):

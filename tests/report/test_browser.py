@@ -118,7 +118,7 @@ def test_slider_moves_the_edge_between_the_pictures(tab: "Tab") -> None:
     tab.click("text=Slider")
     tab.wait_for_selector("#stage.wipe canvas")
     wait_for(tab, 0)
-    tab.wait_for_function("document.querySelector('#stage figcaption').textContent.includes('|')")
+    tab.wait_for_selector("#stage figcaption:has-text('|')")
     assert [pixel(tab, 0, x, 0.3) for x in (0.1, 0.4, 0.6)] == [20, 20, 20 - MADE]
     tab.evaluate("wipe.value = 20; wipe.dispatchEvent(new Event('input'))")
     assert [pixel(tab, 0, x, 0.3) for x in (0.1, 0.4, 0.6)] == [20, 20 - MADE, 20 - MADE]
@@ -181,7 +181,7 @@ def test_zoom_follows_the_pointer_in_both_pictures(tab: "Tab") -> None:
     tab.mouse.move(*corner)
     for _ in range(16):
         tab.mouse.wheel(0, -100)
-    tab.wait_for_function("document.getElementById('zoom').textContent === '16x'")
+    tab.wait_for_selector("#zoom:text-is('16x')")
     assert [pixel(tab, canvas, 0.6, 0.6) for canvas in (0, 1)] == [255, 255 - MADE]
     tab.mouse.move(box["x"] + 2, box["y"] + 2)
     assert [pixel(tab, canvas, 0.6, 0.6) for canvas in (0, 1)] == [20, 20 - MADE]
@@ -192,14 +192,15 @@ def test_zoom_follows_the_pointer_in_both_pictures(tab: "Tab") -> None:
 def test_error_view_shows_the_error_and_all_shows_three(tab: "Tab") -> None:
     tab.keyboard.press("3")
     tab.wait_for_selector("#stage.error")
-    tab.wait_for_function("document.querySelector('#stage figcaption').textContent === 'Error'")
+    tab.wait_for_selector("#stage figcaption:text-is('Error')")
     dark = pixel(tab, 0, 0.3, 0.3)
     tab.keyboard.press("w")
     wait_for(tab, WORST)
     assert pixel(tab, 0, 0.3, 0.3) > dark
     assert tab.is_visible("#scale")
     tab.keyboard.press("4")
-    tab.wait_for_function("document.querySelectorAll('#stage canvas').length === 3")
+    tab.wait_for_selector("#stage figure:nth-child(3):last-child canvas")
+    assert tab.locator("#stage canvas").count() == 3
 
 
 def test_several_reconstructions_are_compared_with_each_other(browser: "Browser", tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_several_reconstructions_are_compared_with_each_other(browser: "Browser"
         tab.keyboard.press("2")
         tab.select_option("#left", label="a")
         tab.select_option("#right", label="b")
-        tab.wait_for_function("/^a .* [|] b /.test(document.querySelector('#stage figcaption').textContent)")
+        tab.wait_for_selector("#stage figcaption:text-matches('^a .* [|] b ')")
         assert [pixel(tab, 0, x, 0.5) for x in (0.4, 0.6)] == [90, 70]
 
 
