@@ -31,10 +31,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Timings of numerical code on shared machines say nothing.
-hypothesis.settings.register_profile(
-    "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
-)
-hypothesis.settings.load_profile("default")
+_SETTINGS = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow], "derandomize": True}
+hypothesis.settings.register_profile("quick", max_examples=30, **_SETTINGS)
+hypothesis.settings.register_profile("thorough", **_SETTINGS)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try more examples where the slow tests run."""
+    selected = config.getoption("markexpr")
+    hypothesis.settings.load_profile("quick" if selected == "not slow" else "thorough")
 
 
 @pytest.fixture(scope="session", autouse=True)

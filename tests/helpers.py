@@ -53,6 +53,7 @@ def small_configs(draw: st.DrawFn) -> VAEConfig:
         patch_size=draw(st.sampled_from([1, 2])),
         output_upscale=draw(st.sampled_from([1, 2])),
         block=draw(st.sampled_from(BLOCK_KINDS)),
+        linear_skip=draw(st.booleans()),
     )
 
 
@@ -78,7 +79,7 @@ def randomize(network: nn.Module, seed: int = 0) -> None:
             value = 0.1 * noise
         else:  # gamma, weights of batch norms, running variances
             value = 1 + 0.1 * noise.clamp(-3, 3)
-        if name.startswith("decoder.head.conv"):
+        if name.startswith(("decoder.head.conv", "decoder.linear_skip")):
             value = 0.1 * value
         tensor.copy_(value)
 

@@ -40,6 +40,8 @@ class VAEConfig:
         latent_std: Standard deviation of each raw latent channel over the training data.
         image_channels: Channels of the pictures: 3 for RGB, 4 for RGB and alpha.
         images_only: The model knows single pictures only (Qwen-Image-2.1): its kernels have no past frames.
+        linear_skip: A linear map of blocks of pixels to latents around the encoder, and one back around the decoder,
+            which the network learns the difference from.
         bottleneck_ratio: Output width of a `bottleneck` block per width of its 3x3x3 convolution.
         dense_growth: Channels that each layer of a `dense` block adds.
         dense_layers: Layers of a `dense` block.
@@ -63,6 +65,7 @@ class VAEConfig:
     latent_std: tuple[float, ...]
     image_channels: int = 3
     images_only: bool = False
+    linear_skip: bool = False
     bottleneck_ratio: int = 4
     dense_growth: int = 32
     dense_layers: int = 4
@@ -90,6 +93,11 @@ class VAEConfig:
             raise UserError(
                 f"temporal_downsample has {len(self.temporal_downsample)} entries; {len(self.width_multipliers)} levels"
                 f" have {len(self.width_multipliers) - 1} steps between them."
+            )
+        if self.linear_skip and self.latent_channels > (least := self.image_channels * self.spatial_compression**2):
+            raise UserError(
+                f"latent_channels is {self.latent_channels}; with linear_skip there can be {least}, the values of a"
+                " block of pixels."
             )
         self._check_widths()
         for name in ("latent_mean", "latent_std"):

@@ -125,6 +125,7 @@ def test_benchmark_prints_tables(finished: Finished) -> None:
     assert markdown([finished.path]).count("| tiny, 5 frames of 32x16 |") == 4
 
 
+@pytest.mark.slow
 def test_benchmark_without_diffusers_profiles_a_checkpoint(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.cli.running import read_clip, run, write_clip
 
 
+@pytest.mark.slow
 def test_memory_budget_changes_no_pixel(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = write_clip(tmp_path / "clip.mkv", frames=5, width=96, height=64, fps=Fraction(25))
     options = ("--checkpoint", checkpoint, "--dtype", "fp32", "--lossless")

@@ -21,6 +21,7 @@ from wan_vae.io.frames import tensors_to_frames
 from wan_vae.io.latents_file import LatentsFile
 
 
+@pytest.mark.slow
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     frames=st.integers(1, 8),

@@ -51,6 +51,7 @@ def said(outcome: Outcome) -> list[str]:
     return [line for line in outcome.err.splitlines() if line.startswith("wan-vae: ") or "Traceback" in line]
 
 
+@pytest.mark.slow
 def test_encode_and_decode_with_shards_equal_one_process(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +115,7 @@ def test_memory_budget_with_shards_changes_no_pixel(
     assert np.abs(read_clip(one).astype(int) - read_clip(two)).max() <= 1
 
 
+@pytest.mark.slow
 def test_error_of_all_processes_is_printed_by_the_first(tmp_path: Path) -> None:
     command = ["decode", tmp_path / "none.safetensors", tmp_path / "out.mkv", "--device", "cpu", "--shards", 2]
     first, second = start_all(command, command)
@@ -132,6 +134,7 @@ def test_error_of_one_process_ends_all(clip: Path, checkpoint: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == [clip]
 
 
+@pytest.mark.slow
 def test_picture_too_small_for_the_shards_is_refused(clip: Path, checkpoint: Path, tmp_path: Path) -> None:
     command = ["encode", clip, tmp_path / "out.safetensors", "--device", "cpu", "--shards", 3, "--size", "2x2"]
     first, *others = start_all(*[[*command, "--checkpoint", checkpoint]] * 3)

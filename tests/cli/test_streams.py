@@ -78,6 +78,7 @@ def test_help_without_docstrings(flag: str) -> None:
     assert b"--checkpoint" in ended.stdout
 
 
+@pytest.mark.slow
 def test_too_little_memory_for_torch_is_one_sentence(clip: Path, tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2**29, resource.RLIM_INFINITY))

@@ -45,7 +45,7 @@ PATIENCE = 600
 
 @pytest.fixture(scope="module")
 def recipe(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    stages = (stage_values(steps=10, batch=1, taught=True), stage_values(steps=STEPS - 10, batch=1))
+    stages = (stage_values(steps=10, batch=1), stage_values(steps=STEPS - 10, batch=1))
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     values = recipe_values(material, *stages, checkpoint_every=1)
     path.write_text(yaml.safe_dump(values), encoding="utf-8")

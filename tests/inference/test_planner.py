@@ -45,6 +45,7 @@ def test_more_memory_never_costs_more_operations() -> None:
         assert (plans[-1].tiling, plans[-1].overhead) == (None, 0.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(small_configs(), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(0, 40))
 def test_a_budget_changes_no_value(config: VAEConfig, latents: int, height: int, width: int, more: int) -> None:
@@ -59,6 +60,7 @@ def test_a_budget_changes_no_value(config: VAEConfig, latents: int, height: int,
             assert relative_difference(run(x, memory=budget), run(x)) <= 1e-10
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_streams_keep_to_budgets() -> None:
     vae = random_vae(small_config(decoder_width=32))

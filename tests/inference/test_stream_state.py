@@ -59,6 +59,7 @@ def test_a_resumed_stream_gives_the_same_bytes(
         other.flush()
 
 
+@pytest.mark.slow
 @given(st.data(), small_configs(), st.booleans())
 def test_what_tiles_remember_moves_along(data: st.DataObject, config: VAEConfig, encodes: bool) -> None:
     vae, side = random_vae(config, torch.float32), config.spatial_compression

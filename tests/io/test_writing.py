@@ -335,6 +335,7 @@ def test_a_full_disk_is_reported_and_cleaned_up(tmp_path: Path, name: str, limit
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
     code = """
 import resource, sys

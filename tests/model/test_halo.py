@@ -148,6 +148,7 @@ def test_the_model_keeps_no_state() -> None:
     assert {name: dict(vars(module)) for name, module in vae.named_modules()} == before
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph() -> None:
     # In float64, for in float32 the compiled convolutions are not the same routines and differ by rounding.
     vae = WanVAE(small_config(level_shortcuts=True, width_multipliers=(1, 1))).to(torch.float64)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -61,6 +62,7 @@ def joined(parts: Sequence[np.ndarray], grid: Grid) -> torch.Tensor:
     return torch.cat(rows, dim=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.data(), small_configs(), grids())
 def test_parts_encode_like_the_whole_picture(

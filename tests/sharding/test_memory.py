@@ -76,6 +76,7 @@ def coded(
         return getattr(vae, call)(x, memory=budget).numpy(), said, vae.plan(call, **options, memory=budget)
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(
     st.data(),
@@ -104,6 +105,7 @@ def plans(group: dist.ProcessGroup, config: VAEConfig, budgets: list[int]) -> tu
         return plan, vae.decode(random_latents(config, 4, 24, 48), memory=memory, latents_per_pass=1)
 
 
+@pytest.mark.slow
 def test_the_min_budget_is_everyones(workers: Workers) -> None:
     config = small_config(decoder_width=32)
     whole, expected = workers.run(2, plans, config, [2**40] * 2)[0]

@@ -45,6 +45,7 @@ def decoded(
     return torch.cat(list(parts), dim=2).numpy()
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(st.data(), small_configs(), st.integers(1, 3), st.integers(1, 3), st.integers(3, 4), st.integers(3, 5))
 def test_streams_encode_like_one_process(

@@ -37,6 +37,7 @@ def test_scaling_is_that_of_the_largest_part() -> None:
     assert three.balance(1e12) == pytest.approx(three.sent / three.flops * 1e12)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.data(), small_configs(), grids(), st.integers(1, 4))
 def test_dry_run_sends_what_the_architecture_implies(

@@ -46,7 +46,7 @@ class Material:
 def make_material(folder: Path) -> Material:
     """Write the files to a folder."""
     material = Material(folder / "small.yaml", folder / "videos", folder / "photos", folder / "alexnet.safetensors")
-    write_preset(material.preset, dropout=0.2)
+    write_preset(material.preset, dropout=0.2, linear_skip=True)
     material.videos.mkdir()
     for name, frames in (("a.mkv", 9), ("b.mkv", 7), ("short.mkv", 3), (HELD_OUT, 6)):
         write_clip(material.videos / name, frames=frames, width=40, height=32, fps=Fraction(25))

@@ -26,6 +26,7 @@ from wan_vae.training.data import (
     center_crop,
     find_sources,
     ken_burns,
+    pass_object,
     random_crop,
     store_clip,
     store_sources,
@@ -205,7 +206,7 @@ def test_random_crop_returns_successive_frames_of_the_described_square(
 )
 def test_ken_burns_keeps_a_uniform_photo(height: int, width: int, crop: int, length: int, seed: int) -> None:
     photo = np.full((height, width, 3), COLORS, dtype=np.uint8)
-    levels, _ = ken_burns(photo, length, crop, np.random.default_rng(seed))
+    levels, _ = ken_burns(photo, length, crop, np.random.default_rng(seed), np.ones(2))
     expected = torch.tensor(COLORS, dtype=torch.float32).view(3, 1, 1, 1).expand(3, length, crop, crop)
     torch.testing.assert_close(levels, expected, rtol=0, atol=0.01)
 
@@ -214,7 +215,7 @@ def test_ken_burns_keeps_a_uniform_photo(height: int, width: int, crop: int, len
 @given(crop=st.integers(8, 32), more=st.tuples(st.integers(0, 150), st.integers(0, 150)), seed=st.integers(0, 999))
 def test_ken_burns_view_lies_inside_the_photo(crop: int, more: tuple[int, int], seed: int) -> None:
     height, width = crop + more[0], crop + more[1]
-    levels, origin = ken_burns(ramp(height, width), 1, crop, np.random.default_rng(seed))
+    levels, origin = ken_burns(ramp(height, width), 1, crop, np.random.default_rng(seed), np.ones(2))
     scale = float(origin.split(" times")[0])
     for channel, axis, side in ((0, -1, width), (1, -2, height)):
         # Pixels of the crop are `scale` photo pixels apart if none is reflected. The outermost ones are left out: the
@@ -225,15 +226,43 @@ def test_ken_burns_view_lies_inside_the_photo(crop: int, more: tuple[int, int], 
         assert levels[channel].max() <= side - 1 + 1e-3
 
 
-def test_ken_burns_moves_at_constant_speed() -> None:
-    moved = 0
+def test_ken_burns_moves_at_the_given_speed() -> None:
+    checked = 0
     for seed in range(30):
-        levels, _ = ken_burns(ramp(200, 200), 5, 8, np.random.default_rng(seed))
+        levels, origin = ken_burns(ramp(200, 200), 5, 8, np.random.default_rng(seed), np.array([1.5, -0.5]))
         if levels[:2].min() > 15 and levels[:2].max() < 185:  # away from the edges, where the picture is reflected
-            steps = levels[:2].mean(dim=(-2, -1)).diff(dim=1)
-            torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=0, atol=0.05)
-            moved += int(steps.abs().max() > 0.1)
-    assert moved >= 5
+            steps = levels[:2].mean(dim=(-2, -1)).diff(dim=1) / float(origin.split(" times")[0])
+            torch.testing.assert_close(steps, torch.tensor([[1.5], [-0.5]]).expand(-1, 4), rtol=0, atol=0.05)
+            checked += 1
+    assert checked >= 5
+
+
+def test_pass_object_covers_a_part_that_moves() -> None:
+    photo = np.full((64, 64, 3), 255, dtype=np.uint8)
+    moved = 0
+    for seed in range(20):
+        levels = pass_object(torch.zeros(3, 5, 32, 32), photo, np.random.default_rng(seed))
+        assert levels.min() >= 0
+        assert levels.max() <= 255 + 1e-3
+        covered = (levels[0] / 255).mean(dim=(-2, -1))  # share by frame
+        assert covered.max() < 0.6
+        columns = torch.arange(32.0)
+        center = [(frame.sum(dim=0) * columns).sum() / frame.sum() for frame in levels[0] if frame.sum() > 0]
+        moved += len(center) > 1 and bool(abs(center[-1] - center[0]) > 1)
+    assert moved >= 10
+
+
+def test_batches_with_fast_share_skip_frames_and_keep_their_sizes(sources: Sources) -> None:
+    slow, fast = (
+        TrainingBatches(sources, recipe_of(stage_values(steps=30, lengths={3: 1.0}, fast_share=share)), 1)
+        for share in (0.0, 1.0)
+    )
+    assert all(fast[number].video.shape == slow[number].video.shape for number in range(4))
+    video = fast[0].video
+    assert torch.isfinite(video).all()
+    assert video.abs().max() <= 1
+    assert torch.equal(video, fast[0].video)
+    assert not all(torch.equal(fast[number].video, slow[number].video) for number in range(4))
 
 
 def test_center_crop_fits_the_model(sources: Sources, tmp_path: Path) -> None:

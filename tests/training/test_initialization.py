@@ -15,7 +15,7 @@ from wan_vae.model.blocks import PreActivationBlock, ResidualBlock
 from wan_vae.model.halo import Halo
 from wan_vae.training.initialization import (
     FIRST_LOG_VARIANCE,
-    PCATargets,
+    fit_linear_skip,
     init_for_training,
     initial_vae,
     set_training_mode,
@@ -107,12 +107,12 @@ def test_initial_vae_invalid_model_raises(model: dict[str, Any], message: str, m
         initial_vae(small_recipe(material, stage, model=model, validation_frames=3), None, CPU)
 
 
-CONFIG = small_config()
+CONFIG = small_config(linear_skip=True)
 SCALES = (3.0, 1.0, 0.5)
 
 
 def low_rank_videos(count: int) -> list[Tensor]:
-    """Return clips with patches of rank 3: two static directions, and one of change that first frames do not have."""
+    """Return clips with blocks of rank 3: two directions at rest, and one of change that first frames do not have."""
     generator = torch.Generator().manual_seed(0)
     time, space = CONFIG.temporal_compression, CONFIG.spatial_compression
     still = torch.randn(2, 3, 1, space, space, generator=generator, dtype=torch.float64).expand(-1, -1, time, -1, -1)
@@ -132,96 +132,65 @@ def low_rank_videos(count: int) -> list[Tensor]:
     return videos
 
 
-def fitted(videos: list[Tensor], config: VAEConfig = CONFIG) -> PCATargets:
-    pca = PCATargets(config).double()
-    pca.fit(videos)
-    return pca
+def fitted(videos: list[Tensor], config: VAEConfig = CONFIG) -> WanVAE:
+    vae = random_vae(config)
+    init_for_training(vae)
+    fit_linear_skip(vae, videos)
+    return vae
 
 
-def decode(pca: PCATargets, code: Tensor) -> Tensor:
-    """Invert the projection: the transpose, times the square of the scale, plus the mean."""
-    scale = pca.components.square().sum(dim=1).mean().rsqrt()
-    patches = torch.einsum("bzthw,zp->bthwp", code, pca.components) * scale**2 + pca.mean
-    time, space = CONFIG.temporal_compression, CONFIG.spatial_compression
-    frames = rearrange(patches, "b t h w (c f p q) -> b c (t f) (h p) (w q)", c=3, f=time, p=space, q=space)
-    return frames[:, :, time - 1 :]
+def coded(vae: WanVAE, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the raw latents of a video, and what is decoded from them."""
+    latents = vae.moments(video, Halo()).chunk(2, dim=1)[0]
+    return latents, vae.pixels(latents, Halo())
 
 
-def test_pca_targets_reconstruct_low_rank_data() -> None:
+def test_fit_linear_skip_reconstructs_low_rank_data() -> None:
     videos = low_rank_videos(3)
-    pca = fitted(videos)
+    vae = fitted(videos)
     for video in videos:
-        code = pca(video)
-        assert code.shape == (2, 3, 4, 5, 6)
-        torch.testing.assert_close(decode(pca, code), video)
+        torch.testing.assert_close(coded(vae, video)[1], video)
 
 
-def test_pca_targets_components_are_orthogonal_sorted_and_of_one_scale() -> None:
+def test_fit_linear_skip_gives_latents_of_mean_square_1_that_do_not_correlate() -> None:
     videos = low_rank_videos(3)
-    pca = fitted(videos)
-    products = pca.components @ pca.components.T
-    torch.testing.assert_close(products, products[0, 0] * torch.eye(3, dtype=torch.float64))
-    codes = torch.cat([pca(video) for video in videos]).transpose(0, 1).flatten(1)
+    vae = fitted(videos)
+    codes = torch.cat([coded(vae, video)[0][:, :, 1:] for video in videos]).transpose(0, 1).flatten(1)
     torch.testing.assert_close(codes.mean(dim=1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
-    covariance = codes.cov()
-    variances = covariance.diagonal()
-    torch.testing.assert_close(covariance, variances.diag(), rtol=0, atol=1e-6)
+    variances = codes.cov(correction=0).diagonal()
+    torch.testing.assert_close(codes.cov(correction=0), variances.diag(), rtol=0, atol=1e-6)
     assert (variances.diff() < 0).all()
     torch.testing.assert_close(variances.mean(), torch.tensor(1.0, dtype=torch.float64))
 
 
-def test_pca_targets_distances_are_proportional_to_pixel_distances() -> None:
-    videos = low_rank_videos(2)
-    pca = fitted(videos)
-    first, second = videos
-    # In pixels of patches, in which the first frame is repeated.
-    apart = pca._patches(first) - pca._patches(second)
-    ratio = (pca(first) - pca(second)).norm(dim=1) / apart.norm(dim=-1)
-    torch.testing.assert_close(ratio, ratio[0, 0, 0, 0].expand_as(ratio))
+def test_fit_linear_skip_loses_the_least_of_all_linear_codes() -> None:
+    # By the Eckart-Young theorem, which gives the smallest loss of any linear code of that size. Far from zero, where
+    # a covariance from sums of squares loses digits.
+    videos = [0.9 + 0.01 * random_video(5, 8, 12, seed=seed) for seed in range(3)]
+    vae = fitted(videos)
+    skip = vae.encoder.linear_skip
+    assert skip is not None
+    parts = {1: [video[:, :, ::2] for video in videos], 2: [video[:, :, 1:] for video in videos]}
+    for frames, shown in parts.items():
+        blocks = torch.cat([skip.blocks_of(part, frames).flatten(0, 3) for part in shown])
+        least = torch.linalg.svdvals(blocks - blocks.mean(dim=0))[3:].square().sum()
+        name = "first" if frames == 1 else "later"
+        encode, decode = (half.get_submodule(f"linear_skip.{name}") for half in (vae.encoder, vae.decoder))
+        lost = (decode(encode(blocks)) - blocks).square().sum()
+        torch.testing.assert_close(lost, least)
 
 
-def test_pca_targets_repeat_the_first_frame() -> None:
-    pca = fitted([random_video(9, 8, 8)])
-    picture = random_video(1, 4, 4, seed=1)
-    still = picture.expand(-1, -1, 5, -1, -1)
-    code = pca(still)
-    torch.testing.assert_close(code, code[:, :, :1].expand_as(code))
-    torch.testing.assert_close(pca(picture), code[:, :, :1])
+def test_fit_linear_skip_codes_first_frames_like_blocks_at_rest() -> None:
+    videos = low_rank_videos(3)
+    vae = fitted(videos)
+    still = videos[0][:, :, :1].expand(-1, -1, 5, -1, -1)
+    latents, _ = coded(vae, still)
+    apart = (latents[:, :, :1] - latents[:, :, 1:]).square().mean() / latents.square().mean()
+    assert apart < 0.05
 
 
-def test_pca_targets_lose_the_least_of_all_linear_codes() -> None:
-    # By the Eckart-Young theorem, which gives the smallest loss of any linear code of that size.
-    video = random_video(9, 8, 8)
-    pca = fitted([video])
-    patches = pca._patches(video).flatten(0, 3)
-    centered = patches - patches.mean(dim=0)
-    lost = (decode(pca, pca(video)) - video).square().sum()
-    kept = torch.linalg.svdvals(centered)
-    first_frames = (decode(pca, pca(video)) - video)[:, :, 0].square().sum()
-    # The first frame is twice in the patches and once in the clip.
-    torch.testing.assert_close(lost + first_frames, kept[3:].square().sum(), rtol=0.2, atol=0)
-
-
-def test_pca_targets_of_constant_data_are_finite() -> None:
-    pca = fitted([torch.full((1, 3, 5, 4, 4), 0.25, dtype=torch.float64)])
-    assert torch.isfinite(pca(random_video(5, 4, 4))).all()
-
-
-def test_pca_targets_state_dict_is_complete() -> None:
-    pca = fitted([random_video(9, 8, 8)])
-    other = PCATargets(CONFIG).double()
-    other.load_state_dict(pca.state_dict())
-    video = random_video(5, 4, 4, seed=2)
-    assert torch.equal(other(video), pca(video))
-    assert not any(True for _ in pca.parameters())
-
-
-def test_pca_targets_equal_an_svd_of_all_patches() -> None:
-    # Far from zero, where a covariance from sums of squares loses most digits.
-    videos = [3 + 0.01 * random_video(5, 8, 12, seed=seed) for seed in range(3)]
-    pca = fitted(videos)
-    patches = torch.cat([pca._patches(video).flatten(0, 3) for video in videos])
-    torch.testing.assert_close(pca.mean, patches.mean(dim=0))
-    directions = torch.linalg.svd(patches - patches.mean(dim=0), full_matrices=False)[2][:3]
-    cosines = torch.nn.functional.cosine_similarity(pca.components, directions).abs()
-    torch.testing.assert_close(cosines, torch.ones(3, dtype=torch.float64))
+@pytest.mark.parametrize("frames", [1, 5])
+def test_fit_linear_skip_of_constant_data_is_finite(frames: int) -> None:
+    vae = fitted([torch.full((1, 3, frames, 4, 4), 0.25, dtype=torch.float64)])
+    _, decoded = coded(vae, random_video(5, 4, 4))
+    assert torch.isfinite(decoded).all()

@@ -64,17 +64,18 @@ class Constant:
         return torch.tensor(-5.0)
 
 
-def losses(step: int = 0, pca_targets: Tensor | None = None, **weights: Any) -> dict[str, float]:
+def losses(step: int = 0, **weights: Any) -> dict[str, float]:
     stage = Stage.model_validate(stage_values(loss=weights))
-    found = training_losses(stage, step, VIDEO, RECONSTRUCTION, POSTERIOR, pca_targets, Constant(), Constant())
+    found = training_losses(stage, step, VIDEO, RECONSTRUCTION, POSTERIOR, Constant(), Constant())
     return {name: loss.item() for name, loss in found.items()}
 
 
 def test_training_losses_are_weighted_in_the_total_only() -> None:
-    found = losses(l1=2.0, kl=3.0, lpips=5.0, lpips_frames=2, adversarial=7.0)
+    found = losses(l1=2.0, mse=0.5, kl=3.0, lpips=5.0, lpips_frames=2, adversarial=7.0)
     kl = kl_per_value(POSTERIOR, VIDEO).item()
     assert kl > 0
-    expected = {"l1": 0.25, "kl": kl, "lpips": 2.0, "adversarial": -5.0, "total": 0.5 + 3 * kl + 10 - 35}
+    expected = {"l1": 0.25, "mse": 0.0625, "kl": kl, "lpips": 2.0, "adversarial": -5.0}
+    expected["total"] = 0.5 + 0.5 * 0.0625 + 3 * kl + 10 - 35
     assert found == pytest.approx(expected)
 
 
@@ -82,12 +83,6 @@ def test_training_losses_without_weight_are_not_computed() -> None:
     assert losses().keys() == {"l1", "kl", "total"}
     assert "adversarial" not in losses(step=2, adversarial=1.0, adversarial_warmup=3)
     assert "adversarial" in losses(step=3, adversarial=1.0, adversarial_warmup=3)
-
-
-def test_training_losses_include_pca_targets() -> None:
-    found = losses(l1=1.0, kl=0.0, pca_targets=torch.full((2, 3, 2, 4, 4), 2.0))
-    assert found["code"] == pytest.approx(1.5**2)
-    assert found["total"] == pytest.approx(0.25 + 1.5**2)
 
 
 pytestmark = pytest.mark.usefixtures("own_accelerate")

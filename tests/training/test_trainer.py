@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import random_latents, random_vae, random_video, small_config
+from tests.helpers import random_vae, random_video, small_config
 from tests.training.runs import (
     HELD_OUT,
     Material,
@@ -32,7 +32,6 @@ from tests.training.runs import (
 from wan_vae import WanVAE
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import format_bytes
-from wan_vae.model.halo import Halo
 from wan_vae.training import WEIGHTS_NAME, Recipe, Trainer
 from wan_vae.training.data import TrainingBatches, center_crop, store_sources
 from wan_vae.training.trainer import TrainStep, load_batches
@@ -40,7 +39,7 @@ from wan_vae.training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("own_accelerate")
 
-TAUGHT = stage_values(name="taught", steps=2, batch=1, taught=True, warmup=1)
+RECONSTRUCTING = stage_values(name="reconstructing", steps=2, batch=1, warmup=1)
 
 
 def adversarial(*, lpips: float = 0.1, **changes: Any) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def adversarial(*, lpips: float = 0.1, **changes: Any) -> dict[str, Any]:
 def full_recipe(material: Material, tmp_path: Path, *, block: str = "wan", **changes: Any) -> Recipe:
     preset = write_preset(tmp_path / f"{block}.yaml", block=block, dropout=0.2)
     fixed = {"model": {"preset": str(preset)}, "lpips": {"backbone": str(material.backbone)}}
-    return small_recipe(material, TAUGHT, adversarial(), **(fixed | changes))
+    return small_recipe(material, RECONSTRUCTING, adversarial(), **(fixed | changes))
 
 
 def weights_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -73,7 +72,7 @@ def test_trainer_resumed_equals_an_uninterrupted_run_to_the_bit(
     parted = train(recipe, tmp_path / "parted", *breaks)
     assert straight["step"] == 6
     assert straight.keys() == {
-        "recipe", "sources", "step", "at_start", "config", "weights", "average", "optimizer", "pca", "adversary"
+        "recipe", "sources", "step", "at_start", "config", "weights", "average", "optimizer", "adversary"
     }  # fmt: skip
     assert_same(parted, straight)
     assert weights_of(tmp_path / "parted")[1] == weights_of(tmp_path / "straight")[1]
@@ -81,13 +80,12 @@ def test_trainer_resumed_equals_an_uninterrupted_run_to_the_bit(
 
 
 def test_trainer_changes_all_trained_parts_and_depends_on_the_seed(material: Material, tmp_path: Path) -> None:
-    stages = (TAUGHT, adversarial(lpips=0, steps=1))
+    stages = (RECONSTRUCTING, adversarial(lpips=0, steps=1))
     begun = train(small_recipe(material, *stages), tmp_path / "a", 1)
     ended = train(small_recipe(material, *stages), tmp_path / "a")
     for part in ("weights", "average", "adversary"):
         with pytest.raises(AssertionError):
             assert_same(ended[part], begun[part])
-    assert_same(ended["pca"], begun["pca"])
     other = train(small_recipe(material, *stages, seed=1), tmp_path / "b", 1)
     with pytest.raises(AssertionError):
         assert_same(other["weights"], begun["weights"])
@@ -127,10 +125,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_trainer_two_processes_equal_two_accumulated_batches(material: Material, tmp_path: Path) -> None:
     values = recipe_values(
         material,
-        TAUGHT | {"steps": 1},
+        RECONSTRUCTING | {"steps": 1},
         adversarial(lpips=0, steps=2),
     )
     recipe = Recipe.model_validate(values | {"gradient_accumulation": 2})
@@ -161,7 +160,7 @@ def test_trainer_two_processes_equal_two_accumulated_batches(material: Material,
     assert [process.returncode for process in processes] == [0, 0], printed
     assert [out.count("steps") for out, _ in printed] == [1, 0]
     pair = read_state(tmp_path / "pair")
-    for part in ("weights", "average", "pca", "optimizer", "adversary"):
+    for part in ("weights", "average", "optimizer", "adversary"):
         assert_same(pair[part], alone[part], relative=1e-3, absolute=2e-5)
     assert_same(weights_of(tmp_path / "pair")[0], weights_of(tmp_path / "alone")[0], relative=1e-3, absolute=2e-5)
     # The tolerances are smaller than the effect of a step.
@@ -358,7 +357,6 @@ def test_trainer_writes_losses_and_validations_to_tensorboard(material: Material
     log = EventAccumulator(str(tmp_path / "log"), size_guidance={"scalars": 0, "images": 0}).Reload()
     steps = {name: [event.step for event in log.Scalars(name)] for name in log.Tags()["scalars"]}
     assert steps["train/l1"] == steps["train/kl"] == steps["train/total"] == [1, 2, 3, 4, 5, 6]
-    assert steps["train/code"] == [1, 2]
     assert steps["train/lpips"] == steps["train/discriminator"] == [3, 4, 5, 6]
     assert steps["train/adversarial"] == [4, 5, 6]  # after its warm-up
     assert steps["validation/psnr"] == steps["validation/lpips"] == [2, 3, 4, 6]
@@ -370,11 +368,11 @@ def test_trainer_writes_losses_and_validations_to_tensorboard(material: Material
 def test_trainer_reduces_the_loss(material: Material, tmp_path: Path) -> None:
     preset = write_preset(tmp_path / "preset.yaml", encoder_width=8, decoder_width=8, latent_channels=4)
     data = {"photos": str(material.photos), "photo_short_side": 48}
-    stage = stage_values(steps=40, batch=4, lengths={1: 1.0}, learning_rate=0.005, warmup=5, taught=True)
+    stage = stage_values(steps=40, batch=4, lengths={1: 1.0}, learning_rate=0.005, warmup=5)
     recipe = small_recipe(material, stage, data=data, log_every=1, model={"preset": str(preset)})
     first = Trainer(recipe, tmp_path / "run").run(1)
     last = Trainer(recipe, tmp_path / "run").run()
-    assert last["l1"] < 0.6 * first["l1"]
+    assert last["l1"] < 0.85 * first["l1"]
 
 
 def test_trainer_request_stop_ends_after_the_step(material: Material, tmp_path: Path) -> None:
@@ -433,40 +431,3 @@ def test_load_batches_workers_give_the_same_batches(material: Material, tmp_path
         for number, batch in found:
             assert torch.equal(batch.video, batches[number].video)
             assert batch.origins == batches[number].origins
-
-
-CONFIG = small_config()
-
-
-def test_train_step_without_targets_decodes_a_sample() -> None:
-    vae, video = random_vae(CONFIG), random_video(5, 8, 8)
-    torch.manual_seed(0)
-    reconstruction, posterior = TrainStep(vae)(video)
-    torch.manual_seed(0)
-    expected, _ = vae(video, sample=True)
-    assert torch.equal(reconstruction, expected)
-    torch.testing.assert_close(posterior.mean, vae.posterior(video).mean)
-
-
-def test_train_step_with_targets_decodes_them_with_posterior_noise() -> None:
-    vae, video, code = random_vae(CONFIG), random_video(5, 8, 8), random_latents(CONFIG, 3, 4, 4)
-    torch.manual_seed(0)
-    reconstruction, posterior = TrainStep(vae)(video, code)
-    torch.manual_seed(0)
-    noise = posterior.sample() - posterior.mean
-    assert noise.std() > 0.1
-    torch.testing.assert_close(reconstruction, vae.pixels(code + noise, Halo()))
-
-
-def test_train_step_with_targets_separates_encoder_and_decoder_gradients() -> None:
-    vae, video, code = random_vae(CONFIG).requires_grad_(True), random_video(5, 8, 8), random_latents(CONFIG, 3, 4, 4)
-    reconstruction, posterior = TrainStep(vae)(video, code)
-    posterior.mean.sum().backward(retain_graph=True)
-    assert all(weight.grad is None for weight in vae.decoder.parameters())
-    assert any(weight.grad is not None for weight in vae.encoder.parameters())
-    reconstruction.sum().backward()
-    assert any(weight.grad is not None for weight in vae.decoder.parameters())
-    # With targets, the decoder's output does not depend on the posterior's mean.
-    assert vae.quant_conv.bias is not None
-    assert vae.quant_conv.bias.grad is not None
-    torch.testing.assert_close(vae.quant_conv.bias.grad[:3], torch.full((3,), 3.0 * 4 * 4, dtype=torch.float64))

@@ -21,6 +21,7 @@ CONFIG_KEY = "wan_vae.config"
 
 # Tensors that show the layout and the architecture, by their names in `WanVAE.state_dict()`.
 _LAYOUT_MARK = "decoder.middle.attention.norm.gamma"
+_LINEAR_SKIP = "encoder.linear_skip.later.weight"  # the same in all layouts
 _UPSAMPLING = "decoder.levels.0.upsample.conv.weight"  # where Wan2.2's layouts have it, Wan2.1's have nothing
 _WIDTHS = ("encoder.conv_in.weight", "decoder.head.norm.gamma", "decoder.head.conv.weight", "post_quant_conv.weight")
 
@@ -126,6 +127,7 @@ def _config_from_shapes(shapes: Shapes, model: Model) -> tuple[VAEConfig, bool]:
     structure: dict[str, Any] = {"level_shortcuts": prefix + _marks(layout)[_UPSAMPLING] in shapes}
     if layout == "wan_vae":  # the names are the same in both architectures
         structure = _structure(shapes, prefix, encoder_in[0])
+    structure["linear_skip"] = prefix + _LINEAR_SKIP in shapes
     images_only = math.prod(encoder_in[2:-2]) == 1  # a kernel without past frames, or without the dimension of time
     published = "qwen-image-2.1" if images_only else "wan2.2" if structure["level_shortcuts"] else "wan2.1"
     base = load_config(published).to_dict()
@@ -221,6 +223,8 @@ def config_to_diffusers(config: VAEConfig) -> dict[str, Any]:
     """
     if config.block != "wan":
         raise UserError(f"diffusers has no residual block of kind {config.block!r}; save with layout 'wan'.")
+    if config.linear_skip:
+        raise UserError("diffusers has no linear skip around encoder and decoder; save with layout 'wan'.")
     values = config.to_dict()
     fields = {there: values[here] for here, there in DIFFUSERS_FIELDS.items()} | {"attn_scales": []}
     is_layered = config.image_channels == config.output_channels == 4 and config.decoder_width == config.encoder_width

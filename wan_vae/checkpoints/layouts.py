@@ -63,7 +63,8 @@ def _modules(config: VAEConfig) -> Iterator[Names]:
     yield from TOP
     blocks = config.blocks_per_level
     for side, way, count in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
-        for names in (*_stages(block), *_levels(config, way, count, block)):
+        stages = (*_stages(block), Names("linear_skip", "linear_skip", "linear_skip"))
+        for names in (*stages, *_levels(config, way, count, block)):
             wan_vae, wan, diffusers = (f"{side}.{name}" for name in names[:3])
             yield Names(wan_vae, wan, diffusers, names.parts)
 

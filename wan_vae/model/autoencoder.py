@@ -12,6 +12,7 @@ from wan_vae.model.blocks import Blocks, Head, Middle
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d, remove_past
 from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut
+from wan_vae.model.linear_skip import LinearSkip
 from wan_vae.model.resample import Downsample, Upsample, patchify, unpatchify
 from wan_vae.model.stages import LocalStage, receptive_radius
 
@@ -35,9 +36,13 @@ class Encoder(nn.Module):
         self.activation_elements = 4 ** (len(self.levels) - 1 - reduced) * config.temporal_compression * widths[untimed]
         self.middle = Middle(widths[-1], config)
         self.head = Head(widths[-1], 2 * config.latent_channels)
+        self.linear_skip = LinearSkip(config, encodes=True) if config.linear_skip else None
 
     def forward(self, video: Tensor, halo: Halo) -> Tensor:
-        return halo.run_global(self._latent_stage, halo.run_local(self.local_stages(), video))
+        moments = halo.run_global(self._latent_stage, halo.run_local(self.local_stages(), video))
+        if self.linear_skip is not None:
+            moments = self.linear_skip.add(moments, video, at_start=halo.at_start)
+        return moments
 
     def local_stages(self) -> tuple[LocalStage, ...]:
         """Return the stages before the middle."""
@@ -105,13 +110,17 @@ class Decoder(nn.Module):
             DecoderLevel(widths[index], widths[index + 1], config, index) for index in range(len(multipliers))
         )
         self.head = Head(widths[-1], config.output_channels)
+        self.linear_skip = LinearSkip(config, encodes=False) if config.linear_skip else None
         # Elements, per latent pixel, of the largest tensor that exists for all frames of a pass: the levels after the
         # last temporal one run a few frames at a time.
         timed = max((index + 1 for index, level in enumerate(self.levels) if level.temporal), default=0)
         self.activation_elements = 4**timed * config.temporal_compression * widths[timed]
 
     def forward(self, latents: Tensor, halo: Halo) -> Tensor:
-        return halo.run_local(self.local_stages(), halo.run_global(self._features, latents))
+        video = halo.run_local(self.local_stages(), halo.run_global(self._features, latents))
+        if self.linear_skip is not None:
+            video = self.linear_skip.add(video, latents, at_start=halo.at_start)
+        return video
 
     def local_stages(self) -> tuple[LocalStage, ...]:
         """Return the stages after the middle."""

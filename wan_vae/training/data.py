@@ -31,6 +31,8 @@ PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LARGEST_ZOOM_OUT = 1.5
 PAN_PIXELS_PER_FRAME = 1.5
 ZOOM_PER_FRAME = 0.005
+FAST = 4  # times the camera's speed, and most frames per frame of a clip, in fast clips
+MOST_OBJECTS = 3  # that pass in a fast clip
 
 
 @dataclass(frozen=True)
@@ -186,15 +188,24 @@ class TrainingBatches(Dataset[TrainingBatch]):
 
     def _clip(self, stage: Stage, length: int, random: np.random.Generator) -> tuple[Tensor, str]:
         long_enough = [clip for clip in self._videos if clip.count >= length]
+        fast = bool(stage.fast_share) and random.random() < stage.fast_share
         if self._photos and (not long_enough or random.random() < stage.photo_share):
-            clip = self._photos[random.integers(len(self._photos))]
-            levels, position = ken_burns(clip.frames()[0], length, stage.crop, random)
+            clip = self._photo(random)
+            pan = random.normal(0, PAN_PIXELS_PER_FRAME * (FAST if fast else 1), 2)
+            levels, position = ken_burns(clip.frames()[0], length, stage.crop, random, pan)
         else:
             clip = long_enough[random.integers(len(long_enough))]
-            levels, position = random_crop(clip.frames(), length, stage.crop, random)
+            step = int(random.integers(1, max(1, min(FAST, clip.count // length)) + 1)) if fast else 1
+            levels, position = random_crop(clip.frames()[::step], length, stage.crop, random)
+        if fast and self._photos:
+            for _ in range(random.integers(MOST_OBJECTS + 1)):
+                levels = pass_object(levels, self._photo(random).frames()[0], random)
         if random.random() < 0.5:
             levels = levels.flip(-1)
         return levels / 127.5 - 1, f"{clip.name} {position}"
+
+    def _photo(self, random: np.random.Generator) -> StoredClip:
+        return self._photos[random.integers(len(self._photos))]
 
 
 def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
@@ -214,14 +225,18 @@ def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.ra
     return levels.transpose(0, 1), f"frame {first}, {side} pixels at {left},{top}"
 
 
-def ken_burns(photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator) -> tuple[Tensor, str]:
-    """Pan and zoom over a photo (height, width, 3); the results are those of `random_crop`."""
+def ken_burns(
+    photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator, pan: NDArray[np.float64]
+) -> tuple[Tensor, str]:
+    """Pan and zoom over a photo (height, width, 3); the results are those of `random_crop`.
+
+    `pan` is the camera's motion to the right and down, in pixels of the result per frame.
+    """
     height, width = photo.shape[:2]
     # Photo pixels per output pixel, such that the view covers at most half of the photo's short side.
     scale = random.uniform(1, max(1.0, 0.5 * min(height, width) / crop))
     half = 0.5 * crop * scale
     center = [random.uniform(min(half, side / 2), max(side - half, side / 2)) for side in (width, height)]
-    pan = random.normal(0, PAN_PIXELS_PER_FRAME, 2) * scale
     zoom = random.normal(0, ZOOM_PER_FRAME)
     image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].to(torch.float32)
     if scale > 1:  # grid_sample alone would alias
@@ -231,11 +246,24 @@ def ken_burns(photo: NDArray[np.uint8], length: int, crop: int, random: np.rando
     for time in range(length):
         offset = time - (length - 1) / 2
         view = half * math.exp(zoom * offset)
-        x, y = (center[axis] + pan[axis] * offset for axis in (0, 1))
+        x, y = (center[axis] + pan[axis] * scale * offset for axis in (0, 1))
         views.append([[2 * view / width, 0, 2 * x / width - 1], [0, 2 * view / height, 2 * y / height - 1]])
     grid = F.affine_grid(torch.tensor(views, dtype=torch.float32), [length, 3, crop, crop], align_corners=False)
     levels = F.grid_sample(image.expand(length, -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
     return levels.transpose(0, 1), f"{scale:.2f} times reduced around {center[0]:.0f},{center[1]:.0f}"
+
+
+def pass_object(levels: Tensor, photo: NDArray[np.uint8], random: np.random.Generator) -> Tensor:
+    """Let an ellipse with the texture of a photo pass in front of a clip (3, T, side, side) in [0, 255]."""
+    length, side = levels.shape[1:3]
+    velocity = random.normal(0, FAST * PAN_PIXELS_PER_FRAME, 2)
+    texture, _ = ken_burns(photo, length, side, random, -velocity)
+    radii, middle = random.uniform(0.1, 0.4, 2) * side, random.uniform(0, side, 2)
+    pixels, time = torch.arange(side), torch.arange(length) - (length - 1) / 2
+    x, y = ((pixels - middle[axis] - velocity[axis] * time[:, None]) / radii[axis] for axis in (0, 1))  # (T, side) each
+    distance = (x[:, None, :].square() + y[:, :, None].square()).sqrt()
+    mask = ((1 - distance) * float(radii.min())).clamp(0, 1).float()  # one pixel wide edges
+    return levels + mask * (texture - levels)
 
 
 def center_crop(clips: Sequence[StoredClip], length: int, config: VAEConfig) -> Iterator[tuple[str, NDArray[np.uint8]]]:

@@ -115,7 +115,6 @@ def training_losses(
     video: Tensor,
     reconstruction: Tensor,
     posterior: Posterior,
-    pca_targets: Tensor | None,
     lpips: LPIPS | None,
     discriminator: DiscriminatorLoss | None,
 ) -> dict[str, Tensor]:
@@ -127,17 +126,15 @@ def training_losses(
         video: (B, 3, T, H, W) in [-1, 1].
         reconstruction: (B, 3, T, H, W), not clamped.
         posterior: Distribution of the raw latents (B, z, t, h, w).
-        pca_targets: Targets (B, z, t, h, w) of the posterior's mean, if any.
         lpips: Required if the stage uses LPIPS.
         discriminator: Required if the stage uses the adversarial loss.
     """
     losses = {"l1": (reconstruction - video).abs().mean(), "kl": kl_per_value(posterior, video)}
+    if stage.loss.mse:
+        losses["mse"] = (reconstruction - video).square().mean()
     if stage.loss.lpips and lpips is not None:
         losses["lpips"] = lpips(*random_frames(reconstruction, video, stage.loss.lpips_frames)).mean()
     if stage.loss.adversarial and discriminator is not None and step >= stage.loss.adversarial_warmup:
         losses["adversarial"] = discriminator.generator_loss(reconstruction)
     total = torch.stack([getattr(stage.loss, name) * loss for name, loss in losses.items()]).sum()
-    if pca_targets is not None:
-        losses["code"] = (posterior.mean.float() - pca_targets).square().mean()
-        total = total + losses["code"]
     return {**losses, "total": total}

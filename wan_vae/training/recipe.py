@@ -60,6 +60,7 @@ class LossSection(_Section):
     """The weights of the losses."""
 
     l1: Weight = 1.0  # of the mean absolute error
+    mse: Weight = 0.0  # of the mean squared error, which PSNR measures
     kl: Weight = 1.0e-6  # of the posterior's KL divergence from a standard normal, summed over latents, per pixel value
     lpips: Weight = 0.0  # of the LPIPS distance (Zhang et al. 2018)
     adversarial: Weight = 0.0  # of the hinge loss against a 3-D patch discriminator
@@ -77,12 +78,10 @@ class Stage(_Section):
     lengths: dict[Count, Share]  # probability of each clip length in frames, 1 + 4k; scaled to a sum of 1
     crop: Count  # side of the square crops, in pixels
     photo_share: Share = 0.4  # share of clips that are made from photos by panning and zooming
+    fast_share: Share = 0.0  # share of clips in fast motion: frames skipped, faster cameras, objects that pass
     learning_rate: Annotated[float, Field(gt=0)]  # highest learning rate
     warmup: Annotated[int, Field(ge=0)] = 0  # steps of linear warm-up
     final_rate: Share = 0.0  # learning rate at the end of the cosine schedule, as a share of learning_rate
-    # Train the encoder to output the PCA of the data, and the decoder to decode it: for the first stage from random
-    # weights (see `PCATargets`).
-    taught: bool = False
     loss: LossSection = LossSection()
 
     @model_validator(mode="after")

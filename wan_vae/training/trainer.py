@@ -20,11 +20,10 @@ from wan_vae.errors import UserError
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.inference.budget import format_bytes
 from wan_vae.io.atomic_output import written_beside
-from wan_vae.model.halo import Halo
 from wan_vae.posterior import Posterior
 from wan_vae.training.checkpoint import NonFiniteError, check_finite, load_state, save_batch, save_state
 from wan_vae.training.data import TrainingBatch, TrainingBatches, center_crop, store_sources
-from wan_vae.training.initialization import PCATargets, initial_vae, set_training_mode
+from wan_vae.training.initialization import fit_linear_skip, initial_vae, set_training_mode
 from wan_vae.training.losses import DiscriminatorLoss, training_losses
 from wan_vae.training.optim import EMA, learning_rate, make_optimizer
 from wan_vae.training.recipe import Recipe
@@ -32,7 +31,7 @@ from wan_vae.training.validation import validate, with_latent_statistics
 from wan_vae.vae import WanVAE
 
 WEIGHTS_NAME = "vae.safetensors"
-_PCA_KEY = "pca"  # of state files
+_BATCHES_FOR_LINEAR_SKIP = 256
 _LOGGER = logging.getLogger("wan_vae")
 
 Progress: TypeAlias = Callable[[int, int, Mapping[str, float]], object]
@@ -59,16 +58,9 @@ class TrainStep(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, video: Tensor, pca_targets: Tensor | None = None) -> tuple[Tensor, Posterior]:
-        """Reconstruct (B, 3, T, H, W) in [-1, 1], not clamped, from a sample of the posterior, and return both.
-
-        If given, `pca_targets` (B, z, t, h, w) replace the posterior's mean in the sample.
-        """
-        if pca_targets is None:
-            return self.vae(video, sample=True)
-        posterior = Posterior.from_moments(self.vae.moments(video, Halo()))
-        latents = pca_targets + (posterior.sample() - posterior.mean)
-        return self.vae.pixels(latents, Halo()), posterior
+    def forward(self, video: Tensor) -> tuple[Tensor, Posterior]:
+        """Reconstruct (B, 3, T, H, W) in [-1, 1], not clamped, from a sample of the posterior, and return both."""
+        return self.vae(video, sample=True)
 
 
 class Trainer:
@@ -114,6 +106,12 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         self._vae = initial_vae(recipe, state, device)
+        with self._accelerator.main_process_first():
+            self._sources = store_sources(recipe.data, folder / "frames")
+        if state is None and recipe.model.preset is not None and self._vae.config.linear_skip:
+            batches = TrainingBatches(self._sources, recipe, 1)
+            numbers = np.linspace(0, len(batches) - 1, num=_BATCHES_FOR_LINEAR_SKIP, dtype=int)
+            fit_linear_skip(self._vae, (batches[int(number)].video for number in numbers))
         self._ema = EMA(self._vae, recipe.ema_decay)
         optimizer = make_optimizer(self._vae, recipe.optimizer, recipe.betas, recipe.weight_decay)
         train_step = TrainStep(self._vae)
@@ -123,20 +121,10 @@ class Trainer:
         adversarial = any(stage.loss.adversarial for stage in recipe.stages)
         self._discriminator = DiscriminatorLoss(self._accelerator, recipe.gradient_clip) if adversarial else None
         self._lpips = LPIPS(recipe.lpips.network, recipe.lpips.backbone).to(device) if recipe.lpips else None
-        with self._accelerator.main_process_first():
-            self._sources = store_sources(recipe.data, folder / "frames")
-        self._pca_targets = PCATargets(self._vae.config) if any(stage.taught for stage in recipe.stages) else None
-        if self._pca_targets is not None:
-            if _PCA_KEY not in saved:
-                batches = TrainingBatches(self._sources, recipe, 1)
-                numbers = np.linspace(0, len(batches) - 1, num=32, dtype=int)
-                self._pca_targets.fit(batches[int(number)].video for number in numbers)
-            self._pca_targets.to(device)
         parts = {
             "weights": self._vae,
             "average": self._ema.model,
             "optimizer": self._optimizer,
-            _PCA_KEY: self._pca_targets,
             "adversary": self._discriminator,
         }
         self._parts = {name: part for name, part in parts.items() if part is not None}
@@ -231,7 +219,6 @@ class Trainer:
             group["lr"] = rate
         set_training_mode(self._vae, self._recipe)
         video = batch.video.to(self._accelerator.device, memory_format=torch.channels_last_3d, non_blocking=True)
-        targets = self._pca_targets(video) if stage.taught and self._pca_targets is not None else None
         discriminator = self._discriminator if stage.loss.adversarial else None
         models = [self._train_step] if discriminator is None else [self._train_step, discriminator.model]
         unsplit_graphs: AbstractContextManager[object] = nullcontext()
@@ -241,11 +228,9 @@ class Trainer:
             unsplit_graphs = torch._dynamo.config.patch(optimize_ddp=False)
         with self._accelerator.accumulate(*models):
             with self._accelerator.autocast(), unsplit_graphs:
-                reconstruction, posterior = self._train_step(video, targets)
+                reconstruction, posterior = self._train_step(video)
             reconstruction = reconstruction.float()
-            losses = training_losses(
-                stage, step_of_stage, video, reconstruction, posterior, targets, self._lpips, discriminator
-            )
+            losses = training_losses(stage, step_of_stage, video, reconstruction, posterior, self._lpips, discriminator)
             check_finite(losses)
             self._accelerator.backward(losses["total"])
             if self._accelerator.sync_gradients:

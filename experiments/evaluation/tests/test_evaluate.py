@@ -146,6 +146,7 @@ def evaluate(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 def test_script_writes_scores_and_sheets(clip: Path, vae: WanVAE) -> None:
     folder = clip.parent
     vae.save(folder / "vae.safetensors")
