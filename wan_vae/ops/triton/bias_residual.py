@@ -4,7 +4,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wan_vae.ops.triton.common import OPTIONS, has_contiguous_channels, jit, on_device_of, outer_offset, walk
+from wan_vae.ops.triton.common import (
+    OPTIONS,
+    alignment_of,
+    has_contiguous_channels,
+    jit,
+    on_device_of,
+    pixel_offsets,
+    walk,
+)
 
 _VALUES_IN_TILE = 4096
 _WARPS = 4
@@ -40,6 +48,7 @@ def add_bias_and_residual(x: Tensor, bias: Tensor | None, residual: Tensor | Non
             channels=channels,
             block_channels=block_channels,
             block_pixels=block_pixels,
+            alignment=alignment_of(x_strides, residual_strides),
             num_warps=_WARPS,
             **OPTIONS,
         )
@@ -54,20 +63,22 @@ def _add(
     residual_stride0: tl.tensor, residual_stride1: tl.tensor, residual_stride2: tl.tensor,
     residual_stride3: tl.tensor,
     channels: tl.constexpr, block_channels: tl.constexpr, block_pixels: tl.constexpr,
+    alignment: tl.constexpr,
 ) -> None:  # fmt: skip
     program = tl.program_id(0)
     turn = program // tiles
     pixel = (program % tiles) * block_pixels + tl.arange(0, block_pixels)
     channel = tl.arange(0, block_channels)
     there = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    wide = pixel.to(tl.int64)[:, None]
 
-    x += outer_offset(turn, size1, size2, x_stride0, x_stride1, x_stride2)
-    places = x + wide * x_stride3 + channel[None, :]
+    places = x + channel[None, :]
+    places += pixel_offsets(turn, pixel, size1, size2, x_stride0, x_stride1, x_stride2, x_stride3, alignment)
     total = tl.load(places, mask=there, other=0.0).to(tl.float32)
     if bias is not None:
         total += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
     if residual is not None:
-        residual += outer_offset(turn, size1, size2, residual_stride0, residual_stride1, residual_stride2)
-        total += tl.load(residual + wide * residual_stride3 + channel[None, :], mask=there, other=0.0).to(tl.float32)
+        residual += pixel_offsets(
+            turn, pixel, size1, size2, residual_stride0, residual_stride1, residual_stride2, residual_stride3, alignment
+        )
+        total += tl.load(residual + channel[None, :], mask=there, other=0.0).to(tl.float32)
     tl.store(places, total.to(x.dtype.element_ty), mask=there)

@@ -6,9 +6,11 @@ pixels are 64 bits wide: a clip of 81 frames in 720p with 96 channels has more t
 Only PyTorch for GPUs comes with Triton, so this package is imported where a kernel is about to run.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -92,15 +94,29 @@ def walk(*tensors: Tensor) -> Walk:
     return Walk(sizes, list(zip(*steps_by_loop, strict=True)))
 
 
+def alignment_of(*strides: Four) -> int:
+    """Return the largest power of two, at most 16, that divides all strides.
+
+    Triton itself only finds out whether a number is a multiple of 16: with pixels of 24 channels it would load and
+    store single values.
+    """
+    return math.gcd(16, *chain.from_iterable(strides))
+
+
 @jit()
-def outer_offset(
-    turn: tl.tensor, size1: tl.tensor, size2: tl.tensor, stride0: tl.tensor, stride1: tl.tensor, stride2: tl.tensor
-) -> tl.tensor:
-    """Return the offset of an iteration of the three outer loops of a `Walk`."""
+def pixel_offsets(
+    turn: tl.tensor, pixel: tl.tensor, size1: tl.tensor, size2: tl.tensor, stride0: tl.tensor, stride1: tl.tensor,
+    stride2: tl.tensor, stride3: tl.tensor, alignment: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return the offsets, (n, 1), of pixels (n,) of the innermost loop in an iteration of the outer loops of a `Walk`.
+
+    All strides are multiples of `alignment`.
+    """
     # Every thread computes this; 64-bit divisions would cost as much as the rest of a kernel.
     rest = turn // size2
     offset = (rest // size1).to(tl.int64) * stride0 + (rest % size1).to(tl.int64) * stride1
-    return offset + (turn % size2).to(tl.int64) * stride2
+    offset += (turn % size2).to(tl.int64) * stride2
+    return tl.multiple_of(offset + pixel.to(tl.int64)[:, None] * stride3, (alignment, alignment))
 
 
 class Tile(NamedTuple):

@@ -5,7 +5,15 @@ import triton.language as tl
 from torch import Tensor
 
 from wan_vae.ops import MIN_NORM
-from wan_vae.ops.triton.common import OPTIONS, has_contiguous_channels, jit, on_device_of, outer_offset, walk
+from wan_vae.ops.triton.common import (
+    OPTIONS,
+    alignment_of,
+    has_contiguous_channels,
+    jit,
+    on_device_of,
+    pixel_offsets,
+    walk,
+)
 
 # Up to 32 values per thread: enough loads in flight to saturate the memory.
 _VALUES_IN_TILE = 4096
@@ -48,6 +56,7 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
             block_channels=block_channels,
             more_channels=more_channels,
             block_pixels=block_pixels,
+            alignment=alignment_of(x_strides, out_strides),
             num_warps=_WARPS,
             **OPTIONS,
         )
@@ -62,14 +71,16 @@ def _norm_silu(
     out_stride0: tl.tensor, out_stride1: tl.tensor, out_stride2: tl.tensor, out_stride3: tl.tensor,
     root: tl.tensor, shortest_squared: tl.tensor,
     channels: tl.constexpr, block_channels: tl.constexpr, more_channels: tl.constexpr, block_pixels: tl.constexpr,
+    alignment: tl.constexpr,
 ) -> None:  # fmt: skip
     program = tl.program_id(0)
     turn = program // tiles
     pixel = (program % tiles) * block_pixels + tl.arange(0, block_pixels)
     inside = (pixel < pixels)[:, None]
-    wide = pixel.to(tl.int64)[:, None]
-    x_places = x + outer_offset(turn, size1, size2, x_stride0, x_stride1, x_stride2) + wide * x_stride3
-    out_places = out + outer_offset(turn, size1, size2, out_stride0, out_stride1, out_stride2) + wide * out_stride3
+    x_places = x + pixel_offsets(turn, pixel, size1, size2, x_stride0, x_stride1, x_stride2, x_stride3, alignment)
+    out_places = out + pixel_offsets(
+        turn, pixel, size1, size2, out_stride0, out_stride1, out_stride2, out_stride3, alignment
+    )
 
     channel = tl.arange(0, block_channels)[None, :]
     there = inside & (channel < channels)
