@@ -12,18 +12,19 @@ from torch import Tensor
 from wan_vae.ops import MIN_NORM
 
 
-def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
-    """Write `silu(x / ||x||_2 * sqrt(C) * gamma)` to `out`; the length is over the channels of every pixel.
+def norm_silu(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Write `silu(y / ||y||_2 * sqrt(C) * gamma)` of `y = x + bias` to `out`; the length is over a pixel's channels.
 
     Args:
         x: (B, C, T, H, W).
         gamma: C values, of any shape and dtype.
         out: Like `x`; may be a part of a larger tensor. Rounded to once.
+        bias: (C,), or None.
 
     Returns:
         `out`.
     """
-    wide = x.to(_wide(x))
+    wide = _with_bias_and_residual(x.to(_wide(x)), bias, None)
     scale = gamma.to(wide.dtype).reshape(-1, 1, 1, 1) * x.shape[1] ** 0.5
     # The bound is inside the root, as in the network's own layer, which is what this must equal.
     squared_length = wide.square().sum(dim=1, keepdim=True)

@@ -264,11 +264,18 @@ def test_fastest_outside_of_measuring_returns_the_first(path: Path) -> None:
     token = _may_measure.set(False)
     assert own.fastest("key", candidates, CPU) == "slow"
     assert calls(candidates) == 0
-    assert not own.knows("key")
+    assert not own.knows_faster("key")
     _may_measure.reset(token)
     own.fastest("key", candidates, CPU)
-    assert own.knows("key")
-    assert not own.knows("ke")
+    assert own.knows_faster("key")
+    assert not own.knows_faster("ke")
+
+
+def test_knows_faster_is_false_where_the_first_won(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text('{"key: slow or fast": "slow", "other: slow or fast": "fast"}', encoding="utf-8")
+    assert not TuningCache(path).knows_faster("key")
+    assert TuningCache(path).knows_faster("other")
 
 
 def test_is_tunable_is_true_only_while_measuring_or_known() -> None:

@@ -98,14 +98,19 @@ def check(result: Tensor, twin: Tensor, exact: Tensor) -> None:
 
 
 @quickly
-@given(shapes, st.sampled_from(DTYPES), margins, margins)
-def test_norm_and_silu(shape: tuple[int, ...], dtype: torch.dtype, around_x: Margins, around_out: Margins) -> None:
+@given(shapes, st.sampled_from(DTYPES), margins, margins, st.booleans())
+def test_norm_and_silu(
+    shape: tuple[int, ...], dtype: torch.dtype, around_x: Margins, around_out: Margins, with_bias: bool
+) -> None:
     # Squares that overflow float16.
     values, gamma = 300 * random(shape, dtype), random((shape[1], 1, 1, 1), dtype, seed=1)
     x, out = Part(values, around_x), Part(torch.zeros_like(values), around_out)
-    assert norm_silu(x.tensor, gamma.to(DEVICE), out.tensor) is out.tensor
-    exact = reference.norm_silu(values.double(), gamma.double(), torch.empty(shape, dtype=torch.float64))
-    check(out.tensor, reference.norm_silu(values, gamma, torch.empty_like(values)), exact)
+    bias = 300 * random((shape[1],), dtype, seed=2) if with_bias else None
+    given_bias = None if bias is None else bias.to(DEVICE)
+    assert norm_silu(x.tensor, gamma.to(DEVICE), out.tensor, given_bias) is out.tensor
+    wide_bias = None if bias is None else bias.double()
+    exact = reference.norm_silu(values.double(), gamma.double(), torch.empty(shape, dtype=torch.float64), wide_bias)
+    check(out.tensor, reference.norm_silu(values, gamma, torch.empty_like(values), bias), exact)
     out.check_garbage()
 
 
@@ -142,6 +147,23 @@ def test_bias_and_residual(
     exact = reference.add_bias_and_residual(values.double(), *wide)
     check(result, reference.add_bias_and_residual(values.clone(), bias, residual), exact)
     x.check_garbage()
+
+
+@quickly
+@given(shapes, st.sampled_from(DTYPES), margins, st.booleans())
+def test_bias_on_the_way_to_every_other_pixel(
+    shape: tuple[int, ...], dtype: torch.dtype, around_x: Margins, with_bias: bool
+) -> None:
+    # As the four positions of an upsampled pixel are stored.
+    values = random(shape, dtype)
+    bias = random((shape[1],), dtype, seed=2) if with_bias else None
+    x, out = Part(values, around_x), Part(torch.zeros(*shape[:3], 2 * shape[3], 2 * shape[4], dtype=dtype), NONE)
+    part = out.tensor[..., 1::2, ::2]
+    given_bias = None if bias is None else bias.to(DEVICE)
+    assert add_bias_and_residual(x.tensor, given_bias, None, part) is part
+    exact = reference.add_bias_and_residual(values.double(), None if bias is None else bias.double(), None)
+    check(part, reference.add_bias_and_residual(values.clone(), bias, None), exact)
+    assert torch.count_nonzero(out.tensor[..., ::2, :]) == torch.count_nonzero(out.tensor[..., 1::2]) == 0
 
 
 class Convolution(NamedTuple):

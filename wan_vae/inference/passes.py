@@ -18,7 +18,7 @@ from wan_vae.inference.tiling import TiledHalo, Tiling, tiling_of
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import CachedHalo, Halo, Neighbors
 from wan_vae.ops import needs_plain_ops
-from wan_vae.ops.conv3d import check_convolutions
+from wan_vae.ops.conv3d import check_convolutions, lay_out_weights
 from wan_vae.ops.cpu.build import ensure_kernels
 from wan_vae.ops.cuda_graph import CudaGraph, can_capture, give_up
 from wan_vae.ops.memory_estimator import device_of
@@ -92,6 +92,8 @@ def _latents_pass(model: Autoencoder, statistics: LatentStatistics, video: Tenso
 def _prepare(model: Autoencoder) -> None:
     if model.device.type == "cpu" and not needs_plain_ops():
         ensure_kernels()
+    if model.device.type == "cuda":
+        lay_out_weights(model)
     if model.device.type == "mps":
         check_convolutions(model.device)
 

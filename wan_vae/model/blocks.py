@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wan_vae.config import VAEConfig
-from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d, NormSiLU, PointwiseConv2d, RMSNorm, pad_input
+from wan_vae.model.halo import Activation, Halo
+from wan_vae.model.layers import AfterBias, CausalConv3d, NormSiLU, PointwiseConv2d, RMSNorm, pad_input
 from wan_vae.ops.attention import attention
+from wan_vae.ops.conv3d import adds_bias_in_another_pass
 
 
 class PlainBlock(nn.Module):
@@ -34,8 +35,15 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         skip = None if self.shortcut is None else self.shortcut(x, halo)
+        norm2: Activation = self.norm2
+        options = {}
+        # An adapter around the convolution, such as LoRA, adds the bias itself.
+        if type(self.conv1) is CausalConv3d and self.conv1.bias is not None and adds_bias_in_another_pass(x):
+            norm2, options = AfterBias(self.norm2, self.conv1.bias), {"with_bias": False}
         # One expression, so that what conv1 returns is freed before conv2 allocates its result.
-        inner = pad_input(self.conv2, self.conv1(pad_input(self.conv1, x, halo, self.norm1), halo), halo, self.norm2)
+        inner = pad_input(
+            self.conv2, self.conv1(pad_input(self.conv1, x, halo, self.norm1), halo, **options), halo, norm2
+        )
         return self.conv2(inner, halo, skip)
 
 

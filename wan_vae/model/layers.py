@@ -1,5 +1,7 @@
 """The layers that the whole network is made of: norms and the causal convolution."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -37,11 +39,25 @@ class NormSiLU(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(norm_silu(x, self.gamma))
 
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """Write the result to `out`, which may be part of a larger tensor. No gradients."""
-        norm_silu_into(out, x, self.gamma)
+    def into(self, out: Tensor, x: Tensor, bias: Tensor | None = None) -> None:
+        """Write the result for `x + bias` to `out`, which may be part of a larger tensor. No gradients."""
+        norm_silu_into(out, x, self.gamma, bias)
         if self.training:
             out.copy_(self.dropout(out))
+
+
+class AfterBias(NamedTuple):
+    """A norm that adds the bias of the convolution before: on GPUs, a pass over memory of its own otherwise."""
+
+    norm: NormSiLU
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.bias.view(-1, 1, 1, 1))
+
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """Write the result to `out`. No gradients."""
+        self.norm.into(out, x, self.bias)
 
 
 class CausalConv3d(nn.Conv3d):
@@ -56,7 +72,7 @@ class CausalConv3d(nn.Conv3d):
         self.needed = Padding(frames - 1, height // 2, height // 2, width // 2, width // 2)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor | PaddedInput, halo: Halo, skip: Tensor | None = None
+        self, x: Tensor | PaddedInput, halo: Halo, skip: Tensor | None = None, *, with_bias: bool = True
     ) -> Tensor:
         """Convolve `x` and add `skip` (B, C_out, T, H, W), in one pass over memory where possible.
 
@@ -64,9 +80,11 @@ class CausalConv3d(nn.Conv3d):
             x: The input, or the result of `pad_input`.
             halo: Answers what lies around `x`.
             skip: The residual, of the result's shape.
+            with_bias: Whether to add the bias.
         """
         pieces, zero_padding = pad_input(self, x, halo) if isinstance(x, Tensor) else x
-        return convolve(pieces, self.weight, self.bias, halo.workspace, zero_padding=zero_padding, residual=skip)
+        bias = self.bias if with_bias else None
+        return convolve(pieces, self.weight, bias, halo.workspace, zero_padding=zero_padding, residual=skip)
 
 
 def remove_past(network: nn.Module) -> None:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from wan_vae.model.halo import Halo, Padding
 from wan_vae.model.layers import CausalConv3d
 from wan_vae.ops import needs_plain_ops
-from wan_vae.ops.conv3d import accepts_frame_list, can_fuse_upsample, convolve, convolve_upsampled, subpixel_weights
+from wan_vae.ops.conv3d import (
+    accepts_frame_list,
+    add_bias_into,
+    adds_bias_in_another_pass,
+    can_fuse_upsample,
+    convolve,
+    convolve_upsampled,
+    subpixel_weights,
+)
 from wan_vae.ops.workspace import Workspace
 
 _FRAMES_SEEN = 3  # by a convolution that halves time
@@ -133,7 +141,8 @@ class UpsampleConv2d(nn.Conv2d):
         (x,), zero_padding = halo.pad(self, x, Padding(top=1, bottom=1, left=1, right=1))
         if can_fuse_upsample(x, self.weight.unsqueeze(2)):
             return convolve_upsampled(x, self.weight.unsqueeze(2), self.bias, halo.workspace, zero_padding=zero_padding)
-        bias = None if self.bias is None else self.bias.repeat(4)
+        later = self.bias if adds_bias_in_another_pass(x) else None
+        bias = None if later is not None or self.bias is None else self.bias.repeat(4)
         positions = convolve(
             [x], subpixel_weights(self.weight).unsqueeze(2), bias, halo.workspace, zero_padding=zero_padding
         )
@@ -143,7 +152,8 @@ class UpsampleConv2d(nn.Conv2d):
         upsampled = halo.workspace.empty((batch, self.out_channels, frames, 2 * height, 2 * width), like=positions)
         for position, values in enumerate(positions.chunk(4, dim=1)):
             down, right = divmod(position, 2)
-            upsampled[..., down::2, right::2] = values[..., down : height + down, right : width + right]
+            window = values[..., down : height + down, right : width + right]
+            add_bias_into(upsampled[..., down::2, right::2], window, later)
         return upsampled
 
 

@@ -73,8 +73,11 @@ def run_fastest(key: str, candidates: Mapping[str, Callable[[], Tensor]], device
 
 
 def is_tunable(key: str) -> bool:
-    """Whether `run_fastest` could use another candidate than the first: the key is known, or would be measured now."""
-    return _may_measure.get() or _tuning_cache().knows(key)
+    """Whether `run_fastest` could use another candidate than the first: one is known to be faster, or will be measured.
+
+    Otherwise what the other candidates need, such as weights in another order, need not be prepared.
+    """
+    return _may_measure.get() or _tuning_cache().knows_faster(key)
 
 
 def describe(operation: str, device: torch.device, *tensors: Tensor | None, **options: object) -> str:
@@ -148,10 +151,13 @@ class TuningCache:
                     self._write({entry: known[entry]})
             return known[entry]
 
-    def knows(self, key: str) -> bool:
-        """Whether candidates were measured for a key."""
+    def knows_faster(self, key: str) -> bool:
+        """Whether another candidate than the first was the fastest for a key."""
         with self._lock:
-            return any(entry.startswith(f"{key}: ") for entry in self._entries())
+            return any(
+                entry.startswith(f"{key}: ") and not entry.startswith(f"{key}: {name} or ")
+                for entry, name in self._entries().items()
+            )
 
     @staticmethod
     def _entry(key: str, candidates: Mapping[str, object]) -> str:

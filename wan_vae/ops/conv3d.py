@@ -10,7 +10,7 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wan_vae.errors import UserError
 from wan_vae.ops import autotune, needs_plain_ops
@@ -71,11 +71,42 @@ def convolve(
     return _convolve_compiled(pieces, weight, bias, residual, out, workspace, (before, top, left), stride=stride)
 
 
+def lay_out_weights(network: nn.Module) -> None:
+    """Store the weights of convolutions in the order that cuDNN reads, in which PyTorch copies them at every call else.
+
+    Their values, names and shapes stay; weights that other threads compute with are replaced, not overwritten.
+    """
+    for conv in network.modules():
+        if not isinstance(conv, nn.Conv2d | nn.Conv3d) or type(conv.weight.data) is not Tensor:
+            continue  # quantized weights, and others of classes of their own, have their own order
+        order = torch.channels_last_3d if conv.weight.dim() == 5 else torch.channels_last
+        if not conv.weight.is_contiguous(memory_format=order):
+            with torch.inference_mode(conv.weight.is_inference()):
+                conv.weight.data = conv.weight.data.contiguous(memory_format=order)
+
+
 def accepts_frame_list(x: Tensor, weight: Tensor, stride: Stride = _NO_STRIDE) -> bool:
     """Whether `convolve` reads frames like those of `x` in place, wherever each of them is in memory."""
     if needs_plain_ops():
         return False
     return kernels.supports_amx(x, weight) or (stride == _NO_STRIDE and kernels.supports_winograd(x, weight))
+
+
+def adds_bias_in_another_pass(x: Tensor) -> bool:
+    """Whether `convolve` may pass over its result once more to add the bias, so that what follows should add it."""
+    return not needs_plain_ops() and supports_triton(x)
+
+
+def add_bias_into(out: Tensor, x: Tensor, bias: Tensor | None) -> None:
+    """Write `x + bias` (B, C, T, H, W), or `x`, to `out`, which may be a view into a larger tensor. No gradients."""
+    if bias is None:
+        out.copy_(x)
+    elif supports_triton(x) and supports_triton(out):
+        from wan_vae.ops.triton.bias_residual import add_bias_and_residual
+
+        add_bias_and_residual(x, bias, None, out)
+    else:
+        torch.add(x, bias.view(-1, 1, 1, 1), out=out)
 
 
 def can_fuse_upsample(x: Tensor, weight: Tensor) -> bool:
@@ -120,14 +151,15 @@ def subpixel_weights(weight: Tensor) -> Tensor:
     """(C_out, C_in, 3, 3) -> (4 C_out, C_in, 2, 2): nearest-neighbor upsampling and convolution as one convolution.
 
     In each direction, two of three taps fall on the same value. The outputs are the upper left, upper right, lower left
-    and lower right of the four pixels that one pixel becomes.
+    and lower right of the four pixels that one pixel becomes. Taps are summed in float32 and rounded once.
     """
-    parts = []
+    parts, wide = [], weight.to(torch.promote_types(weight.dtype, torch.float32))
     for rows, columns in product(_MERGED_TAPS, _MERGED_TAPS):
-        merged = [reduce(torch.add, (weight[:, :, tap] for tap in same)) for same in rows]
+        merged = [reduce(torch.add, (wide[:, :, tap] for tap in same)) for same in rows]
         taps = [reduce(torch.add, (row[:, :, tap] for tap in same)) for row in merged for same in columns]
         parts.append(torch.stack(taps, dim=2).reshape(*weight.shape[:2], 2, 2))
-    return torch.cat(parts)
+    # The order that cuDNN reads, into which PyTorch would bring it at every call.
+    return torch.cat(parts).to(weight.dtype, memory_format=torch.channels_last)
 
 
 def _subpixel_weight(weight: Tensor, row: int, column: int, workspace: Workspace) -> Tensor:
@@ -135,12 +167,15 @@ def _subpixel_weight(weight: Tensor, row: int, column: int, workspace: Workspace
 
     Unlike there, `weight` is (C_out, C_in, 1, 3, 3), and all memory comes from the workspace.
     """
+    like = weight if weight.dtype == torch.float64 else _FLOAT32.to(weight.device)
     taps = workspace.empty((*weight.shape[:2], 1, 2, 2), like=weight)
-    merged = workspace.empty((*weight.shape[:2], 1, 1, 3), like=weight)[:, :, 0, 0]
+    merged = workspace.empty((*weight.shape[:2], 1, 1, 3), like=like)[:, :, 0, 0]
+    total = workspace.empty((*weight.shape[:2], 1, 1, 1), like=like)[:, :, 0, 0, 0]
     for height, rows in enumerate(_MERGED_TAPS[row]):
         _sum_into(merged, [weight[:, :, 0, tap] for tap in rows])
         for width, columns in enumerate(_MERGED_TAPS[column]):
-            _sum_into(taps[:, :, 0, height, width], [merged[:, :, tap] for tap in columns])
+            _sum_into(total, [merged[:, :, tap] for tap in columns])
+            taps[:, :, 0, height, width] = total
     return taps
 
 

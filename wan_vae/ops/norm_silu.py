@@ -31,25 +31,27 @@ def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
     return F.silu(rms_norm(x, gamma))
 
 
-def norm_silu_into(out: Tensor, x: Tensor, gamma: Tensor) -> None:
-    """Write `norm_silu(x, gamma)` to `out`, which may be a view into a larger tensor. No gradients."""
+def norm_silu_into(out: Tensor, x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> None:
+    """Write `norm_silu(x + bias, gamma)` to `out`, which may be a view into a larger tensor. No gradients."""
     if estimator_of(x) is not None:
         return
-    if kernels.supports_norm_silu(x) and kernels.supports_norm_silu(out):
+    if bias is None and kernels.supports_norm_silu(x) and kernels.supports_norm_silu(out):
         kernels.norm_silu(x, gamma, out)
     elif supports_triton(x) and supports_triton(out):
         from wan_vae.ops.triton.norm_silu import norm_silu as triton_norm_silu
 
-        triton_norm_silu(x, gamma, out)
+        triton_norm_silu(x, gamma, out, bias)
     else:
-        _norm_silu_by_rows(out, x, gamma, _VALUES_IN_CACHE if x.device.type == "cpu" else _VALUES_AT_ONCE)
+        _norm_silu_by_rows(out, x, gamma, bias, _VALUES_IN_CACHE if x.device.type == "cpu" else _VALUES_AT_ONCE)
 
 
-def _norm_silu_by_rows(out: Tensor, x: Tensor, gamma: Tensor, values: int) -> None:
+def _norm_silu_by_rows(out: Tensor, x: Tensor, gamma: Tensor, bias: Tensor | None, values: int) -> None:
     # A few rows at a time stay in the cache between the steps of the arithmetic: on a CPU 2 to 5 times as fast as whole
     # tensors. Elsewhere they bound the temporary tensors, which would be six times the input.
     rows = max(1, values // max(1, x.shape[0] * x.shape[1] * x.shape[4]))
     for frame, out_frame in zip(torch.split(x, 1, dim=2), torch.split(out, 1, dim=2), strict=True):
         for part, target in zip(torch.split(frame, rows, dim=3), torch.split(out_frame, rows, dim=3), strict=True):
             wide = part.to(torch.promote_types(x.dtype, torch.float32))
+            if bias is not None:
+                wide = wide + bias.to(wide.dtype).view(-1, 1, 1, 1)
             target.copy_(F.silu(rms_norm(wide, gamma), inplace=True))

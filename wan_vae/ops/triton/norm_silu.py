@@ -21,13 +21,14 @@ _WARPS = 4
 _WORTH_HALVING = 64
 
 
-def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
-    """Write `silu(x / ||x||_2 * sqrt(C) * gamma)` to `out`, with the norm over the channels of each pixel.
+def norm_silu(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Write `silu(y / ||y||_2 * sqrt(C) * gamma)` of `y = x + bias` to `out`, the norm over the channels of each pixel.
 
     Args:
         x: (B, C, T, H, W), float32, float16 or bfloat16, with contiguous channels; C is at most 8192.
         gamma: C values, of any shape and dtype.
         out: Like `x`, rounded once; may be a view into a larger tensor, or `x`.
+        bias: (C,), of any floating dtype, or None: that of the convolution before, which then need not add it.
 
     Returns:
         `out`.
@@ -48,7 +49,7 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
     tiles = triton.cdiv(pixels, block_pixels)
     with on_device_of(x):
         _norm_silu[(size0 * size1 * size2 * tiles,)](
-            *(x, gamma.reshape(-1), out),
+            *(x, gamma.reshape(-1), bias, out),
             *(tiles, size1, size2, pixels),
             *(*x_strides, *out_strides),
             *(channels**0.5, MIN_NORM**2),
@@ -65,7 +66,7 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
 
 @jit(any_size=["tiles", "pixels"])
 def _norm_silu(
-    x: tl.tensor, gamma: tl.tensor, out: tl.tensor,
+    x: tl.tensor, gamma: tl.tensor, bias: tl.tensor, out: tl.tensor,
     tiles: tl.tensor, size1: tl.tensor, size2: tl.tensor, pixels: tl.tensor,
     x_stride0: tl.tensor, x_stride1: tl.tensor, x_stride2: tl.tensor, x_stride3: tl.tensor,
     out_stride0: tl.tensor, out_stride1: tl.tensor, out_stride2: tl.tensor, out_stride3: tl.tensor,
@@ -84,17 +85,27 @@ def _norm_silu(
 
     channel = tl.arange(0, block_channels)[None, :]
     there = inside & (channel < channels)
-    values = tl.load(x_places + channel, mask=there, other=0.0).to(tl.float32)
+    values = _load_biased(x_places, bias, channel, channels, there)
     squared_length = tl.sum(values * values, axis=1)
     if more_channels > 0:
         other_channel = block_channels + tl.arange(0, more_channels)[None, :]
         other_there = inside & (other_channel < channels)
-        other_values = tl.load(x_places + other_channel, mask=other_there, other=0.0).to(tl.float32)
+        other_values = _load_biased(x_places, bias, other_channel, channels, other_there)
         squared_length += tl.sum(other_values * other_values, axis=1)
     factor = tl.rsqrt(tl.maximum(squared_length, shortest_squared))[:, None] * root
     _scale_and_store(values * factor, gamma, channel, channels, out_places, there)
     if more_channels > 0:
         _scale_and_store(other_values * factor, gamma, other_channel, channels, out_places, other_there)
+
+
+@jit()
+def _load_biased(
+    places: tl.tensor, bias: tl.tensor, channel: tl.tensor, channels: tl.constexpr, there: tl.tensor
+) -> tl.tensor:
+    values = tl.load(places + channel, mask=there, other=0.0).to(tl.float32)
+    if bias is not None:
+        values += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    return values
 
 
 @jit()
