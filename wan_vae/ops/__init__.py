@@ -11,16 +11,19 @@ The optimizations, when each applies, and where it is:
    25 products per tile instead of 36, or 4 taps instead of 9. With the compiled kernels.
 4. Fused norm and SiLU (`norm_silu.norm_silu_into`): one pass over memory, to where the next convolution reads. With the
    compiled kernels or Triton; elsewhere on a CPU, a few rows at a time, which stay in the cache.
-5. Bias and residual with one rounding (`triton/bias_residual.py`): one pass over memory after a cuDNN convolution. On
-   NVIDIA GPUs with Triton.
+5. Bias and residual with one rounding (`triton/bias_residual.py`): one pass over memory after a cuDNN convolution, or
+   none, where the norm that follows adds the bias (`conv3d.adds_bias_in_another_pass`). On NVIDIA GPUs with Triton.
 6. Triton convolutions (`triton/conv3d*.py`), with bias and residual fused. On NVIDIA GPUs, for the shapes where
    `autotune.measuring` found them faster than cuDNN.
-7. Attention in linear memory (`attention.py`): a few queries at a time where PyTorch has no fused kernel.
+7. Attention in linear memory (`attention.py`): a few queries at a time where PyTorch has no fused kernel, and on
+   NVIDIA GPUs where `autotune.measuring` found that faster.
 8. Caching host allocator (`workspace.py`): the memory of intermediate tensors is reused within a pass, between passes
    and between clips. On a CPU; `empty_cache` returns it to the system.
 9. CUDA graphs (`cuda_graph.py`): a pass is captured once and replayed. On NVIDIA GPUs, where launching kernels takes
    longer than running them.
 10. Memory estimates (`memory_estimator.py`): a dry run on the meta device, for choosing tiles and chunk sizes.
+
+11. Weights in cuDNN's order (`conv3d.lay_out_weights`): stored so once, not copied at every call. On NVIDIA GPUs.
 
 All of them apply while no gradients, graphs or autocast are recorded (`needs_plain_ops`); otherwise every
 operation is PyTorch's.
