@@ -79,6 +79,7 @@ def test_encode_and_decode_with_shards_equal_one_process(
     assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.slow
 def test_reconstruct_with_shards_equals_one_process(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,7 @@ save_file({"rest": stream.push(video[:, :, stream.position :])}, sys.argv[1] + "
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_another_process_goes_on(tmp_path: Path, dtype: str) -> None:
     vae = random_vae(small_config(), getattr(torch, dtype))

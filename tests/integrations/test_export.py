@@ -41,6 +41,7 @@ def clip_of(vae: WanVAE, direction: Direction, latents: int, height: int, width:
         return z, vae.decode(z), 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_compiled_call_is_one_graph_for_many_sizes(direction: Direction) -> None:
     vae = random_vae(CONFIGS["wan2.1"], torch.float32)

@@ -77,6 +77,8 @@ def unsupported_reason(config: VAEConfig) -> str | None:
         return "diffusers is not installed"
     if config.block != "wan":
         return f"diffusers has no residual block of kind {config.block!r}"
+    if config.linear_skip:
+        return "diffusers has no linear skip around encoder and decoder"
     if config.output_upscale != 1:
         return "diffusers does not put together the pixels of a decoder that upscales"
     if config.temporal_compression != 4:
