@@ -3,6 +3,7 @@
 All functions take an `Autoencoder`, which keeps nothing of a clip, so that any number of clips can share one model.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from wan_vae.errors import UserError
 from wan_vae.inference.chunk_size import ChunkSize, choose_chunk_size
+from wan_vae.inference.input_history import InputHistory
 from wan_vae.inference.tiling import TiledHalo, Tiling, tiling_of
 from wan_vae.model.autoencoder import Autoencoder
-from wan_vae.model.halo import CachedHalo, Halo, Neighbors
+from wan_vae.model.halo import CachedHalo, Halo, Neighbors, NoNeighbors
 from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.conv3d import check_convolutions
 from wan_vae.ops.cpu.build import ensure_kernels
@@ -30,6 +32,7 @@ Network = Callable[[Tensor, Halo], Tensor]
 # The first pass after the clip's first frame fills caches, the second one reads them all; later ones are alike.
 _RUNS_BEFORE_CAPTURE = 2
 _MOST_FRAMES = 2**48  # of a stream, far from what its state cannot hold
+_ONE_FRAME = 1  # bytes of tensors that stages split by frames, of which they take one at least
 
 
 def encode_moments(
@@ -43,7 +46,9 @@ def encode_moments(
     if tiling is not None or video.shape[2] == 1:
         _prepare(model)
         return _moments_pass(model, video, Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors))
-    stream = open_stream(model, "encode", moments=True, latents_per_pass=latents_per_pass, neighbors=neighbors)
+    stream = open_stream(
+        model, "encode", moments=True, latents_per_pass=latents_per_pass, neighbors=neighbors, one_push=True
+    )
     moments = stream.push(video)
     stream.flush()
     assert moments is not None
@@ -64,7 +69,9 @@ def decode_video(
         _prepare(model)
         halo = Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors)
         return decode_pass(model, latents, halo, LatentStatistics.none(latents.device) if raw else None)
-    stream = open_stream(model, "decode", raw=raw, latents_per_pass=latents_per_pass, neighbors=neighbors)
+    stream = open_stream(
+        model, "decode", raw=raw, latents_per_pass=latents_per_pass, neighbors=neighbors, one_push=True
+    )
     video = stream.push(latents)
     stream.flush()
     assert video is not None
@@ -112,6 +119,7 @@ def open_stream(
     tiling: Tiling | None = None,
     neighbors: Neighbors | None = None,
     plan: Callable[[Tensor], tuple[int | None, Tiling | None]] | None = None,
+    one_push: bool = False,
 ) -> "Stream":
     """Return a stream that takes frames or normalized latents and returns normalized latents or frames.
 
@@ -124,6 +132,7 @@ def open_stream(
         tiling: How pictures are tiled; default whole pictures.
         neighbors: The holders of the pixels around the clip, where it is a part of a larger picture.
         plan: Returns latents per pass and tiling by the first chunk instead.
+        one_push: Whether the clip will come in one chunk.
     """
     config, encodes = model.config, direction == "encode"
     side, unit = (config.spatial_compression, config.temporal_compression) if encodes else (1, 1)
@@ -145,7 +154,9 @@ def open_stream(
         return partial(_latents_pass, model, LatentStatistics.of(config, model.dtype, device))
 
     out_frames = 1 if encodes else config.temporal_compression
-    return Stream(model, network, choose=choose, in_frames=unit, out_frames=out_frames, neighbors=neighbors)
+    frames = {"in_frames": unit, "out_frames": out_frames}
+    history = InputHistory(model, encodes=encodes, keep=not one_push)
+    return Stream(model, network, choose=choose, **frames, history=history, neighbors=neighbors)
 
 
 class Stream:
@@ -157,6 +168,7 @@ class Stream:
         choose: Returns the chunk size, given the first chunk.
         in_frames: Frames of the input per latent after the first one.
         out_frames: Frames of the result per latent.
+        history: Keeps the inputs that a pass may have to be repeated from.
         neighbors: The holders of the pixels around the clip; default none.
     """
 
@@ -168,6 +180,7 @@ class Stream:
         choose: Callable[[Tensor], ChunkSize],
         in_frames: int,
         out_frames: int,
+        history: InputHistory,
         neighbors: Neighbors | None = None,
     ) -> None:
         self._model = model
@@ -175,6 +188,8 @@ class Stream:
         self._choose = choose
         self._in_frames = in_frames
         self._out_frames = out_frames
+        self._history = history
+        self._has_run_out = False
         self._halo = CachedHalo(neighbors)
         self._network: Network | None = None
         self._chunk_size = ChunkSize(in_frames)
@@ -227,9 +242,10 @@ class Stream:
         self._interrupted = True
         due, done, start, result = self._frames_due(x.shape[2]), 0, 0, None
         while (count := self._next_pass(x.shape[2] - start)) > 0:
-            chunk = x[:, :, start : start + count]
-            part = self._network(chunk, self._halo) if not self._chunk_size.launch_bound else self._run_on_gpu(chunk)
-            self._halo.advance()
+            part = self._attempt(x[:, :, start : start + count], start)
+            if part is None:
+                self._recompute_caches(x[:, :, :start])
+                continue
             start += count
             if result is None:
                 # The whole result at once: joining parts at the end would take twice the memory.
@@ -239,6 +255,8 @@ class Stream:
             done += part.shape[2]
         # A copy, because the caller may fill the same memory with the next frames.
         self._waiting = x[:, :, start:].clone()
+        if _may_run_out(x.device):
+            self._history.append(x[:, :, :start])
         self._passed += start
         self._interrupted = False
         self._halo.workspace.trim()
@@ -297,12 +315,10 @@ class Stream:
         chunk_size = self._choose(x)
         if resumed:
             chunk_size = chunk_size._replace(tiling=resumed[0])
-        if chunk_size.tiling is not None:
-            self._halo = TiledHalo(chunk_size.tiling, self._halo.neighbors, streaming=True)
         _prepare(self._model)
-        self._halo.tensor_bytes = chunk_size.tensor_bytes
         graphs = chunk_size.launch_bound and can_capture(x.device) and not needs_plain_ops()
         self._chunk_size = chunk_size._replace(launch_bound=graphs)
+        self._halo = self._new_halo()
         self._mode = self._current_mode()
         self._network = self._build_network(x.device)
 
@@ -325,6 +341,67 @@ class Stream:
                 " state into it."
             )
 
+    def _new_halo(self) -> CachedHalo:
+        tiling, neighbors = self._chunk_size.tiling, self._halo.neighbors
+        halo = CachedHalo(neighbors) if tiling is None else TiledHalo(tiling, neighbors, streaming=True)
+        halo.tensor_bytes = self._chunk_size.tensor_bytes
+        return halo
+
+    def _attempt(self, x: Tensor, recent: int) -> Tensor | None:
+        """Compute a pass; where memory runs out and smaller ones may fit, drop the caches and return None.
+
+        Args:
+            x: The input.
+            recent: Frames that have passed since the beginning of this push.
+        """
+        assert self._network is not None
+        try:
+            result = self._network(x, self._halo) if not self._chunk_size.launch_bound else self._run_on_gpu(x)
+        except torch.cuda.OutOfMemoryError:
+            if not self._history.covers(self._passed, recent) or not self._shrink():
+                raise
+        else:
+            self._halo.advance()
+            return result
+        # Here the error is gone, whose traceback referred to the tensors of the pass.
+        self._graph = None
+        self._runs.clear()
+        self._halo = self._new_halo()
+        torch.cuda.empty_cache()
+        return None
+
+    def _shrink(self) -> bool:
+        """Make passes smaller if that is possible: by latents, then by the frames that levels take at a time."""
+        latents, tensor_bytes = self._chunk_size.frames // self._in_frames, self._chunk_size.tensor_bytes
+        # Other ranks would have to do so at the same pass, and random dropout would not repeat itself.
+        if not isinstance(self._halo.neighbors, NoNeighbors) or self._model.training:
+            return False
+        if not self._has_run_out:
+            # Without the caches and the gaps between them, a pass of the same size may fit.
+            self._has_run_out = True
+            logging.getLogger("wan_vae").warning(
+                f"Memory ran out with latents_per_pass={latents}; the pass is repeated, in smaller ones if it must be,"
+                " and the result stays the same."
+            )
+            return True
+        if latents > 1:
+            tensor_bytes = None if tensor_bytes is None else tensor_bytes // 2
+        elif self._chunk_size.tiling is None and tensor_bytes != _ONE_FRAME:
+            tensor_bytes = _ONE_FRAME
+        else:
+            return False
+        frames = max(1, latents // 2) * self._in_frames
+        self._chunk_size = self._chunk_size._replace(frames=frames, tensor_bytes=tensor_bytes, launch_bound=False)
+        return True
+
+    def _recompute_caches(self, recent: Tensor) -> None:
+        """Fill the empty caches by passes over inputs whose results are known; the last of them are `recent`."""
+        inputs, start = self._history.last(recent), 0
+        while start < inputs.shape[2]:
+            count = self._next_pass(inputs.shape[2] - start)
+            done = self._attempt(inputs[:, :, start : start + count].to(recent.device), recent.shape[2])
+            start = 0 if done is None else start + count
+
     def _run_on_gpu(self, x: Tensor) -> Tensor:
         """Compute a pass that is launch bound: from the third one of a size on, as a CUDA graph."""
         assert self._network is not None
@@ -335,6 +412,8 @@ class Stream:
                 network, halo = self._network, self._halo  # not this stream: a reference cycle would keep it alive
                 try:
                     self._graph = CudaGraph(lambda chunk: network(chunk, halo), x)
+                except torch.cuda.OutOfMemoryError:
+                    raise
                 # Drivers and libraries raise errors of many classes; one kernel after another computes the same.
                 except Exception as error:
                     give_up(x.device, error)
@@ -353,6 +432,11 @@ class Stream:
         if self._halo.at_start:
             return min(frames, 1)
         return min(frames // self._in_frames * self._in_frames, self._chunk_size.frames)
+
+
+def _may_run_out(device: torch.device) -> bool:
+    """Whether a device has memory of its own, which may run out in the middle of a pass."""
+    return device.type == "cuda"
 
 
 def check_like_before(x: Tensor, before: Tensor) -> None:

@@ -170,6 +170,23 @@ class DecoderLevel(nn.Module):
         )
 
 
+def temporal_reach(half: Encoder | Decoder, frames: int) -> int:
+    """Return an upper bound of how many latents back, or frames of as many, a result depends on its input.
+
+    Args:
+        half: The encoder or the decoder.
+        frames: Frames of the input per latent.
+    """
+    reach, encodes = 0, isinstance(half, Encoder)
+    around = ((half.conv_in,), (half.middle, half.head)) if encodes else ((half.conv_in, half.middle), (half.head,))
+    for part in (*around[0], *half.levels, *around[1]):
+        taps = sum(conv.kernel_size[0] - 1 for conv in part.modules() if isinstance(conv, nn.Conv3d))
+        reach += -(-taps // frames)
+        if getattr(part, "temporal", False):
+            frames = frames // 2 if encodes else 2 * frames
+    return reach
+
+
 class Autoencoder(nn.Module):
     """The network of one config (`WanVAE_` in Wan's vae.py). It keeps no state: results depend on the arguments alone.
 
