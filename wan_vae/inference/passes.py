@@ -5,7 +5,7 @@ All functions take an `Autoencoder`, which keeps nothing of a clip, so that any 
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Literal
@@ -22,7 +22,7 @@ from wan_vae.model.halo import CachedHalo, Halo, Neighbors, NoNeighbors
 from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.conv3d import check_convolutions
 from wan_vae.ops.cpu.build import ensure_kernels
-from wan_vae.ops.cuda_graph import CudaGraph, can_capture, give_up
+from wan_vae.ops.cuda_graph import CapturedPass, CudaGraph, borrow, can_capture, drop_idle, give_back, give_up
 from wan_vae.ops.memory_estimator import device_of
 from wan_vae.posterior import LatentStatistics
 
@@ -143,20 +143,22 @@ def open_stream(
         chosen = choose_chunk_size(model, pixels, latents, in_frames=unit, neighbors=neighbors, device=device_of(chunk))
         return chosen._replace(tiling=tiles)
 
-    def network(device: torch.device) -> Network:
+    def network(device: torch.device) -> tuple[Network, object]:
         # Statistics are built once per stream: a GPU waits for numbers from the host, and a CUDA graph must find them
         # at the same address.
-        if not encodes:
-            of_model = LatentStatistics.of(config, model.decoder_dtype, device)
-            return partial(decode_pass, model, statistics=LatentStatistics.none(device) if raw else of_model)
-        if moments:
-            return partial(_moments_pass, model)
-        return partial(_latents_pass, model, LatentStatistics.of(config, model.dtype, device))
+        if encodes and moments:
+            return partial(_moments_pass, model), None
+        dtype = model.dtype if encodes else model.decoder_dtype
+        statistics = LatentStatistics.none(device) if raw else LatentStatistics.of(config, dtype, device)
+        if encodes:
+            return partial(_latents_pass, model, statistics), statistics
+        return partial(decode_pass, model, statistics=statistics), statistics
 
     out_frames = 1 if encodes else config.temporal_compression
     frames = {"in_frames": unit, "out_frames": out_frames}
     history = InputHistory(model, encodes=encodes, keep=not one_push)
-    return Stream(model, network, choose=choose, **frames, history=history, neighbors=neighbors)
+    kind = direction, moments, raw
+    return Stream(model, network, kind=kind, choose=choose, **frames, history=history, neighbors=neighbors)
 
 
 class Stream:
@@ -164,7 +166,9 @@ class Stream:
 
     Args:
         model: The model, whose dtype, device and mode must not change during the stream.
-        network: Returns, for a device, the function that computes a pass from (B, C, n, H, W) and a halo.
+        network: Returns, for a device, the function that computes a pass from (B, C, n, H, W) and a halo, and the
+            tensors that it reads besides the weights.
+        kind: Tells functions of one model apart.
         choose: Returns the chunk size, given the first chunk.
         in_frames: Frames of the input per latent after the first one.
         out_frames: Frames of the result per latent.
@@ -175,8 +179,9 @@ class Stream:
     def __init__(
         self,
         model: Autoencoder,
-        network: Callable[[torch.device], Network],
+        network: Callable[[torch.device], tuple[Network, object]],
         *,
+        kind: Hashable,
         choose: Callable[[Tensor], ChunkSize],
         in_frames: int,
         out_frames: int,
@@ -185,6 +190,8 @@ class Stream:
     ) -> None:
         self._model = model
         self._build_network = network
+        self._kind = kind
+        self._constants: object = None
         self._choose = choose
         self._in_frames = in_frames
         self._out_frames = out_frames
@@ -194,8 +201,8 @@ class Stream:
         self._network: Network | None = None
         self._chunk_size = ChunkSize(in_frames)
         self._mode: tuple[object, ...] = ()
-        self._graph: CudaGraph | None = None
-        self._addresses: list[int] = []  # of the weights that the graph reads
+        self._captured: CapturedPass | None = None
+        self._addresses: tuple[int, ...] = ()  # of the weights that the graph reads
         self._runs: Counter[int] = Counter()
         # (B, C, n, H, W): frames that do not make up a latent yet. None before the first chunk.
         self._waiting: Tensor | None = None
@@ -235,8 +242,8 @@ class Stream:
                 " finish it before changing the model or autocast."
             )
         assert self._network is not None
-        if self._graph is not None and self._addresses != self._weight_addresses():
-            self._graph = None  # it reads the old weights
+        if self._captured is not None and self._addresses != self._weight_addresses():
+            self._captured = None  # it reads the old weights
         if self._waiting is not None and self._waiting_frames > 0:
             x = torch.cat([self._waiting, x], dim=2)
         self._interrupted = True
@@ -270,6 +277,13 @@ class Stream:
         """
         self._check_intact()
         check_ended(self.position, self._waiting_frames, self._in_frames)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the graph to other streams; this one takes no more chunks."""
+        if self._captured is not None and not self._interrupted and type(self._halo) is CachedHalo:
+            give_back(self._model, self._captured)
+        self._captured = None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything that the next pass depends on; nothing before the first chunk."""
@@ -316,19 +330,21 @@ class Stream:
         if resumed:
             chunk_size = chunk_size._replace(tiling=resumed[0])
         _prepare(self._model)
-        graphs = chunk_size.launch_bound and can_capture(x.device) and not needs_plain_ops()
+        # A graph would not call hooks.
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._model.modules())
+        graphs = chunk_size.launch_bound and can_capture(x.device) and not needs_plain_ops() and not hooked
         self._chunk_size = chunk_size._replace(launch_bound=graphs)
         self._halo = self._new_halo()
         self._mode = self._current_mode()
-        self._network = self._build_network(x.device)
+        self._network, self._constants = self._build_network(x.device)
 
     def _current_mode(self) -> tuple[object, ...]:
         model, kind = self._model, self._model.device.type
         autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
         return str(model.dtype), str(model.decoder_dtype), str(model.device), model.training, autocast
 
-    def _weight_addresses(self) -> list[int]:
-        return [weight.data_ptr() for weight in chain(self._model.parameters(), self._model.buffers())]
+    def _weight_addresses(self) -> tuple[int, ...]:
+        return tuple(weight.data_ptr() for weight in chain(self._model.parameters(), self._model.buffers()))
 
     @property
     def _waiting_frames(self) -> int:
@@ -364,9 +380,10 @@ class Stream:
             self._halo.advance()
             return result
         # Here the error is gone, whose traceback referred to the tensors of the pass.
-        self._graph = None
+        self._captured = None
         self._runs.clear()
         self._halo = self._new_halo()
+        drop_idle()
         torch.cuda.empty_cache()
         return None
 
@@ -403,26 +420,46 @@ class Stream:
             start = 0 if done is None else start + count
 
     def _run_on_gpu(self, x: Tensor) -> Tensor:
-        """Compute a pass that is launch bound: from the third one of a size on, as a CUDA graph."""
+        """Compute a pass that is launch bound, as a CUDA graph if an earlier stream left one, or from the third on."""
         assert self._network is not None
-        if self._graph is not None and self._graph.supports(x):
-            return self._graph(x)
-        if self._graph is None and not self._halo.at_start:
-            if self._runs[x.shape[2]] == _RUNS_BEFORE_CAPTURE:
-                network, halo = self._network, self._halo  # not this stream: a reference cycle would keep it alive
-                try:
-                    self._graph = CudaGraph(lambda chunk: network(chunk, halo), x)
-                except torch.cuda.OutOfMemoryError:
-                    raise
-                # Drivers and libraries raise errors of many classes; one kernel after another computes the same.
-                except Exception as error:
-                    give_up(x.device, error)
-                    self._chunk_size = self._chunk_size._replace(launch_bound=False)
-                    return network(x, halo)
+        if self._captured is None and not self._halo.at_start:
+            key = self._capture_key(x)
+            captured = borrow(self._model, key)
+            if captured is not None and captured.state.adopt(self._halo):
+                self._captured, self._halo = captured, captured.state
                 self._addresses = self._weight_addresses()
-                return self._graph(x)
-            self._runs[x.shape[2]] += 1
+            elif captured is not None:  # some caches are filled by the second pass only
+                give_back(self._model, captured)
+            elif self._runs[x.shape[2]] == _RUNS_BEFORE_CAPTURE:
+                self._capture(x, key)
+            else:
+                self._runs[x.shape[2]] += 1
+        if self._captured is not None and self._captured.graph.supports(x):
+            return self._captured.graph(x)
         return self._network(x, self._halo)
+
+    def _capture(self, x: Tensor, key: Hashable) -> None:
+        network, halo = self._network, self._halo  # not this stream: a reference cycle would keep it alive
+        assert network is not None
+        try:
+            graph = CudaGraph(lambda chunk: network(chunk, halo), x)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        # Drivers and libraries raise errors of many classes; one kernel after another computes the same.
+        except Exception as error:
+            give_up(x.device, error)
+            self._chunk_size = self._chunk_size._replace(launch_bound=False)
+            return
+        self._captured = CapturedPass(key, graph, halo, self._constants, graph.nbytes + halo.cached_bytes + x.nbytes)
+        self._addresses = self._weight_addresses()
+
+    def _capture_key(self, x: Tensor) -> Hashable:
+        """Return what a captured pass depends on. Work on another CUDA stream would not be ordered after it."""
+        stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+        flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+        modules = tuple(map(id, self._model.modules()))
+        fixed = self._kind, self._mode, self._chunk_size.tensor_bytes, stream, flags
+        return x.shape, x.dtype, x.device, *fixed, modules, self._weight_addresses()
 
     def _frames_due(self, frames: int) -> int:
         first = 1 if self._halo.at_start and frames > 0 else 0

@@ -18,7 +18,7 @@ The optimizations, when each applies, and where it is:
 7. Attention in linear memory (`attention.py`): a few queries at a time where PyTorch has no fused kernel.
 8. Caching host allocator (`workspace.py`): the memory of intermediate tensors is reused within a pass, between passes
    and between clips. On a CPU; `empty_cache` returns it to the system.
-9. CUDA graphs (`cuda_graph.py`): a pass is captured once and replayed. On NVIDIA GPUs, where launching kernels takes
+9. CUDA graphs (`cuda_graph.py`): a pass is captured once per model and shape, and replayed. On NVIDIA GPUs, where launching kernels takes
    longer than running them.
 10. Memory estimates (`memory_estimator.py`): a dry run on the meta device, for choosing tiles and chunk sizes.
 

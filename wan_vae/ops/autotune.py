@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wan_vae.errors import first_line
+from wan_vae.ops.cuda_graph import drop_idle
 
 _ROUNDS = 5
 # A shorter round would measure launching rather than computing.
@@ -49,6 +50,7 @@ def measuring() -> Iterator[None]:
         yield
     finally:
         _may_measure.reset(token)
+        drop_idle()  # they hold the kernels of before
 
 
 def run_fastest(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> Tensor:
