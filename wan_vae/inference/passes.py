@@ -24,6 +24,7 @@ from wan_vae.ops.conv3d import check_convolutions
 from wan_vae.ops.cpu.build import ensure_kernels
 from wan_vae.ops.cuda_graph import CapturedPass, CudaGraph, borrow, can_capture, drop_idle, give_back, give_up
 from wan_vae.ops.memory_estimator import device_of
+from wan_vae.ops.precision import tf32
 from wan_vae.posterior import LatentStatistics
 
 Direction = Literal["encode", "decode"]
@@ -82,17 +83,19 @@ def decode_pass(model: Autoencoder, latents: Tensor, halo: Halo, statistics: Lat
     """Decode normalized latents (B, z, t, h, w) in one pass: (B, 3, T, H, W), clamped to [-1, 1]."""
     if statistics is None:
         statistics = LatentStatistics.of(model.config, model.decoder_dtype, latents.device)
-    video = model.pixels(statistics.denormalized(latents.to(model.decoder_dtype)), halo)
+    with tf32(model.decoder_tf32):
+        video = model.pixels(statistics.denormalized(latents.to(model.decoder_dtype)), halo)
     # Only tiles are certain to have been put together in memory that nothing else refers to.
     return video.clamp_(-1.0, 1.0) if isinstance(halo, TiledHalo) else video.clamp(-1.0, 1.0)
 
 
 def _moments_pass(model: Autoencoder, video: Tensor, halo: Halo) -> Tensor:
-    return model.quant_conv(model.encoder(video.to(model.dtype), halo))
+    with tf32(model.encoder_tf32):
+        return model.moments(video.to(model.dtype), halo)
 
 
 def _latents_pass(model: Autoencoder, statistics: LatentStatistics, video: Tensor, halo: Halo) -> Tensor:
-    mean, _ = model.quant_conv(model.encoder(video.to(model.dtype), halo)).chunk(2, dim=1)
+    mean, _ = _moments_pass(model, video, halo).chunk(2, dim=1)
     return statistics.normalized(mean)
 
 
@@ -341,7 +344,9 @@ class Stream:
     def _current_mode(self) -> tuple[object, ...]:
         model, kind = self._model, self._model.device.type
         autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
-        return str(model.dtype), str(model.decoder_dtype), str(model.device), model.training, autocast
+        encoder = "tf32" if model.encoder_tf32 else str(model.dtype)
+        decoder = "tf32" if model.decoder_tf32 else str(model.decoder_dtype)
+        return encoder, decoder, str(model.device), model.training, autocast
 
     def _weight_addresses(self) -> tuple[int, ...]:
         return tuple(weight.data_ptr() for weight in chain(self._model.parameters(), self._model.buffers()))

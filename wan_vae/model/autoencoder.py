@@ -14,6 +14,7 @@ from wan_vae.model.layers import CausalConv3d, remove_past
 from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut
 from wan_vae.model.resample import Downsample, Upsample, patchify, unpatchify
 from wan_vae.model.stages import LocalStage, receptive_radius
+from wan_vae.ops.precision import Conv3d
 
 
 class Encoder(nn.Module):
@@ -192,7 +193,14 @@ class Autoencoder(nn.Module):
 
     Args:
         config: The architecture.
+
+    Attributes:
+        encoder_tf32: Whether inference on a GPU may round the encoder's float32 convolutions to TF32.
+        decoder_tf32: The same for the decoder.
     """
+
+    encoder_tf32 = False
+    decoder_tf32 = False
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -200,8 +208,8 @@ class Autoencoder(nn.Module):
         self.config = config
         moments = 2 * config.latent_channels
         self.encoder = Encoder(config)
-        self.quant_conv = nn.Conv3d(moments, moments, 1)
-        self.post_quant_conv = nn.Conv3d(config.latent_channels, config.latent_channels, 1)
+        self.quant_conv = Conv3d(moments, moments, 1)
+        self.post_quant_conv = Conv3d(config.latent_channels, config.latent_channels, 1)
         self.decoder = Decoder(config)
         if config.images_only:
             remove_past(self)
