@@ -24,9 +24,10 @@ from wan_vae.inference.budget import Budget
 from wan_vae.inference.chunk_size import check_latents_per_pass
 from wan_vae.inference.passes import check_ended, check_like_before
 from wan_vae.model.tiny import FRAMES_PER_LATENT, Memory, TinyConfig, run_tiny, tiny_decoder, tiny_encoder
+from wan_vae.ops.precision import tf32
 from wan_vae.posterior import LatentStatistics, warn_if_raw
 from wan_vae.vae import WanVAE
-from wan_vae.validation import check_device, check_latents, check_video, parse_device, parse_dtype
+from wan_vae.validation import TF32, check_device, check_latents, check_video, parse_device, parse_dtype
 
 _PIXELS_PER_PASS = 2**19  # of the pictures of one latent; more are hardly faster on a CPU, and take more memory
 
@@ -46,6 +47,8 @@ class TinyVAE(nn.Module):
     Without gradients, memory does not grow with the clip's length, and how clips are cut never changes the result.
     """
 
+    encoder_tf32 = False
+    decoder_tf32 = False
     _has_seen_latents = False
 
     def __init__(self, tiny_config: TinyConfig) -> None:
@@ -80,12 +83,14 @@ class TinyVAE(nn.Module):
         """
         check_type("source", source, (str, Path), "a path")
         check_type("raw", raw, (bool, type(None)), "True, False or None")
+        rounds = dtype == TF32
         device, dtype = parse_device(device), parse_dtype(dtype)
         config, weights = load_tiny(resolve_checkpoint(source), raw=raw)
         wanted = dtype or reduce(torch.promote_types, (weight.dtype for weight in weights.values()))
         with torch.device("meta"):
             vae = cls(config)
         vae.load_state_dict({name: weight.to(device, wanted) for name, weight in weights.items()}, assign=True)
+        vae.encoder_tf32 = vae.decoder_tf32 = rounds
         return vae.eval().requires_grad_(False)
 
     def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
@@ -182,7 +187,8 @@ class TinyVAE(nn.Module):
         with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
             frames = ((video.transpose(1, 2) + 1) / 2).to(self.dtype)
             frames = F.pixel_unshuffle(frames, self.tiny_config.patch_size)
-            latents = run_tiny(self.encoder, frames, memory).transpose(1, 2)
+            with tf32(self.encoder_tf32):
+                latents = run_tiny(self.encoder, frames, memory).transpose(1, 2)
             if self.tiny_config.raw:
                 latents = LatentStatistics.of(self.config, latents.dtype, latents.device).normalized(latents)
             return latents.contiguous()
@@ -209,7 +215,8 @@ class TinyVAE(nn.Module):
                 statistics = LatentStatistics.of(self.config, latents.dtype, latents.device)
                 latents = statistics.normalized(latents) if raw else statistics.denormalized(latents)
             trimmed = 0 if memory else FRAMES_PER_LATENT - 1
-            frames = run_tiny(self.decoder, latents.transpose(1, 2).to(self.decoder_dtype), memory)
+            with tf32(self.decoder_tf32):
+                frames = run_tiny(self.decoder, latents.transpose(1, 2).to(self.decoder_dtype), memory)
             frames = F.pixel_shuffle(frames[:, trimmed:], self.tiny_config.patch_size)
             return (2 * frames.clamp(0, 1) - 1).transpose(1, 2).contiguous()
 
@@ -222,6 +229,7 @@ class TinyVAE(nn.Module):
         """Convert the weights of each half in place."""
         self.encoder.to(parse_dtype(encoder))
         self.decoder.to(parse_dtype(decoder))
+        self.encoder_tf32, self.decoder_tf32 = encoder == TF32, decoder == TF32
         return self
 
     def digest(self) -> str:

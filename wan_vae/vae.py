@@ -25,6 +25,7 @@ from wan_vae.model.blocks import Blocks
 from wan_vae.model.halo import Halo, Neighbors
 from wan_vae.posterior import LatentStatistics, Posterior, warn_if_raw
 from wan_vae.validation import (
+    TF32,
     check_channels,
     check_device,
     check_latents,
@@ -87,14 +88,16 @@ class WanVAE(Autoencoder):
                 checkpoint file in any layout, or a folder in diffusers' layout.
             device: Where the weights go; default the CPU.
             dtype: What they are converted to, a dtype or its name such as "bfloat16"; default as stored, or the widest
-                of those stored.
+                of those stored. "tf32" is float32 whose convolutions may round to TF32 on an NVIDIA GPU; those of
+                float32 never do in inference.
 
         Raises:
             CheckpointError: The checkpoint is missing, damaged, incomplete, of another model, or holds NaN.
             UserError: There is no such device or dtype.
         """
         check_type("source", source, (str, Path), "a name or a path")
-        device, dtype = parse_device(device), parse_dtype(dtype)
+        parse_dtype(dtype)  # before anything is loaded
+        device = parse_device(device)
         checkpoint = load_checkpoint(source)
         vae = cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
         status = checkpoint.path.stat()
@@ -115,9 +118,11 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: There is no such device or dtype; or weights are missing, of another model, or misshapen.
         """
+        rounds = dtype == TF32
         device, dtype = parse_device(device), parse_dtype(dtype)
         with torch.device("meta"):
             vae = cls(config)
+        vae.encoder_tf32 = vae.decoder_tf32 = rounds
         check_weights(weights, vae.state_dict())
         floating = [weight.dtype for weight in weights.values() if weight.is_floating_point()]
         wanted = dtype or reduce(torch.promote_types, floating)
@@ -424,6 +429,7 @@ class WanVAE(Autoencoder):
             (self.decoder, decoding),
         ):
             half.to(dtype)
+        self.encoder_tf32, self.decoder_tf32 = encoder == TF32, decoder == TF32
         return self
 
     def digest(self) -> str:

@@ -15,11 +15,15 @@ from wan_vae.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 """Names of the dtypes that weights can have."""
 
-_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+TF32 = "tf32"
+"""Float32 weights, whose convolutions on an NVIDIA GPU may round to TF32 in inference."""
+
+_ALIASES = {"fp32": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return the dtype that a text such as "bfloat16" or "bf16" names; a dtype and None are returned as they are.
+    """Return the dtype that a text such as "bfloat16", "bf16" or "tf32" names; a dtype and None are returned as they
+    are.
 
     Raises:
         UserError: It is not one of `DTYPES`.
@@ -37,8 +41,8 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 class Dtypes(NamedTuple):
     """The dtypes of a model's halves: the arguments of `WanVAE.set_dtypes`."""
 
-    encoder: torch.dtype
-    decoder: torch.dtype
+    encoder: torch.dtype | str
+    decoder: torch.dtype | str
 
     def __str__(self) -> str:
         encoder, decoder = (str(dtype).removeprefix("torch.") for dtype in self)
@@ -46,7 +50,7 @@ class Dtypes(NamedTuple):
 
 
 def choose_dtypes(dtype: str, device: torch.device) -> Dtypes:
-    """Return the dtypes for a device: "fp32", "bf16" or "fp16" for both halves, or "auto".
+    """Return the dtypes for a device: "fp32", "tf32", "bf16" or "fp16" for both halves, or "auto".
 
     "auto" is bfloat16 where it is fast, except that CPUs encode in float32: latents are kept and trained on, and only
     float32 is nearly lossless for them.
@@ -57,7 +61,8 @@ def choose_dtypes(dtype: str, device: torch.device) -> Dtypes:
     if dtype != "auto":
         if not isinstance(dtype, str) or dtype not in _ALIASES:
             raise UserError(f"The dtype is {shown(dtype)}; it must be auto, {', '.join(_ALIASES)}.")
-        return Dtypes(DTYPES[_ALIASES[dtype]], DTYPES[_ALIASES[dtype]])
+        chosen = TF32 if dtype == TF32 else DTYPES[_ALIASES[dtype]]
+        return Dtypes(chosen, chosen)
     if device.type == "cuda":
         return Dtypes(torch.bfloat16, torch.bfloat16)
     # Without these instructions bfloat16 is emulated in float32 and slower than it. Old versions of torch cannot tell.

@@ -1,15 +1,20 @@
 """Streams with CUDA graphs, on a CPU: the graph is replaced by one that computes at once, or fails."""
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import random_latents, random_vae, small_config
-from wan_vae import DecodeStream, WanVAE
-from wan_vae.inference import passes
+from tests.helpers import random_latents, random_vae, random_video, small_config
+from wan_vae import DecodeStream, EncodeStream, WanVAE, empty_cache
+from wan_vae.inference import budget, passes
 from wan_vae.ops import cuda_graph
+from wan_vae.ops.autotune import measuring
 
 LATENTS = 8
 
@@ -18,6 +23,7 @@ class Graph:
     """Computes with the weights of the time of its capture, as a graph that knows only addresses may."""
 
     made = 0
+    nbytes = 0
 
     def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
         Graph.made += 1
@@ -35,15 +41,21 @@ class Graph:
 
 
 @pytest.fixture
-def vae(monkeypatch: pytest.MonkeyPatch) -> WanVAE:
+def vae(monkeypatch: pytest.MonkeyPatch) -> Iterator[WanVAE]:
     monkeypatch.setattr(passes, "can_capture", lambda device: device not in cuda_graph._given_up)
     monkeypatch.setattr(cuda_graph, "_given_up", set())
     monkeypatch.setattr(passes, "CudaGraph", Graph)
     Graph.made, Graph.model = 0, random_vae(small_config())
-    return Graph.model
+    cuda_graph.drop_idle()
+    yield Graph.model
+    cuda_graph.drop_idle()
 
 
-def frames_of(stream: DecodeStream, latents: Tensor) -> Tensor:
+def idle() -> int:
+    return sum(map(len, cuda_graph._idle.values()))
+
+
+def frames_of(stream: DecodeStream | EncodeStream, latents: Tensor) -> Tensor:
     parts = [stream.push(latent) for latent in latents.split(1, dim=2)]
     return torch.cat([part for part in parts if part is not None], dim=2)
 
@@ -96,3 +108,186 @@ def test_weights_that_move_during_a_stream_are_captured_again(vae: WanVAE, assig
     parts.append(frames_of(stream, latents[:, :, 5:]))
     assert torch.equal(torch.cat(parts, dim=2), expected)
     assert Graph.made == 2
+
+
+def decoded(vae: WanVAE, latents: Tensor) -> Tensor:
+    with DecodeStream(vae, latents_per_pass=1) as stream:
+        return frames_of(stream, latents)
+
+
+def without_graphs(vae: WanVAE, latents: Tensor) -> Tensor:
+    with pytest.MonkeyPatch.context() as plain:
+        plain.setattr(passes, "can_capture", lambda device: False)
+        return decoded(vae, latents)
+
+
+def test_later_streams_and_calls_replay_the_graph_of_the_first(vae: WanVAE) -> None:
+    clips = [random_latents(vae.config, LATENTS, 2, 3) * scale for scale in (1, 2, 3)]
+    for clip in clips:
+        assert torch.equal(decoded(vae, clip), without_graphs(vae, clip))
+    with torch.no_grad():
+        assert torch.equal(vae.decode(clips[0], latents_per_pass=1), decoded(vae, clips[0]))
+    assert Graph.made == idle() == 1
+
+
+def test_loaded_stream_replays_the_graph_of_another(vae: WanVAE) -> None:
+    latents = random_latents(vae.config, LATENTS, 2, 3)
+    expected = decoded(vae, latents)
+    first = DecodeStream(vae, latents_per_pass=1)
+    start = frames_of(first, latents[:, :, :2])
+    resumed = DecodeStream(vae, latents_per_pass=1)
+    resumed.load_state_dict(first.state_dict())
+    with mock.patch.object(vae.decoder, "forward", side_effect=vae.decoder.forward) as forward:
+        assert torch.equal(torch.cat([start, frames_of(resumed, latents[:, :, 2:])], dim=2), expected)
+    assert forward.called  # by the mocked graph
+    assert Graph.made == 1
+
+
+def test_streams_at_the_same_time_never_share_a_graph(vae: WanVAE) -> None:
+    clips = [random_latents(vae.config, LATENTS, 2, 3) * scale for scale in (1, 2)]
+    expected = [without_graphs(vae, clip) for clip in clips]
+    for _ in range(2):
+        streams = [DecodeStream(vae, latents_per_pass=1) for _ in clips]
+        parts: list[list[Tensor]] = [[], []]
+        for index in range(LATENTS):
+            for stream, clip, found in zip(streams, clips, parts, strict=True):
+                found.append(stream.push(clip[:, :, index : index + 1]))
+        for stream in streams:
+            stream.flush()
+        assert all(torch.equal(torch.cat(found, dim=2), each) for found, each in zip(parts, expected, strict=True))
+        assert Graph.made == idle() == 2
+
+
+def test_streams_in_threads_never_share_a_graph(vae: WanVAE) -> None:
+    clips = [random_latents(vae.config, LATENTS, 2, 3) * scale for scale in range(1, 9)]
+    expected = [without_graphs(vae, clip) for clip in clips]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda clip: decoded(vae, clip), clips))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert 1 <= Graph.made <= 4
+
+
+def test_graph_is_not_used_for_another_shape_kind_or_weights(vae: WanVAE) -> None:
+    latents = random_latents(vae.config, LATENTS, 2, 3)
+    decoded(vae, latents)
+    decoded(vae, random_latents(vae.config, LATENTS, 3, 2))
+    assert Graph.made == 2
+    with torch.no_grad():
+        raw = vae.decode(vae.denormalize(latents), raw=True, latents_per_pass=1)
+        assert torch.equal(raw, without_graphs(vae, latents))
+    assert Graph.made == 3
+    video = random_video(2 * LATENTS - 1, 2, 4)
+    for moments in (False, True, False):
+        with EncodeStream(vae, latents_per_pass=1, moments=moments) as stream:
+            frames_of(stream, video)
+    assert Graph.made == 5
+    for weight in vae.parameters():
+        weight.data = 2 * weight.data
+    assert torch.equal(decoded(vae, latents), without_graphs(vae, latents))
+    assert Graph.made == 6
+
+
+def test_module_that_was_replaced_or_hooked_is_called(vae: WanVAE) -> None:
+    latents = random_latents(vae.config, LATENTS, 2, 3)
+    decoded(vae, latents)
+    calls = []
+    with vae.decoder.head.register_forward_hook(lambda *_: calls.append(1)):
+        decoded(vae, latents)
+    assert len(calls) == LATENTS
+    assert Graph.made == 1
+    vae.decoder.head.norm = torch.nn.Identity()
+    vae.decoder.head.norm.into = lambda out, x: out.copy_(x)
+    assert torch.equal(decoded(vae, latents), without_graphs(vae, latents))
+    assert Graph.made == 2
+
+
+def test_interrupted_stream_leaves_no_graph(vae: WanVAE) -> None:
+    stream, latents = DecodeStream(vae, latents_per_pass=1), random_latents(vae.config, LATENTS, 2, 3)
+    frames_of(stream, latents)
+    with mock.patch.object(vae.decoder, "forward", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        stream.push(latents)
+    stream.close()
+    assert idle() == 0
+
+
+@pytest.mark.parametrize(("most", "most_bytes"), [(2, 2**30), (8, 2_500_000)])
+def test_idle_graphs_are_few_and_those_used_last(
+    most: int, most_bytes: int, vae: WanVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_graph, "_MOST_IDLE", most)
+    monkeypatch.setattr(cuda_graph, "_MOST_IDLE_BYTES", most_bytes)
+    monkeypatch.setattr(Graph, "nbytes", 1_000_000)
+    clips = [random_latents(vae.config, LATENTS, 1, width) for width in (1, 2, 3)]
+    for index, made in ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4)):
+        decoded(vae, clips[index])
+        assert (Graph.made, idle()) == (made, min(made, 2))
+
+
+class Empty(Graph):
+    """Keeps nothing, as a graph, which knows addresses alone."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        super().__init__(function, x)
+        del self._function
+
+    def supports(self, x: Tensor) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_graphs_end_with_their_model(loaded: bool, vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "CudaGraph", Empty)
+    model = random_vae(small_config())
+    stream = DecodeStream(model, latents_per_pass=1)
+    latents = random_latents(model.config, LATENTS, 2, 3)
+    frames_of(stream, latents)
+    if loaded:
+        state = stream.state_dict()
+        stream = DecodeStream(model, latents_per_pass=1)
+        stream.load_state_dict(state)
+        frames_of(stream, latents)
+    stream.close()
+    graph = weakref.ref(cuda_graph._idle[model][0])
+    gone, stream = weakref.ref(model), None
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+        assert graph() is None
+        assert idle() == 0
+    finally:
+        gc.enable()
+
+
+def test_idle_graphs_are_dropped_with_the_cache_and_after_tuning(vae: WanVAE) -> None:
+    latents = random_latents(vae.config, LATENTS, 2, 3)
+    decoded(vae, latents)
+    assert idle() == 1
+    empty_cache()
+    assert idle() == 0
+    decoded(vae, latents)
+    with measuring():
+        assert idle() == 1
+    assert idle() == 0
+
+
+def test_memory_of_graphs_does_not_count_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    for name, value in {"mem_get_info": (1000, 5000), "memory_reserved": 900, "memory_allocated": 200}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert budget.free_memory(gpu) == 1700
+    graph = mock.Mock(nbytes=300, _device=gpu)
+    monkeypatch.setattr(cuda_graph, "_graphs", {graph, mock.Mock(nbytes=50, _device=torch.device("cuda", 1))})
+    assert budget.free_memory(gpu) == 1400
+
+
+def test_graph_counts_the_memory_that_its_capture_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved = iter([1000, 4000])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: next(reserved))
+    for name in ("CUDAGraph", "Stream", "device", "graph"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    graph = cuda_graph.CudaGraph(lambda x: 2 * x, torch.ones(3))
+    assert graph.nbytes == 3000
+    assert cuda_graph.captured_bytes(torch.device("cpu")) == 3000
+    del graph
+    assert cuda_graph.captured_bytes(torch.device("cpu")) == 0

@@ -100,13 +100,9 @@ def _process_memory(field: str) -> int:
 
 
 def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the highest FLOP/s measured for products of two square matrices.
-
-    In float32 on CUDA, TF32 is used if convolutions may use it, which is PyTorch's default.
-    """
-    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    """Return the highest FLOP/s measured for products of two square matrices; in float32 without TF32."""
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.set_float32_matmul_precision("highest")
     try:
         best = 0.0
         for side in _SIDES.get(device.type, _SIDES["cpu"]):

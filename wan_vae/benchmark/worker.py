@@ -173,7 +173,8 @@ def call_work(target: Target, direction: str, dtype: str) -> measure.Work:
 def _inference(direction: str, dtype: str) -> Iterator[tuple[Callable[[], Tensor], torch.device]]:
     model, given = _loaded[direction, dtype]
     try:
-        with torch.inference_mode():
+        # Float32 without TF32, as this library computes it whatever the switch says.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield partial(getattr(model, direction), given), given.device
     except NotImplementedError as error:
         reason = str(error).partition("\n")[0].rstrip(".")

@@ -28,6 +28,7 @@ class Precision(str, Enum):
 
     auto = "auto"
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
     fp16 = "fp16"
 
@@ -94,7 +95,8 @@ DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto is an
 DtypeOption = Annotated[
     Precision,
     typer.Option(
-        help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32.",
+        help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32. tf32 is fp32"
+        " whose convolutions NVIDIA GPUs may round to TF32.",
         metavar="|".join(item.value for item in Precision),
         parser=parse_dtype,
     ),

@@ -8,6 +8,7 @@ import torch
 
 from wan_vae.arguments import shown
 from wan_vae.errors import UserError
+from wan_vae.ops.cuda_graph import captured_bytes
 
 Budget = int | str
 """Bytes, a number with a unit such as "4GiB", or "auto" for what the device has left."""
@@ -87,8 +88,9 @@ def free_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # Memory that PyTorch reserved and does not use is free, too.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        # Memory that PyTorch reserved and does not use is free, too, except for that of graphs.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + max(0, unused - captured_bytes(device))
     if not reports_free_memory(device):
         raise UserError(
             f"The memory is 'auto', but {sys.platform} does not tell how much {device.type} has left; write it, such as"

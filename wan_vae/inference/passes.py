@@ -3,8 +3,9 @@
 All functions take an `Autoencoder`, which keeps nothing of a clip, so that any number of clips can share one model.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Literal
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 
 from wan_vae.errors import UserError
 from wan_vae.inference.chunk_size import ChunkSize, choose_chunk_size
+from wan_vae.inference.input_history import InputHistory
 from wan_vae.inference.tiling import TiledHalo, Tiling, tiling_of
 from wan_vae.model.autoencoder import Autoencoder
-from wan_vae.model.halo import CachedHalo, Halo, Neighbors
+from wan_vae.model.halo import CachedHalo, Halo, Neighbors, NoNeighbors
 from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.conv3d import check_convolutions, lay_out_weights
 from wan_vae.ops.cpu.build import ensure_kernels
-from wan_vae.ops.cuda_graph import CudaGraph, can_capture, give_up
+from wan_vae.ops.cuda_graph import CapturedPass, CudaGraph, borrow, can_capture, drop_idle, give_back, give_up
 from wan_vae.ops.memory_estimator import device_of
+from wan_vae.ops.precision import tf32
 from wan_vae.posterior import LatentStatistics
 
 Direction = Literal["encode", "decode"]
@@ -30,6 +33,7 @@ Network = Callable[[Tensor, Halo], Tensor]
 # The first pass after the clip's first frame fills caches, the second one reads them all; later ones are alike.
 _RUNS_BEFORE_CAPTURE = 2
 _MOST_FRAMES = 2**48  # of a stream, far from what its state cannot hold
+_ONE_FRAME = 1  # bytes of tensors that stages split by frames, of which they take one at least
 
 
 def encode_moments(
@@ -43,7 +47,9 @@ def encode_moments(
     if tiling is not None or video.shape[2] == 1:
         _prepare(model)
         return _moments_pass(model, video, Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors))
-    stream = open_stream(model, "encode", moments=True, latents_per_pass=latents_per_pass, neighbors=neighbors)
+    stream = open_stream(
+        model, "encode", moments=True, latents_per_pass=latents_per_pass, neighbors=neighbors, one_push=True
+    )
     moments = stream.push(video)
     stream.flush()
     assert moments is not None
@@ -64,7 +70,9 @@ def decode_video(
         _prepare(model)
         halo = Halo(neighbors) if tiling is None else TiledHalo(tiling, neighbors)
         return decode_pass(model, latents, halo, LatentStatistics.none(latents.device) if raw else None)
-    stream = open_stream(model, "decode", raw=raw, latents_per_pass=latents_per_pass, neighbors=neighbors)
+    stream = open_stream(
+        model, "decode", raw=raw, latents_per_pass=latents_per_pass, neighbors=neighbors, one_push=True
+    )
     video = stream.push(latents)
     stream.flush()
     assert video is not None
@@ -75,17 +83,19 @@ def decode_pass(model: Autoencoder, latents: Tensor, halo: Halo, statistics: Lat
     """Decode normalized latents (B, z, t, h, w) in one pass: (B, 3, T, H, W), clamped to [-1, 1]."""
     if statistics is None:
         statistics = LatentStatistics.of(model.config, model.decoder_dtype, latents.device)
-    video = model.pixels(statistics.denormalized(latents.to(model.decoder_dtype)), halo)
+    with tf32(model.decoder_tf32):
+        video = model.pixels(statistics.denormalized(latents.to(model.decoder_dtype)), halo)
     # Only tiles are certain to have been put together in memory that nothing else refers to.
     return video.clamp_(-1.0, 1.0) if isinstance(halo, TiledHalo) else video.clamp(-1.0, 1.0)
 
 
 def _moments_pass(model: Autoencoder, video: Tensor, halo: Halo) -> Tensor:
-    return model.quant_conv(model.encoder(video.to(model.dtype), halo))
+    with tf32(model.encoder_tf32):
+        return model.moments(video.to(model.dtype), halo)
 
 
 def _latents_pass(model: Autoencoder, statistics: LatentStatistics, video: Tensor, halo: Halo) -> Tensor:
-    mean, _ = model.quant_conv(model.encoder(video.to(model.dtype), halo)).chunk(2, dim=1)
+    mean, _ = _moments_pass(model, video, halo).chunk(2, dim=1)
     return statistics.normalized(mean)
 
 
@@ -114,6 +124,7 @@ def open_stream(
     tiling: Tiling | None = None,
     neighbors: Neighbors | None = None,
     plan: Callable[[Tensor], tuple[int | None, Tiling | None]] | None = None,
+    one_push: bool = False,
 ) -> "Stream":
     """Return a stream that takes frames or normalized latents and returns normalized latents or frames.
 
@@ -126,6 +137,7 @@ def open_stream(
         tiling: How pictures are tiled; default whole pictures.
         neighbors: The holders of the pixels around the clip, where it is a part of a larger picture.
         plan: Returns latents per pass and tiling by the first chunk instead.
+        one_push: Whether the clip will come in one chunk.
     """
     config, encodes = model.config, direction == "encode"
     side, unit = (config.spatial_compression, config.temporal_compression) if encodes else (1, 1)
@@ -136,18 +148,22 @@ def open_stream(
         chosen = choose_chunk_size(model, pixels, latents, in_frames=unit, neighbors=neighbors, device=device_of(chunk))
         return chosen._replace(tiling=tiles)
 
-    def network(device: torch.device) -> Network:
+    def network(device: torch.device) -> tuple[Network, object]:
         # Statistics are built once per stream: a GPU waits for numbers from the host, and a CUDA graph must find them
         # at the same address.
-        if not encodes:
-            of_model = LatentStatistics.of(config, model.decoder_dtype, device)
-            return partial(decode_pass, model, statistics=LatentStatistics.none(device) if raw else of_model)
-        if moments:
-            return partial(_moments_pass, model)
-        return partial(_latents_pass, model, LatentStatistics.of(config, model.dtype, device))
+        if encodes and moments:
+            return partial(_moments_pass, model), None
+        dtype = model.dtype if encodes else model.decoder_dtype
+        statistics = LatentStatistics.none(device) if raw else LatentStatistics.of(config, dtype, device)
+        if encodes:
+            return partial(_latents_pass, model, statistics), statistics
+        return partial(decode_pass, model, statistics=statistics), statistics
 
     out_frames = 1 if encodes else config.temporal_compression
-    return Stream(model, network, choose=choose, in_frames=unit, out_frames=out_frames, neighbors=neighbors)
+    frames = {"in_frames": unit, "out_frames": out_frames}
+    history = InputHistory(model, encodes=encodes, keep=not one_push)
+    kind = direction, moments, raw
+    return Stream(model, network, kind=kind, choose=choose, **frames, history=history, neighbors=neighbors)
 
 
 class Stream:
@@ -155,34 +171,43 @@ class Stream:
 
     Args:
         model: The model, whose dtype, device and mode must not change during the stream.
-        network: Returns, for a device, the function that computes a pass from (B, C, n, H, W) and a halo.
+        network: Returns, for a device, the function that computes a pass from (B, C, n, H, W) and a halo, and the
+            tensors that it reads besides the weights.
+        kind: Tells functions of one model apart.
         choose: Returns the chunk size, given the first chunk.
         in_frames: Frames of the input per latent after the first one.
         out_frames: Frames of the result per latent.
+        history: Keeps the inputs that a pass may have to be repeated from.
         neighbors: The holders of the pixels around the clip; default none.
     """
 
     def __init__(
         self,
         model: Autoencoder,
-        network: Callable[[torch.device], Network],
+        network: Callable[[torch.device], tuple[Network, object]],
         *,
+        kind: Hashable,
         choose: Callable[[Tensor], ChunkSize],
         in_frames: int,
         out_frames: int,
+        history: InputHistory,
         neighbors: Neighbors | None = None,
     ) -> None:
         self._model = model
         self._build_network = network
+        self._kind = kind
+        self._constants: object = None
         self._choose = choose
         self._in_frames = in_frames
         self._out_frames = out_frames
+        self._history = history
+        self._has_run_out = False
         self._halo = CachedHalo(neighbors)
         self._network: Network | None = None
         self._chunk_size = ChunkSize(in_frames)
         self._mode: tuple[object, ...] = ()
-        self._graph: CudaGraph | None = None
-        self._addresses: list[int] = []  # of the weights that the graph reads
+        self._captured: CapturedPass | None = None
+        self._addresses: tuple[int, ...] = ()  # of the weights that the graph reads
         self._runs: Counter[int] = Counter()
         # (B, C, n, H, W): frames that do not make up a latent yet. None before the first chunk.
         self._waiting: Tensor | None = None
@@ -222,16 +247,17 @@ class Stream:
                 " finish it before changing the model or autocast."
             )
         assert self._network is not None
-        if self._graph is not None and self._addresses != self._weight_addresses():
-            self._graph = None  # it reads the old weights
+        if self._captured is not None and self._addresses != self._weight_addresses():
+            self._captured = None  # it reads the old weights
         if self._waiting is not None and self._waiting_frames > 0:
             x = torch.cat([self._waiting, x], dim=2)
         self._interrupted = True
         due, done, start, result = self._frames_due(x.shape[2]), 0, 0, None
         while (count := self._next_pass(x.shape[2] - start)) > 0:
-            chunk = x[:, :, start : start + count]
-            part = self._network(chunk, self._halo) if not self._chunk_size.launch_bound else self._run_on_gpu(chunk)
-            self._halo.advance()
+            part = self._attempt(x[:, :, start : start + count], start)
+            if part is None:
+                self._recompute_caches(x[:, :, :start])
+                continue
             start += count
             if result is None:
                 # The whole result at once: joining parts at the end would take twice the memory.
@@ -241,6 +267,8 @@ class Stream:
             done += part.shape[2]
         # A copy, because the caller may fill the same memory with the next frames.
         self._waiting = x[:, :, start:].clone()
+        if _may_run_out(x.device):
+            self._history.append(x[:, :, :start])
         self._passed += start
         self._interrupted = False
         self._halo.workspace.trim()
@@ -254,6 +282,13 @@ class Stream:
         """
         self._check_intact()
         check_ended(self.position, self._waiting_frames, self._in_frames)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the graph to other streams; this one takes no more chunks."""
+        if self._captured is not None and not self._interrupted and type(self._halo) is CachedHalo:
+            give_back(self._model, self._captured)
+        self._captured = None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything that the next pass depends on; nothing before the first chunk."""
@@ -299,22 +334,24 @@ class Stream:
         chunk_size = self._choose(x)
         if resumed:
             chunk_size = chunk_size._replace(tiling=resumed[0])
-        if chunk_size.tiling is not None:
-            self._halo = TiledHalo(chunk_size.tiling, self._halo.neighbors, streaming=True)
         _prepare(self._model)
-        self._halo.tensor_bytes = chunk_size.tensor_bytes
-        graphs = chunk_size.launch_bound and can_capture(x.device) and not needs_plain_ops()
+        # A graph would not call hooks.
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._model.modules())
+        graphs = chunk_size.launch_bound and can_capture(x.device) and not needs_plain_ops() and not hooked
         self._chunk_size = chunk_size._replace(launch_bound=graphs)
+        self._halo = self._new_halo()
         self._mode = self._current_mode()
-        self._network = self._build_network(x.device)
+        self._network, self._constants = self._build_network(x.device)
 
     def _current_mode(self) -> tuple[object, ...]:
         model, kind = self._model, self._model.device.type
         autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
-        return str(model.dtype), str(model.decoder_dtype), str(model.device), model.training, autocast
+        encoder = "tf32" if model.encoder_tf32 else str(model.dtype)
+        decoder = "tf32" if model.decoder_tf32 else str(model.decoder_dtype)
+        return encoder, decoder, str(model.device), model.training, autocast
 
-    def _weight_addresses(self) -> list[int]:
-        return [weight.data_ptr() for weight in chain(self._model.parameters(), self._model.buffers())]
+    def _weight_addresses(self) -> tuple[int, ...]:
+        return tuple(weight.data_ptr() for weight in chain(self._model.parameters(), self._model.buffers()))
 
     @property
     def _waiting_frames(self) -> int:
@@ -327,25 +364,109 @@ class Stream:
                 " state into it."
             )
 
-    def _run_on_gpu(self, x: Tensor) -> Tensor:
-        """Compute a pass that is launch bound: from the third one of a size on, as a CUDA graph."""
+    def _new_halo(self) -> CachedHalo:
+        tiling, neighbors = self._chunk_size.tiling, self._halo.neighbors
+        halo = CachedHalo(neighbors) if tiling is None else TiledHalo(tiling, neighbors, streaming=True)
+        halo.tensor_bytes = self._chunk_size.tensor_bytes
+        return halo
+
+    def _attempt(self, x: Tensor, recent: int) -> Tensor | None:
+        """Compute a pass; where memory runs out and smaller ones may fit, drop the caches and return None.
+
+        Args:
+            x: The input.
+            recent: Frames that have passed since the beginning of this push.
+        """
         assert self._network is not None
-        if self._graph is not None and self._graph.supports(x):
-            return self._graph(x)
-        if self._graph is None and not self._halo.at_start:
-            if self._runs[x.shape[2]] == _RUNS_BEFORE_CAPTURE:
-                network, halo = self._network, self._halo  # not this stream: a reference cycle would keep it alive
-                try:
-                    self._graph = CudaGraph(lambda chunk: network(chunk, halo), x)
-                # Drivers and libraries raise errors of many classes; one kernel after another computes the same.
-                except Exception as error:
-                    give_up(x.device, error)
-                    self._chunk_size = self._chunk_size._replace(launch_bound=False)
-                    return network(x, halo)
+        try:
+            result = self._network(x, self._halo) if not self._chunk_size.launch_bound else self._run_on_gpu(x)
+        except torch.cuda.OutOfMemoryError:
+            if not self._history.covers(self._passed, recent) or not self._shrink():
+                raise
+        else:
+            self._halo.advance()
+            return result
+        # Here the error is gone, whose traceback referred to the tensors of the pass.
+        self._captured = None
+        self._runs.clear()
+        self._halo = self._new_halo()
+        drop_idle()
+        torch.cuda.empty_cache()
+        return None
+
+    def _shrink(self) -> bool:
+        """Make passes smaller if that is possible: by latents, then by the frames that levels take at a time."""
+        latents, tensor_bytes = self._chunk_size.frames // self._in_frames, self._chunk_size.tensor_bytes
+        # Other ranks would have to do so at the same pass, and random dropout would not repeat itself.
+        if not isinstance(self._halo.neighbors, NoNeighbors) or self._model.training:
+            return False
+        if not self._has_run_out:
+            # Without the caches and the gaps between them, a pass of the same size may fit.
+            self._has_run_out = True
+            logging.getLogger("wan_vae").warning(
+                f"Memory ran out with latents_per_pass={latents}; the pass is repeated, in smaller ones if it must be,"
+                " and the result stays the same."
+            )
+            return True
+        if latents > 1:
+            tensor_bytes = None if tensor_bytes is None else tensor_bytes // 2
+        elif self._chunk_size.tiling is None and tensor_bytes != _ONE_FRAME:
+            tensor_bytes = _ONE_FRAME
+        else:
+            return False
+        frames = max(1, latents // 2) * self._in_frames
+        self._chunk_size = self._chunk_size._replace(frames=frames, tensor_bytes=tensor_bytes, launch_bound=False)
+        return True
+
+    def _recompute_caches(self, recent: Tensor) -> None:
+        """Fill the empty caches by passes over inputs whose results are known; the last of them are `recent`."""
+        inputs, start = self._history.last(recent), 0
+        while start < inputs.shape[2]:
+            count = self._next_pass(inputs.shape[2] - start)
+            done = self._attempt(inputs[:, :, start : start + count].to(recent.device), recent.shape[2])
+            start = 0 if done is None else start + count
+
+    def _run_on_gpu(self, x: Tensor) -> Tensor:
+        """Compute a pass that is launch bound, as a CUDA graph if an earlier stream left one, or from the third on."""
+        assert self._network is not None
+        if self._captured is None and not self._halo.at_start:
+            key = self._capture_key(x)
+            captured = borrow(self._model, key)
+            if captured is not None and captured.state.adopt(self._halo):
+                self._captured, self._halo = captured, captured.state
                 self._addresses = self._weight_addresses()
-                return self._graph(x)
-            self._runs[x.shape[2]] += 1
+            elif captured is not None:  # some caches are filled by the second pass only
+                give_back(self._model, captured)
+            elif self._runs[x.shape[2]] == _RUNS_BEFORE_CAPTURE:
+                self._capture(x, key)
+            else:
+                self._runs[x.shape[2]] += 1
+        if self._captured is not None and self._captured.graph.supports(x):
+            return self._captured.graph(x)
         return self._network(x, self._halo)
+
+    def _capture(self, x: Tensor, key: Hashable) -> None:
+        network, halo = self._network, self._halo  # not this stream: a reference cycle would keep it alive
+        assert network is not None
+        try:
+            graph = CudaGraph(lambda chunk: network(chunk, halo), x)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        # Drivers and libraries raise errors of many classes; one kernel after another computes the same.
+        except Exception as error:
+            give_up(x.device, error)
+            self._chunk_size = self._chunk_size._replace(launch_bound=False)
+            return
+        self._captured = CapturedPass(key, graph, halo, self._constants, graph.nbytes + halo.cached_bytes + x.nbytes)
+        self._addresses = self._weight_addresses()
+
+    def _capture_key(self, x: Tensor) -> Hashable:
+        """Return what a captured pass depends on. Work on another CUDA stream would not be ordered after it."""
+        stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+        flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+        modules = tuple(map(id, self._model.modules()))
+        fixed = self._kind, self._mode, self._chunk_size.tensor_bytes, stream, flags
+        return x.shape, x.dtype, x.device, *fixed, modules, self._weight_addresses()
 
     def _frames_due(self, frames: int) -> int:
         first = 1 if self._halo.at_start and frames > 0 else 0
@@ -355,6 +476,11 @@ class Stream:
         if self._halo.at_start:
             return min(frames, 1)
         return min(frames // self._in_frames * self._in_frames, self._chunk_size.frames)
+
+
+def _may_run_out(device: torch.device) -> bool:
+    """Whether a device has memory of its own, which may run out in the middle of a pass."""
+    return device.type == "cuda"
 
 
 def check_like_before(x: Tensor, before: Tensor) -> None:

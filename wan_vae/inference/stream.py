@@ -76,16 +76,18 @@ class ClipStream:
                 " `vae.shard()` take one."
             )
 
+        direction = self._direction  # without a reference to this object, which would keep itself alive
+
         def plan(chunk: Tensor) -> tuple[int | None, Tiling | None]:
             if memory is None:
                 return latents, tiling
-            chosen = make_plan(vae, self._direction, chunk, latents, memory, streaming=True)
+            chosen = make_plan(vae, direction, chunk, latents, memory, streaming=True)
             return chosen.latents_per_pass, chosen.tiling
 
-        encodes = self._direction == "encode"
+        encodes = direction == "encode"
         self._vae = vae
         self._half = (vae.encoder, vae.quant_conv) if encodes else (vae.post_quant_conv, vae.decoder)
-        self._stream: Stream | None = open_stream(vae, self._direction, neighbors=neighbors, plan=plan, moments=moments)
+        self._stream: Stream | None = open_stream(vae, direction, neighbors=neighbors, plan=plan, moments=moments)
 
     @torch.no_grad()
     def push(self, chunk: Tensor) -> Tensor | None:
@@ -114,6 +116,8 @@ class ClipStream:
 
     def close(self) -> None:
         """Free the stream's memory, whatever is left over. Closing twice does no harm."""
+        if self._stream is not None:
+            self._stream.close()
         self._stream = None
 
     @property

@@ -15,6 +15,7 @@ from wan_vae.model.level_shortcuts import AverageShortcut, RepeatShortcut
 from wan_vae.model.linear_skip import LinearSkip
 from wan_vae.model.resample import Downsample, Upsample, patchify, unpatchify
 from wan_vae.model.stages import LocalStage, receptive_radius
+from wan_vae.ops.precision import Conv3d
 
 
 class Encoder(nn.Module):
@@ -179,12 +180,36 @@ class DecoderLevel(nn.Module):
         )
 
 
+def temporal_reach(half: Encoder | Decoder, frames: int) -> int:
+    """Return an upper bound of how many latents back, or frames of as many, a result depends on its input.
+
+    Args:
+        half: The encoder or the decoder.
+        frames: Frames of the input per latent.
+    """
+    reach, encodes = 0, isinstance(half, Encoder)
+    around = ((half.conv_in,), (half.middle, half.head)) if encodes else ((half.conv_in, half.middle), (half.head,))
+    for part in (*around[0], *half.levels, *around[1]):
+        taps = sum(conv.kernel_size[0] - 1 for conv in part.modules() if isinstance(conv, nn.Conv3d))
+        reach += -(-taps // frames)
+        if getattr(part, "temporal", False):
+            frames = frames // 2 if encodes else 2 * frames
+    return reach
+
+
 class Autoencoder(nn.Module):
     """The network of one config (`WanVAE_` in Wan's vae.py). It keeps no state: results depend on the arguments alone.
 
     Args:
         config: The architecture.
+
+    Attributes:
+        encoder_tf32: Whether inference on a GPU may round the encoder's float32 convolutions to TF32.
+        decoder_tf32: The same for the decoder.
     """
+
+    encoder_tf32 = False
+    decoder_tf32 = False
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -192,8 +217,8 @@ class Autoencoder(nn.Module):
         self.config = config
         moments = 2 * config.latent_channels
         self.encoder = Encoder(config)
-        self.quant_conv = nn.Conv3d(moments, moments, 1)
-        self.post_quant_conv = nn.Conv3d(config.latent_channels, config.latent_channels, 1)
+        self.quant_conv = Conv3d(moments, moments, 1)
+        self.post_quant_conv = Conv3d(config.latent_channels, config.latent_channels, 1)
         self.decoder = Decoder(config)
         if config.images_only:
             remove_past(self)

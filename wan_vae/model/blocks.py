@@ -20,6 +20,7 @@ from wan_vae.model.halo import Activation, Halo
 from wan_vae.model.layers import AfterBias, CausalConv3d, NormSiLU, PointwiseConv2d, RMSNorm, pad_input
 from wan_vae.ops.attention import attention
 from wan_vae.ops.conv3d import adds_bias_in_another_pass
+from wan_vae.ops.precision import Conv3d
 
 
 class PlainBlock(nn.Module):
@@ -130,12 +131,12 @@ class BottleneckBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dropout: float, *, ratio: int) -> None:
         super().__init__()
         narrow = max(1, out_channels // ratio)
-        self.conv1 = nn.Conv3d(in_channels, narrow, 1)
+        self.conv1 = Conv3d(in_channels, narrow, 1)
         self.norm1 = nn.BatchNorm3d(narrow)
         self.conv2 = CausalConv3d(narrow, narrow)
         self.norm2 = nn.BatchNorm3d(narrow)
         self.dropout = nn.Dropout(dropout)
-        self.conv3 = nn.Conv3d(narrow, out_channels, 1)
+        self.conv3 = Conv3d(narrow, out_channels, 1)
         self.norm3 = nn.BatchNorm3d(out_channels)
         self.shortcut = normalized_projection(in_channels, out_channels)
 
@@ -158,7 +159,7 @@ class PreActivationBlock(nn.Module):
         self.norm2 = nn.BatchNorm3d(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels)
-        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         branch = self.conv1(F.relu(self.norm1(x)), halo)
@@ -178,7 +179,7 @@ class DenseBlock(nn.Module):
         self.convs = nn.ModuleList(CausalConv3d(width, growth) for width in widths)
         self.dropout = nn.Dropout(dropout)
         self.transition_norm = nn.BatchNorm3d(in_channels + layers * growth)
-        self.transition = nn.Conv3d(in_channels + layers * growth, out_channels, 1)
+        self.transition = Conv3d(in_channels + layers * growth, out_channels, 1)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
         for norm, conv in zip(self.norms, self.convs, strict=True):
@@ -191,7 +192,7 @@ def normalized_projection(in_channels: int, out_channels: int) -> nn.Module:
     """Return the shortcut of a post-activation block: the identity, or 1x1x1 conv and BN where the width changes."""
     if in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(nn.Conv3d(in_channels, out_channels, 1), nn.BatchNorm3d(out_channels))
+    return nn.Sequential(Conv3d(in_channels, out_channels, 1), nn.BatchNorm3d(out_channels))
 
 
 class Blocks(nn.ModuleList):

@@ -325,6 +325,20 @@ class CachedHalo(Halo):
     def advance(self) -> None:
         self.at_start = False
 
+    def adopt(self, other: "CachedHalo") -> bool:
+        """Overwrite the cache, at the same addresses, with that of another halo; return whether it has these sizes."""
+        pairs = [(past, other._cache.get(layer, [])) for layer, past in self._cache.items()]
+        alike = len(self._cache) == len(other._cache) and all(
+            [(piece.shape, piece.dtype) for piece in past] == [(piece.shape, piece.dtype) for piece in theirs]
+            for past, theirs in pairs
+        )
+        if alike:
+            for past, theirs in pairs:
+                for piece, source in zip(past, theirs, strict=True):
+                    piece.copy_(source)
+            self.at_start = other.at_start
+        return alike
+
     def state_dict(self, model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         """Return copies of the cache between two chunks, contiguous (B, C, n, H, W).
 
@@ -361,7 +375,8 @@ class CachedHalo(Halo):
             cached = self.workspace.empty_persistent(tuple(past.shape), like=past)
             cached.copy_(past)
             self._cache[layer] = [cached]
-        self._loaded = {layer: f"{prefix}{name}" for name, layer in layers.items()}
+        # Without the model: a halo that waits for another stream must not keep it alive.
+        self._loaded = {layer: f"{prefix}{name}" for name, layer in layers.items() if layer is not model}
         self.at_start = False
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wan_vae.arguments import check_flag, shown
 from wan_vae.config import MODEL_OF_CHANNELS
 from wan_vae.errors import UserError
+from wan_vae.ops.precision import Conv2d
 
 DecoderKind: TypeAlias = Literal["base", "super"]
 Memory: TypeAlias = dict[int, Tensor]
@@ -74,9 +75,9 @@ class MemoryBlock(nn.Module):
         if self.is_base:
             layers = [_conv(2 * width, width), nn.ReLU(True), _conv(width, width), nn.ReLU(True), _conv(width, width)]
         else:
-            spatial = nn.Conv2d(2 * width, 2 * width, 7, padding=3, groups=2 * width, bias=False)
-            layers = [spatial, nn.Conv2d(2 * width, 4 * width, 1), nn.ReLU(True)]
-            layers.append(nn.Conv2d(4 * width, width, 1, bias=False))
+            spatial = Conv2d(2 * width, 2 * width, 7, padding=3, groups=2 * width, bias=False)
+            layers = [spatial, Conv2d(2 * width, 4 * width, 1), nn.ReLU(True)]
+            layers.append(Conv2d(4 * width, width, 1, bias=False))
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class TimePool(nn.Module):
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(stride * width, width, 1, bias=False)
+        self.conv = Conv2d(stride * width, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         frames, channels, height, width = x.shape
@@ -104,7 +105,7 @@ class TimeGrow(nn.Module):
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(width, stride * width, 1, bias=False)
+        self.conv = Conv2d(width, stride * width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         frames, channels, height, width = x.shape
@@ -112,7 +113,7 @@ class TimeGrow(nn.Module):
         return grown
 
 
-class EnlargingConv2d(nn.Conv2d):
+class EnlargingConv2d(Conv2d):
     """Enlarges by nearest neighbors, and convolves: (N, C, H, W) -> (N, C', 2 H, 2 W)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ def tiny_decoder(config: TinyConfig) -> nn.Sequential:
     if is_base:
         layers = [_Saturate(), _conv(config.latent_channels, width), nn.ReLU(True)]
     else:
-        layers = [nn.Conv2d(config.latent_channels, width, 1, bias=False)]
+        layers = [Conv2d(config.latent_channels, width, 1, bias=False)]
     for time_stride, narrower in zip((1, 2, 2), widths, strict=True):
         layers += [MemoryBlock(width, kind) for _ in range(_BLOCKS)]
         if is_base:
@@ -199,4 +200,4 @@ def _by_frames(layers: nn.Sequential, x: Tensor, *, together: int) -> Tensor:
 
 
 def _conv(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=bias)
+    return Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=bias)

@@ -19,9 +19,10 @@ The optimizations, when each applies, and where it is:
    NVIDIA GPUs where `autotune.measuring` found that faster.
 8. Caching host allocator (`workspace.py`): the memory of intermediate tensors is reused within a pass, between passes
    and between clips. On a CPU; `empty_cache` returns it to the system.
-9. CUDA graphs (`cuda_graph.py`): a pass is captured once and replayed. On NVIDIA GPUs, where launching kernels takes
-   longer than running them.
-10. Memory estimates (`memory_estimator.py`): a dry run on the meta device, for choosing tiles and chunk sizes.
+9. CUDA graphs (`cuda_graph.py`): a pass is captured once per model and shape, and replayed. On NVIDIA GPUs, where
+   launching kernels takes longer than running them.
+10. Float32 is IEEE (`precision.py`): cuDNN rounds to TF32 only where the dtype is "tf32". On NVIDIA GPUs.
+11. Memory estimates (`memory_estimator.py`): a dry run on the meta device, for choosing tiles and chunk sizes.
 
 11. Weights in cuDNN's order (`conv3d.lay_out_weights`): stored so once, not copied at every call. On NVIDIA GPUs.
 
@@ -37,5 +38,10 @@ MIN_NORM = 1e-12
 
 def needs_plain_ops() -> bool:
     """Whether only PyTorch's out-of-place operations may run: under autograd, tracing, compilation or autocast."""
+    return torch.is_grad_enabled() or is_traced()
+
+
+def is_traced() -> bool:
+    """Whether operations are recorded or changed by PyTorch: under tracing, compilation or autocast."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return torch.is_grad_enabled() or traced or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return traced or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")

@@ -24,6 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wan_vae.errors import first_line
+from wan_vae.ops.cuda_graph import drop_idle
+from wan_vae.ops.precision import tf32_allowed
 
 _ROUNDS = 5
 # A shorter round would measure launching rather than computing.
@@ -49,6 +51,7 @@ def measuring() -> Iterator[None]:
         yield
     finally:
         _may_measure.reset(token)
+        drop_idle()  # they hold the kernels of before
 
 
 def run_fastest(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> Tensor:
@@ -263,8 +266,10 @@ def _seconds(compute: Callable[[], Tensor], count: int, device: torch.device) ->
 
 
 def _agree(result: Tensor, expected: Tensor) -> bool:
-    # The widest tolerance is for cuDNN, which may round float32 to TF32.
-    tolerance = {torch.float64: 1e-10, torch.float32: 3e-3}.get(result.dtype, 2e-2)
+    # A root mean square: sums of up to 27 * 1024 products in another order, and in tensor cores that keep fewer bits,
+    # differ by much more in single values. Operands of float32 may be rounded to TF32 where that is allowed.
+    float32 = 3e-3 if tf32_allowed() else 3e-4
+    tolerance = {torch.float64: 1e-10, torch.float32: float32}.get(result.dtype, 2e-2)
     wide = torch.promote_types(result.dtype, torch.float32)
     difference = (result.to(wide) - expected.to(wide)).square().mean().sqrt()
     return bool(difference <= tolerance * expected.to(wide).square().mean().sqrt().clamp_min(1e-30))

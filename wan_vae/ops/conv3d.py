@@ -16,6 +16,7 @@ from wan_vae.errors import UserError
 from wan_vae.ops import autotune, needs_plain_ops
 from wan_vae.ops.cpu import kernels
 from wan_vae.ops.memory_estimator import device_of, estimator_of
+from wan_vae.ops.precision import convolution, tf32_allowed
 from wan_vae.ops.triton import supports_triton
 from wan_vae.ops.workspace import Workspace
 
@@ -28,7 +29,7 @@ _NO_STRIDE: Stride = (1, 1, 1)
 # For the first and the second of two equal pixels, in one direction: which of three taps fall on one value, and which
 # on the next.
 _MERGED_TAPS = (((0,), (1, 2)), ((0, 1), (2,)))
-_MOST_ERROR = 1e-3  # of the largest value, in float32; GPUs may round to TF32
+_MOST_ERROR = 1e-3  # of the largest value, in float32; devices may round the operands
 _FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
@@ -247,7 +248,7 @@ def _convolve_tensor(
         )
     if supports_triton(x):
         return convolve_on_gpu(x, weight, bias, padding, stride, residual)
-    out = F.conv3d(x, weight, bias, stride, (0, *padding))
+    out = convolution(x, weight, bias, stride, (0, *padding))
     return out if residual is None else out.add_(residual)
 
 
@@ -338,10 +339,11 @@ def convolve_on_gpu(
 
     def by_cudnn() -> Tensor:
         # With its own bias, cuDNN would make another pass over memory.
-        out = F.conv3d(x, weight, None, stride, (0, *padding))
+        out = convolution(x, weight, None, stride, (0, *padding))
         return add_bias_and_residual(out.contiguous(memory_format=torch.channels_last_3d), bias, residual)
 
-    key = autotune.describe("convolve", x.device, x, weight, residual, padding=padding)
+    precision = {"tf32": tf32_allowed()} if x.dtype == torch.float32 else {}
+    key = autotune.describe("convolve", x.device, x, weight, residual, padding=padding, **precision)
     if stride != _NO_STRIDE or not autotune.is_tunable(key):
         return by_cudnn()
     implementations: dict[str, Callable[[], Tensor]] = {"cudnn": by_cudnn}
