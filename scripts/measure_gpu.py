@@ -386,11 +386,12 @@ class Measurer:
         return clip._replace(width=32, height=16, frames=min(clip.frames, 9)), "tiny"
 
     def _weights(self, preset: str) -> Path:
-        path = self._scratch / preset
+        config = load_config(preset)
+        alone = unsupported_reason(config) is not None
+        path = self._scratch / (f"{preset}.safetensors" if alone else f"{preset} weights")
         if not path.exists():
-            config = load_config(preset)
             vae = WanVAE.from_weights(config, random_weights(config))
-            vae.save(path, layout="wan" if unsupported_reason(config) else "diffusers")
+            vae.save(path, layout="wan" if alone else "diffusers")
         return path
 
     def _implementations(self, preset: str) -> Mapping[str, Implementation]:
