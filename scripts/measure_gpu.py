@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import product
@@ -340,7 +340,7 @@ class Measurer:
         matmul, written = {"bf16": self._ceilings["matmul"]}, []
         for (preset, clip, tunes), seconds in self._seconds.items():
             peaks, config = self._peaks[preset, clip, tunes], load_config(preset)
-            work = {case: self._work(case, config, clip) for case in seconds}
+            work = {case: self._work(case, preset, clip) for case in seconds}
             name = f"{preset}, tuned" if tunes else preset
             record = {
                 "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -416,7 +416,9 @@ class Measurer:
         noise = smooth_noise(tuple(shape), torch.Generator().manual_seed(SEED))  # type: ignore[arg-type]
         return noise if direction == "decode" else (0.4 * noise).clamp(-1, 1)
 
-    def _work(self, case: records.Case, config: VAEConfig, clip: Clip) -> Any:
+    @cache  # noqa: B019 (there is one measurer)
+    def _work(self, case: records.Case, preset: str, clip: Clip) -> Any:
+        config = load_config(preset)
         model = load_on_meta(case.implementation, config, device=self.device, dtype=BF16)
         given = torch.empty(_shape(config, clip, case.direction), dtype=BF16, device="meta")
         return count_work(partial(getattr(model, case.direction), given))
