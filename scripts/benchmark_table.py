@@ -43,7 +43,7 @@ def benchmark_table(
     document: Annotated[Path, typer.Option(help="The Markdown file with the marks.")] = ROOT / "docs" / "speed.md",
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if something would change.")] = False,
 ) -> None:
-    """Replace the marked part of DOCUMENT by a table of the speed_*.json that `wan-vae benchmark --json` wrote."""
+    """Replace the marked part of DOCUMENT by a table of the speed_*.json of `wan-vae benchmark` and measure_gpu.py."""
     before = document.read_text(encoding="utf-8")
     after = fill_marks(before, markdown(sorted(folder.glob("speed_*.json"))))
     if check:

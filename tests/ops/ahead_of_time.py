@@ -1,29 +1,107 @@
-"""Compiles the kernels that a function launches for a GPU that need not be there."""
+"""What the package launches on an NVIDIA GPU that need not be there, and what Triton compiles it to.
+
+A model of meta tensors runs as on a GPU, so that the launches are those of the package's own code; Triton's driver is
+replaced by one that names an architecture and runs nothing.
+"""
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache, cached_property
+from math import prod
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-import triton
+from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.tools.tensor_descriptor import TensorDescriptor
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-HOPPER = GPUTarget("cuda", 90, 32)
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+import wan_vae.ops.triton
+from tests.inference.test_bytes_moved import GIB, GPU, OnGPU, free
+from wan_vae.config import load_config
+from wan_vae.inference import passes
+from wan_vae.ops import autotune
+
+SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+"""What one program may have, in bytes, by compute capability: A100, RTX 4090, H100, B200, RTX 5090."""
+
+_run = JITFunction.run
 
 
-class Compiled(NamedTuple):
-    shared_memory: int  # bytes a program needs
-    registers: int  # a thread
-    instructions: list[str]  # of the GPU itself, such as "0a30 HGMMA.64x128x16.F32 R24, gdesc[UR8]"
+class Launch(NamedTuple):
+    """A kernel and its arguments.
+
+    Attributes:
+        operation: The key of `autotune.run_fastest`, and None where nothing is tuned.
+        candidate: The name of the implementation that launches, and None where nothing is tuned.
+    """
+
+    kernel: Any
+    values: tuple[Any, ...]
+    named: dict[str, Any]
+    operation: str | None
+    candidate: str | None
+
+    @property
+    def module(self) -> str:
+        return str(self.kernel.fn.__module__).rpartition(".")[2]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {**dict(zip(self.kernel.arg_names, self.values, strict=False)), **self.named}
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the kernel only runs where it was measured."""
+        return self.candidate is not None and self.module.startswith("conv3d")
+
+    @property
+    def code(self) -> tuple[Any, ...]:
+        """Return what tells programs apart; convolutions with one tile are alike, whatever their channels."""
+        if self.is_tuned:
+            return self.module, self.candidate
+        constants = (parameter.name for parameter in self.kernel.params if parameter.is_constexpr)
+        types = (value.dtype for value in self.values if isinstance(value, Tensor))
+        return self.module, *(self.arguments[name] for name in constants), *types
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return the number of operands and, of a convolution, that of the terms of a sum."""
+        names = ("in_channels", "kernel_frames", "kernel_height", "kernel_width")
+        terms = prod(self.arguments[name] for name in names) if self.is_tuned else 0
+        return sum(value is not None for value in self.values), terms
+
+
+class Compiled:
+    """The machine code of a launch."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.shared_memory: int = kernel.metadata.shared  # bytes a program needs
+        self._binary: bytes = kernel.asm["cubin"]
+
+    @cached_property
+    def instructions(self) -> list[str]:
+        """Of the GPU itself, such as "0a30 HGMMA.64x128x16.F32 R24, gdesc[UR8]"."""
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(self._binary)
+            command = [knobs.nvidia.cuobjdump.path, "-sass", file.name]
+            code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return [" ".join(each) for each in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?)\s*;", code)]
+
+    def named(self, name: str) -> list[str]:
+        """Return the instructions whose name begins so."""
+        return [line for line in self.instructions if re.search(rf"\b{name}\b", line)]
+
+    @property
+    def spills(self) -> bool:
+        """Whether registers are kept in memory."""
+        return bool(self.named("STL") or self.named("LDL"))
 
     def loop_around(self, instruction: str) -> list[str]:
         """Return the shortest loop that contains an instruction."""
@@ -38,54 +116,80 @@ class Compiled(NamedTuple):
         return min(loops, key=len)
 
 
-def compile_launches(module: ModuleType, kernel_name: str, launch: Callable[[], object]) -> list[Compiled]:
-    """Run `launch` on tensors of the CPU, and compile what it would have run of `module`'s kernel instead."""
-    kernel = getattr(module, kernel_name)
-    launches: list[Compiled] = []
+@cache
+def launches(preset: str, architecture: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Launch, ...]:
+    """Return what encoding and decoding a clip in 720p launches, all candidates of the tuner included, each once."""
+    config = load_config(preset)
+    found: dict[Any, Launch] = {}
+    tuned: list[tuple[str, str]] = []
 
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            assert 0 < grid[0] < 2**31
-            return lambda *values, **named: launches.append(_compile(kernel, values, named))
+    def record(kernel: Any, *values: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
+        assert 0 < grid[0] < 2**31
+        launch = Launch(kernel, values, named, *(tuned[-1] if tuned else (None, None)))
+        key = (launch.operation, launch.code)
+        if key not in found or found[key].size < launch.size:
+            found[key] = launch
 
-    with mock.patch.object(module, kernel_name, Recorder()):
-        launch()
-    return launches
+    def run_all(key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> Tensor:
+        results = []
+        for name, compute in candidates.items():
+            tuned.append((key, name))
+            results.append(compute())
+            tuned.pop()
+        return results[0]
+
+    with torch.device("meta"):
+        vae = OnGPU(config).to(dtype).eval().requires_grad_(False)
+    frames = 1 if config.images_only else 1 + 4 * config.temporal_compression
+    video = torch.empty(1, config.image_channels, frames, 720, 1280, dtype=dtype, device="meta")
+    with ExitStack() as patches:
+        for patch in (
+            fake_gpu(architecture),
+            free(60 * GIB),
+            mock.patch.object(passes, "device_of", return_value=GPU),
+            mock.patch.object(passes, "can_capture", return_value=False),
+            mock.patch.object(autotune, "run_fastest", run_all),
+            mock.patch.object(JITFunction, "run", record),
+            autotune.measuring(),
+            torch.inference_mode(),
+        ):
+            patches.enter_context(patch)
+        vae.decode(vae.encode(video))
+    return tuple(found.values())
 
 
-def _compile(kernel: Any, values: tuple[Any, ...], named: dict[str, Any]) -> Compiled:
-    arguments = {**dict(zip(kernel.arg_names, values, strict=False)), **named}
-    options = {name: arguments.pop(name) for name in list(arguments) if name not in kernel.arg_names}
-    signature, constants, attributes = {}, {}, {}
-    for parameter in kernel.params:
-        value = arguments[parameter.name]
-        aligned = False
-        if isinstance(value, torch.Tensor):
-            kind = f"*{TYPES[value.dtype]}"
-            aligned = value.data_ptr() % 16 == 0
-        elif isinstance(value, TensorDescriptor):
-            kind = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>".replace(" ", "")
-        elif value is None or parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
-            kind = "constexpr"
-            constants[parameter.name] = value
-        elif isinstance(value, float):
-            kind = "fp32"
-        else:
-            kind = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned = value % 16 == 0 and not parameter.do_not_specialize
-        signature[parameter.name] = kind
-        if aligned:
-            attributes[(parameter.num,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=HOPPER, options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder, "kernel.cubin")
-        binary.write_bytes(compiled.asm["cubin"])
-        usage, code = (
-            subprocess.run([knobs.nvidia.cuobjdump.path, question, binary], capture_output=True, text=True, check=True)
-            for question in ("-res-usage", "-sass")
-        )
-    registers = re.search(r"REG:(\d+)", usage.stdout + usage.stderr)
-    assert registers is not None, usage
-    instructions = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?)\s*;", code.stdout)
-    return Compiled(compiled.metadata.shared, int(registers[1]), [" ".join(each) for each in instructions])
+@contextmanager
+def fake_gpu(architecture: int) -> Iterator[None]:
+    """Have meta tensors taken for those of a GPU with this compute capability, such as 90."""
+
+    class Driver:
+        def get_current_device(self) -> int:
+            return architecture  # Triton keeps what it compiled by device
+
+        def get_current_stream(self, device: int | None = None) -> int:
+            return 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", architecture, 32)
+
+    with (
+        mock.patch.object(driver, "_active", Driver()),
+        mock.patch.object(Tensor, "is_cuda", property(lambda self: True)),
+        mock.patch.object(torch.cuda, "device", return_value=nullcontext()),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=divmod(architecture, 10)),
+        mock.patch.object(wan_vae.ops.triton, "_runs_on", return_value=True),
+    ):
+        yield
+
+
+_compiled: dict[tuple[Any, ...], Compiled] = {}
+
+
+def compiled(launch: Launch, architecture: int) -> Compiled:
+    """Compile a launch as Triton would where it is launched."""
+    key = (architecture, launch.code)
+    if key not in _compiled:
+        with fake_gpu(architecture):
+            kernel = _run(launch.kernel, *launch.values, grid=(1,), warmup=True, **launch.named)
+        _compiled[key] = Compiled(kernel)
+    return _compiled[key]
