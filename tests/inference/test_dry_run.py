@@ -13,6 +13,9 @@ from wan_vae import UserError, VAEConfig, WanVAE
 from wan_vae.inference import dry_run, planner
 from wan_vae.model.halo import Halo
 from wan_vae.model.layers import CausalConv3d, PaddedInput
+from wan_vae.ops import conv3d, triton
+from wan_vae.ops.memory_estimator import MemoryEstimator
+from wan_vae.ops.norm_silu import norm_silu_into
 
 
 @pytest.fixture
@@ -105,3 +108,53 @@ def test_make_plan_after_a_convolution_was_wrapped_runs_dry_again() -> None:
 def test_plan_with_an_unknown_direction_raises() -> None:
     with pytest.raises(UserError, match="direction is 'encod'; it must be 'encode' or 'decode'"):
         random_vae(small_config()).plan("encod", frames=1, height=4, width=4, memory="1GiB")
+
+
+def peak_on(device: str, channels: int = 8) -> int:
+    """Return the predicted peak of decoding pictures whose norms and convolutions take more than all else."""
+    vae = random_vae(small_config(encoder_width=channels, decoder_width=channels), torch.float32)
+    return vae.plan("decode", frames=5, height=512, width=512, memory="64GiB", latents_per_pass=1, device=device).peak
+
+
+@pytest.mark.parametrize("height", [8, 2**13])  # a part of what norms take at a time, and more
+def test_dry_run_without_triton_counts_the_temporary_tensors_of_norms(
+    height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, gamma = torch.empty(1, 8, 3, height, 512, device="meta"), torch.empty(8, device="meta")
+
+    def taken(device: str) -> int:
+        with MemoryEstimator(torch.device(device), [x, gamma]) as estimator:
+            norm_silu_into(x, x, gamma)
+        assert estimator.allocated == 0
+        return estimator.peak
+
+    plain = 6 * 4 * min(8 * height * 512, 2**24)
+    assert (taken("cuda"), taken("mps"), taken("cpu")) == (0, plain, 0)
+    monkeypatch.setattr(triton, "_verdicts", {torch.device("cuda", 0): False})
+    assert (taken("cuda"), taken("cuda:0"), taken("cuda:1")) == (plain, plain, 0)
+
+
+@pytest.mark.usefixtures("tiny_units")
+def test_plan_for_a_gpu_without_the_package_triton_is_that_for_plain_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, there = torch.device("cuda"), triton.importlib.util.find_spec
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None if name == "triton" else there(name))
+    assert triton.expects_triton(device, torch.float32)  # a GPU elsewhere
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not triton.expects_triton(device, torch.float32)
+    assert not triton.expects_triton(torch.device("mps"), torch.float32)
+
+
+def test_cudnn_is_allowed_a_fixed_part_and_copies_of_tensors_without_eights_of_channels() -> None:
+    eights, frames = torch.empty(1, 16, 2, 4, 4, device="meta"), torch.empty(1, 3, 2, 4, 4, device="meta")
+    fixed = conv3d.cudnn_workspace(eights, eights)
+    assert fixed == 2**26
+    assert conv3d.cudnn_workspace(frames, eights) - fixed == 4 * 8 * 2 * 4 * 4
+    assert conv3d.cudnn_workspace(eights, frames) - fixed == 4 * 8 * 2 * 4 * 4
+
+
+@pytest.mark.usefixtures("tiny_units")
+def test_plan_for_a_gpu_counts_the_workspaces_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = peak_on("cuda")
+    monkeypatch.setattr(conv3d, "cudnn_workspace", lambda x, out: 0)
+    monkeypatch.setattr(dry_run, "_requests", type(dry_run._requests)())
+    assert 0.5 * 2**26 < counted - peak_on("cuda") <= 1.06 * (2**26 + 2 * 4 * 8 * 4 * 512 * 512)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wan_vae.ops import autotune
 from wan_vae.ops.autotune import TuningCache, _may_measure, cache_folder, describe, is_tunable, measuring, run_fastest
+from wan_vae.ops.precision import tf32
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -292,8 +293,55 @@ def test_a_wrong_result_is_left_out_however_fast(path: Path) -> None:
         time.sleep(0.002)
         return right
 
-    candidates = {"right": slow, "wrong": lambda: right + 0.1, "rounded": lambda: right.clone() * (1 + 1e-4)}
+    candidates = {"right": slow, "wrong": lambda: right + 0.1, "rounded": lambda: right.clone() * (1 + 5e-5)}
     assert TuningCache(path).fastest("key", candidates, CPU) == "rounded"
+
+
+def summed_on_tensor_cores(a: Tensor, b: Tensor) -> Tensor:
+    """Return `a @ b` with float32 sums of 16 products, each cut to 23 bits instead of rounded."""
+    total = torch.zeros(a.shape[0], b.shape[1])
+    for start in range(0, a.shape[1], 16):
+        part = a[:, start : start + 16].double() @ b[start : start + 16].double() + total.double()
+        mantissa, exponent = torch.frexp(part)
+        total = torch.ldexp(torch.trunc(mantissa * 2**23) / 2**23, exponent).float()
+    return total
+
+
+def rounded_to_tf32(x: Tensor) -> Tensor:
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp(torch.round(mantissa * 2**11) / 2**11, exponent)
+
+
+def products(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, generator=generator).to(dtype).float() for size in ((32, count), (count, 48)))
+    return a, b / count**0.5
+
+
+@pytest.mark.parametrize("count", [27 * 96, 27 * 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_of_tensor_cores_agree_and_wrong_kernels_do_not(dtype: torch.dtype, count: int) -> None:
+    a, b = products(count, dtype)
+    expected = (a.double() @ b.double()).to(dtype)
+    assert autotune._agree((a @ b).to(dtype), expected)
+    found = summed_on_tensor_cores(a, b).to(dtype)
+    assert (found.double() - a.double() @ b.double()).abs().max() > 0
+    assert autotune._agree(found, expected)
+    missing = a.clone()
+    missing[:, : count // 27] = 0  # a tap
+    pixel = expected.clone()
+    pixel[-1, -1] += 0.1 * expected.abs().amax()
+    for wrong in (missing @ b, a.roll(1, dims=0) @ b, pixel, expected * torch.nan, expected[:, :1]):
+        assert not autotune._agree(wrong.to(dtype), expected)
+
+
+def test_operands_rounded_to_tf32_agree_only_where_that_is_allowed() -> None:
+    a, b = products(27 * 384, torch.float32)
+    found, expected = rounded_to_tf32(a) @ rounded_to_tf32(b), a @ b
+    with tf32(True):
+        assert autotune._agree(found, expected)
+        assert not autotune._agree(found.roll(1, dims=0), expected)
+    assert not autotune._agree(found, expected)
 
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

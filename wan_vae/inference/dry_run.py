@@ -22,6 +22,7 @@ from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.cpu.build import ensure_kernels, library
 from wan_vae.ops.cpu.kernels import processor_has_amx
 from wan_vae.ops.memory_estimator import MemoryEstimator
+from wan_vae.ops.triton import expects_triton
 from wan_vae.validation import check_video_size
 
 # After the first latent and this many passes, everything that is held has its final size.
@@ -90,6 +91,7 @@ def make_plan(
     key = (
         *(_fingerprint(model), direction, shape, x.dtype, latents, streaming, str(device), part.key),
         *(library() is not None, processor_has_amx(), torch.get_num_threads()),
+        expects_triton(device, x.dtype),
     )
     if key not in _requests:
         _requests[key] = _request(model, direction, shape, x.dtype, latents, streaming, device, part)

@@ -29,6 +29,7 @@ _NO_STRIDE: Stride = (1, 1, 1)
 # For the first and the second of two equal pixels, in one direction: which of three taps fall on one value, and which
 # on the next.
 _MERGED_TAPS = (((0,), (1, 2)), ((0, 1), (2,)))
+_CUDNN_ALLOWANCE = 2**26  # bytes, for sums that several blocks of threads share
 _MOST_ERROR = 1e-3  # of the largest value, in float32; devices may round the operands
 _FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 
@@ -235,7 +236,10 @@ def _convolve_tensor(
     estimator = estimator_of(x)
     if estimator is not None:
         estimator.count_weight_copies(weight)
-        return estimator.count_convolution(weight, workspace.empty(shape, like=x))
+        out = estimator.count_convolution(weight, workspace.empty(shape, like=x))
+        if estimator.device.type == "cuda":
+            estimator.count_scratch(cudnn_workspace(x, out))
+        return out
     if x.device.type == "cpu" and _onednn_supports(x.dtype):
         # PyTorch has no convolution into given memory, except for one that adds to its content.
         out = workspace.empty(shape, like=x)
@@ -250,6 +254,17 @@ def _convolve_tensor(
         return convolve_on_gpu(x, weight, bias, padding, stride, residual)
     out = convolution(x, weight, bias, stride, (0, *padding))
     return out if residual is None else out.add_(residual)
+
+
+def cudnn_workspace(x: Tensor, out: Tensor) -> int:
+    """Return the bytes that plans allow cuDNN for a convolution of `x` to `out`, both channels-last.
+
+    By count, not measured: kernels for tensor cores take channels in eights, and tensors that have others, such as
+    frames, are copied; beside that a fixed allowance. cuDNN may ask for more. Where memory is short, PyTorch then takes
+    the next of its plans, so that more would only be faster, and `CUDNN_CONV_WSCAP_DBG` caps it in MiB.
+    """
+    padded = [each.nbytes // each.shape[1] * (-(-each.shape[1] // 8) * 8) for each in (x, out) if each.shape[1] % 8]
+    return _CUDNN_ALLOWANCE + sum(padded)
 
 
 def _must_widen(x: Tensor, stride: Stride, shape: tuple[int, ...]) -> bool:

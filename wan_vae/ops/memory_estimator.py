@@ -247,6 +247,12 @@ class MemoryEstimator(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._malloc(_WEIGHT_COPIES * weight.nbytes)
             self._free(_WEIGHT_COPIES * weight.nbytes)
 
+    def count_scratch(self, size: int) -> None:
+        """Count memory that an operation on a GPU takes in addition to its operands, and frees at its end."""
+        if self.device.type != "cpu":
+            self.add(size)
+            self.allocated -= size
+
     def count_attention(self, query: Tensor, key: Tensor) -> Tensor:
         """Count attention whose matrix of scores is never stored, and return an uninitialized result."""
         self.operations += 4 * query.shape[0] * query.shape[2] * key.shape[2] * query.shape[3]

@@ -7,12 +7,13 @@ from torch import Tensor
 from wan_vae.ops import MIN_NORM
 from wan_vae.ops.cpu import kernels
 from wan_vae.ops.memory_estimator import estimator_of
-from wan_vae.ops.triton import supports_triton
+from wan_vae.ops.triton import expects_triton, supports_triton
 
 # Values that stay in the second-level cache of a CPU core.
 _VALUES_IN_CACHE = 2**18
 # On other devices without Triton (Windows, ROCm, MPS): enough for all cores of a GPU, in six temporary tensors.
 _VALUES_AT_ONCE = 2**24
+_TEMPORARY_TENSORS = 6
 
 
 def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
@@ -33,7 +34,12 @@ def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
 
 def norm_silu_into(out: Tensor, x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> None:
     """Write `norm_silu(x + bias, gamma)` to `out`, which may be a view into a larger tensor. No gradients."""
-    if estimator_of(x) is not None:
+    estimator = estimator_of(x)
+    if estimator is not None:
+        if not expects_triton(estimator.device, x.dtype):
+            row = x.shape[0] * x.shape[1] * x.shape[4]
+            portion = min(row * x.shape[3], max(row, _VALUES_AT_ONCE))
+            estimator.count_scratch(_TEMPORARY_TENSORS * portion * torch.promote_types(x.dtype, torch.float32).itemsize)
         return
     if bias is None and kernels.supports_norm_silu(x) and kernels.supports_norm_silu(out):
         kernels.norm_silu(x, gamma, out)

@@ -1,5 +1,6 @@
 """Triton kernels for NVIDIA GPUs, and whether they can run here."""
 
+import importlib.util
 import logging
 import math
 
@@ -19,6 +20,18 @@ def supports_triton(x: Tensor) -> bool:
     if not x.is_cuda or torch.version.hip is not None or x.dtype == torch.float64:
         return False
     return (x.stride(1) == 1 or x.shape[1] == 1) and _runs_on(x.device)
+
+
+def expects_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `supports_triton` should hold of tensors that a dry run stands for; a GPU elsewhere is taken to have it.
+
+    Nothing is computed: that a compiler fails is only known after the first pass.
+    """
+    if device.type != "cuda" or torch.version.hip is not None or dtype == torch.float64:
+        return False
+    if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
+        return False
+    return all(verdict for known, verdict in _verdicts.items() if device.index in (None, known.index))
 
 
 def _runs_on(device: torch.device) -> bool:
