@@ -89,9 +89,9 @@ class LinearSkip(nn.Module):
         """Add to one latent frame (B, z, 1, h, w) the code of its pixels (B, c, f, H, W), or to the pixels its code."""
         batch, channels, frames, _, width = pixels.shape
         rows = max(1, _BAND_VALUES // (batch * channels * frames * self.side * width))
-        blocks = pixels.unflatten(3, (-1, self.side)).unflatten(5, (-1, self.side))  # (B, c, f, h, p, w, q)
+        blocks = rearrange(pixels, "b c f (h p) (w q) -> b h w c f p q", p=self.side, q=self.side)  # a view
         for top in representative_passes(range(0, latents.shape[3], rows), pixels):
-            block = blocks[:, :, :, top : top + rows].permute(0, 3, 5, 1, 2, 4, 6)  # (B, h, w, c, f, p, q)
+            block = blocks[:, top : top + rows]
             code = latents[:, :, 0, top : top + rows].permute(0, 2, 3, 1)
             if self.encodes:
                 code += linear(block.flatten(3))

@@ -5,9 +5,10 @@ that is the best linear code of the data, both learn at once what that code miss
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
+from einops import reduce
 from torch import Tensor, nn
 
 from wan_vae.config import VAEConfig
@@ -71,13 +72,13 @@ def fit_linear_skip(vae: WanVAE, videos: Iterable[Tensor]) -> None:
     # Constant videos have no variance.
     scale = torch.einsum("zp,pq,zq->", moving, later.covariance(), moving).div(count).clamp(min=1e-12).sqrt()
     # (c f p q) -> (c p q), of a block whose frames are alike.
-    at_rest = moving.unflatten(1, (vae.config.image_channels, encode.frames, -1)).sum(dim=2).flatten(1)
+    at_rest = reduce(moving, "z (c f p) -> z (c p)", "sum", c=vae.config.image_channels, f=encode.frames)
     u, spread, v = torch.linalg.svd(at_rest @ first.covariance() @ still.T)
     variance = torch.einsum("zp,pq,zq->", still, first.covariance(), still).clamp(min=1e-12)
     gain = (spread.sum() / variance).clamp(min=1e-6)
     bases = {"first": (first, u @ v @ still, gain / scale), "later": (later, moving, 1 / scale)}
     for name, (moments, basis, factor) in bases.items():
-        forward, back = encode.get_submodule(name), decode.get_submodule(name)
+        forward, back = (cast(nn.Linear, skip.get_submodule(name)) for skip in (encode, decode))
         forward.weight.copy_(basis * factor)
         forward.bias.copy_(-factor * basis @ moments.mean())
         back.weight.copy_(basis.T / factor)
