@@ -93,11 +93,10 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
         )
 
     def train(jobs: Iterable[TrainingJob]) -> dict[TrainingJob, TrainingResult]:
-        # The longest first, so that no process is left with it in the end.
-        ordered = sorted(dict.fromkeys(jobs), key=lambda one: -one.network.units)
-        left = sum(not stored_at(one, folder).is_file() for one in ordered)
-        say(f"{left} of {len(ordered)} networks are left to train.")
-        return dict(zip(ordered, perform(ordered, TrainingResult, folder, workers), strict=True))
+        wanted = list(dict.fromkeys(jobs))
+        left = sum(not stored_at(one, folder).is_file() for one in wanted)
+        say(f"{left} of {len(wanted)} networks are left to train.")
+        return dict(zip(wanted, perform(wanted, TrainingResult, folder, workers), strict=True))
 
     grid = {kind: [network(kind, units, widths[kind]) for units in settings.depths] for kind in BLOCK_KINDS}
     narrow = network("bottleneck", settings.depths[-1], widths[STANDARD])
