@@ -1,7 +1,7 @@
 """What the source claims, by which rule each claim is judged, and whether it held.
 
-Two kinds differ where an exact two-sided rank-sum test over the seeds puts the chance of such an order, were they equal,
-at `LEVEL` or less; "could not tell" is all else. The rules were written before the runs that they judge.
+Two kinds differ where an exact two-sided rank-sum test over the seeds puts the chance of such an order, were they
+equal, at `LEVEL` or less; "could not tell" is all else. The rules were written before the runs that they judge.
 """
 
 import math
@@ -113,8 +113,9 @@ def _shallow(study: Study) -> Verdict:
         title="Shallow: the standard block suffices",
         source="对于**浅层网络**（<10层），标准残差块通常足够",
         translation="For shallow networks (under 10 layers) the standard residual block usually suffices.",
-        rule=f"At {entries[STANDARD].network.layers} layers and equal parameters, held if the standard block trains with"
-        f" every seed and its PSNR plus {MARGIN} dB is above that of each of the other three; did not hold if it is"
+        rule=f"At {entries[STANDARD].network.layers} layers and equal parameters, held if the standard block trains"
+        f" with every seed and its PSNR plus {MARGIN} dB is above that of each of the other three; did not hold"
+        " if it is"
         " below that of any, or if no seed trains.",
         outcome=_outcome(
             trains and all(one > 0 for one in orders),
@@ -144,10 +145,7 @@ def _stability(study: Study) -> Verdict:
     )
     compare(
         "distance of the final PSNR from the median seed's, dB",
-        {
-            kind: [abs(psnr - median(entry.final_psnr)) for psnr in entry.final_psnr]
-            for kind, entry in entries.items()
-        },
+        {kind: [abs(psnr - median(entry.final_psnr)) for psnr in entry.final_psnr] for kind, entry in entries.items()},
     )
     compare(
         "largest gradient norm relative to the median one",
@@ -157,8 +155,8 @@ def _stability(study: Study) -> Verdict:
         title="Medium depth: pre-activation for stability",
         source="对于**中等深度网络**（10-50层），可选择预激活残差块提高稳定性",
         translation="For networks of medium depth (10 to 50 layers), pre-activation can be chosen for more stability.",
-        rule=f"At {entries[STANDARD].network.layers} layers, three measures against the standard block: learning rates at"
-        " which a seed does not train, the spread of the final PSNR over seeds, and spikes of the gradient norm, the"
+        rule=f"At {entries[STANDARD].network.layers} layers, three measures against the standard block: learning rates"
+        " at which a seed does not train, the spread of the final PSNR over seeds, and spikes of the gradient norm, the"
         " latter two at each kind's better rate. Held if pre-activation is better in one and worse in none; did not"
         " hold if it is worse in one and better in none.",
         outcome=_outcome(max(orders) > 0 and min(orders) >= 0, min(orders) < 0 and max(orders) <= 0),
@@ -177,9 +175,7 @@ def _bottlenecks(study: Study) -> Verdict:
             taken, usual = (spent_until(one, target, resource) for one in (entry, standard))
             cheaper[resource] = order(usual, [MARKED * one for one in taken])
             faster[resource] = order(usual, taken)
-            figures.append(
-                f"{name}, {_scale(taken, resource)} to {target:.2f} dB, standard {_scale(usual, resource)}"
-            )
+            figures.append(f"{name}, {_scale(taken, resource)} to {target:.2f} dB, standard {_scale(usual, resource)}")
         held.append(usable and trains and cheaper["multiply-adds"] > 0 and faster["CPU seconds"] > 0)
         failed.append(usable and (not trains or cheaper["multiply-adds"] < 0 or faster["CPU seconds"] < 0))
         figures.append(f"its PSNR ends at {_spread(entry.final_psnr)} dB, {_ratio(entry, standard)}")
@@ -187,10 +183,12 @@ def _bottlenecks(study: Study) -> Verdict:
         title="Very deep: bottlenecks lower the cost",
         source="对于**超深网络**（>50层），瓶颈残差块可显著降低计算成本",
         translation="For very deep networks (over 50 layers), bottlenecks can markedly lower the cost of computing.",
-        rule=f"At {standard.network.layers} layers, two bottleneck networks: one of the standard network's parameters, one"
-        f" of its channels between blocks. The quality is the lower of the two mean final PSNRs, less {SAME} dB. Held if"
-        f" one of the two reaches it with less than 1/{MARKED:g} of the standard's multiply-adds and in less CPU time; did"
-        f" not hold if each takes more than 1/{MARKED:g} of the multiply-adds or more time, or does not train. Not"
+        rule=f"At {standard.network.layers} layers, two bottleneck networks: one of the standard network's parameters,"
+        f" one of its channels between blocks. The quality is the lower of the two mean final PSNRs, less {SAME} dB."
+        f" Held if one of the two reaches it with less than 1/{MARKED:g} of the standard's multiply-adds and in"
+        " less CPU"
+        f" time; did not hold if each takes more than 1/{MARKED:g} of the multiply-adds or more time, or does"
+        " not train. Not"
         " judged if the standard block does not train on average.",
         outcome=_outcome(any(held), all(failed)),
         figures=f"{'; '.join(figures)}. The standard block's PSNR ends at {_spread(standard.final_psnr)} dB.",
@@ -221,8 +219,9 @@ def _small_set(study: Study) -> Verdict:
         title="Dense for small data sets",
         source="密集连接……最大化特征重用，适合小数据集",
         translation="(Table) Dense connections: most reuse of features, suits small data sets.",
-        setting=f"At {middle[STANDARD].network.layers} layers and equal parameters, trained on few clips (small) or on"
-        " clips that are always new (large). By PSNR in dB",
+        setting=f"At {middle[STANDARD].network.layers} layers and equal parameters, trained on few pictures"
+        " (small) or on"
+        " pictures that are always new (large). By PSNR in dB",
         special=("small", {kind: list(entry.final_psnr) for kind, entry in study.small_set.items()}),
         general=("large", {kind: list(entry.final_psnr) for kind, entry in middle.items()}),
     )
@@ -271,8 +270,9 @@ def _gradients(study: Study, *, trained: bool) -> Verdict:
         title=f"Gradients neither vanish nor explode, {'after training' if trained else 'at initialization'}",
         source="在深度网络中，梯度可以通过跳跃连接直接向后传播，减轻了梯度消失/爆炸问题",
         translation="In deep networks gradients can pass back through the skips, which eases vanishing and exploding.",
-        rule=f"At {study.by_depth['plain'][-1].network.layers} layers, the gradient at the first block relative to that at"
-        f" the last. Held if without skips it is off by more than {LARGE:g} times (median seed) and with Wan's skip it"
+        rule=f"At {study.by_depth['plain'][-1].network.layers} layers, the gradient at the first block relative to that"
+        f" at the last. Held if without skips it is off by more than {LARGE:g} times (median seed) and with"
+        " Wan's skip it"
         " is off by less than without; did not hold if it is not off without skips, or is further off with them.",
         outcome=_outcome(at_risk and found > 0, not at_risk or found < 0),
         figures=f"Wan's block {_range(shares['wan'])}, without its skip {_range(shares['plain'])}; "
@@ -295,7 +295,8 @@ def _depth(study: Study) -> Verdict:
         source="引入残差连接前，增加网络深度往往会导致性能下降，而残差连接使得非常深的网络……可以被有效训练",
         translation="Before skips, more depth often made networks worse; skips let very deep ones be trained well.",
         rule="From the fewest layers to the most, held if PSNR falls without skips, and Wan's block trains with every"
-        " seed and does not fall; did not hold if PSNR rises without skips, or Wan's block falls or trains with no seed.",
+        " seed and does not fall; did not hold if PSNR rises without skips, or Wan's block falls or trains with no"
+        " seed.",
         outcome=_outcome(
             change["plain"] < 0 and change["wan"] >= 0 and lost == 0,
             change["plain"] > 0 or change["wan"] < 0 or lost == len(deep["wan"].results),
@@ -321,8 +322,9 @@ def _convergence(study: Study) -> Verdict:
         title="Faster convergence",
         source="残差连接使网络可以更快地收敛，加速训练过程",
         translation="Skips let networks converge faster and speed up training.",
-        rule="Steps until the mean final PSNR of the network without skips is first reached, at each depth at which that"
-        " one trains with every seed. Held if there are such depths and Wan's block takes fewer steps at each; did not"
+        rule="Steps until the mean final PSNR of the network without skips is first reached, at each depth at which"
+        " that one trains with every seed. Held if there are such depths and Wan's block takes fewer steps at"
+        " each; did not"
         " hold if it takes more at any.",
         outcome=_outcome(bool(orders) and min(orders) > 0, any(one < 0 for one in orders)),
         figures=f"{'; '.join(figures)}.",
@@ -336,8 +338,8 @@ def _identity(study: Study) -> Verdict:
         title="The identity is easy",
         source="如果恒等映射是最优的，残差网络可以通过将权重推向零来轻松学习恒等映射",
         translation="Where the identity is best, a residual network learns it with ease by pushing weights to zero.",
-        rule="Few blocks are fitted to pass on their input. Held if the error on fresh data is lower with Wan's skip than"
-        " without; did not hold if it is higher.",
+        rule="Few blocks are fitted to pass on their input. Held if the error on fresh data is lower with Wan's skip"
+        " than without; did not hold if it is higher.",
         outcome=_outcome(found > 0, found < 0),
         figures="Error relative to the data's spread: "
         + ", ".join(f"{kind} {_range(errors[kind])}" for kind in ("wan", "plain", *ADVISED))
@@ -352,7 +354,7 @@ def _compute(study: Study, resource: Resource) -> Verdict:
     return _ranks(
         title=f"Efficiency of compute, by {resource}",
         source="计算效率：标准残差块 中，瓶颈残差块 高，预激活残差块 中，密集连接 低",
-        translation="(Table) Efficiency of compute: standard medium, bottleneck high, pre-activation medium, dense low.",
+        translation="(Table) Compute: standard medium, bottleneck high, pre-activation medium, dense low efficiency.",
         setting=f"{resource} to the same quality, the lowest of the four mean final PSNRs less {SAME} dB",
         claimed=COMPUTE,
         values={kind: tuple(-one for one in values) for kind, values in taken.items()},
@@ -368,7 +370,8 @@ def _parameters(study: Study) -> Verdict:
     return _ranks(
         title="Efficiency of parameters",
         source="参数效率：标准残差块 高，瓶颈残差块 中，预激活残差块 高，密集连接 中",
-        translation="(Table) Efficiency of parameters: standard high, bottleneck medium, pre-activation high, dense medium.",
+        translation="(Table) Parameters: standard high, bottleneck medium, pre-activation high, dense medium"
+        " efficiency.",
         setting="final PSNR at equal parameters",
         claimed=PARAMETERS,
         values={kind: entry.final_psnr for kind, entry in entries.items()},

@@ -11,7 +11,7 @@ from experiments.residual_blocks.settings import Frozen, Kind, NetworkSection, T
 from wan_vae.config import VAEConfig
 from wan_vae.model.blocks import Head, residual_block
 from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d
+from wan_vae.model.layers import CausalConv3d, remove_past
 
 UNIT = 6  # layers: three blocks of two convolutions, two bottlenecks of three, one dense block of five and a transition
 FIXED_LAYERS = 3  # of `Autoencoder`: the encoder, the stem and the head
@@ -35,11 +35,11 @@ class Network(Frozen):
 
     @property
     def layers(self) -> int:
-        """Convolutions from the clip in to the clip out."""
+        """Convolutions from the picture in to the picture out."""
         return FIXED_LAYERS + UNIT * self.units
 
     def blocks(self) -> nn.ModuleList:
-        """Return its residual blocks, without what is before and after them."""
+        """Return its residual blocks for single pictures, without what is before and after them."""
         latents = self.common.latent_channels
         config = VAEConfig(
             latent_channels=latents,
@@ -60,11 +60,13 @@ class Network(Frozen):
             dense_layers=UNIT - 1,
         )
         count = self.units * _BLOCKS_PER_UNIT[self.kind]
-        return nn.ModuleList(residual_block(self.width, self.width, config) for _ in range(count))
+        blocks = nn.ModuleList(residual_block(self.width, self.width, config) for _ in range(count))
+        remove_past(blocks)
+        return blocks
 
 
 class Autoencoder(nn.Module):
-    """A linear encoder of patches and a decoder of any depth: (B, 3, T, H, W) -> the same shape.
+    """A linear encoder of patches and a decoder of any depth: (B, 3, 1, H, W) -> the same shape.
 
     Wan's VAE cannot have fewer than ten layers; this can, with blocks of every kind.
     """
@@ -86,7 +88,7 @@ class Autoencoder(nn.Module):
 
 
 def through(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-    """Run blocks one after the other on a whole clip (B, C, T, H, W)."""
+    """Run blocks one after the other on pictures (B, C, 1, H, W)."""
     for block in blocks:
         x = block(x, Halo())
     return x
@@ -98,7 +100,7 @@ class Cost:
 
     Attributes:
         parameters: Trained values.
-        multiply_adds: Of convolutions, to reconstruct one training clip, zero padding included.
+        multiply_adds: Of convolutions, to reconstruct one training picture, zero padding included.
     """
 
     parameters: int
@@ -107,7 +109,7 @@ class Cost:
 
 @cache
 def cost(network: Network, training: TrainingSection) -> Cost:
-    """Count what one training clip costs."""
+    """Count what one training picture costs."""
     found = 0
 
     def count(module: nn.Conv3d, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -119,5 +121,5 @@ def cost(network: Network, training: TrainingSection) -> Cost:
         for module in model.modules():
             if isinstance(module, nn.Conv3d):
                 module.register_forward_hook(count)
-        model(torch.zeros(1, 3, training.frames, training.crop, training.crop))
+        model(torch.zeros(1, 3, 1, training.crop, training.crop))
     return Cost(sum(parameter.numel() for parameter in model.parameters()), found)

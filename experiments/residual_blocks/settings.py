@@ -39,14 +39,15 @@ class NetworkSection(Frozen):
     Attributes:
         patch: Side of the square of pixels that becomes one latent.
         latent_channels: Channels of the latents.
-        widths: Channels between the blocks of each kind, chosen for networks of equally many parameters.
+        widths: Channels between the blocks of each kind, from the shallow networks to the deep ones, chosen for
+            equally many parameters at each depth.
         bottleneck_ratio: See `VAEConfig`.
         dense_growth: See `VAEConfig`.
     """
 
     patch: Count
     latent_channels: Count
-    widths: dict[Kind, Count]
+    widths: dict[Kind, tuple[Count, Count, Count]]
     bottleneck_ratio: Count = 4
     dense_growth: Count
 
@@ -62,7 +63,7 @@ class NetworkSection(Frozen):
 
 
 class PhotoSection(Frozen):
-    """The photos that a virtual camera makes clips of.
+    """The photos that pictures are cut out of.
 
     Attributes:
         training: Names of scikit-image's photos to train on.
@@ -87,23 +88,21 @@ class TrainingSection(Frozen):
 
     Attributes:
         steps: Optimizer steps.
-        batch: Clips in a batch.
-        frames: Of a clip.
-        crop: Side of a clip, in pixels.
+        batch: Pictures in a batch.
+        crop: Side of a picture, in pixels.
         learning_rates: Each network takes that which serves it best on the first seed.
         warmup: Steps over which the rate rises from 0.
         validate_every: Steps between two validations.
-        validation_clips: Clips of a validation.
+        validation_pictures: Pictures of a validation.
     """
 
     steps: Count
     batch: Count
-    frames: Count
     crop: Count
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)]
     warmup: Count
     validate_every: Count
-    validation_clips: Count
+    validation_pictures: Count
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainingSection":
@@ -138,7 +137,7 @@ class Ablation(Frozen):
         photos: What they are trained and validated on.
         training: How.
         stability_rates: Learning rates at which networks of middle depth are tried for stability.
-        small_set: Clips of the small training set; elsewhere, every clip is new.
+        small_set: Pictures of the small training set; elsewhere, every picture is new.
         stack: The synthetic tasks.
     """
 

@@ -11,7 +11,7 @@ from experiments.residual_blocks.settings import Frozen, StackSection
 from experiments.residual_blocks.training import warmed_cosine
 
 Task = Literal["identity", "last", "every"]
-BATCH, FRAMES, SIDE, SMOOTHNESS = 4, 3, 8, 2
+BATCH, SIDE, SMOOTHNESS = 8, 8, 2
 CHAIN, CHAIN_CHANNELS = 3, 8
 
 
@@ -101,8 +101,8 @@ def _target(x: Tensor, task: Task, kernels: list[Tensor]) -> Tensor:
 
 
 def _smooth(channels: int, generator: torch.Generator) -> Tensor:
-    coarse = torch.randn(BATCH, channels, FRAMES // 2 + 1, SIDE // SMOOTHNESS, SIDE // SMOOTHNESS, generator=generator)
-    x = F.interpolate(coarse, size=(FRAMES, SIDE, SIDE), mode="trilinear", align_corners=True)
+    coarse = torch.randn(BATCH, channels, 1, SIDE // SMOOTHNESS, SIDE // SMOOTHNESS, generator=generator)
+    x = F.interpolate(coarse, size=(1, SIDE, SIDE), mode="trilinear", align_corners=True)
     # Post-activation blocks end in a ReLU and see what another one let through: they are asked nothing impossible.
     return F.relu(x)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from experiments.residual_blocks.data import validation_clips
+from experiments.residual_blocks.data import validation_pictures
 from experiments.residual_blocks.jobs import perform, stored_at
 from experiments.residual_blocks.networks import Cost, Network, cost
 from experiments.residual_blocks.settings import Ablation, Kind
@@ -26,7 +26,7 @@ class Entry:
         network: Which.
         cost: What it costs.
         learning_rate: The one that was chosen for it.
-        batch: Clips of a training step.
+        batch: Pictures of a training step.
         results: One for each seed.
     """
 
@@ -55,7 +55,7 @@ class Study:
         by_depth: Entries of equally many layers and about equal parameters, from the shallowest to the deepest.
         narrow: The deepest bottleneck network with the standard network's channels between its blocks.
         by_rate: Networks of middle depth, by kind and learning rate.
-        small_set: Networks of middle depth, trained on few clips.
+        small_set: Networks of middle depth, trained on few pictures.
         stacks: How the synthetic tasks were learned, by task and kind, one for each seed.
         constant_psnr: PSNR in dB that takes no learning: see `experiments.residual_blocks.training.constant_psnr`.
     """
@@ -79,8 +79,8 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
     """
     training, widths = settings.training, settings.network.widths
 
-    def network(kind: Kind, units: int, width: int) -> Network:
-        return Network(kind=kind, units=units, width=width, common=settings.network)
+    def network(kind: Kind, depth: int, width: int) -> Network:
+        return Network(kind=kind, units=settings.depths[depth], width=width, common=settings.network)
 
     def job(network: Network, rate: float, seed: int, set_size: int | None = None) -> TrainingJob:
         return TrainingJob(
@@ -98,8 +98,8 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
         say(f"{left} of {len(wanted)} networks are left to train.")
         return dict(zip(wanted, perform(wanted, TrainingResult, folder, workers), strict=True))
 
-    grid = {kind: [network(kind, units, widths[kind]) for units in settings.depths] for kind in BLOCK_KINDS}
-    narrow = network("bottleneck", settings.depths[-1], widths[STANDARD])
+    grid = {kind: [network(kind, depth, width) for depth, width in enumerate(widths[kind])] for kind in BLOCK_KINDS}
+    narrow = network("bottleneck", -1, widths[STANDARD][-1])
     networks = [narrow, *(one for row in grid.values() for one in row)]
     found = train(job(one, rate, settings.seeds[0]) for one in networks for rate in training.learning_rates)
     rates = {
@@ -125,17 +125,15 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
         },
         small_set={one.kind: entry(one, rate, size) for one, rate, size in small},
         stacks=_fit_stacks(settings, folder, workers),
-        constant_psnr=constant_psnr(validation_clips(settings.photos, training)),
+        constant_psnr=constant_psnr(validation_pictures(settings.photos, training)),
     )
 
 
-def _fit_stacks(
-    settings: Ablation, folder: Path, workers: int
-) -> dict[Task, dict[Kind, tuple[StackResult, ...]]]:
+def _fit_stacks(settings: Ablation, folder: Path, workers: int) -> dict[Task, dict[Kind, tuple[StackResult, ...]]]:
     widths = settings.network.widths
     # Of the identity, the width is the size: all get the same.
-    stacks: dict[tuple[Task, Kind], int] = {("identity", kind): widths[STANDARD] for kind in BLOCK_KINDS}
-    stacks |= {(task, kind): widths[kind] for task in ("last", "every") for kind in ADVISED}
+    stacks: dict[tuple[Task, Kind], int] = {("identity", kind): widths[STANDARD][0] for kind in BLOCK_KINDS}
+    stacks |= {(task, kind): widths[kind][0] for task in ("last", "every") for kind in ADVISED}
     jobs = {
         (task, kind, rate): [
             StackJob(

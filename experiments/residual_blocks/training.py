@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.residual_blocks.data import training_batches, validation_clips
+from experiments.residual_blocks.data import training_batches, validation_pictures
 from experiments.residual_blocks.networks import Autoencoder, Network
 from experiments.residual_blocks.probes import BlockProbe, probe_blocks
 from experiments.residual_blocks.settings import Frozen, PhotoSection, TrainingSection
@@ -21,7 +21,7 @@ class TrainingResult(Frozen):
 
     Attributes:
         steps: After how many steps it was validated.
-        psnr: PSNR of all held-out clips together then, in dB.
+        psnr: PSNR of all held-out pictures together then, in dB.
         seconds: CPU time that the steps before had taken, validations left out.
         spike: Largest gradient norm after the warm-up, relative to the median one; infinite where one is not a number.
         start: Its blocks before the first step, in order.
@@ -37,7 +37,7 @@ class TrainingResult(Frozen):
 
 
 class TrainingJob(Frozen):
-    """One network to train, on a set of `set_size` clips or, without one, on clips that are always new."""
+    """One network to train, on a set of `set_size` pictures or, without one, on pictures that are always new."""
 
     network: Network
     photos: PhotoSection
@@ -56,20 +56,20 @@ class TrainingJob(Frozen):
         """Train; the result, but for the seconds, depends on this job's fields alone."""
         training = self.training
         batches = training_batches(self.photos, training, self.seed, self.set_size)
-        held_out = validation_clips(self.photos, training)
+        held_out = validation_pictures(self.photos, training)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = Autoencoder(self.network).train()
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        probed = partial(_loss, video=batches[0])
+        probed = partial(_loss, pictures=batches[0])
         start = probe_blocks(model, probed)
         steps, reached, seconds, norms, spent = [], [], [], [], 0.0
-        for step, video in enumerate(batches):
+        for step, pictures in enumerate(batches):
             began = time.process_time()
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * warmed_cosine(step, training.steps, training.warmup)
             optimizer.zero_grad()
-            torch.autograd.backward(_loss(model, video))
+            torch.autograd.backward(_loss(model, pictures))
             norms.append(nn.utils.clip_grad_norm_(model.parameters(), math.inf).item())
             optimizer.step()
             spent += time.process_time() - began
@@ -108,21 +108,21 @@ def warmed_cosine(step: int, steps: int, warmup: int) -> float:
 
 
 @torch.no_grad()
-def validation_psnr(model: nn.Module, clips: Tensor) -> float:
-    """Return the PSNR in dB of the error over all clips (B, 3, T, H, W) in [-1, 1], in eval mode.
+def validation_psnr(model: nn.Module, pictures: Tensor) -> float:
+    """Return the PSNR in dB of the error over all pictures (B, 3, 1, H, W) in [-1, 1], in eval mode.
 
     A network whose weights are no longer numbers counts as one that paints gray.
     """
     model.eval()
-    reconstruction = model(clips).nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
+    reconstruction = model(pictures).nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
     model.train()
-    return psnr(reconstruction, clips, value_range=2)
+    return psnr(reconstruction, pictures, value_range=2)
 
 
-def constant_psnr(clips: Tensor) -> float:
-    """Return the PSNR in dB of the best guess that looks at nothing: the mean color of all clips, everywhere."""
-    return psnr(clips.mean(dim=(0, 2, 3, 4), keepdim=True).expand_as(clips), clips, value_range=2)
+def constant_psnr(pictures: Tensor) -> float:
+    """Return the PSNR in dB of the best guess that looks at nothing: the mean color of all pictures, everywhere."""
+    return psnr(pictures.mean(dim=(0, 2, 3, 4), keepdim=True).expand_as(pictures), pictures, value_range=2)
 
 
-def _loss(model: nn.Module, video: Tensor) -> Tensor:
-    return F.l1_loss(model(video), video)
+def _loss(model: nn.Module, pictures: Tensor) -> Tensor:
+    return F.l1_loss(model(pictures), pictures)
