@@ -321,9 +321,9 @@ def _convergence(study: Study) -> Verdict:
         title="Faster convergence",
         source="残差连接使网络可以更快地收敛，加速训练过程",
         translation="Skips let networks converge faster and speed up training.",
-        rule="Steps until the lowest final PSNR of any seed of the two networks is first reached, at each depth at which"
-        " the one without skips trains with every seed. Held if there are such depths and Wan's block takes fewer steps"
-        " at each; did not hold if it takes more at any.",
+        rule="Steps until the lowest final PSNR of any seed of the two networks is first reached, at each depth at"
+        " which the one without skips trains with every seed. Held if there are such depths and Wan's block takes"
+        " fewer steps at each; did not hold if it takes more at any.",
         outcome=_outcome(bool(orders) and min(orders) > 0, any(one < 0 for one in orders)),
         figures=f"{'; '.join(figures)}.",
     )
