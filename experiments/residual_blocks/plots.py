@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from experiments.residual_blocks.probes import BlockProbe
@@ -118,6 +119,7 @@ def _efficiency(study: Study) -> Figure:
                 curves = [result.psnr for result in study.narrow.results]
                 _band(panel, study.narrow.network.kind, spent(study.narrow), curves, label="bottleneck, equal width")
             panel.set(xscale="log", title=_title(study, column), xlabel=name)
+            panel.xaxis.set_minor_formatter(NullFormatter())
         row[0].set_ylabel("validation PSNR, dB")
     return _with_legend(figure, axes[0][-1])
 
@@ -135,7 +137,7 @@ def _choices(study: Study) -> Figure:
         panel.set_ylabel("final validation PSNR, dB")
     few = {kind: entry.final_psnr for kind, entry in study.small_set.items()}
     new = {kind: study.by_depth[kind][1].final_psnr for kind in few}
-    _pairs(small, few, new, f"{_title(study, 1)}: few pictures (hollow), new pictures (filled)")
+    _pairs(small, few, new, f"{_title(study, 1)}: few pictures (hollow), many (filled)")
     ends = {task: {kind: [one.end for one in found] for kind, found in by.items()} for task, by in study.stacks.items()}
     _pairs(reuse, ends["every"], ends["last"], "chain of functions: all (hollow), the last (filled)")
     starts = {kind: [one.start for one in found] for kind, found in study.stacks["identity"].items()}
