@@ -15,7 +15,7 @@ from wan_vae.errors import UserError
 from wan_vae.io.atomic_output import check_output, written_beside
 
 app = typer.Typer(name="residual_blocks", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-PICTURES = ("psnr", "gradient", "identity_distance", "efficiency", "identity")
+PICTURES = ("psnr", "gradient", "identity_distance", "efficiency", "choices")
 OUTPUTS = ("results.csv", "table.md", "verdicts.md", *(f"{name}.png" for name in PICTURES))
 
 

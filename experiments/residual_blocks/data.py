@@ -1,4 +1,4 @@
-"""Clips for the ablation: scikit-image's own photos, which need no download, under a moving virtual camera."""
+"""Pictures for the ablation, cut out of scikit-image's own photos, which need no download."""
 
 from functools import cache
 
@@ -12,7 +12,7 @@ from experiments.residual_blocks.settings import PhotoSection, TrainingSection
 from wan_vae.errors import UserError
 from wan_vae.training.data import ken_burns
 
-_VALIDATION = 1_000_000_007  # no step of a training has this number
+_VALIDATION, _SMALL_SET = 1_000_000_007, 1_000_000_009  # no step of a training has these numbers
 
 LEAST_GAIN = 0.3
 
@@ -35,32 +35,45 @@ def photo(name: str, short_side: int) -> NDArray[np.uint8]:
 
 
 @cache
-def training_batches(photos: PhotoSection, training: TrainingSection, seed: int) -> tuple[Tensor, ...]:
-    """Return the batches of all steps, (B, 3, T, crop, crop) in [-1, 1]; each depends on seed and step alone."""
-    return tuple(
-        _training_batch(photos, training, np.random.default_rng((seed, step))) for step in range(training.steps)
-    )
+def training_batches(
+    photos: PhotoSection, training: TrainingSection, seed: int, set_size: int | None = None
+) -> tuple[Tensor, ...]:
+    """Return the batches of all steps, (B, 3, 1, crop, crop) in [-1, 1]; each depends on seed and step alone.
+
+    Args:
+        photos: Where pictures come from.
+        training: How many batches, and their size.
+        seed: Of all choices.
+        set_size: Batches are drawn from so many pictures; without it, every picture is new.
+    """
+    generators = [np.random.default_rng((seed, step)) for step in range(training.steps)]
+    if set_size is None:
+        return tuple(_training_pictures(photos, training, training.batch, random) for random in generators)
+    pictures = _training_pictures(photos, training, set_size, np.random.default_rng((seed, _SMALL_SET)))
+    return tuple(pictures[random.integers(set_size, size=training.batch)] for random in generators)
 
 
-def _training_batch(photos: PhotoSection, training: TrainingSection, random: np.random.Generator) -> Tensor:
-    clips = _clips(photos.training, photos.short_side, training, training.batch, random)
+def _training_pictures(
+    photos: PhotoSection, training: TrainingSection, count: int, random: np.random.Generator
+) -> Tensor:
+    pictures = _cut_out(photos.training, photos.short_side, training, count, random)
     # A handful of photos has a handful of colors, which a network would learn by heart.
-    gain = random.uniform(LEAST_GAIN, 1, (training.batch, 3)) * random.choice((-1, 1), (training.batch, 1))
+    gain = random.uniform(LEAST_GAIN, 1, (count, 3)) * random.choice((-1, 1), (count, 1))
     offset = random.uniform(-1, 1, gain.shape) * (1 - abs(gain))
     gain, offset = (torch.from_numpy(values).float()[..., None, None, None] for values in (gain, offset))
-    return gain * clips + offset
+    return gain * pictures + offset
 
 
 @cache
-def validation_clips(photos: PhotoSection, training: TrainingSection) -> Tensor:
-    """Return clips of the held-out photos, the same for all seeds: (B, 3, T, crop, crop) in [-1, 1]."""
+def validation_pictures(photos: PhotoSection, training: TrainingSection) -> Tensor:
+    """Return pictures of the held-out photos, the same for all seeds: (B, 3, 1, crop, crop) in [-1, 1]."""
     random = np.random.default_rng(_VALIDATION)
-    return _clips(photos.held_out, photos.short_side, training, training.validation_clips, random)
+    return _cut_out(photos.held_out, photos.short_side, training, training.validation_pictures, random)
 
 
-def _clips(
+def _cut_out(
     names: tuple[str, ...], short_side: int, training: TrainingSection, count: int, random: np.random.Generator
 ) -> Tensor:
     chosen = [photo(names[random.integers(len(names))], short_side) for _ in range(count)]
-    paths = [ken_burns(image, training.frames, training.crop, random)[0] for image in chosen]
-    return torch.stack(paths) / 127.5 - 1
+    cut = [ken_burns(image, 1, training.crop, random)[0] for image in chosen]
+    return torch.stack(cut) / 127.5 - 1

@@ -1,22 +1,25 @@
 """An ablation as pictures."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from experiments.residual_blocks.probes import BlockProbe
+from experiments.residual_blocks.settings import Kind
 from experiments.residual_blocks.study import Entry, Study
 from experiments.residual_blocks.training import TrainingResult
 
 # Okabe and Ito's palette, which the color-blind can tell apart; dashes and markers do so without color.
-_STYLES = {
+_STYLES: dict[Kind, tuple[str, str, str]] = {
     "wan": ("#0072B2", "-", "o"),
     "resnet": ("#D55E00", "-", "s"),
     "bottleneck": ("#009E73", "-.", "^"),
@@ -37,7 +40,7 @@ def draw_all(study: Study) -> dict[str, Figure]:
             "gradient": _gradient(study),
             "identity_distance": _identity_distance(study),
             "efficiency": _efficiency(study),
-            "identity": _identity(study),
+            "choices": _choices(study),
         }
 
 
@@ -96,67 +99,83 @@ def _identity_distance(study: Study) -> Figure:
 
 
 def _efficiency(study: Study) -> Figure:
-    figure, axes = _panels(1, 3)
-    costs: tuple[tuple[str, Callable[[Entry], float]], ...] = (
-        ("parameters, thousands", lambda entry: entry.cost.parameters / 1e3),
-        ("multiply-adds for a clip, millions", lambda entry: entry.cost.multiply_adds / 1e6),
-        ("training step, ms", lambda entry: 1000 * entry.step_seconds),
+    figure, axes = _panels(2, 3)
+    costs: tuple[tuple[str, Callable[[Entry], list[float]]], ...] = (
+        (
+            "CPU seconds",
+            lambda entry: [mean(times) for times in zip(*(one.seconds for one in entry.results), strict=True)],
+        ),
+        (
+            "10^9 multiply-adds",
+            lambda entry: [step * entry.multiply_adds_per_step / 1e9 for step in entry.results[0].steps],
+        ),
     )
-    for panel, (name, cost_of) in zip(axes[0], costs, strict=True):
-        for kind, entries in study.by_depth.items():
-            color, line, marker = _STYLES[kind]
-            _dots(panel, entries, cost_of, color=color, linestyle=line, marker=marker, label=kind)
-            matched = [by_kind[kind] for by_kind in study.at_equal.values()]
-            _dots(panel, matched, cost_of, color=color, linestyle="", marker=marker, markerfacecolor="white")
-        panel.set(xscale="log", xlabel=name)
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
-    axes[0][0].set_ylabel("final validation PSNR, dB")
-    axes[0][1].set_title("three depths of equal width (filled), middle depth at equal cost (hollow)")
-    return _with_legend(figure, axes[0][0])
+    for (name, spent), row in zip(costs, axes, strict=True):
+        for column, panel in enumerate(row):
+            for kind in study.small_set:
+                entry = study.by_depth[kind][column]
+                _band(panel, kind, spent(entry), [result.psnr for result in entry.results])
+            if column == len(row) - 1:
+                curves = [result.psnr for result in study.narrow.results]
+                _band(panel, study.narrow.network.kind, spent(study.narrow), curves, label="bottleneck, equal width")
+            panel.set(xscale="log", title=_title(study, column), xlabel=name)
+            panel.xaxis.set_minor_formatter(NullFormatter())
+        row[0].set_ylabel("validation PSNR, dB")
+    return _with_legend(figure, axes[0][-1])
 
 
-def _identity(study: Study) -> Figure:
-    figure, axes = _panels(1, 1)
-    panel = axes[0][0]
-    for place, (kind, results) in enumerate(study.identity.items()):
-        color, _, marker = _STYLES[kind]
-        start, end = [result.start for result in results], [result.end for result in results]
-        panel.plot([place] * len(start), start, marker, color=color, markerfacecolor="white", alpha=0.8)
-        panel.plot([place] * len(end), end, marker, color=color, alpha=0.8)
-    panel.set(yscale="log", xticks=range(len(study.identity)), xticklabels=list(study.identity))
-    panel.set(
-        ylabel="relative error",
-        title="blocks taught to pass on their input: before (hollow), after (filled), each seed",
-    )
+def _choices(study: Study) -> Figure:
+    figure, axes = _panels(2, 2, share="none")
+    (rates, small), (reuse, identity) = axes
+    for kind, by_rate in study.by_rate.items():
+        curves = np.array([entry.final_psnr for entry in by_rate.values()]).T
+        _band(rates, kind, list(by_rate), curves.tolist())
+    rates.set(xscale="log", title=f"{_title(study, 1)}: pre-activation for stability", xlabel="learning rate")
+    rates.legend(frameon=False)
+    for panel in (rates, small):
+        panel.axhline(study.constant_psnr, color="gray", linewidth=1)
+        panel.set_ylabel("final validation PSNR, dB")
+    few = {kind: entry.final_psnr for kind, entry in study.small_set.items()}
+    new = {kind: study.by_depth[kind][1].final_psnr for kind in few}
+    _pairs(small, few, new, f"{_title(study, 1)}: few pictures (hollow), many (filled)")
+    ends = {task: {kind: [one.end for one in found] for kind, found in by.items()} for task, by in study.stacks.items()}
+    _pairs(reuse, ends["every"], ends["last"], "chain of functions: all (hollow), the last (filled)")
+    starts = {kind: [one.start for one in found] for kind, found in study.stacks["identity"].items()}
+    _pairs(identity, starts, ends["identity"], "the identity: before (hollow), after (filled)")
+    for panel in (reuse, identity):
+        panel.set(ylabel="relative error", yscale="log")
     return figure
 
 
-def _panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+def _pairs(
+    panel: Axes, hollow: Mapping[Kind, Sequence[float]], filled: Mapping[Kind, Sequence[float]], title: str
+) -> None:
+    for place, kind in enumerate(hollow):
+        color, _, marker = _STYLES[kind]
+        for side, values, face in ((-0.15, hollow[kind], "white"), (0.15, filled[kind], color)):
+            panel.plot([place + side] * len(values), values, marker, color=color, markerfacecolor=face, alpha=0.8)
+    panel.set(title=title, xticks=range(len(hollow)), xticklabels=list(hollow))
+
+
+def _panels(rows: int, columns: int, share: Literal["row", "none"] = "row") -> tuple[Figure, list[list[Axes]]]:
     # No pyplot: it would look for a display, and keep every figure alive.
     figure = Figure(figsize=(9.5, 0.7 + 2.7 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey="row")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=share)
     return figure, [list(row) for row in axes]
 
 
-def _band(panel: Axes, kind: str, x: Sequence[int], curves: Sequence[Sequence[float]]) -> None:
+def _band(
+    panel: Axes, kind: Kind, x: Sequence[float], curves: Sequence[Sequence[float]], label: str | None = None
+) -> None:
     color, line, _ = _STYLES[kind]
     values = np.array(curves)
-    panel.plot(x, values.mean(axis=0), color=color, linestyle=line, linewidth=1.5, label=kind)
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    style = {"linestyle": line} if label is None else {"linestyle": (0, (1, 1)), "alpha": 0.6}
+    panel.plot(x, values.mean(axis=0), color=color, linewidth=1.5, label=label or kind, **style)
     panel.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
 
 
-def _dots(panel: Axes, entries: Sequence[Entry], cost_of: Callable[[Entry], float], **style: str) -> None:
-    psnr = np.array([entry.final_psnr for entry in entries])
-    middle = psnr.mean(axis=1)
-    around = np.stack([middle - psnr.min(axis=1), psnr.max(axis=1) - middle])
-    panel.errorbar([cost_of(entry) for entry in entries], middle, yerr=around, capsize=2, markersize=5, **style)  # type: ignore[arg-type]
-
-
 def _title(study: Study, depth: int) -> str:
-    return f"blocks per level: {study.by_depth['plain'][depth].network.blocks_per_level}"
+    return f"{study.by_depth['plain'][depth].network.layers} layers"
 
 
 def _with_legend(figure: Figure, panel: Axes) -> Figure:

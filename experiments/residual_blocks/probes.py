@@ -22,14 +22,12 @@ class BlockProbe(Frozen):
     Attributes:
         gradient: Root mean square of the loss's gradient by the block's output, where that is not zero: what a ReLU
             holds back passes nothing on, yet a norm that divides by nearly nothing gives it a huge gradient.
-        parameter_gradient: Root mean square of the loss's gradient by the block's parameters.
         identity_distance: Length of the residual branch relative to that of the shortcut it is added to (before the
             ReLU of post-activation blocks). For blocks without an added shortcut (plain, dense): length of output
             minus input relative to the input's, and None where they differ in width.
     """
 
     gradient: float
-    parameter_gradient: float
     identity_distance: float | None
 
 
@@ -77,14 +75,7 @@ class _Watched:
     def probe(self) -> BlockProbe:
         output = self._seen["output"]
         assert output.grad is not None
-        by_parameters = [
-            parameter.grad.flatten() for parameter in self._block.parameters() if parameter.grad is not None
-        ]
-        return BlockProbe(
-            gradient=_rms(output.grad[output != 0]).item(),
-            parameter_gradient=_rms(torch.cat(by_parameters)).item(),
-            identity_distance=self._identity_distance(),
-        )
+        return BlockProbe(gradient=_rms(output.grad[output != 0]).item(), identity_distance=self._identity_distance())
 
     def _identity_distance(self) -> float | None:
         end = self._seen["output"].detach()

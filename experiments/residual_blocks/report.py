@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from experiments.residual_blocks.claims import Verdict, alive
+from experiments.residual_blocks.claims import Verdict, share
 from experiments.residual_blocks.probes import BlockProbe
 from experiments.residual_blocks.study import Study
 from wan_vae.errors import UserError
@@ -17,26 +17,24 @@ Row = dict[str, Any]
 
 def rows(study: Study) -> list[Row]:
     """Return one row for each network: what it is, what it costs, how it fared (mean, least and most over seeds)."""
-    groups = [("equal width", entry) for entries in study.by_depth.values() for entry in entries]
-    groups += [
-        (f"equal {budget.replace('_', '-')}", entry)
-        for budget, by_kind in study.at_equal.items()
-        for entry in by_kind.values()
-    ]
+    groups = [("the grid", entry) for entries in study.by_depth.values() for entry in entries]
+    groups += [("the standard width", study.narrow)]
+    groups += [("a small set", entry) for entry in study.small_set.values()]
+    groups += [("several rates", entry) for by_rate in study.by_rate.values() for entry in by_rate.values()]
     return [
         {
-            "compared_at": group,
+            "group": group,
             "kind": entry.network.kind,
-            "blocks_per_level": entry.network.blocks_per_level,
-            "convolutions": entry.cost.convolutions,
+            "layers": entry.network.layers,
             "width": entry.network.width,
             "parameters": entry.cost.parameters,
             "multiply_adds": entry.cost.multiply_adds,
-            "step_milliseconds": round(1000 * entry.step_seconds, 1),
             "learning_rate": entry.learning_rate,
+            **_over_seeds("step_milliseconds", [1000 * one.seconds[-1] / one.steps[-1] for one in entry.results]),
             **_over_seeds("psnr", entry.final_psnr),
-            **_over_seeds("alive_at_start", alive(entry)),
-            **_over_seeds("alive_at_end", alive(entry, trained=True)),
+            **_over_seeds("gradient_spike", [result.spike for result in entry.results]),
+            **_over_seeds("gradient_share_at_start", share(entry)),
+            **_over_seeds("gradient_share_at_end", share(entry, trained=True)),
             **_over_seeds("identity_distance_at_start", [_distance(result.start) for result in entry.results]),
             **_over_seeds("identity_distance_at_end", [_distance(result.end) for result in entry.results]),
         }
@@ -62,41 +60,53 @@ def write_csv(study: Study, path: Path) -> None:
 
 
 def markdown_table(study: Study) -> str:
-    """Return `rows` as three Markdown tables, one for each basis of comparison."""
+    """Return `rows` as Markdown tables, one for each group, and one for the synthetic tasks."""
     columns: dict[str, Callable[[Row], str]] = {
         "block": lambda row: row["kind"],
-        "blocks per level": lambda row: str(row["blocks_per_level"]),
-        "convolutions": lambda row: str(row["convolutions"]),
+        "layers": lambda row: str(row["layers"]),
         "width": lambda row: str(row["width"]),
         "parameters, thousands": lambda row: f"{row['parameters'] / 1e3:.0f}",
-        "multiply-adds, millions": lambda row: f"{row['multiply_adds'] / 1e6:.0f}",
-        "step, ms": lambda row: f"{row['step_milliseconds']:.0f}",
+        "multiply-adds, millions": lambda row: f"{row['multiply_adds'] / 1e6:.1f}",
+        "step, CPU ms": lambda row: _shown(row, "step_milliseconds"),
         "learning rate": lambda row: f"{row['learning_rate']:g}",
         "PSNR, dB": lambda row: _shown(row, "psnr"),
-        "gradient first/last, start": lambda row: _shown(row, "alive_at_start"),
-        "end": lambda row: _shown(row, "alive_at_end"),
+        "largest gradient / median": lambda row: _shown(row, "gradient_spike"),
+        "gradient first/last, start": lambda row: _shown(row, "gradient_share_at_start"),
+        "end": lambda row: _shown(row, "gradient_share_at_end"),
         "identity distance, start": lambda row: _shown(row, "identity_distance_at_start"),
         "end ": lambda row: _shown(row, "identity_distance_at_end"),
     }
+    headings = {
+        "the grid": "Equal layers, about equal parameters",
+        "the standard width": "A bottleneck with as many channels between blocks as the standard network",
+        "a small set": "Trained on few pictures",
+        "several rates": "At several learning rates",
+    }
     parts = []
     table = rows(study)
-    for group in dict.fromkeys(row["compared_at"] for row in table):
-        lines = [[shown(row) for shown in columns.values()] for row in table if row["compared_at"] == group]
-        parts.append(f"**At {group}**\n\n{_markdown(list(columns), lines)}")
+    for group, heading in headings.items():
+        lines = [[shown(row) for shown in columns.values()] for row in table if row["group"] == group]
+        parts.append(f"**{heading}**\n\n{_markdown(list(columns), lines)}")
     errors = [
-        [kind, _plainly([result.start for result in results]), _plainly([result.end for result in results])]
-        for kind, results in study.identity.items()
+        [task, kind, _plainly([result.start for result in results]), _plainly([result.end for result in results])]
+        for task, kinds in study.stacks.items()
+        for kind, results in kinds.items()
     ]
-    heading = "**Taught to pass on its input**, error relative to the data's spread"
-    parts.append(f"{heading}\n\n{_markdown(['block', 'at the start', 'in the end'], errors)}")
-    parts.append(f"The mean color of all held-out clips, everywhere, has a PSNR of {study.constant_psnr:.2f} dB.\n")
+    heading = "**Synthetic tasks**, error relative to the data's spread"
+    parts.append(f"{heading}\n\n{_markdown(['task', 'block', 'at the start', 'in the end'], errors)}")
+    parts.append(f"The mean color of all held-out pictures, everywhere, has a PSNR of {study.constant_psnr:.2f} dB.\n")
     return "\n".join(parts)
 
 
 def markdown_verdicts(verdicts: Sequence[Verdict]) -> str:
-    """Return the verdicts as a Markdown table."""
-    lines = [[verdict.claim, f"**{verdict.outcome}**", verdict.figures, verdict.others] for verdict in verdicts]
-    return _markdown(["claim", "verdict", "figures: mean (least to most over seeds)", "the same rule on"], lines)
+    """Return a table of all verdicts, then each with its sentence, rule and figures, as Markdown."""
+    parts = [_markdown(["claim", "verdict"], [[one.title, f"**{one.outcome}**"] for one in verdicts])]
+    parts += [
+        f"### {one.title}: {one.outcome}\n\n> {one.source}\n>\n> {one.translation}\n\n"
+        f"- Rule: {one.rule}\n- Figures: {one.figures}\n"
+        for one in verdicts
+    ]
+    return "\n".join(parts)
 
 
 def _shown(row: Row, name: str) -> str:

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wan_vae.config import read_yaml
+from wan_vae.config import BLOCK_KINDS, read_yaml
 from wan_vae.errors import UserError
 
+Kind = Literal["wan", "resnet", "bottleneck", "preact", "dense", "plain"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 # Those of scikit-image's photos that are inside its wheel, and free of copyright by their own descriptions.
@@ -33,25 +34,36 @@ class Frozen(BaseModel):
 
 
 class NetworkSection(Frozen):
-    """What all networks have in common: two levels, 4x4 pixels and 2 frames to a latent.
+    """What all networks have in common.
 
     Attributes:
-        width: Channels of the higher level; the lower one has twice as many.
+        patch: Side of the square of pixels that becomes one latent.
         latent_channels: Channels of the latents.
+        widths: Channels between the blocks of each kind, from the shallow networks to the deep ones, chosen for
+            equally many parameters at each depth.
         bottleneck_ratio: See `VAEConfig`.
-        dense_growth: Channels that a layer of a dense block adds, as a share of the width.
-        dense_layers: See `VAEConfig`.
+        dense_growth: See `VAEConfig`.
     """
 
-    width: Annotated[int, Field(ge=2)]
+    patch: Count
     latent_channels: Count
+    widths: dict[Kind, tuple[Count, Count, Count]]
     bottleneck_ratio: Count = 4
-    dense_growth: Positive = 0.5
-    dense_layers: Count = 2
+    dense_growth: Count
+
+    @model_validator(mode="after")
+    def _complete(self) -> "NetworkSection":
+        missing = set(BLOCK_KINDS) - set(self.widths)
+        if missing:
+            raise ValueError(f"widths lacks {min(missing)}")
+        return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
 
 class PhotoSection(Frozen):
-    """The photos that a virtual camera makes clips of.
+    """The photos that pictures are cut out of.
 
     Attributes:
         training: Names of scikit-image's photos to train on.
@@ -72,55 +84,45 @@ class PhotoSection(Frozen):
 
 
 class TrainingSection(Frozen):
-    """How every network is trained: mean absolute error and a little divergence, AdamW, warm-up, cosine to 0.
+    """How every network is trained: mean absolute error, AdamW, warm-up, cosine to 0, gradients as they come.
 
     Attributes:
         steps: Optimizer steps.
-        batch: Clips in a batch.
-        frames: Of a clip, 1 + 2k.
-        crop: Side of a clip, in pixels, a multiple of 4.
+        batch: Pictures in a batch.
+        crop: Side of a picture, in pixels.
         learning_rates: Each network takes that which serves it best on the first seed.
         warmup: Steps over which the rate rises from 0.
-        gradient_clip: Longest gradient, by norm over all weights.
-        kl: Weight of the posterior's divergence, in the unit of `wan_vae.training.losses.kl_per_value`.
         validate_every: Steps between two validations.
-        validation_clips: Clips of a validation.
-        timed_steps: Steps of each network that are timed.
+        validation_pictures: Pictures of a validation.
     """
 
     steps: Count
     batch: Count
-    frames: Count
     crop: Count
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)]
     warmup: Count
-    gradient_clip: Positive
-    kl: Annotated[float, Field(ge=0)]
     validate_every: Count
-    validation_clips: Count
-    timed_steps: Count
+    validation_pictures: Count
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainingSection":
-        if self.frames % 2 == 0:
-            raise ValueError(f"{self.frames} frames are not 1 + 2k")
-        if self.crop % 4:
-            raise ValueError(f"the crop {self.crop} is not a multiple of 4")
         if self.steps % self.validate_every:
             raise ValueError(f"{self.steps} steps are not a multiple of validate_every, {self.validate_every}")
+        if self.warmup >= self.steps:
+            raise ValueError(f"all {self.steps} steps are warm-up")
         return self
 
 
-class IdentitySection(Frozen):
-    """The test of how easily a few blocks learn to pass on their input.
+class StackSection(Frozen):
+    """How a few blocks learn the synthetic tasks of `experiments.residual_blocks.stacks`.
 
     Attributes:
-        blocks: How many, one after the other.
+        units: How many, see `experiments.residual_blocks.networks.UNIT`.
         steps: Optimizer steps (Adam, cosine to 0).
         learning_rates: Each kind takes that which serves it best over all seeds.
     """
 
-    blocks: Count
+    units: Count
     steps: Count
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)]
 
@@ -129,12 +131,14 @@ class Ablation(Frozen):
     """A whole ablation.
 
     Attributes:
-        seeds: Of weights, batches and noise.
-        depths: Blocks per level of the shallow, the middle and the deep networks.
+        seeds: Of weights and batches.
+        depths: Units of six layers (see `networks`) of the shallow, the middle and the deep networks.
         network: What they have in common.
         photos: What they are trained and validated on.
         training: How.
-        identity: The test of the identity.
+        stability_rates: Learning rates at which networks of middle depth are tried for stability.
+        small_set: Pictures of the small training set; elsewhere, every picture is new.
+        stack: The synthetic tasks.
     """
 
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -142,14 +146,18 @@ class Ablation(Frozen):
     network: NetworkSection
     photos: PhotoSection
     training: TrainingSection
-    identity: IdentitySection
+    stability_rates: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    small_set: Count
+    stack: StackSection
 
     @model_validator(mode="after")
-    def _ascending(self) -> "Ablation":
+    def _consistent(self) -> "Ablation":
         if not self.depths[0] < self.depths[1] < self.depths[2]:
             raise ValueError(f"depths is {list(self.depths)}; they must ascend")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {list(self.seeds)}; none may be listed twice")
+        if self.training.crop % self.network.patch:
+            raise ValueError(f"the crop {self.training.crop} is not a multiple of the patch, {self.network.patch}")
         return self
 
 

@@ -1,24 +1,19 @@
-"""Train one network, and time several in alternation."""
+"""Train one network."""
 
 import math
-import statistics
 import time
-from collections.abc import Callable
 from functools import partial
+from statistics import median
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.residual_blocks.data import training_batches, validation_clips
-from experiments.residual_blocks.networks import Network
+from experiments.residual_blocks.data import training_batches, validation_pictures
+from experiments.residual_blocks.networks import Autoencoder, Network
 from experiments.residual_blocks.probes import BlockProbe, probe_blocks
 from experiments.residual_blocks.settings import Frozen, PhotoSection, TrainingSection
 from wan_vae.evaluation.metrics import psnr
-from wan_vae.training.losses import kl_per_value
-from wan_vae.vae import WanVAE
-
-WARM_UP_ROUNDS = 2
 
 
 class TrainingResult(Frozen):
@@ -26,86 +21,77 @@ class TrainingResult(Frozen):
 
     Attributes:
         steps: After how many steps it was validated.
-        psnr: PSNR of all held-out clips together then, in dB.
+        psnr: PSNR of all held-out pictures together then, in dB.
+        seconds: CPU time that the steps before had taken, validations left out.
+        spike: Largest gradient norm after the warm-up, relative to the median one; infinite where one is not a number.
         start: Its blocks before the first step, in order.
         end: Its blocks after the last.
     """
 
     steps: tuple[int, ...]
     psnr: tuple[float, ...]
+    seconds: tuple[float, ...]
+    spike: float
     start: tuple[BlockProbe, ...]
     end: tuple[BlockProbe, ...]
 
 
 class TrainingJob(Frozen):
-    """One network to train."""
+    """One network to train, on a set of `set_size` pictures or, without one, on pictures that are always new."""
 
     network: Network
     photos: PhotoSection
     training: TrainingSection
     learning_rate: float
     seed: int
+    set_size: int | None = None
 
     @property
     def name(self) -> str:
         """What a person would call it."""
-        network = self.network
-        return f"{network.kind}-{network.blocks_per_level}x{network.width}-{self.learning_rate:g}-seed{self.seed}"
+        network, among = self.network, f"-of{self.set_size}" if self.set_size else ""
+        return f"{network.kind}-{network.units}x{network.width}-{self.learning_rate:g}{among}-seed{self.seed}"
 
     def run(self) -> TrainingResult:
-        """Train; the result depends on this job's fields alone."""
+        """Train; the result, but for the seconds, depends on this job's fields alone."""
         training = self.training
-        batches = training_batches(self.photos, training, self.seed)
-        held_out = validation_clips(self.photos, training)
-        vae = _initialized(self.network, self.seed)
-        optimizer = torch.optim.AdamW(vae.parameters(), fused=True)
-        # All networks are probed with the same clips and the same noise.
-        probed = partial(_loss, video=batches[0], kl=training.kl, noise_seed=self.seed)
-        start = probe_blocks(vae, probed)
-        steps, reached = [], []
-        for step, video in enumerate(batches):
+        batches = training_batches(self.photos, training, self.seed, self.set_size)
+        held_out = validation_pictures(self.photos, training)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = Autoencoder(self.network).train()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        probed = partial(_loss, pictures=batches[0])
+        start = probe_blocks(model, probed)
+        steps, reached, seconds, norms, spent = [], [], [], [], 0.0
+        for step, pictures in enumerate(batches):
+            began = time.process_time()
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * warmed_cosine(step, training.steps, training.warmup)
-            loss = partial(_loss, video=video, kl=training.kl, noise_seed=self.seed + step)
-            _step(vae, optimizer, loss, training.gradient_clip)
+            optimizer.zero_grad()
+            torch.autograd.backward(_loss(model, pictures))
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), math.inf).item())
+            optimizer.step()
+            spent += time.process_time() - began
             if (step + 1) % training.validate_every == 0:
                 steps.append(step + 1)
-                reached.append(validation_psnr(vae, held_out))
-        return TrainingResult(steps=tuple(steps), psnr=tuple(reached), start=start, end=probe_blocks(vae, probed))
+                reached.append(validation_psnr(model, held_out))
+                seconds.append(spent)
+        return TrainingResult(
+            steps=tuple(steps),
+            psnr=tuple(reached),
+            seconds=tuple(seconds),
+            spike=spike(norms[training.warmup :]),
+            start=start,
+            end=probe_blocks(model, probed),
+        )
 
 
-class TimingResult(Frozen):
-    """Median seconds of a training step of each network, in the order of the job."""
-
-    seconds: tuple[float, ...]
-
-
-class TimingJob(Frozen):
-    """Networks to time in alternation, so that other load on the machine affects all of them."""
-
-    networks: tuple[Network, ...]
-    photos: PhotoSection
-    training: TrainingSection
-
-    @property
-    def name(self) -> str:
-        """What a person would call it."""
-        return f"step-time-of-{len(self.networks)}"
-
-    def run(self) -> TimingResult:
-        """Take the time of some steps of each, after some that are not counted."""
-        one_step = self.training.model_copy(update={"steps": 1})
-        video = training_batches(self.photos, one_step, 0)[0]
-        loss = partial(_loss, video=video, kl=self.training.kl, noise_seed=0)
-        vaes = [_initialized(network, 0) for network in self.networks]
-        optimizers = [torch.optim.AdamW(vae.parameters(), lr=0.0, fused=True) for vae in vaes]
-        taken: list[list[float]] = [[] for _ in vaes]
-        for _ in range(WARM_UP_ROUNDS + self.training.timed_steps):
-            for vae, optimizer, times in zip(vaes, optimizers, taken, strict=True):
-                began = time.perf_counter()
-                _step(vae, optimizer, loss, self.training.gradient_clip)
-                times.append(time.perf_counter() - began)
-        return TimingResult(seconds=tuple(statistics.median(times[WARM_UP_ROUNDS:]) for times in taken))
+def spike(norms: list[float]) -> float:
+    """Return the largest of some gradient norms relative to the median one; infinite where one is not a number."""
+    if not all(map(math.isfinite, norms)) or median(norms) == 0:
+        return math.inf
+    return max(norms) / median(norms)
 
 
 def warmed_cosine(step: int, steps: int, warmup: int) -> float:
@@ -122,38 +108,21 @@ def warmed_cosine(step: int, steps: int, warmup: int) -> float:
 
 
 @torch.no_grad()
-def validation_psnr(vae: WanVAE, clips: Tensor) -> float:
-    """Return the PSNR in dB of the error over all clips (B, 3, T, H, W) in [-1, 1], in eval mode, without noise.
+def validation_psnr(model: nn.Module, pictures: Tensor) -> float:
+    """Return the PSNR in dB of the error over all pictures (B, 3, 1, H, W) in [-1, 1], in eval mode.
 
     A network whose weights are no longer numbers counts as one that paints gray.
     """
-    vae.eval()
-    reconstruction = vae(clips)[0].nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
-    vae.train()
-    return psnr(reconstruction, clips, value_range=2)
+    model.eval()
+    reconstruction = model(pictures).nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
+    model.train()
+    return psnr(reconstruction, pictures, value_range=2)
 
 
-def constant_psnr(clips: Tensor) -> float:
-    """Return the PSNR in dB of the best guess that looks at nothing: the mean color of all clips, everywhere."""
-    return psnr(clips.mean(dim=(0, 2, 3, 4), keepdim=True).expand_as(clips), clips, value_range=2)
+def constant_psnr(pictures: Tensor) -> float:
+    """Return the PSNR in dB of the best guess that looks at nothing: the mean color of all pictures, everywhere."""
+    return psnr(pictures.mean(dim=(0, 2, 3, 4), keepdim=True).expand_as(pictures), pictures, value_range=2)
 
 
-def _initialized(network: Network, seed: int) -> WanVAE:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return WanVAE(network.config()).train()
-
-
-def _loss(vae: WanVAE, video: Tensor, kl: float, noise_seed: int) -> Tensor:
-    noise = torch.Generator().manual_seed(noise_seed)
-    reconstruction, posterior = vae(video, sample=True, generator=noise)
-    return F.l1_loss(reconstruction, video) + kl * kl_per_value(posterior, video)
-
-
-def _step(
-    vae: WanVAE, optimizer: torch.optim.Optimizer, loss: Callable[[WanVAE], Tensor], gradient_clip: float
-) -> None:
-    optimizer.zero_grad()
-    torch.autograd.backward(loss(vae))
-    nn.utils.clip_grad_norm_(vae.parameters(), gradient_clip)
-    optimizer.step()
+def _loss(model: nn.Module, pictures: Tensor) -> Tensor:
+    return F.l1_loss(model(pictures), pictures)

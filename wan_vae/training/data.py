@@ -191,7 +191,7 @@ class TrainingBatches(Dataset[TrainingBatch]):
         fast = bool(stage.fast_share) and random.random() < stage.fast_share
         if self._photos and (not long_enough or random.random() < stage.photo_share):
             clip = self._photo(random)
-            pan = random.normal(0, PAN_PIXELS_PER_FRAME * (FAST if fast else 1), 2)
+            pan = random.normal(0, FAST * PAN_PIXELS_PER_FRAME, 2) if fast else None
             levels, position = ken_burns(clip.frames()[0], length, stage.crop, random, pan)
         else:
             clip = long_enough[random.integers(len(long_enough))]
@@ -226,17 +226,22 @@ def random_crop(frames: NDArray[np.uint8], length: int, crop: int, random: np.ra
 
 
 def ken_burns(
-    photo: NDArray[np.uint8], length: int, crop: int, random: np.random.Generator, pan: NDArray[np.float64]
+    photo: NDArray[np.uint8],
+    length: int,
+    crop: int,
+    random: np.random.Generator,
+    pan: NDArray[np.float64] | None = None,
 ) -> tuple[Tensor, str]:
     """Pan and zoom over a photo (height, width, 3); the results are those of `random_crop`.
 
-    `pan` is the camera's motion to the right and down, in pixels of the result per frame.
+    `pan` is the camera's motion to the right and down, in pixels of the result per frame; None draws one.
     """
     height, width = photo.shape[:2]
     # Photo pixels per output pixel, such that the view covers at most half of the photo's short side.
     scale = random.uniform(1, max(1.0, 0.5 * min(height, width) / crop))
     half = 0.5 * crop * scale
     center = [random.uniform(min(half, side / 2), max(side - half, side / 2)) for side in (width, height)]
+    pan = random.normal(0, PAN_PIXELS_PER_FRAME, 2) if pan is None else pan
     zoom = random.normal(0, ZOOM_PER_FRAME)
     image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].to(torch.float32)
     if scale > 1:  # grid_sample alone would alias

@@ -1,6 +1,6 @@
 import torch
 
-from experiments.residual_blocks.data import photo, training_batches, validation_clips
+from experiments.residual_blocks.data import photo, training_batches, validation_pictures
 from experiments.residual_blocks.settings import Ablation
 
 
@@ -13,14 +13,25 @@ def test_a_batch_depends_on_seed_and_step_alone(quick: Ablation) -> None:
     assert not torch.equal(long[0], training_batches(quick.photos, quick.training, 1)[0])
 
 
-def test_clips_have_the_asked_size_and_range(quick: Ablation) -> None:
+def test_a_small_set_holds_the_asked_pictures_and_another_seed_others(quick: Ablation) -> None:
+    training = quick.training.model_copy(update={"steps": 20, "batch": 2})
+
+    def distinct(seed: int) -> set[bytes]:
+        batches = training_batches(quick.photos, training, seed, 3)
+        return {picture.numpy().tobytes() for batch in batches for picture in batch}
+
+    assert len(distinct(0)) == 3
+    assert not distinct(0) & distinct(1)
+
+
+def test_pictures_have_the_asked_size_and_range(quick: Ablation) -> None:
     batch = training_batches(quick.photos, quick.training, 0)[0]
-    held_out = validation_clips(quick.photos, quick.training)
-    assert batch.shape == (1, 3, 3, 8, 8)
-    assert held_out.shape == (2, 3, 3, 8, 8)
-    for clips in (batch, held_out):
-        assert clips.dtype == torch.float32
-        assert -1 <= clips.min() < clips.max() <= 1
+    held_out = validation_pictures(quick.photos, quick.training)
+    assert batch.shape == (1, 3, 1, 8, 8)
+    assert held_out.shape == (2, 3, 1, 8, 8)
+    for pictures in (batch, held_out):
+        assert pictures.dtype == torch.float32
+        assert -1 <= pictures.min() < pictures.max() <= 1
 
 
 def test_every_photo_comes_with_scikit_image(quick: Ablation) -> None:

@@ -82,17 +82,6 @@ def test_what_a_relu_holds_back_does_not_count() -> None:
     assert probe.gradient == 3
 
 
-def test_a_parameter_gradient_is_over_all_parameters() -> None:
-    block = PlainBlock(4, 4, 0.0)
-    emptied(block.conv2)
-    [probe] = probe_blocks(Chain(block), lambda network: network(torch.zeros(1, 4, 1, 1, 1)).sum())
-    # The last bias has a gradient of 1; of the last kernel, the one tap that sees the only pixel has what it sees.
-    seen = block.norm2(block.conv1(torch.zeros(1, 4, 1, 1, 1), Halo())).flatten()
-    squares = 4 + 4 * seen.square().sum()
-    count = sum(parameter.numel() for parameter in block.parameters())
-    assert probe.parameter_gradient == pytest.approx((squares / count).sqrt().item(), rel=1e-4)
-
-
 def test_the_network_is_left_as_it_was() -> None:
     chain = Chain(ResNetBlock(4, 4, 0.0))
     before = copy.deepcopy(chain.state_dict())

@@ -16,15 +16,16 @@ def test_the_shipped_settings_are_sound() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("frames: 3", "frames: 4", "training: 4 frames are not 1 + 2k."),
-        ("crop: 8", "crop: 6", "training: the crop 6 is not a multiple of 4."),
+        ("crop: 8", "crop: 6", "the settings: the crop 6 is not a multiple of the patch, 4."),
+        ("warmup: 1", "warmup: 2", "training: all 2 steps are warm-up."),
+        ("    plain: [4, 4, 4]\n", "", "network: widths lacks plain."),
         ("validate_every: 1", "validate_every: 3", "training: 2 steps are not a multiple of validate_every, 3."),
         ("[coffee]", "[brick]", "photos: brick is both trained and validated on."),
         ("[coffee]", "[bunny]", "photos.held_out.0: Input should be"),
         ("depths: [1, 2, 3]", "depths: [1, 3, 2]", "the settings: depths is [1, 3, 2]; they must ascend."),
         ("seeds: [0, 1]", "seeds: [1, 1]", "the settings: seeds is [1, 1]; none may be listed twice."),
-        ("width: 4", "breadth: 4", "network.width: Field required."),
-        ("width: 4", "width: [", "is not a YAML file"),
+        ("patch: 4", "side: 4", "network.patch: Field required."),
+        ("patch: 4", "patch: [", "is not a YAML file"),
     ],
 )
 def test_mistakes_are_named(old: str, new: str, complaint: str, tmp_path: Path) -> None:
