@@ -124,11 +124,12 @@ def test_decode_uses_the_block_input_of_the_latent_before_and_trims_three_frames
     vae = random_tiny("taew2_2_super" if decoder == "super" else "taew2_1")
     latents = random_latents(vae, 4)
     video = vae.decode(latents)
-    assert torch.equal(vae.decode(latents[:, :, :3]), video[:, :, :9])  # causal
+    # In other memory, and in a clip of another length, sums may be taken in another order.
+    torch.testing.assert_close(vae.decode(latents[:, :, :3]), video[:, :, :9], rtol=0, atol=1e-12)  # causal
     changed = latents.clone()
     changed[:, :, 0] += 1
-    same = (vae.decode(changed) == video).all(dim=(0, 1, 3, 4))
-    assert not same[:5].any()
+    apart = (vae.decode(changed) - video).abs().amax(dim=(0, 1, 3, 4))
+    assert (apart[:5] > 1e-6).all()
 
 
 def test_encode_repeats_the_last_frame_to_complete_the_last_latent(vae: TinyVAE) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -102,19 +102,14 @@ def by_h264(quality: int, frames: Pictures) -> Point:
     return 8 * size / frames[..., 0].size, psnr(frames, decoded)
 
 
-def linear_code(values: int, fit: Sequence[Path]) -> WanVAE:
-    """Return a model that is nothing but its linear skip, of so many values a block."""
+def linear_code(values: int, fit: Sequence[Pictures]) -> WanVAE:
+    """Return a model that is nothing but its linear skip, of so many values a block, for these clips."""
     changes = {"latent_mean": (0.0,) * values, "latent_std": (1.0,) * values, "encoder_width": 4, "decoder_width": 4}
     config = dataclasses.replace(load_config("nano"), latent_channels=values, linear_skip=True, **changes)
     vae = WanVAE(config).eval().requires_grad_(False)
     init_for_training(vae)
-
-    def clips() -> Iterator[Pictures]:
-        for path in fit:
-            yield read(Shot(path, 20, 20 + FIT_FRAMES), FIT_SIDE)
-
-    fit_linear_skip(vae, map(as_video, clips()))
-    return with_latent_statistics(vae, clips())
+    fit_linear_skip(vae, map(as_video, fit))
+    return with_latent_statistics(vae, fit)
 
 
 def main() -> None:
@@ -128,7 +123,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     listed = read_evaluation_set(arguments.bench, arguments.clips)
-    fit = find_sources(arguments.fit, VIDEO_SUFFIXES)
+    found = find_sources(arguments.fit, VIDEO_SUFFIXES)
+    fit = [read(Shot(path, 20, 20 + FIT_FRAMES), FIT_SIDE) for path in found]
     model = WanVAE.from_pretrained(arguments.checkpoint, device="cpu", dtype="float32")
     linear_codes = [linear_code(values, fit) for values in LINEAR_CODES]
     codes: dict[str, list[Callable[[Pictures], Point]]] = {

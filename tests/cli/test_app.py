@@ -58,7 +58,7 @@ def test_version_options_print_the_version(option: str, capsys: pytest.CaptureFi
         (("encode", "--zzz"), "wan-vae: No such option: --zzz; see wan-vae encode --help.\n"),
         (
             ("encode", "a.mp4", "b.pt", "--dtype", "fp8"),
-            "wan-vae: Invalid value for '--dtype': 'fp8' is none of auto, fp32, bf16, fp16.\n",
+            "wan-vae: Invalid value for '--dtype': 'fp8' is none of auto, fp32, tf32, bf16, fp16.\n",
         ),
     ],
 )

@@ -93,8 +93,18 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) 
     return torch.empty((x.shape[0], weight.shape[0], *size), dtype=x.dtype, device="meta")
 
 
+def _mm(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device="meta")
+
+
+def _addmm(bias: Tensor, x: Tensor, weight: Tensor, **options: Any) -> Tensor | None:
+    return None if options else _mm(x, weight)
+
+
 _META_FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     _aten.convolution.default: _convolution,
+    _aten.addmm.default: _addmm,
+    _aten.mm.default: _mm,
     _aten.cat.default: _cat,
     _aten.repeat.default: _repeat,
     _aten.stack.default: _stack,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from experiments.evaluation import rate_distortion
+from experiments.evaluation.evaluate import Shot
 from experiments.evaluation.rate_distortion import Pictures, by_bicubic, by_h264, by_model, linear_code
 from tests.cli.running import write_clip
 from wan_vae import WanVAE
@@ -39,7 +40,8 @@ def test_by_h264_of_lower_quality_is_smaller_and_worse(frames: Pictures) -> None
 
 
 def test_linear_code_of_more_values_is_better(frames: Pictures, tmp_path: Path) -> None:
-    fit = [write_clip(tmp_path / "fit.mkv", frames=40, width=96, height=64, fps=Fraction(25))]
+    clip = write_clip(tmp_path / "fit.mkv", frames=17, width=96, height=64, fps=Fraction(25))
+    fit = [rate_distortion.read(Shot(clip, 0, 17), 64)]
     with torch.inference_mode():
         few, many = (by_model(linear_code(values, fit), frames) for values in (2, 32))
     assert many[0] == pytest.approx(16 * few[0])
