@@ -48,8 +48,9 @@ def save(figure: Figure, path: Path) -> None:
     """Write a picture as PNG."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=_DOTS_PER_INCH)
-    # A palette is enough for lines and bands, and takes a third of the space.
-    Image.open(drawn).convert("RGB").quantize(_COLORS, Image.Quantize.FASTOCTREE).save(path, format="PNG", optimize=True)
+    # A palette is enough for lines and bands, and takes a third of the space; an octree keeps colors of few pixels.
+    image = Image.open(drawn).convert("RGB").quantize(_COLORS, Image.Quantize.FASTOCTREE)
+    image.save(path, format="PNG", optimize=True)
 
 
 def _psnr(study: Study) -> Figure:
