@@ -28,7 +28,7 @@ _STYLES: dict[Kind, tuple[str, str, str]] = {
     "plain": ("#000000", ":", "X"),
 }
 _DOTS_PER_INCH = 100
-_COLORS = 128
+_COLORS = 256
 Probe = Callable[[BlockProbe], float | None]
 
 
@@ -48,8 +48,9 @@ def save(figure: Figure, path: Path) -> None:
     """Write a picture as PNG."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=_DOTS_PER_INCH)
-    # A palette is enough for lines and bands, and takes a third of the space.
-    Image.open(drawn).convert("RGB").quantize(_COLORS).save(path, format="PNG", optimize=True)
+    # A palette is enough for lines and bands, and takes a third of the space; an octree keeps colors of few pixels.
+    image = Image.open(drawn).convert("RGB").quantize(_COLORS, Image.Quantize.FASTOCTREE)
+    image.save(path, format="PNG", optimize=True)
 
 
 def _psnr(study: Study) -> Figure:

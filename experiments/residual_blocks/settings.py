@@ -1,14 +1,15 @@
 """What an ablation varies and what it holds fixed; read from YAML, checked in full."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wan_vae.config import BLOCK_KINDS, read_yaml
+from wan_vae.config import read_yaml
 from wan_vae.errors import UserError
 
 Kind = Literal["wan", "resnet", "bottleneck", "preact", "dense", "plain"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 # Those of scikit-image's photos that are inside its wheel, and free of copyright by their own descriptions.
@@ -53,7 +54,7 @@ class NetworkSection(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> "NetworkSection":
-        missing = set(BLOCK_KINDS) - set(self.widths)
+        missing = set(KINDS) - set(self.widths)
         if missing:
             raise ValueError(f"widths lacks {min(missing)}")
         return self

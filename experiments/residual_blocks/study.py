@@ -8,10 +8,9 @@ from statistics import mean
 from experiments.residual_blocks.data import validation_pictures
 from experiments.residual_blocks.jobs import perform, stored_at
 from experiments.residual_blocks.networks import Cost, Network, cost
-from experiments.residual_blocks.settings import Ablation, Kind
+from experiments.residual_blocks.settings import KINDS, Ablation, Kind
 from experiments.residual_blocks.stacks import StackJob, StackResult, Task
 from experiments.residual_blocks.training import TrainingJob, TrainingResult, constant_psnr
-from wan_vae.config import BLOCK_KINDS
 
 ADVISED: tuple[Kind, ...] = ("resnet", "bottleneck", "preact", "dense")  # the four that the source compares
 STANDARD: Kind = "resnet"
@@ -98,7 +97,7 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
         say(f"{left} of {len(wanted)} networks are left to train.")
         return dict(zip(wanted, perform(wanted, TrainingResult, folder, workers), strict=True))
 
-    grid = {kind: [network(kind, depth, width) for depth, width in enumerate(widths[kind])] for kind in BLOCK_KINDS}
+    grid = {kind: [network(kind, depth, width) for depth, width in enumerate(widths[kind])] for kind in KINDS}
     narrow = network("bottleneck", -1, widths[STANDARD][-1])
     networks = [narrow, *(one for row in grid.values() for one in row)]
     found = train(job(one, rate, settings.seeds[0]) for one in networks for rate in training.learning_rates)
@@ -132,7 +131,7 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
 def _fit_stacks(settings: Ablation, folder: Path, workers: int) -> dict[Task, dict[Kind, tuple[StackResult, ...]]]:
     widths = settings.network.widths
     # Of the identity, the width is the size: all get the same.
-    stacks: dict[tuple[Task, Kind], int] = {("identity", kind): widths[STANDARD][0] for kind in BLOCK_KINDS}
+    stacks: dict[tuple[Task, Kind], int] = {("identity", kind): widths[STANDARD][0] for kind in KINDS}
     stacks |= {(task, kind): widths[kind][0] for task in ("last", "every") for kind in ADVISED}
     jobs = {
         (task, kind, rate): [
