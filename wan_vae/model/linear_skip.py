@@ -5,8 +5,6 @@ weights of its own for a clip's first frame, which has a latent frame to itself.
 tiles and parts of a picture need nothing of each other here. The network F learns what the linear code misses.
 """
 
-from collections.abc import Iterator
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -47,36 +45,22 @@ class LinearSkip(nn.Module):
             x: The pixels, or the latents, that the network was given.
             at_start: Whether the first frame is the clip's first.
         """
+        first = 1 if at_start else 0
         if needs_plain_ops():
-            parts = [
-                self._out_of_place(linear, x[:, :, frames]) for linear, frames, _ in self._spans(x.shape[2], at_start)
-            ]
-            added = torch.cat(parts, dim=2)
+            ends = (self.first, x[:, :, :first]), (self.later, x[:, :, first:])
+            added = torch.cat([self._out_of_place(*end) for end in ends if end[1].shape[2] > 0], dim=2)
             head, tail = result[:, : added.shape[1]], result[:, added.shape[1] :]
             return torch.cat([head + added, tail], dim=1) if tail.shape[1] else head + added
         pixels, latents = (x, result[:, : self.later.out_features]) if self.encodes else (result, x)
-        for linear, given, returned in self._spans(x.shape[2], at_start):
-            frames, frame = (given, returned) if self.encodes else (returned, given)
-            self._add_in_place(linear, pixels[:, :, frames], latents[:, :, frame])
+        for index in range(latents.shape[2]):
+            start, stop = (first + (place - first) * self.frames for place in (index, index + 1))
+            linear = self.first if index < first else self.later
+            self._add_in_place(linear, pixels[:, :, max(0, start) : stop], latents[:, :, index : index + 1])
         return result
 
     def blocks_of(self, pixels: Tensor, frames: int) -> Tensor:
         """Cut pixels (B, c, T, H, W) to blocks of so many frames: (B, t, h, w, c * frames * side * side)."""
         return rearrange(pixels, _BLOCKS, f=frames, p=self.side, q=self.side)
-
-    def _spans(self, frames: int, at_start: bool) -> Iterator[tuple[nn.Linear, slice, slice]]:
-        """Yield a map, frames of its input and frames of its result: the clip's first frame, then a latent's."""
-        first = 1 if at_start and frames > 0 else 0
-        if first:
-            yield self.first, slice(0, 1), slice(0, 1)
-        steps = (self.frames, 1) if self.encodes else (1, self.frames)
-        if needs_plain_ops():
-            if frames > first:
-                yield self.later, slice(first, frames), slice(0)
-            return
-        for index in range((frames - first) // steps[0]):
-            given, returned = (slice(first + index * step, first + (index + 1) * step) for step in steps)
-            yield self.later, given, returned
 
     def _out_of_place(self, linear: nn.Linear, x: Tensor) -> Tensor:
         frames = 1 if linear is self.first else self.frames

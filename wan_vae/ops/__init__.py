@@ -23,8 +23,7 @@ The optimizations, when each applies, and where it is:
    launching kernels takes longer than running them.
 10. Float32 is IEEE (`precision.py`): cuDNN rounds to TF32 only where the dtype is "tf32". On NVIDIA GPUs.
 11. Memory estimates (`memory_estimator.py`): a dry run on the meta device, for choosing tiles and chunk sizes.
-
-11. Weights in cuDNN's order (`conv3d.lay_out_weights`): stored so once, not copied at every call. On NVIDIA GPUs.
+12. Weights in cuDNN's order (`conv3d.lay_out_weights`): stored so once, not copied at every call. On NVIDIA GPUs.
 
 All of them apply while no gradients, graphs or autocast are recorded (`needs_plain_ops`); otherwise every
 operation is PyTorch's.

@@ -110,7 +110,8 @@ class Trainer:
             self._sources = store_sources(recipe.data, folder / "frames")
         if state is None and recipe.model.preset is not None and self._vae.config.linear_skip:
             batches = TrainingBatches(self._sources, recipe, 1)
-            numbers = np.linspace(0, len(batches) - 1, num=_BATCHES_FOR_LINEAR_SKIP, dtype=int)
+            count = min(len(batches), _BATCHES_FOR_LINEAR_SKIP)
+            numbers = np.linspace(0, len(batches) - 1, num=count, dtype=int)
             fit_linear_skip(self._vae, (batches[int(number)].video for number in numbers))
         self._ema = EMA(self._vae, recipe.ema_decay)
         optimizer = make_optimizer(self._vae, recipe.optimizer, recipe.betas, recipe.weight_decay)
