@@ -187,7 +187,8 @@ _compiled: dict[tuple[Any, ...], Compiled] = {}
 
 def compiled(launch: Launch, architecture: int) -> Compiled:
     """Compile a launch as Triton would where it is launched."""
-    key = (architecture, launch.code)
+    # Convolutions of one tile are programs of their own for each number of channels and taps.
+    key = (architecture, launch.code, launch.size, *map(launch.arguments.get, ("in_channels", "out_channels")))
     if key not in _compiled:
         with fake_gpu(architecture):
             kernel = _run(launch.kernel, *launch.values, grid=(1,), warmup=True, **launch.named)

@@ -118,7 +118,7 @@ def test_norm_and_silu(
     out.check_garbage()
 
 
-@pytest.mark.parametrize("channels", [80, 96, 384, 1000, 1024])
+@pytest.mark.parametrize("channels", [80, 96, 160, 384, 1000, 1024])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norm_and_silu_of_wide_layers_with_a_pixel_of_zeros(channels: int, dtype: torch.dtype) -> None:
     values, gamma = random((1, channels, 1, 2, 9), dtype), random((channels,), torch.float32, seed=1)
@@ -151,6 +151,18 @@ def test_bias_and_residual(
     exact = reference.add_bias_and_residual(values.double(), *wide)
     check(result, reference.add_bias_and_residual(values.clone(), bias, residual), exact)
     x.check_garbage()
+
+
+@pytest.mark.parametrize("channels", [4096, 4608])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_bias_and_residual_of_the_widest_layers(channels: int, with_bias: bool) -> None:
+    # The four positions of an upsampled pixel of Qwen-Image-2.1.
+    values = random((1, channels, 1, 2, 3), torch.bfloat16)
+    bias = random((channels,), torch.bfloat16, seed=1) if with_bias else None
+    x = Part(values, NONE)
+    result = add_bias_and_residual(x.tensor, None if bias is None else bias.to(DEVICE), None)
+    exact = reference.add_bias_and_residual(values.double(), None if bias is None else bias.double(), None)
+    check(result, reference.add_bias_and_residual(values.clone(), bias, None), exact)
 
 
 @quickly

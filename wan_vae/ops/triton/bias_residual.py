@@ -22,7 +22,7 @@ def add_bias_and_residual(x: Tensor, bias: Tensor | None, residual: Tensor | Non
     """Write the sum of `x`, a bias and a residual to `out`, and round once.
 
     Args:
-        x: (B, C, T, H, W), float32, float16 or bfloat16, with contiguous channels; C is at most 4096.
+        x: (B, C, T, H, W), float32, float16 or bfloat16, with contiguous channels; C is at most 8192.
         bias: (C,), of any floating dtype, or None.
         residual: Of the shape of `x` and any floating dtype, with contiguous channels, or None.
         out: Like `x`; may be a view into a larger tensor. None stands for `x`.
@@ -34,12 +34,13 @@ def add_bias_and_residual(x: Tensor, bias: Tensor | None, residual: Tensor | Non
     out = x if out is None else out
     other = x if residual is None else residual
     assert all(has_contiguous_channels(tensor) for tensor in (x, other, out))
-    assert channels <= _VALUES_IN_TILE
+    assert channels <= 8192
     if x.numel() == 0 or (bias is None and residual is None and out is x):
         return out
     (size0, size1, size2, pixels), (x_strides, residual_strides, out_strides) = walk(x, other, out)
     block_channels = triton.next_power_of_2(channels)
-    block_pixels = _VALUES_IN_TILE // block_channels
+    # A tile of a single pixel does not compile: Triton 3.8 takes its offsets for a scalar's.
+    block_pixels = max(2, _VALUES_IN_TILE // block_channels)
     tiles = triton.cdiv(pixels, block_pixels)
     with on_device_of(x):
         _add[(size0 * size1 * size2 * tiles,)](

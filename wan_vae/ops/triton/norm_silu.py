@@ -17,6 +17,7 @@ from wan_vae.ops.triton.common import (
 
 # Up to 32 values per thread: enough loads in flight to saturate the memory.
 _VALUES_IN_TILE = 4096
+_VALUES_IN_STORE = 8  # of 16 bits
 _WARPS = 4
 _WORTH_HALVING = 64
 
@@ -45,7 +46,10 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None)
     if block_channels >= _WORTH_HALVING and channels <= 3 * block_channels // 4:
         block_channels //= 2
         more_channels = triton.next_power_of_2(channels - block_channels)
-    block_pixels = max(1, _VALUES_IN_TILE // triton.next_power_of_2(channels))
+    # A tile of a single pixel does not compile: Triton 3.8 takes its offsets for a scalar's.
+    block_pixels = max(2, _VALUES_IN_TILE // triton.next_power_of_2(channels))
+    if more_channels:  # which alone must be enough for all threads to store 16 bytes
+        block_pixels = max(block_pixels, _VALUES_IN_STORE * 32 * _WARPS // more_channels)
     tiles = triton.cdiv(pixels, block_pixels)
     with on_device_of(x):
         _norm_silu[(size0 * size1 * size2 * tiles,)](
