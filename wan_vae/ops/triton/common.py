@@ -181,7 +181,8 @@ def plausible_tiles(
         # Tiles with little arithmetic per loaded value need more loads in flight.
         stages = 3 if depth == 64 and channels == 128 else 4
         tiles.append(Tile(*small, channels, more_channels, depth, 8, stages))
-        if channels + more_channels <= 128:
+        # 256 pixels of 128 channels, with a residual, spill two registers.
+        if channels + more_channels < 128:
             tiles.append(Tile(*large, channels, more_channels, depth, 8, stages))
     return tiles
 
