@@ -21,6 +21,9 @@ _tf32 = ContextVar("tf32", default=False)
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Let float32 convolutions of this thread round to TF32 inside this context, or not."""
+    if is_traced():  # no compiler follows a ContextVar, and in graphs PyTorch's switch decides
+        yield
+        return
     token = _tf32.set(allowed)
     try:
         yield
