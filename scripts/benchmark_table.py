@@ -11,7 +11,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wan_vae.benchmark.implementations import DIFFUSERS, WAN_VAE
+from wan_vae.benchmark.implementations import DIFFUSERS, OPENVINO, PEERS, WAN_VAE
 from wan_vae.benchmark.report import NOT_MEASURED, describe_weights, find_ratio
 from wan_vae.benchmark.run import BASELINE_DTYPE, Record
 from wan_vae.cli import main
@@ -30,10 +30,13 @@ COLUMNS = {
     "diffusers: seconds": "---:",
     "times as fast": "---:",
     f"than its {BASELINE_DTYPE}": "---:",
+    "than OpenVINO": "---:",
     "MiB": "---:",
     "diffusers: MiB": "---:",
     "of matmul": "---:",
 }
+# The first that a CPU has.
+INSTRUCTIONS = {"amx_bf16": " with AMX", "avx512_bf16": " with AVX-512 BF16", "avx2": " with AVX2"}
 app = typer.Typer(name="benchmark_table", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -92,7 +95,8 @@ def _rows(record: Record) -> list[list[str]]:
     machine, clip = record["machine"], record["clip"]
     on = machine["name"]
     if machine["device"] != "cuda":
-        on += f"{' with AMX' if 'amx_bf16' in machine['instructions'] else ''}, {_threads(machine['threads'])}"
+        instructions = next((said for name, said in INSTRUCTIONS.items() if name in machine["instructions"]), "")
+        on += f"{instructions}, {_threads(machine['threads'])}"
     shown = f"{record['model']['name']}, {clip['frames']} frames of {clip['width']}x{clip['height']}"
     rows = []
     for (direction, dtype, name), ours in found.items():
@@ -104,6 +108,7 @@ def _rows(record: Record) -> list[list[str]]:
                 *(on, shown, direction, dtype),
                 *("" if each is None else f"{each['median_seconds']:.3g}" for each in both),
                 *(find_ratio(record, direction, dtype, against) for against in (dtype, BASELINE_DTYPE)),
+                find_ratio(record, direction, dtype, dtype, OPENVINO),
                 *(_memory(each) for each in both),
                 f"{ours['share_of_matmul']:.0%}",
             ]
@@ -122,7 +127,7 @@ def _threads(count: Any) -> str:
 
 
 def _source(path: Path, record: Record) -> str:
-    packages = [f"{name} {record[name]}" for name in ("wan_vae", "torch", "diffusers") if record[name] is not None]
+    packages = [f"{name} {record[name]}" for name in ("wan_vae", "torch", *PEERS) if record.get(name) is not None]
     return (
         f"- `{path.parent.name}/{path.name}`, {record['date'][:10]}: {', '.join(packages)}; medians of"
         f" {record['runs']} runs; weights: {describe_weights(record)}.\n"

@@ -24,7 +24,8 @@ LAYERS = (
     ("report",),
     ("training", "files"),
     ("dataset",),
-    ("benchmark", "integrations", "serving"),
+    ("integrations", "serving"),
+    ("benchmark",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -4,13 +4,14 @@ from dataclasses import asdict
 from typing import Any
 
 from wan_vae.benchmark import BenchmarkConfig, run
-from wan_vae.benchmark.implementations import DIFFUSERS, WAN_VAE
+from wan_vae.benchmark.implementations import DIFFUSERS, OPENVINO, WAN_VAE
 from wan_vae.benchmark.measure import PeakMemory, ProfileEntry, Work
 from wan_vae.benchmark.run import Case
 
 SECONDS = {
     Case("encode", "fp32", WAN_VAE): [1.0, 2.0, 1.0],
     Case("encode", "fp32", DIFFUSERS): [2.0, 2.0, 3.0],
+    Case("encode", "fp32", OPENVINO): [3.0, 3.0, 4.0],
     Case("encode", "bf16", WAN_VAE): [0.5, 0.5, 0.4],
     Case("encode", "bf16", DIFFUSERS): [1.0, 0.5, 0.5],
 }
@@ -55,6 +56,7 @@ def make_record(*, alone: bool = False, device: str = "cpu") -> dict[str, Any]:
         "wan_vae": "0.1.0, commit abc",
         "torch": "2.9",
         "diffusers": None if alone else "0.35",
+        "openvino": None if alone else "2026.4",
         "machine": {"device": device, "name": "A Machine", "cores": 8, "instructions": [], "threads": 1},
         "model": {"name": "tiny", "weights": "random, seed 0"},
         "clip": {"frames": 5, "width": 32, "height": 16},

@@ -210,13 +210,20 @@ def test_count_work_on_meta_equals_a_real_call(direction: str) -> None:
     assert found.elements > sum(weight.numel() for weight in getattr(vae, f"{direction}r").parameters())
 
 
-def test_describe_machine_reads_cpuinfo(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("capability", "instructions"),
+    [("AVX512", ["avx2", "avx512_bf16", "amx_bf16"]), ("AVX2", ["avx2"])],
+)
+def test_describe_machine_reads_cpuinfo(
+    capability: str, instructions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\nmodel name\t: A Processor  \nflags\t\t: fpu avx2 avx512_bf16 amx_bf16\n\nprocessor\t: 1\n"
     )
     found = describe_machine("cpu", tmp_path / "cpuinfo")
     assert (found["device"], found["name"], found["cpu"]) == ("cpu", "A Processor", "A Processor")
-    assert found["instructions"] == ["avx2", "avx512_bf16", "amx_bf16"]
+    assert found["instructions"] == instructions
     assert found["cores"] >= 1
 
 

@@ -63,11 +63,13 @@ def test_results_are_shares_of_the_ceilings() -> None:
 
 
 def test_ratios_pair_runs_of_the_same_round() -> None:
-    found = {(each["dtype"], each["against"]): each["pairs"] for each in make_record()["ratios"]}
+    found = {(each["dtype"], each["over"], each["against"]): each["pairs"] for each in make_record()["ratios"]}
     assert found == {
-        ("fp32", "fp32"): (2.0, 1.0, 3.0),
-        ("bf16", "bf16"): (2.0, 1.0, 1.25),
-        ("bf16", "fp32"): (4.0, 4.0, 7.5),
+        ("fp32", "diffusers", "fp32"): (2.0, 1.0, 3.0),
+        ("fp32", "openvino", "fp32"): (3.0, 1.5, 4.0),
+        ("bf16", "diffusers", "bf16"): (2.0, 1.0, 1.25),
+        ("bf16", "diffusers", "fp32"): (4.0, 4.0, 7.5),
+        ("bf16", "openvino", "fp32"): (6.0, 6.0, 10.0),
     }
     assert make_record(alone=True)["ratios"] == []
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import torch
 from scripts.benchmark_table import markdown
 from tests.cli.running import run, start
 from tests.cli.test_errors import assert_one_sentence, listing
+from wan_vae.benchmark import run as benchmark_run
 from wan_vae.cli import main
 from wan_vae.config import load_config
 
@@ -72,7 +74,9 @@ def test_record_describes_machine_model_and_clip(finished: Finished) -> None:
 def test_record_has_figures_of_every_call(finished: Finished) -> None:
     record = finished.record()
     assert record["profiles"] is None
-    assert len(record["results"]) == 2 * 2 * 2
+    names = ["wan_vae", "diffusers", *(["openvino"] if find_spec("openvino") else [])]
+    assert [each["implementation"] for each in of(record["results"], direction="encode", dtype="bf16")] == names
+    assert len(record["results"]) == 2 * 2 * len(names)
     for result in record["results"]:
         assert len(result["seconds"]) == 2
         assert result["median_seconds"] == pytest.approx(median(result["seconds"]))
@@ -90,27 +94,28 @@ def test_record_has_figures_of_every_call(finished: Finished) -> None:
     assert ours["flops"] < theirs["flops"]  # for the convolution after an upsampling has fewer taps
 
 
-def test_record_ratios_are_of_runs_of_one_round(finished: Finished) -> None:
+@pytest.mark.parametrize("peer", ["diffusers", "openvino"])
+def test_record_ratios_are_of_runs_of_one_round(peer: str, finished: Finished) -> None:
+    pytest.importorskip(peer)
     record = finished.record()
-    assert [(each["dtype"], each["against"]) for each in of(record["ratios"], direction="encode")] == [
+    ratios = of(record["ratios"], over=peer)
+    assert [(each["dtype"], each["against"]) for each in of(ratios, direction="encode")] == [
         ("fp32", "fp32"),
         ("bf16", "bf16"),
         ("bf16", "fp32"),
     ]
-    for ratio in record["ratios"]:
+    for ratio in ratios:
         (ours,) = of(record["results"], direction=ratio["direction"], dtype=ratio["dtype"], implementation="wan_vae")
-        (theirs,) = of(
-            record["results"], direction=ratio["direction"], dtype=ratio["against"], implementation="diffusers"
-        )
+        (theirs,) = of(record["results"], direction=ratio["direction"], dtype=ratio["against"], implementation=peer)
         pairs = [their / our for our, their in zip(ours["seconds"], theirs["seconds"], strict=True)]
         assert ratio["pairs"] == pytest.approx(pairs)
         assert ratio["median"] == pytest.approx(median(pairs))
 
 
-def test_record_errors_of_both_are_small(finished: Finished) -> None:
+def test_record_errors_of_all_are_small(finished: Finished) -> None:
     errors = finished.record()["errors"]
     assert errors["reference"] == "diffusers in float64"
-    assert len(errors["outputs"]) == 2 * 2 * 2
+    assert len(errors["outputs"]) == len(finished.record()["results"])
     for output in errors["outputs"]:
         assert len(output["by_frame"]) == (2 if output["direction"] == "encode" else 5)
         assert output["worst"] == max(output["by_frame"])
@@ -126,13 +131,14 @@ def test_benchmark_prints_tables(finished: Finished) -> None:
 
 
 @pytest.mark.slow
-def test_benchmark_without_diffusers_profiles_a_checkpoint(
-    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_benchmark_alone_profiles_a_checkpoint(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(benchmark_run, "openvino_computes", lambda dtype, device: False)
     options = ("--checkpoint", checkpoint, "--dtype", "fp32", "--directions", "decode", "--runs", 1, "--profile")
     alone = finish(tmp_path / "out.json", *options)
     assert "diffusers takes 4 frames at a time" in caplog.text
-    assert "measured alone" in caplog.text
+    assert "measured without it" in caplog.text
     record = alone.record()
     assert record["diffusers"] is None
     assert (record["model"]["name"], record["ratios"]) == (checkpoint.name, [])

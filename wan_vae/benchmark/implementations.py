@@ -1,8 +1,9 @@
-"""The two implementations behind one interface: this library's VAE and that of diffusers."""
+"""Implementations behind one interface: this library's VAE, that of diffusers, and this library's in OpenVINO."""
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -12,10 +13,14 @@ from torch import Tensor, nn
 
 from wan_vae.checkpoints.detect import config_to_diffusers
 from wan_vae.config import VAEConfig
+from wan_vae.inference.passes import Direction
+from wan_vae.integrations.export import export_steps
 from wan_vae.vae import WanVAE
 
-WAN_VAE, DIFFUSERS = "wan_vae", "diffusers"
+WAN_VAE, DIFFUSERS, OPENVINO = "wan_vae", "diffusers", "openvino"
+PEERS = (DIFFUSERS, OPENVINO)
 EXACT = "fp64"
+_OPENVINO_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, EXACT: torch.float64}
 
 
@@ -23,7 +28,7 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 class Implementation:
     """A VAE ready for inference."""
 
-    name: str  # WAN_VAE or DIFFUSERS
+    name: str  # WAN_VAE, DIFFUSERS or OPENVINO
     network: nn.Module
     encode: Callable[[Tensor], Tensor]  # (B, 3, T, H, W) in [-1, 1] -> mean of the raw latents, (B, z, t, h, w)
     decode: Callable[[Tensor], Tensor]  # the result of `to_decoder_input` -> (B, 3, T, H, W) in [-1, 1]
@@ -31,12 +36,15 @@ class Implementation:
 
 
 def load(name: str, config: VAEConfig, weights: Path, *, device: torch.device, dtype: torch.dtype) -> Implementation:
-    """Load `WAN_VAE` or `DIFFUSERS`, with all weights in memory.
+    """Load `WAN_VAE`, `DIFFUSERS` or `OPENVINO`, with all weights in memory.
 
     The checkpoint is one that `WanVAE.save` wrote, in the layout "diffusers" if diffusers is to load it.
     """
     if name == WAN_VAE:
         implementation = _from_wan_vae(WanVAE.from_pretrained(weights, device=device, dtype=dtype))
+    elif name == OPENVINO:
+        vae = WanVAE.from_pretrained(weights, device=device, dtype=torch.float32)
+        implementation = _from_openvino(vae, dtype, torch.get_num_threads())
     else:
         # low_cpu_mem_usage would require accelerate.
         vae = _diffusers_class().from_pretrained(weights, torch_dtype=dtype, low_cpu_mem_usage=False).to(device).eval()
@@ -51,7 +59,7 @@ def load(name: str, config: VAEConfig, weights: Path, *, device: torch.device, d
 def load_on_meta(name: str, config: VAEConfig, *, device: torch.device, dtype: torch.dtype) -> Implementation:
     """Return an implementation on the meta device, which computes shapes only, with the chunk sizes of `device`."""
     with torch.device("meta"):
-        if name == WAN_VAE:
+        if name != DIFFUSERS:
             return _from_wan_vae(_MetaVAE(config, device).to(dtype).eval().requires_grad_(False))
         arguments = config_to_diffusers(config)
         del arguments["_class_name"]
@@ -86,6 +94,12 @@ def unsupported_reason(config: VAEConfig) -> str | None:
     return None
 
 
+def openvino_computes(dtype: str, device: str) -> bool:
+    """Whether OpenVINO is installed and computes in a dtype on a type of device."""
+    installed = importlib.util.find_spec("openvino") is not None
+    return installed and device == "cpu" and TORCH_DTYPES[dtype] in _OPENVINO_PRECISIONS
+
+
 def import_error(name: str) -> str | None:
     """Return why an installed implementation cannot be imported; None if it can."""
     try:
@@ -111,6 +125,46 @@ def _from_diffusers(vae: Any, config: VAEConfig) -> Implementation:
         return vae.encode(video).latent_dist.mode()
 
     return Implementation(DIFFUSERS, vae, encode, lambda latents: vae.decode(latents).sample, denormalize)
+
+
+def _from_openvino(vae: WanVAE, dtype: torch.dtype, threads: int) -> Implementation:
+    """Compute in OpenVINO what `export_steps` exports: the first frame, then one latent at a time with its caches.
+
+    Weights and inputs are float32, which OpenVINO rounds to `dtype`. A shape is compiled at its first call.
+    """
+    # Imported by name because it is optional.
+    openvino = importlib.import_module("openvino")
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[dtype],
+        "INFERENCE_NUM_THREADS": threads,
+    }
+
+    @cache
+    def compiled(direction: Direction, height: int, width: int) -> tuple[Any, Any]:
+        # Exports are not made of tensors of inference mode.
+        with torch.inference_mode(False):
+            programs = export_steps(vae, direction, height=height, width=width)
+        first, following = (openvino.convert_model(program) for program in programs)
+        return tuple(openvino.compile_model(step, "CPU", options) for step in (first, following))
+
+    def run(direction: Direction, x: Tensor) -> Tensor:
+        unit = vae.config.temporal_compression if direction == "encode" else 1
+        scale = 1 if direction == "encode" else vae.config.spatial_compression
+        first, following = compiled(direction, x.shape[3] * scale, x.shape[4] * scale)
+        starts = [0, *range(1, x.shape[2], unit)]
+        results: list[Tensor] = []
+        caches: list[Any] = []
+        for start, stop in zip(starts, [*starts[1:], x.shape[2]], strict=True):
+            step, chunk = following if start else first, x[:, :, start:stop].float().contiguous().numpy()
+            result, *caches = step([chunk, *caches], share_inputs=True).to_tuple()
+            results.append(torch.from_numpy(result))
+        return torch.cat(results, dim=2)
+
+    def encode(video: Tensor) -> Tensor:
+        return vae.denormalize(run("encode", video))
+
+    return Implementation(OPENVINO, vae, encode, lambda latents: run("decode", latents), lambda normalized: normalized)
 
 
 def _diffusers_class() -> Any:

@@ -238,6 +238,8 @@ def describe_machine(device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> dict
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     present = set(flags[1].split()) if flags else set()
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # also where ATEN_CPU_CAPABILITY says so
+        present = {name for name in present if not name.startswith(("avx512", "amx"))}
     cpu = model[1].strip() if model else platform.processor() or platform.machine()
     return {
         "device": device,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from wan_vae.benchmark.implementations import WAN_VAE
+from wan_vae.benchmark.implementations import DIFFUSERS, OPENVINO, WAN_VAE
 from wan_vae.benchmark.run import BASELINE_DTYPE, Record
 
 NOT_MEASURED = "not measured"
@@ -21,10 +21,12 @@ def report(record: Record) -> str:
     return "\n".join(parts)
 
 
-def find_ratio(record: Record, direction: str, dtype: str, against: str) -> str:
+def find_ratio(record: Record, direction: str, dtype: str, against: str, over: str = DIFFUSERS) -> str:
     """Return a ratio with its range, such as "1.84 (1.80 to 1.90)"; "" if it was not measured."""
     for ratio in record["ratios"]:
-        if (ratio["direction"], ratio["dtype"], ratio["against"]) == (direction, dtype, against):
+        # Up to 0.2.0 there was one other implementation, which records did not name.
+        found = (ratio["direction"], ratio["dtype"], ratio["against"], ratio.get("over", DIFFUSERS))
+        if found == (direction, dtype, against, over):
             return f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
     return ""
 
@@ -49,20 +51,22 @@ def _heading(record: Record) -> str:
 def _speed(record: Record) -> str:
     on_cuda = record["machine"]["device"] == "cuda"
     memory = {"memory": "peak_bytes"} | ({"reserved": "peak_reserved_bytes"} if on_cuda else {})
+    over_openvino = {"than openvino": OPENVINO} if record.get(OPENVINO) else {}
     lines = []
     for result in record["results"]:
         direction, dtype, name = result["direction"], result["dtype"], result["implementation"]
         ratios = [find_ratio(record, direction, dtype, against) for against in (dtype, BASELINE_DTYPE)]
+        ratios += [find_ratio(record, direction, dtype, dtype, peer) for peer in over_openvino.values()]
         lines.append(
             [
                 *(direction, dtype, name, f"{result['median_seconds']:.3f} s"),
-                *(ratios if name == WAN_VAE else ("", "")),
+                *(ratios if name == WAN_VAE else [""] * len(ratios)),
                 *(NOT_MEASURED if result[key] is None else f"{result[key] / 2**20:.0f} MiB" for key in memory.values()),
                 _rate(result["flops_per_second"]),
                 *(f"{result[share]:.0%}" for share in ("share_of_matmul", "share_of_copy")),
             ]
         )
-    header = ["", "dtype", "of", "median", "times as fast", f"than its {BASELINE_DTYPE}", *memory]
+    header = ["", "dtype", "of", "median", "times as fast", f"than its {BASELINE_DTYPE}", *over_openvino, *memory]
     return _table([*header, "FLOP/s", "of matmul", "of copy"], lines) + _LEGEND
 
 

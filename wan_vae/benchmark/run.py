@@ -1,4 +1,4 @@
-"""A benchmark from start to end: measure both implementations in alternation; return the result as JSON types."""
+"""A benchmark from start to end: measure all implementations in alternation; return the result as JSON types."""
 
 import logging
 import subprocess
@@ -19,7 +19,16 @@ from safetensors import safe_open
 
 from wan_vae.benchmark import BenchmarkConfig
 from wan_vae.benchmark import worker as tasks
-from wan_vae.benchmark.implementations import DIFFUSERS, TORCH_DTYPES, WAN_VAE, import_error, unsupported_reason
+from wan_vae.benchmark.implementations import (
+    DIFFUSERS,
+    OPENVINO,
+    PEERS,
+    TORCH_DTYPES,
+    WAN_VAE,
+    import_error,
+    openvino_computes,
+    unsupported_reason,
+)
 from wan_vae.benchmark.inputs import load_weights, write_inputs
 from wan_vae.benchmark.measure import PeakMemory, Work, copy_ceiling, describe_machine, matmul_ceiling
 from wan_vae.benchmark.worker import OUTPUT, Target, Worker
@@ -65,14 +74,21 @@ def run_benchmark(config: BenchmarkConfig, progress: Callable[[str], None]) -> R
         if not alone and (alone := workers[DIFFUSERS].call(import_error, DIFFUSERS)):
             del workers[DIFFUSERS]
         if alone:
-            logging.getLogger("wan_vae").warning(f"{alone}, so this library is measured alone.")
+            logging.getLogger("wan_vae").warning(f"{alone}, so this library is measured without it.")
+        if any(openvino_computes(dtype, config.device) for dtype in config.dtypes):
+            workers[OPENVINO] = running.enter_context(closing(Worker(OPENVINO)))
         ours, names = workers[WAN_VAE], tuple(workers)
         targets = {name: Target(name, architecture, weights, folder / "inputs.safetensors", device) for name in names}
         if config.threads is not None:
             for worker in workers.values():
                 worker.call(torch.set_num_threads, config.threads)
 
-        cases = [Case(*each) for each in product(config.directions, config.dtypes, names)]
+        computed = [
+            (dtype, name)
+            for dtype, name in product(config.dtypes, names)
+            if name != OPENVINO or openvino_computes(dtype, config.device)
+        ]
+        cases = [Case(direction, *each) for direction, each in product(config.directions, computed)]
         calls = list(product(config.directions, config.dtypes))
 
         def each_case(activity: str = "") -> Iterator[tuple[Case, Worker]]:
@@ -91,7 +107,7 @@ def run_benchmark(config: BenchmarkConfig, progress: Callable[[str], None]) -> R
         matmul = {dtype: ours.call(matmul_ceiling, TORCH_DTYPES[dtype], device) for dtype in config.dtypes}
         progress("copies")
         copy = ours.call(copy_ceiling, device)
-        for name, dtype in product(names, config.dtypes):
+        for dtype, name in computed:
             progress(f"loading {name} {dtype}")
             workers[name].call(tasks.prepare, targets[name], dtype)
         for direction, dtype in calls if config.tune else ():
@@ -114,7 +130,7 @@ def run_benchmark(config: BenchmarkConfig, progress: Callable[[str], None]) -> R
         for direction, dtype in calls if config.profile else ():
             progress(f"profile of {direction} {dtype}")
             profiles.append({"direction": direction, "dtype": dtype, **ours.call(tasks.call_profile, direction, dtype)})
-        reference, errors = names[-1], []
+        reference, errors = DIFFUSERS if DIFFUSERS in names else WAN_VAE, []
         for direction in config.directions if config.errors else ():
             progress(f"{reference} {direction} in float64")
             exact = folder / f"{direction}.safetensors"
@@ -127,7 +143,7 @@ def run_benchmark(config: BenchmarkConfig, progress: Callable[[str], None]) -> R
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "wan_vae": code_version(),
         "torch": torch.__version__,
-        "diffusers": version(DIFFUSERS) if DIFFUSERS in names else None,
+        **{peer: version(peer) if peer in names else None for peer in PEERS},
         "machine": {**describe_machine(config.device), "threads": threads},
         "model": {
             "name": config.preset if config.checkpoint is None else Path(config.checkpoint).name,
@@ -202,14 +218,14 @@ def _median(measured: Sequence[int | None]) -> int | None:
 
 
 def ratios(seconds: Mapping[Case, Sequence[float]]) -> list[Record]:
-    """Return this library's speed-up in each dtype over diffusers in the same dtype and in float32."""
+    """Return this library's speed-up in each dtype over each of `PEERS` in the same dtype and in float32."""
     found = []
     for case, times in seconds.items():
-        for against in dict.fromkeys((case.dtype, BASELINE_DTYPE)):
-            baseline = seconds.get(Case(case.direction, against, DIFFUSERS))
+        for peer, against in product(PEERS, dict.fromkeys((case.dtype, BASELINE_DTYPE))):
+            baseline = seconds.get(Case(case.direction, against, peer))
             if case.implementation == WAN_VAE and baseline is not None:
-                ratio = speedup(times, baseline)
-                found.append({"direction": case.direction, "dtype": case.dtype, "against": against, **ratio})
+                place = {"direction": case.direction, "dtype": case.dtype, "over": peer, "against": against}
+                found.append({**place, **speedup(times, baseline)})
     return found
 
 

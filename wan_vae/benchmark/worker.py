@@ -100,7 +100,7 @@ def _serve(connection: Connection) -> None:
 class Target:
     """The implementation that a process measures, and the files that the benchmark wrote for it."""
 
-    implementation: str  # WAN_VAE or DIFFUSERS
+    implementation: str  # WAN_VAE, DIFFUSERS or OPENVINO
     config: VAEConfig
     weights: Path
     inputs: Path
