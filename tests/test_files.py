@@ -78,7 +78,7 @@ def test_encode_file_with_the_posterior_keeps_the_latents_and_adds_the_log_varia
 ) -> None:
     vae, plain, both = WanVAE.from_pretrained(checkpoint), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     if memory == "whole":
-        monkeypatch.setattr("wan_vae.files._stream_refusal", lambda *_: UserError("no stream"))
+        monkeypatch.setattr("wan_vae.chunks._stream_refusal", lambda *_: UserError("no stream"))
     budget = "4GiB" if memory == "whole" else "auto"
     encode_file(clip, plain, vae, memory=budget)
     result = encode_file(clip, both, vae, posterior=True, memory=budget)
@@ -201,7 +201,7 @@ def test_budget_that_is_too_small_is_refused(
 def test_encode_file_without_room_for_a_stream_encodes_the_whole_clip(
     checkpoint: Path, clip: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan_vae.files._stream_refusal", lambda *arguments: UserError("no stream"))
+    monkeypatch.setattr("wan_vae.chunks._stream_refusal", lambda *arguments: UserError("no stream"))
     encode_file(clip, tmp_path / "whole.safetensors", checkpoint)
     decode_file(latents, tmp_path / "whole.mkv", checkpoint, lossless=True)
     monkeypatch.undo()

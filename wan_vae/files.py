@@ -23,13 +23,13 @@ They raise a UserError if a file, the model or an option cannot be used, or if t
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -39,14 +39,14 @@ from torch import Tensor
 from wan_vae.alpha_pair import AlphaPair
 from wan_vae.arguments import check_flag, check_path, check_type, shown
 from wan_vae.checkpoints import load_checkpoint
+from wan_vae.chunks import Model, decode_chunks, encode_chunks, normalized_moments, read_clip, reconstruct_clip
 from wan_vae.config import MODEL_OF_CHANNELS, load_config, preset_names
 from wan_vae.errors import ClipError, LatentsError, UserError
 from wan_vae.evaluation import reconstruct as comparison
 from wan_vae.evaluation.contact_sheet import ContactSheet
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, Score
-from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_free_memory
-from wan_vae.inference.planner import BudgetError, Plan
+from wan_vae.inference.budget import Budget, parse_bytes
 from wan_vae.interchange.formats import FORMATS, OURS, Values, check_values, lost_properties, musubi_path, output_format
 from wan_vae.interchange.reader import open_latents
 from wan_vae.interchange.writer import ForeignWriter
@@ -54,22 +54,19 @@ from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, ope
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 from wan_vae.io.color import over_black
 from wan_vae.io.fit import Fit, Size
-from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames, to_device, to_host
+from wan_vae.io.frames import FramesToTensors, tensors_to_frames, to_device, to_host
 from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
 from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
-from wan_vae.posterior import LatentStatistics, Posterior
 from wan_vae.preview import LinearPreview
 from wan_vae.report.facts import clip_facts, model_facts
 from wan_vae.report.page import Report, check_page
-from wan_vae.tiny import TinyVAE, check_no_budget, load_vae
+from wan_vae.tiny import TinyVAE, load_vae
 from wan_vae.vae import WanVAE
 
 if TYPE_CHECKING:
     from wan_vae.sharding import ShardedVAE
 
-Model: TypeAlias = "WanVAE | TinyVAE | ShardedVAE | AlphaPair"
-Direction: TypeAlias = Literal["encode", "decode"]
 Loader: TypeAlias = "Callable[[str | Path], Model]"
 Progress: TypeAlias = Callable[[int, int], object]
 
@@ -199,7 +196,7 @@ def encode_file(
             is_image = info.container == "image" and info.frames == 1
             output = ForeignWriter(latents, format, model.config, values=values, is_image=is_image, overwrite=overwrite)
         writer = stack.enter_context(output) if _is_writer(model) else None
-        tensors = FramesToTensors(_read(source, model), model.config, model.device)
+        tensors = FramesToTensors(read_clip(source, model), model.config, model.device)
         progress(0, info.frames)
         begun = time.perf_counter()
         shape: tuple[int, ...] = ()
@@ -536,12 +533,6 @@ def _keeps_alpha(path: Path, fps: Fraction, lossless: bool, model: "Model | Line
     return True
 
 
-def _read(source: Clip, model: Model) -> Iterable[Frames]:
-    """Return a clip in chunks that the network takes in one pass."""
-    latents = model.default_chunk_size(source.info.height, source.info.width)
-    return source.chunks(latents * model.config.temporal_compression)
-
-
 def _name(vae: "Model | LinearPreview | str | Path") -> str:
     return str(vae) if isinstance(vae, str | Path) else "the model"
 
@@ -550,140 +541,9 @@ def _inputs(file: Path, vae: "Model | LinearPreview | str | Path") -> tuple[Path
     return (file, Path(vae)) if isinstance(vae, str | Path) else (file,)
 
 
-def normalized_moments(model: Model, moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Return normalized latents and their log-variance from (1, 2z, n, h, w) of raw ones."""
-    posterior = Posterior.from_moments(moments)
-    statistics = LatentStatistics.of(model.config, moments.dtype, moments.device)
-    return statistics.normalized(posterior.mean), statistics.normalized_logvar(posterior.logvar)
-
-
 def _is_writer(model: "Model | LinearPreview") -> bool:
     return getattr(model, "rank", 0) == 0
 
 
 def no_progress(done: int, total: int) -> None:
     """Report nothing."""
-
-
-def encode_chunks(
-    model: "WanVAE | TinyVAE | ShardedVAE",
-    video: Iterable[Tensor],
-    height: int,
-    width: int,
-    memory: Budget,
-    *,
-    moments: bool = False,
-) -> Iterable[Tensor]:
-    """Encode frames (1, 3, n, H, W) within a budget: as a stream, or the whole clip where its caches do not fit.
-
-    Of a whole clip, the frames count too. With `moments`, which only a `WanVAE` gives, mean and log-variance of the raw
-    latents are yielded, (1, 2z, n, h, w).
-    """
-    budget = _bytes(model, memory)
-    refusal = None if budget is None else _stream_refusal(model, "encode", height, width, budget)
-    if budget is None or refusal is None:
-        if moments and isinstance(model, WanVAE):
-            return model.encode_stream(video, memory=budget, moments=True)
-        return model.encode_stream(video, memory=budget)
-    chunks, size = [], 0
-    for chunk in video:
-        chunks.append(chunk)
-        size += chunk.nbytes
-        if 2 * size > budget:
-            raise refusal
-    whole = torch.cat(chunks, dim=2)
-    chunks.clear()
-    try:
-        if moments and isinstance(model, WanVAE):
-            posterior = model.posterior(whole, memory=budget - size)
-            return [torch.cat([posterior.mean, posterior.logvar], dim=1)]
-        return [model.encode(whole, memory=budget - size)]
-    except BudgetError:
-        raise refusal from None
-
-
-def reconstruct_clip(
-    model: "WanVAE | TinyVAE | ShardedVAE",
-    source: Clip,
-    memory: Budget,
-    on_latents: Callable[[Tensor], object] | None = None,
-) -> Iterator[tuple[Frames, NDArray[np.uint8]]]:
-    """Yield each frame of a clip and what a model decodes it to, within a budget: see `reconstruct_frames`."""
-    info, scale = source.info, model.config.output_upscale
-    budgets = _stream_budgets(model, info.height, info.width, memory)
-    size = info.width * scale, info.height * scale
-    return comparison.reconstruct_frames(model, _read(source, model), *size, budgets, on_latents)
-
-
-def decode_chunks(model: Model, latents: Iterable[Tensor], height: int, width: int, memory: Budget) -> Iterable[Tensor]:
-    """Decode latents (1, z, n, h, w) within a budget: as a stream, or the whole clip where its caches do not fit."""
-    budget = _bytes(model, memory)
-    refusal = None if budget is None else _stream_refusal(model, "decode", height, width, budget)
-    if refusal is None:
-        return model.decode_stream(latents, memory=budget)
-    try:
-        video = model.decode(torch.cat(list(latents), dim=2), memory=budget)
-    except BudgetError:
-        raise refusal from None
-    return torch.split(video, 4, dim=2)  # frames are rounded a few at a time
-
-
-def _stream_budgets(model: Model, height: int, width: int, memory: Budget) -> tuple[int, int] | None:
-    """Return the shares of encoding and decoding of a budget where both run as streams; None for no budget."""
-    budget = _bytes(model, memory)
-    if budget is None:
-        return None
-    try:
-        encoding = _plan(model, "encode", height, width, budget).peak
-        decoding = _plan(model, "decode", height, width, max(1, budget - encoding)).peak
-    except BudgetError:
-        least = {call: _least_budget(model, call, height, width) for call in ("encode", "decode")}
-        if sum(least.values()) > budget:
-            raise UserError(
-                f"{format_bytes(budget)} of memory is too little to encode and decode {width}x{height} pixels together;"
-                f" {-(-sum(least.values()) // 2**20)}MiB is the smallest that works, and `encode` and then `decode`"
-                " take less."
-            ) from None
-        encoding = _plan(model, "encode", height, width, budget - least["decode"]).peak
-        decoding = _plan(model, "decode", height, width, budget - encoding).peak
-    # Both get half of the rest: chunks may be larger than planned.
-    encoding += (budget - encoding - decoding) // 2
-    return encoding, budget - encoding
-
-
-def _bytes(model: Model, memory: Budget) -> int | None:
-    """Return a budget in bytes; None for "auto" if the model keeps to none, or the device tells not what is free."""
-    if isinstance(model, TinyVAE):
-        check_no_budget(None if memory == "auto" else memory)
-        return None
-    if memory == "auto" and not reports_free_memory(model.device):
-        return None
-    if isinstance(model, WanVAE | AlphaPair):
-        return parse_bytes(memory, model.device)
-    return model.budget(memory)
-
-
-def _stream_refusal(model: Model, call: Direction, height: int, width: int, budget: int) -> UserError | None:
-    """Return the error for a stream that does not fit a budget; None if it does."""
-    try:
-        plan = _plan(model, call, height, width, budget)
-    except UserError as error:
-        return error
-    if plan.tiling is not None:
-        _logger.info(str(plan))
-    return None
-
-
-def _least_budget(model: Model, call: Direction, height: int, width: int) -> int:
-    try:
-        return _plan(model, call, height, width, 1).peak
-    except BudgetError as error:
-        return error.smallest
-
-
-def _plan(model: Model, call: Direction, height: int, width: int, budget: int) -> Plan:
-    assert not isinstance(model, TinyVAE)  # it has no budget
-    _logger.info("planning")
-    multiple = model.config.spatial_compression
-    height, width = (-(-side // multiple) * multiple for side in (height, width))
-    return model.plan(call, frames=1, height=height, width=width, memory=budget, streaming=True)

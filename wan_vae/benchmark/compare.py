@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 
 from wan_vae.arguments import check_path
+from wan_vae.chunks import reconstruct_clip
 from wan_vae.errors import ClipError, UserError
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, Score
-from wan_vae.files import FileResult, Loader, Progress, check_options, load_encoder, no_progress, reconstruct_clip
+from wan_vae.files import FileResult, Loader, Progress, check_options, load_encoder, no_progress
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, Frames, open_clip
 from wan_vae.io.atomic_output import check_output, written_beside

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wan_vae.chunks import encode_chunks, normalized_moments
 from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.outputs import CACHE_OUTPUTS
@@ -28,7 +29,6 @@ from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.dataset.sources import Source
 from wan_vae.dataset.storage import Store
 from wan_vae.errors import ClipError
-from wan_vae.files import encode_chunks, normalized_moments
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, open_clip
 from wan_vae.io.color import to_depth

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from wan_vae.checkpoints.detect import config_of, find_models
 from wan_vae.checkpoints.layouts import stored_names
+from wan_vae.chunks import decode_chunks, encode_chunks
 from wan_vae.errors import UserError
-from wan_vae.files import decode_chunks, encode_chunks
 from wan_vae.inference.budget import Budget, reports_free_memory
 from wan_vae.inference.passes import Direction
 from wan_vae.io.color import RGB

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wan_vae.chunks import decode_chunks, encode_chunks, reconstruct_clip
 from wan_vae.errors import UserError
 from wan_vae.evaluation.metrics import Metrics
-from wan_vae.files import decode_chunks, encode_chunks, reconstruct_clip
 from wan_vae.inference.budget import Budget
 from wan_vae.io import open_clip
 from wan_vae.io.color import RGB
