@@ -1,4 +1,4 @@
-"""Comparisons: this library and `diffusers.AutoencoderKLWan` on the same weights and inputs, and models on one clip."""
+"""Comparisons: this library, diffusers and OpenVINO on the same weights and inputs, and models on one clip."""
 
 from dataclasses import dataclass
 
