@@ -281,10 +281,11 @@ def test_stretching_is_told_once_for_all_clips(
 def test_verify_cache_finds_what_differs(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
     options = CacheOptions()
     cache_latents(clips, tmp_path / "out", vae, options=options)
-    assert verify_cache(clips, tmp_path / "out", vae, options=options) == []
+    found = verify_cache(clips, tmp_path / "out", vae, options=options)
+    assert (found.verified, found.differing) == (3, [])
     path = tmp_path / "out" / "a.mkv.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
-    assert verify_cache(clips, tmp_path / "out", vae, options=options) == ["a.mkv.safetensors"]
+    assert verify_cache(clips, tmp_path / "out", vae, options=options).differing == ["a.mkv.safetensors"]
 
 
 def test_parts_of_other_options_are_not_of_the_cache_any_more(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
@@ -307,6 +308,88 @@ def test_names_that_are_no_text_and_lines_that_are_no_records_do_no_harm(
         file.write('{"source": 3}\n[]\n{"source": "a.mkv", "key": {}}\n')
     result = cache_latents(clips, out, vae)
     assert (result.kept, result.cached, result.failed) == (4, 0, 2)
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "failures.jsonl"])
+def test_file_of_another_program_is_not_written_to(vae: WanVAE, clips: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"path": "a.mkv"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=f"{name} is not of a cache"):
+        cache_latents(clips, out, vae)
+    assert outputs(out) == {}
+    assert (out / name).read_text(encoding="utf-8") == '{"path": "a.mkv"}\n'
+
+
+def test_clip_that_changed_and_fails_is_no_longer_of_the_cache(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cache_latents(clips, out, vae)
+    whole = (clips / "a.mkv").read_bytes()
+    (clips / "a.mkv").write_bytes(b"no clip any more")
+    assert cache_latents(clips, out, vae).failed == 2
+    assert [record.source for record in LatentDataset(out).records] == ["c.png", "sub/b.mkv"]
+    assert (out / "a.mkv.safetensors").exists()
+    (clips / "a.mkv").write_bytes(whole)
+    assert (cache_latents(clips, out, vae).cached, len(LatentDataset(out))) == (1, 3)
+
+
+def test_outputs_of_clips_that_are_gone_stay_with_a_notice_until_they_are_pruned(
+    vae: WanVAE, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    cache_latents(clips, out, vae)
+    (clips / "a.mkv").unlink()
+    (clips / "sub" / "b.mkv").rename(clips / "sub" / "d.mkv")
+    for _ in range(2):
+        caplog.clear()
+        assert cache_latents(clips, out, vae).pruned == 0
+        assert "also holds outputs of a.mkv, sub/b.mkv, which the source does not name" in caplog.text
+        assert len(LatentDataset(out)) == 4
+    assert cache_latents(clips, out, vae, prune=True).pruned == 2
+    assert sorted(outputs(out)) == ["c.png.safetensors", "sub/d.mkv.safetensors"]
+    caplog.clear()
+    assert cache_latents(clips, out, vae).kept == 2
+    assert "also holds" not in caplog.text
+    assert [record.source for record in LatentDataset(out).records] == ["c.png", "sub/d.mkv"]
+
+
+def test_only_what_is_the_fault_of_a_clip_is_not_tried_again(
+    vae: WanVAE, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert cache_latents(clips, out, vae, memory=1).failed == 4
+    caplog.clear()
+    result = cache_latents(clips, out, vae)
+    assert (result.cached, result.failed) == (3, 1)
+    assert "broken.mp4 failed before and did not change" in caplog.text
+    assert not any("a.mkv" in record.message for record in caplog.records)
+
+
+def test_memory_that_is_no_budget_is_refused_at_once(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="The memory is 'lots'"):
+        cache_latents(clips, tmp_path / "out", vae, memory="lots")
+    assert not (tmp_path / "out" / "failures.jsonl").exists()
+
+
+def test_links_to_folders_are_left_out_with_a_notice(
+    vae: WanVAE, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (clips / "more").symlink_to(clips / "sub")
+    assert cache_latents(clips, tmp_path / "out", vae).total == 4
+    assert f"Folders are left out: {clips / 'more'} (a link)." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fps": 0}, "0 frames a second is not possible"),
+        ({"frames": (5, 2)}, "frames is 5:2, which holds no frame"),
+        ({"fit": "crop"}, "there is no size for clips to fit"),
+    ],
+)
+def test_options_that_no_clip_could_have_are_refused_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CacheOptions(**options)
 
 
 def test_exception_of_progress_ends_the_run_and_what_was_done_stays(vae: WanVAE, clips: Path, tmp_path: Path) -> None:

@@ -72,11 +72,11 @@ def test_readers_find_outputs_in_the_store(vae: WanVAE, clips: Path, tmp_path: P
         pack_latents(tmp_path / name, tmp_path / f"{name}_shards", format="webdataset")
     shards = [(tmp_path / f"{name}_shards" / "00000.tar").read_bytes() for name in ("here", "out")]
     assert shards[0] == shards[1]
-    assert verify_cache(clips, tmp_path / "out", vae, options=options) == []
+    assert verify_cache(clips, tmp_path / "out", vae, options=options).differing == []
     files, root = url_to_fs(url)
     (tmp_path / "other").write_bytes(b"other")
     files.put_file(str(tmp_path / "other"), f"{root}/a.mkv.safetensors")
-    assert verify_cache(clips, tmp_path / "out", vae, options=options) == [
+    assert verify_cache(clips, tmp_path / "out", vae, options=options).differing == [
         files.unstrip_protocol(f"{root}/a.mkv.safetensors")
     ]
 

@@ -51,6 +51,13 @@ def test_stream_of_a_damaged_shard_names_it(cache: Path, tmp_path: Path, name: s
         list(LatentStream(tmp_path / "out"))
 
 
+def test_stream_without_a_shard_of_the_list_names_it(cache: Path, tmp_path: Path) -> None:
+    pack_latents(cache, tmp_path / "out", format="webdataset", shard_size=1)
+    (tmp_path / "out" / "00001.tar").unlink()
+    with pytest.raises(LatentsError, match=r"lacks 00001.tar, which its shards.json lists; pack the cache again"):
+        LatentStream(tmp_path / "out")
+
+
 def test_stream_of_a_folder_without_shards_gets_a_sentence(clips: Path) -> None:
     with pytest.raises(UserError, match=r"holds no shards, .parquet or .tar; pack a cache"):
         LatentStream(clips)

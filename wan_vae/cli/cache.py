@@ -119,6 +119,9 @@ def cache(
         ),
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove the files of clips that are not in SOURCE, deleted or renamed ones.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     verify: Annotated[
         int, typer.Option(min=0, help="Encode this many clips of the cache again, and compare the bytes.", metavar="N")
@@ -156,9 +159,9 @@ def cache(
     # Other processes need it, so it is no function in a function.
     common: dict[str, Any] = {"options": chosen, "load": partial(load_model, device=device, dtype=dtype)}
     if verify:
-        differing = verify_cache(source, out, checkpoint, count=verify, memory=memory, **common)
-        print_result({"verified": verify, "differing": differing or None}, as_json=as_json)
-        if differing:
+        found = verify_cache(source, out, checkpoint, count=verify, memory=memory, **common)
+        print_result({"verified": found.verified, "differing": found.differing or None}, as_json=as_json)
+        if found.differing:
             raise typer.Exit(1)
         return
     part = _shard(shard)
@@ -177,6 +180,7 @@ def cache(
         devices=devices,
         ray=ray,
         retry=retry,
+        prune=prune,
         **common,
     )
 

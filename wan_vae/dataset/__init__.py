@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wan_vae.dataset.cache import CacheResult, cache_latents
-from wan_vae.dataset.checks import Estimate, estimate_cache, verify_cache
+from wan_vae.dataset.checks import Estimate, Verification, estimate_cache, verify_cache
 from wan_vae.dataset.parts import Extract
 from wan_vae.dataset.plan import CacheOptions
 
@@ -25,6 +25,7 @@ __all__ = [
     "LatentDataset",
     "LatentStream",
     "PackResult",
+    "Verification",
     "cache_latents",
     "estimate_cache",
     "pack_latents",

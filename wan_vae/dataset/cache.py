@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from wan_vae.arguments import check_count, check_path
 from wan_vae.dataset.manifest import Failure, Manifest
 from wan_vae.dataset.plan import CacheOptions, CheckpointDigests, Job, Todo, find_jobs
-from wan_vae.dataset.sources import Source, list_sources, named_sources, with_twins
-from wan_vae.dataset.storage import Store
+from wan_vae.dataset.sources import CLIP_SUFFIXES, Source, list_sources, named_sources, with_twins
+from wan_vae.dataset.storage import Store, is_url
 from wan_vae.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Progress: TypeAlias = "Callable[[CacheResult], object]"
 
 _LOGGER = logging.getLogger("wan_vae")
+_NAMED = 5  # clips in a message
 
 
 @dataclass
@@ -39,6 +40,7 @@ class CacheResult:
         kept: Clips that were cached before.
         cached: Clips that were encoded.
         failed: Clips that could not be, now or before.
+        pruned: Clips whose outputs were removed.
         outputs: Files that were written.
         frames: Frames that were encoded.
         seconds: Time since the first clip was begun.
@@ -50,6 +52,7 @@ class CacheResult:
     kept: int = 0
     cached: int = 0
     failed: int = 0
+    pruned: int = 0
     outputs: int = 0
     frames: int = 0
     seconds: float = 0.0
@@ -68,13 +71,15 @@ def cache_latents(
     devices: int = 1,
     ray: str | None = None,
     retry: bool = False,
+    prune: bool = False,
     progress: "Progress | None" = None,
     load: "Loader | None" = None,
 ) -> CacheResult:
     """Encode all clips of a folder or a list into the files of a cache.
 
     A clip whose outputs are there, made of the same file with the same options and weights, is skipped. One that cannot
-    be encoded is added to failures.jsonl with the reason, and tried again when it changes, or with `retry`.
+    be encoded is added to failures.jsonl with the reason, and tried again when it changes, or with `retry`; where
+    memory or rights were at fault, in every run.
 
     Args:
         source: A folder, which is searched recursively, a list (.txt, .jsonl, .csv; see `list_sources`), or clips.
@@ -89,6 +94,8 @@ def cache_latents(
         ray: A Ray cluster that does the work, by its address, or "auto" for the one that this machine is part of; then
             `devices` is how many of its GPUs, or of its nodes' shares of cores, and 1 stands for all.
         retry: Whether clips that failed before are tried again.
+        prune: Whether outputs of clips that are not in `source`, deleted or renamed ones, are removed; else they stay
+            in the cache, with a notice. In one process of several, the first.
         progress: Called before the first clip and after every pass; with several processes, several times a second. It
             may raise an exception to cancel.
         load: Loads `vae` if it is a name or path; default `WanVAE.from_pretrained`. Several processes need one that can
@@ -109,16 +116,19 @@ def cache_latents(
         raise UserError("vae is a model, which other processes cannot share; give its checkpoint's name or path.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the outputs.")
-    sources = find_sources(source, folder, options)[number::count]
+    listed = find_sources(source, folder, options)
+    sources = listed[number::count]
     store = None if options.store is None else Store(options.store)
     folder.mkdir(parents=True, exist_ok=True)
     manifest, digests = Manifest(folder, shard, store), CheckpointDigests(folder)
     digest = digests.find(vae) if isinstance(vae, str | Path) else vae.digest()
     result = CacheResult(total=len(sources))
+    if number == 0 and (prune or not _names_clips(source)):
+        result.pruned = _prune({item.label for item in listed}, manifest, store, prune)
     if digest is not None:
         todo = find_jobs(sources, manifest, options, digest, retry=retry)
         if not todo.jobs and not todo.refused:
-            result.kept, result.failed = todo.kept, todo.failed
+            _count(todo, manifest, result)
             return result
 
     from wan_vae.dataset.engines import CancelledError, Work, memory_share
@@ -130,7 +140,7 @@ def cache_latents(
     if isinstance(vae, str | Path):
         digests.remember(vae, found)
     todo = find_jobs(sources, manifest, options, found, retry=retry)
-    result.kept, result.failed = todo.kept, todo.failed
+    _count(todo, manifest, result)
     if devices == 1 and ray is None:
         work = replace(work, vae=model)
     del model  # the processes that do the work have their own
@@ -140,6 +150,43 @@ def cache_latents(
         raise cancelled.args[0] from None
     manifest.settle()
     return result
+
+
+def _names_clips(source: str | Path | Sequence[str | Path]) -> bool:
+    """Whether a source is clips themselves, not a folder or a list, so that those cached before are meant to stay."""
+    return not isinstance(source, str | Path) or Path(source).suffix.lower() in CLIP_SUFFIXES
+
+
+def _prune(labels: set[str], manifest: Manifest, store: Store | None, wanted: bool) -> int:
+    """Remove the outputs of clips that have other names, or tell of them; return the number of these clips."""
+    gone = sorted(manifest.sources - labels)
+    if gone and not wanted:
+        _LOGGER.warning(
+            f"{manifest.folder} also holds outputs of {_some(gone)}, which the source does not name; they stay in the"
+            " cache, and --prune (in Python, prune) removes them."
+        )
+        return 0
+    for source in gone:
+        for record in manifest.remove(source):
+            if not is_url(record.output):
+                (manifest.folder / record.output).unlink(missing_ok=True)
+            elif store is not None:
+                store.remove(record.output)
+    return len(gone)
+
+
+def _count(todo: Todo, manifest: Manifest, result: CacheResult) -> None:
+    result.kept, result.failed = todo.kept, len(todo.failed)
+    if todo.failed:
+        _LOGGER.warning(
+            f"{_some(todo.failed)} failed before and did not change, see the failures.jsonl in {manifest.folder};"
+            " --retry (in Python, retry) tries again."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
 def find_sources(source: str | Path | Sequence[str | Path], folder: Path, options: CacheOptions) -> list[Source]:
@@ -185,7 +232,7 @@ def _run(
     for place, _, _ in os.walk(manifest.folder):
         atomic_output.remove_partial(Path(place))  # of runs that were killed
     for job, reason in todo.refused:
-        _fail(job, reason, manifest, result)
+        _fail(job, reason, True, manifest, result)
     tick()
     if not todo.jobs:
         return
@@ -205,7 +252,7 @@ def _run(
                     result.frames += record.frames
                 result.cached += 1
             else:
-                _fail(done.job, done.error, manifest, result)
+                _fail(done.job, done.error, done.passing, manifest, result)
             result.waited += done.waited / devices if ray is None else 0.0
             tick()
 
@@ -224,8 +271,8 @@ def _done(
     return encode_jobs(work.model(), jobs, work, tick)
 
 
-def _fail(job: Job, reason: str, manifest: Manifest, result: CacheResult) -> None:
-    manifest.add(Failure(job.source.label, reason, job.key))
+def _fail(job: Job, reason: str, passing: bool, manifest: Manifest, result: CacheResult) -> None:
+    manifest.add(Failure(job.source.label, reason, job.passing_key if passing else job.key))
     result.failed += 1
     _LOGGER.warning(f"{job.source.label} is left out: {reason}")
 

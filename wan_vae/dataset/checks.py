@@ -39,6 +39,19 @@ class Estimate:
     seconds: float | None
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_cache` found.
+
+    Attributes:
+        verified: Clips that were encoded again.
+        differing: Outputs whose bytes differ.
+    """
+
+    verified: int
+    differing: list[str]
+
+
 def estimate_cache(
     source: str | Path | Sequence[str | Path],
     out: str | Path,
@@ -59,7 +72,7 @@ def estimate_cache(
     manifest, model = Manifest(folder, shard, store), _work(vae, load, folder, options).model()
     config, bytes_per_position = model.config, _bytes_per_position(options, model)
     todo = find_jobs(sources, manifest, options, model.digest(), retry=retry)
-    failed, outputs, frames, size, pixels = todo.failed + len(todo.refused), 0, 0, 0, 0
+    failed, outputs, frames, size, pixels = len(todo.failed) + len(todo.refused), 0, 0, 0, 0
     for job in todo.jobs:
         try:
             with open_source(job.source, options, config) as clip:
@@ -76,7 +89,7 @@ def estimate_cache(
     done = list(manifest.records)
     known = sum(record.frames * record.width * record.height for record in done)
     seconds = sum(record.seconds for record in done) / known * pixels if known else None
-    clips = len(todo.jobs) + todo.failed + len(todo.refused) - failed
+    clips = len(todo.jobs) + len(todo.failed) + len(todo.refused) - failed
     return Estimate(clips, outputs, frames, todo.kept, failed, size, seconds)
 
 
@@ -103,8 +116,8 @@ def verify_cache(
     count: int = 8,
     memory: "Budget" = "auto",
     load: "Loader | None" = None,
-) -> list[str]:
-    """Encode some clips of a cache again, spread over its manifest, and return the outputs whose bytes differ.
+) -> Verification:
+    """Encode some clips of a cache again, spread over its manifest, and compare the bytes of their outputs.
 
     `source`, `options`, `memory` and `load` are those of `cache_latents`.
 
@@ -134,7 +147,7 @@ def verify_cache(
                 if not stored.is_file() or stored.read_bytes() != again.read_bytes():
                     differing.append(output)
                 again.unlink()
-    return differing
+    return Verification(len(todo.jobs), differing)
 
 
 def _work(

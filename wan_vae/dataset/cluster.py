@@ -70,7 +70,7 @@ class _Actor:
         if any(job.key.checkpoint != self._digest for job in jobs):
             # Not an error of Ray's, which would be tried again.
             error = f"the checkpoint {self._work.vae} has other weights on the node {platform.node()}."
-            yield from (Done(job, [], error, 0.0) for job in jobs)
+            yield from (Done(job, [], error, True, 0.0) for job in jobs)
             return
         lost: list[Done] = []
 
@@ -79,7 +79,7 @@ class _Actor:
                 if ray.get(self._begun.begin.remote(job.source.label)) < _MOST_DEATHS:
                     yield job
                 else:
-                    lost.append(Done(job, [], _DEATHS, 0.0))
+                    lost.append(Done(job, [], _DEATHS, False, 0.0))
 
         # Where a process died, one clip after the other, so that the next death is of one clip alone.
         died = ray.get(self._begun.count.remote([job.source.label for job in jobs]))

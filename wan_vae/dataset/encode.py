@@ -78,7 +78,8 @@ def cut(source: Path, info: ClipInfo, options: CacheOptions, config: VAEConfig) 
         parts = options.extract.parts(info.frames, config.temporal_compression)
         if not parts:
             least = min(options.extract.target_frames)
-            raise ClipError(f"{source} has {info.frames} frames, fewer than a part of {least} has.")
+            count = "1 frame" if info.frames == 1 else f"{info.frames} frames"
+            raise ClipError(f"{source} has {count}, fewer than a part of {least} has.")
     if options.resolution is not None:
         width, height = options.resolution
         if options.buckets:

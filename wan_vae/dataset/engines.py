@@ -22,6 +22,7 @@ from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.errors import UserError, printable
 from wan_vae.inference.budget import Budget, parse_bytes, reports_free_memory
+from wan_vae.inference.planner import BudgetError
 from wan_vae.io.frames import Frames
 from wan_vae.vae import WanVAE
 
@@ -71,12 +72,14 @@ class Done:
         job: The clip.
         records: Its outputs, none if there is an error.
         error: Why it could not be encoded.
+        passing: Whether that is no fault of the clip, but of memory or rights.
         waited: Seconds for which the network waited for its frames.
     """
 
     job: Job
     records: list[Record]
     error: str | None
+    passing: bool
     waited: float
 
 
@@ -102,7 +105,7 @@ def encode_jobs(
     ) as ahead:
         for job, items in ahead:
             records: list[Record] = []
-            error = None
+            error, passing = None, False
             try:
                 for record in _encode_parts(job, items, encoder, tick):
                     records.append(record)
@@ -111,14 +114,22 @@ def encode_jobs(
                     raise UserError(f"The disk of {encoder.place} is full; make room and start again.") from failure
                 for record in records:
                     encoder.remove(record)
-                records, error = [], reason(failure)
-            yield Done(job, records, error, ahead.waited - waited)
+                records, error, passing = [], reason(failure), is_passing(failure)
+            yield Done(job, records, error, passing, ahead.waited - waited)
             waited = ahead.waited
 
 
 def reason(error: Exception) -> str:
     """Return what failures.jsonl says of an error."""
     return printable(str(error)) if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an error has a cause outside of the clip, so that the same clip may do another time."""
+    if error is None:
+        return False
+    kinds = (BudgetError, MemoryError, PermissionError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, kinds) or is_passing(error.__cause__)
 
 
 def _encode_parts(
@@ -255,6 +266,8 @@ def usable_cores() -> int:
 def memory_share(memory: Budget, processes: int) -> Budget:
     """Return what each of several processes of this machine may use: of "auto" its share, where they share memory."""
     cpu = torch.device("cpu")
+    if memory != "auto":
+        parse_bytes(memory, cpu)  # so that what is no budget is said once
     if memory != "auto" or processes == 1 or torch.cuda.is_available() or not reports_free_memory(cpu):
         return memory
     return max(1, parse_bytes(memory, cpu) // processes)

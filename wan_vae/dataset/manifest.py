@@ -1,7 +1,8 @@
 """What a cache holds: a line of JSON for every output, and one for every clip that could not be cached.
 
-Lines are appended when an output has its name, so a run that was killed leaves a manifest of whole outputs only.
-Several processes write files of their own into one cache (`shard`), and read those of all.
+Lines are appended when an output has its name, so a run that was killed leaves a manifest of whole outputs only; lines
+of another kind say that outputs are no longer of the cache. Several processes write files of their own into one cache
+(`shard`), and read those of all.
 """
 
 import json
@@ -81,6 +82,19 @@ class Failure:
     key: Key
 
 
+@dataclass(frozen=True)
+class Removal:
+    """Outputs that are no longer of the cache: their clip is another by now and failed, or is gone and was pruned.
+
+    Attributes:
+        removed: The clip, as `Source.label`.
+        key: Of its outputs.
+    """
+
+    removed: str
+    key: Key
+
+
 class Manifest:
     """The manifest and the failures of a cache's folder.
 
@@ -102,7 +116,7 @@ class Manifest:
         self._owners: dict[str, tuple[str, int]] = {}  # clips and parts by outputs
         self.failures: dict[str, Failure] = {}
         for path in sorted(folder.glob(f"{MANIFEST}*{_SUFFIX}")):
-            for item in _items(path, _record):
+            for item in _items(path, _entry):
                 self._take(item)
         for path in sorted(folder.glob(f"{FAILURES}*{_SUFFIX}")):
             self.failures |= {item.source: item for item in _items(path, _failure)}
@@ -137,7 +151,17 @@ class Manifest:
         """The outputs of all processes, by the names of the clips, then by part."""
         return [self._parts[source][part] for source in sorted(self._parts) for part in sorted(self._parts[source])]
 
-    def _take(self, record: Record) -> None:
+    @property
+    def sources(self) -> set[str]:
+        """The clips that have outputs."""
+        return {source for source, parts in self._parts.items() if parts}
+
+    def _take(self, record: Record | Removal) -> None:
+        if isinstance(record, Removal):
+            parts = self._parts.get(record.removed, {})
+            for number in [number for number, other in parts.items() if other.key == record.key]:
+                del parts[number]
+            return
         parts = self._parts.setdefault(record.source, {})
         # Parts that were made of another file, or with other options, are not of this clip any more.
         for number in [
@@ -156,14 +180,26 @@ class Manifest:
         failure = self.failures.get(source)
         return failure is not None and failure.key == key
 
+    def remove(self, source: str) -> list[Record]:
+        """Take a clip's outputs out of the manifest, and return them; the files stay."""
+        records = list(self._parts.get(source, {}).values())
+        for key in {record.key for record in records}:
+            self._append(Removal(source, key))
+        self._parts.pop(source, None)
+        return records
+
     def add(self, item: Record | Failure) -> None:
-        """Append a line, which is on the disk when this returns."""
+        """Append a line, which is on the disk when this returns; earlier outputs of a clip that failed are removed."""
         if isinstance(item, Record):
             self._take(item)
             self.failures.pop(item.source, None)
         else:
+            self.remove(item.source)
             self.failures[item.source] = item
-        path = self._own[MANIFEST if isinstance(item, Record) else FAILURES]
+        self._append(item)
+
+    def _append(self, item: Record | Removal | Failure) -> None:
+        path = self._own[FAILURES if isinstance(item, Failure) else MANIFEST]
         try:
             with path.open("a+b") as file:
                 # A process that was killed may have left half a line.
@@ -202,7 +238,7 @@ def output_of(cache: Path, index: int) -> str:
     return records[index].output
 
 
-def _line(item: Record | Failure) -> bytes:
+def _line(item: Record | Removal | Failure) -> bytes:
     values = asdict(item)
     try:
         return json.dumps(values, ensure_ascii=False).encode() + b"\n"
@@ -216,18 +252,33 @@ def _ends_line(file: Any) -> bool:
 
 
 def _items(path: Path, parse: Callable[[dict[str, Any]], Item]) -> Iterator[Item]:
-    """Yield what a file of lines holds; what is no such line is passed over, so that its clip is done again."""
+    """Yield what a file of lines holds; half a line of a killed process is passed over, so that its clip is done again.
+
+    Raises:
+        UserError: The file is another program's, which must not be written to.
+    """
+    ours = False
     with path.open("rb") as file:
         for line in file:
             try:
-                item = parse(json.loads(line))
-            except (AttributeError, KeyError, RecursionError, TypeError, ValueError):  # half a line of a killed process
+                values = json.loads(line)
+                item = parse(values)
+            except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+                if not ours and line.startswith(b"{") and b'"key"' not in line and line.rstrip().endswith(b"}"):
+                    raise UserError(
+                        f"{path} is not of a cache, whose lists of outputs and failures have this name; rename it, or"
+                        " name another folder for the outputs."
+                    ) from None
                 continue
+            ours = True
             yield item
 
 
-def _record(values: dict[str, Any]) -> Record:
-    return Record(**{**values, "key": Key(**values["key"]), "shape": tuple(values["shape"])})
+def _entry(values: dict[str, Any]) -> Record | Removal:
+    key = Key(**values["key"])
+    if "removed" in values:
+        return Removal(values["removed"], key)
+    return Record(**{**values, "key": key, "shape": tuple(values["shape"])})
 
 
 def _failure(values: dict[str, Any]) -> Failure:

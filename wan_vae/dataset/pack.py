@@ -87,8 +87,8 @@ def pack_latents(
     manifest = Manifest.of_cache(folder)
     form = SHARD_FORMATS[format](folder, None if text is None else check_path("text", text))
     form.check(manifest.records[0])
-    if manifest.failures:
-        _LOGGER.warning(f"{folder} lists clips that failed ({len(manifest.failures)}); they are not in the shards.")
+    if failed := manifest.failures.keys() - manifest.sources:
+        _LOGGER.warning(f"{folder} lists clips that failed ({len(failed)}); they are not in the shards.")
     there = _read_index(target, format)
     plan = [
         (form.path(number), _digest(form, format, records), records)

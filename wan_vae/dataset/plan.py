@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from wan_vae.dataset.parts import STEP, Extract
 from wan_vae.dataset.sources import Source
 from wan_vae.dataset.storage import check_store
 from wan_vae.errors import UserError
+from wan_vae.io.timing import exact_rate
 
 _STAMPS = (
     "checkpoints.json"  # in the cache's folder: digests of checkpoints by what tells that their files are the same
@@ -78,6 +79,13 @@ class CacheOptions:
                 f"Files of the format {self.format} have no place for the log-variance; those of wan-vae do."
             )
         check_clip_options(self.size, self.frames, self.length)
+        start, stop = self.frames
+        if min(start or 0, stop or 0) >= 0 and stop is not None and stop <= (start or 0):
+            raise UserError(f"frames is {start or 0}:{stop}, which holds no frame; the second must be larger.")
+        if self.fps is not None:
+            exact_rate(self.fps)
+        if self.fit is not None and self.size is None:
+            raise UserError(f"fit is {self.fit!r}, but there is no size for clips to fit; give one, such as 640x360.")
         if self.architecture is not None and self.format != "ai-toolkit":
             raise UserError(f"architecture is {self.architecture!r}; it is for the format ai-toolkit alone.")
         if self.store is not None:
@@ -151,6 +159,11 @@ class Job:
     source: Source
     key: Key
 
+    @property
+    def passing_key(self) -> Key:
+        """The key of a failure that is no fault of the clip, so that the next run tries it again."""
+        return replace(self.key, options="")
+
 
 @dataclass(frozen=True)
 class Todo:
@@ -158,7 +171,7 @@ class Todo:
 
     jobs: list[Job]
     kept: int  # cached before
-    failed: int  # failed before, and unchanged
+    failed: list[str]  # failed before, and unchanged: the clips' labels
     refused: list[tuple[Job, str]]  # need not be opened, and why
 
 
@@ -176,7 +189,7 @@ def find_jobs(
     """
     digest = options.digest()
     jobs, refused = [], []
-    kept = failed = 0
+    kept, failed = 0, []
     for source in sources:
         reason = None
         try:
@@ -191,7 +204,7 @@ def find_jobs(
         if reason is None and manifest.holds(source.label, job.key):
             kept += 1
         elif not retry and manifest.failed(source.label, job.key):
-            failed += 1
+            failed.append(source.label)
         elif reason is None:
             jobs.append(job)
         else:

@@ -140,9 +140,15 @@ def with_twins(sources: Iterable[Source], form: str) -> list[Source]:
 
 def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
     ignored = Counter[str]()
+    unread: list[str] = []
     holds_cache = outside is not None and outside.resolve() == folder.resolve()  # as trainers have it beside the clips
-    for place, folders, files in os.walk(folder):
+
+    def note(error: OSError) -> None:
+        unread.append(f"{error.filename} ({error.strerror})")
+
+    for place, folders, files in os.walk(folder, onerror=note):
         below = Path(place)
+        unread += [f"{below / name} (a link)" for name in folders if (below / name).is_symlink()]
         folders[:] = sorted(
             name
             for name in folders
@@ -156,6 +162,9 @@ def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
                 yield Source(path, path.relative_to(folder).as_posix(), _caption_beside(path))
             elif path.suffix.lower() != ".txt" and not (holds_cache and path.suffix in _CACHE_SUFFIXES):
                 ignored[path.suffix.lower() or "no ending"] += 1
+    if unread:
+        more = " and others" if len(unread) > 5 else ""
+        _LOGGER.warning(f"Folders are left out: {', '.join(sorted(unread)[:5])}{more}.")
     if ignored:
         kinds = ", ".join(f"{count} of {suffix}" for suffix, count in ignored.most_common(5))
         more = " and others" if len(ignored) > 5 else ""
