@@ -65,7 +65,8 @@ def choose_dtypes(dtype: str, device: torch.device) -> Dtypes:
         return Dtypes(chosen, chosen)
     if device.type == "cuda":
         return Dtypes(torch.bfloat16, torch.bfloat16)
-    # Without these instructions bfloat16 is emulated in float32 and slower than it. Old versions of torch cannot tell.
+    # Without these instructions bfloat16 gains a few percent at most (measured: docs/speed.md), and rounds more. Old
+    # versions of torch cannot tell.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return Dtypes(torch.float32, torch.bfloat16 if fast else torch.float32)

@@ -39,6 +39,7 @@ def test_load_in_float64_both_compute_the_same(changes: dict[str, object], tmp_p
     assert relative_difference(*decoded) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"level_shortcuts": True, "patch_size": 2}, {"linear_skip": True}])
 def test_load_in_openvino_computes_the_same(changes: dict[str, object], tmp_path: Path) -> None:
     pytest.importorskip("openvino")

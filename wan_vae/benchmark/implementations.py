@@ -1,5 +1,6 @@
 """Implementations behind one interface: this library's VAE, that of diffusers, and this library's in OpenVINO."""
 
+import gc
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from wan_vae.checkpoints.detect import config_to_diffusers
 from wan_vae.config import VAEConfig
 from wan_vae.inference.passes import Direction
-from wan_vae.integrations.export import export_steps
+from wan_vae.integrations.export import StreamStep, export_steps
 from wan_vae.vae import WanVAE
 
 WAN_VAE, DIFFUSERS, OPENVINO = "wan_vae", "diffusers", "openvino"
@@ -128,7 +129,7 @@ def _from_diffusers(vae: Any, config: VAEConfig) -> Implementation:
 
 
 def _from_openvino(vae: WanVAE, dtype: torch.dtype, threads: int) -> Implementation:
-    """Compute in OpenVINO what `export_steps` exports: the first frame, then one latent at a time with its caches.
+    """Compute in OpenVINO the steps of `export_steps`: the first frame, then one latent at a time with its caches.
 
     Weights and inputs are float32, which OpenVINO rounds to `dtype`. A shape is compiled at its first call.
     """
@@ -141,30 +142,51 @@ def _from_openvino(vae: WanVAE, dtype: torch.dtype, threads: int) -> Implementat
     }
 
     @cache
-    def compiled(direction: Direction, height: int, width: int) -> tuple[Any, Any]:
-        # Exports are not made of tensors of inference mode.
-        with torch.inference_mode(False):
-            programs = export_steps(vae, direction, height=height, width=width)
-        first, following = (openvino.convert_model(program) for program in programs)
-        return tuple(openvino.compile_model(step, "CPU", options) for step in (first, following))
+    def requests(direction: Direction, shape: torch.Size) -> tuple[Any, ...]:
+        """Return what computes a picture, or the first frame; and what computes further latents, twice."""
+        scale = 1 if direction == "encode" else vae.config.spatial_compression
+        with torch.inference_mode(False):  # exports are not made of tensors of inference mode
+            if shape[2] == 1:
+                picture = _Picture(StreamStep(vae, direction, first=True))
+                programs = [torch.export.export(picture, (torch.zeros(shape),), strict=False)]
+            else:
+                programs = list(export_steps(vae, direction, height=shape[3] * scale, width=shape[4] * scale))
+        steps = [openvino.compile_model(openvino.convert_model(program), "CPU", options) for program in programs]
+        programs.clear()
+        gc.collect()  # exported programs refer to themselves, and hold copies of the weights
+        return tuple(step.create_infer_request() for step in (steps[0], *2 * steps[1:]))
 
     def run(direction: Direction, x: Tensor) -> Tensor:
         unit = vae.config.temporal_compression if direction == "encode" else 1
-        scale = 1 if direction == "encode" else vae.config.spatial_compression
-        first, following = compiled(direction, x.shape[3] * scale, x.shape[4] * scale)
+        first, *following = requests(direction, x.shape)
         starts = [0, *range(1, x.shape[2], unit)]
         results: list[Tensor] = []
         caches: list[Any] = []
-        for start, stop in zip(starts, [*starts[1:], x.shape[2]], strict=True):
-            step, chunk = following if start else first, x[:, :, start:stop].float().contiguous().numpy()
-            result, *caches = step([chunk, *caches], share_inputs=True).to_tuple()
-            results.append(torch.from_numpy(result))
+        for number, (start, stop) in enumerate(zip(starts, [*starts[1:], x.shape[2]], strict=True)):
+            # Two requests in turn, so that one reads the caches where the other left them.
+            request = following[number % 2] if number else first
+            chunk = x[:, :, start:stop].float().contiguous().numpy()
+            outputs = request.infer([chunk, *caches], share_inputs=True, share_outputs=True)
+            result, *caches = outputs.to_tuple()
+            results.append(torch.from_numpy(result.copy()))
         return torch.cat(results, dim=2)
 
     def encode(video: Tensor) -> Tensor:
         return vae.denormalize(run("encode", video))
 
     return Implementation(OPENVINO, vae, encode, lambda latents: run("decode", latents), lambda normalized: normalized)
+
+
+class _Picture(nn.Module):
+    """The first step of a stream that has no other, so that nothing is cached."""
+
+    def __init__(self, step: StreamStep) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.step(x)[0]
+        return result
 
 
 def _diffusers_class() -> Any:

@@ -4,7 +4,7 @@ import logging
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timezone
 from importlib import import_module
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from wan_vae.benchmark.implementations import (
 from wan_vae.benchmark.inputs import load_weights, write_inputs
 from wan_vae.benchmark.measure import PeakMemory, Work, copy_ceiling, describe_machine, matmul_ceiling
 from wan_vae.benchmark.worker import OUTPUT, Target, Worker
+from wan_vae.errors import UserError
 
 Record = dict[str, Any]
 BASELINE_DTYPE = "fp32"
@@ -92,9 +93,22 @@ def run_benchmark(config: BenchmarkConfig, progress: Callable[[str], None]) -> R
         calls = list(product(config.directions, config.dtypes))
 
         def each_case(activity: str = "") -> Iterator[tuple[Case, Worker]]:
-            for case in cases:
-                progress(f"{activity}{case}")
-                yield case, workers[case.implementation]
+            for case in tuple(cases):
+                if case in cases:
+                    progress(f"{activity}{case}")
+                    yield case, workers[case.implementation]
+
+        @contextmanager
+        def dispensable(name: str) -> Iterator[None]:
+            """Go on without OpenVINO where it fails: it takes several times the memory of the others."""
+            try:
+                yield
+            except (UserError, MemoryError, RuntimeError) as error:
+                if name != OPENVINO:
+                    raise
+                logging.getLogger("wan_vae").warning(f"{str(error).rstrip('.')}; OpenVINO is left out.")
+                cases[:] = [other for other in cases if other.implementation != OPENVINO]
+                workers.pop(OPENVINO).close()
 
         def output(case: Case) -> Path:
             return folder / f"{'-'.join(case)}.safetensors"
@@ -109,7 +123,9 @@ def run_benchmark(config: BenchmarkConfig, progress: Callable[[str], None]) -> R
         copy = ours.call(copy_ceiling, device)
         for dtype, name in computed:
             progress(f"loading {name} {dtype}")
-            workers[name].call(tasks.prepare, targets[name], dtype)
+            with dispensable(name):
+                if name in workers:
+                    workers[name].call(tasks.prepare, targets[name], dtype)
         for direction, dtype in calls if config.tune else ():
             progress(f"choosing kernels for {direction} {dtype}")
             ours.call(tasks.autotune, direction, dtype)
@@ -118,13 +134,16 @@ def run_benchmark(config: BenchmarkConfig, progress: Callable[[str], None]) -> R
         for _ in range(config.warmup + 1):
             for case, worker in each_case():
                 path = output(case) if config.errors else None
-                measured[case].append(worker.call(tasks.call_memory, case.direction, case.dtype, path))
+                with dispensable(case.implementation):
+                    measured[case].append(worker.call(tasks.call_memory, case.direction, case.dtype, path))
         # The first call is left out if there are others, because code that runs for the first time takes memory too.
         peaks = {case: found[1:] or found for case, found in measured.items()}
         seconds: defaultdict[Case, list[float]] = defaultdict(list)
         for _ in range(config.runs):
             for case, worker in each_case():
-                seconds[case].append(worker.call(tasks.call_seconds, case.direction, case.dtype))
+                with dispensable(case.implementation):
+                    seconds[case].append(worker.call(tasks.call_seconds, case.direction, case.dtype))
+        seconds = defaultdict(list, {case: seconds[case] for case in cases})
 
         profiles = []
         for direction, dtype in calls if config.profile else ():
@@ -143,7 +162,7 @@ def run_benchmark(config: BenchmarkConfig, progress: Callable[[str], None]) -> R
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "wan_vae": code_version(),
         "torch": torch.__version__,
-        **{peer: version(peer) if peer in names else None for peer in PEERS},
+        **{peer: version(peer) if peer in workers else None for peer in PEERS},
         "machine": {**describe_machine(config.device), "threads": threads},
         "model": {
             "name": config.preset if config.checkpoint is None else Path(config.checkpoint).name,
