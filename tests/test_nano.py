@@ -23,7 +23,7 @@ def test_nano_is_small_and_compresses_like_wan21() -> None:
 def test_nano_reconstructs_the_demo_clip() -> None:
     metrics = reconstructed(WanVAE.from_pretrained("nano"))
     mean = metrics.score().psnr
-    assert mean > 26
+    assert mean > 27
     # No trails towards the end.
     assert min(frame.psnr for frame in metrics.frames) > mean - 3
 
@@ -38,7 +38,7 @@ def test_nano_is_better_than_its_linear_skip_alone() -> None:
             torch.nn.init.dirac_(pointwise.weight)
             assert pointwise.bias is not None
             pointwise.bias.zero_()
-    assert reconstructed(whole).score().psnr > reconstructed(alone).score().psnr + 0.3
+    assert reconstructed(whole).score().psnr > reconstructed(alone).score().psnr + 1
 
 
 def reconstructed(vae: WanVAE) -> Metrics:
