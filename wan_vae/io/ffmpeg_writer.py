@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import av
 import av.error
 import av.filter
+import torch
 
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioCopy, AudioSource, file_url
@@ -39,6 +40,11 @@ class Format:
     stores_aspect: bool = False  # of pixels; other containers than QuickTime could, but PyAV sets it in H.264 alone
     stores_color: bool = True  # primaries and transfer
     muxer: dict[str, str] = field(default_factory=dict)  # options of the container
+
+
+# With AVX-512, x264's macroblock tree (core 165) depends on memory that nobody wrote, so that no two runs are alike. With
+# these instructions it gives the bytes of all other processors.
+_X264_UP_TO_AVX2 = "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX,FMA3,BMI2,AVX2"
 
 
 def _h264(container: str, **options: str) -> Format:
@@ -149,7 +155,10 @@ class AvSink(ClipSink):
             options["video_track_timescale"] = str(fps.numerator)
         self._container = av.open(file_url(path), "w", format=form.container, options=options)
         try:
-            stream = self._container.add_stream(form.encoder, rate=fps, options=form.options)
+            encoder_options = form.options
+            if form.encoder == "libx264" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+                encoder_options = {**encoder_options, "x264-params": _X264_UP_TO_AVX2}
+            stream = self._container.add_stream(form.encoder, rate=fps, options=encoder_options)
             self._stream = cast("VideoStream", stream)
             is_rgb = form.pixel_format == "pal8" or av.VideoFormat(form.pixel_format).is_rgb
             color = color.for_rgb() if is_rgb else color.for_yuv()
