@@ -42,8 +42,8 @@ class Format:
     muxer: dict[str, str] = field(default_factory=dict)  # options of the container
 
 
-# With AVX-512, x264's macroblock tree (core 165) depends on memory that nobody wrote, so that no two runs are alike. With
-# these instructions it gives the bytes of all other processors.
+# With AVX-512, x264's macroblock tree (core 165) depends on memory that nobody wrote: no two runs are alike. With these
+# instructions it gives the bytes of all other processors.
 _X264_UP_TO_AVX2 = "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX,FMA3,BMI2,AVX2"
 
 
