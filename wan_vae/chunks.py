@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from wan_vae.alpha_pair import AlphaPair
 from wan_vae.errors import UserError
 from wan_vae.evaluation.reconstruct import reconstruct_frames
 from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_free_memory
+from wan_vae.inference.passes import Direction
 from wan_vae.inference.planner import BudgetError, Plan
 from wan_vae.io import Clip
 from wan_vae.io.frames import Frames
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from wan_vae.sharding import ShardedVAE
 
 Model: TypeAlias = "WanVAE | TinyVAE | ShardedVAE | AlphaPair"
-Direction: TypeAlias = Literal["encode", "decode"]
 
 _logger = logging.getLogger("wan_vae")
 

@@ -138,12 +138,12 @@ def run_benchmark(config: BenchmarkConfig, progress: Callable[[str], None]) -> R
                     measured[case].append(worker.call(tasks.call_memory, case.direction, case.dtype, path))
         # The first call is left out if there are others, because code that runs for the first time takes memory too.
         peaks = {case: found[1:] or found for case, found in measured.items()}
-        seconds: defaultdict[Case, list[float]] = defaultdict(list)
+        timed: defaultdict[Case, list[float]] = defaultdict(list)
         for _ in range(config.runs):
             for case, worker in each_case():
                 with dispensable(case.implementation):
-                    seconds[case].append(worker.call(tasks.call_seconds, case.direction, case.dtype))
-        seconds = defaultdict(list, {case: seconds[case] for case in cases})
+                    timed[case].append(worker.call(tasks.call_seconds, case.direction, case.dtype))
+        seconds = {case: timed[case] for case in cases}
 
         profiles = []
         for direction, dtype in calls if config.profile else ():

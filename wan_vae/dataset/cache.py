@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from wan_vae.arguments import check_count, check_path
 from wan_vae.dataset.manifest import Failure, Manifest
 from wan_vae.dataset.plan import CacheOptions, CheckpointDigests, Job, Todo, find_jobs
-from wan_vae.dataset.sources import CLIP_SUFFIXES, Source, list_sources, named_sources, with_twins
+from wan_vae.dataset.sources import CLIP_SUFFIXES, Source, list_sources, named_sources, some_of, with_twins
 from wan_vae.dataset.storage import Store, is_url
 from wan_vae.errors import UserError
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Progress: TypeAlias = "Callable[[CacheResult], object]"
 
 _LOGGER = logging.getLogger("wan_vae")
-_NAMED = 5  # clips in a message
 
 
 @dataclass
@@ -162,7 +161,7 @@ def _prune(labels: set[str], manifest: Manifest, store: Store | None, wanted: bo
     gone = sorted(manifest.sources - labels)
     if gone and not wanted:
         _LOGGER.warning(
-            f"{manifest.folder} also holds outputs of {_some(gone)}, which the source does not name; they stay in the"
+            f"{manifest.folder} also holds outputs of {some_of(gone)}, which the source does not name; they stay in the"
             " cache, and --prune (in Python, prune) removes them."
         )
         return 0
@@ -179,14 +178,9 @@ def _count(todo: Todo, manifest: Manifest, result: CacheResult) -> None:
     result.kept, result.failed = todo.kept, len(todo.failed)
     if todo.failed:
         _LOGGER.warning(
-            f"{_some(todo.failed)} failed before and did not change, see the failures.jsonl in {manifest.folder};"
+            f"{some_of(todo.failed)} failed before and did not change, see the failures.jsonl in {manifest.folder};"
             " --retry (in Python, retry) tries again."
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
 def find_sources(source: str | Path | Sequence[str | Path], folder: Path, options: CacheOptions) -> list[Source]:

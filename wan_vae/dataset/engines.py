@@ -268,6 +268,7 @@ def memory_share(memory: Budget, processes: int) -> Budget:
     cpu = torch.device("cpu")
     if memory != "auto":
         parse_bytes(memory, cpu)  # so that what is no budget is said once
-    if memory != "auto" or processes == 1 or torch.cuda.is_available() or not reports_free_memory(cpu):
+        return memory
+    if processes == 1 or torch.cuda.is_available() or not reports_free_memory(cpu):
         return memory
     return max(1, parse_bytes(memory, cpu) // processes)

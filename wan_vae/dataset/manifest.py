@@ -261,8 +261,7 @@ def _items(path: Path, parse: Callable[[dict[str, Any]], Item]) -> Iterator[Item
     with path.open("rb") as file:
         for line in file:
             try:
-                values = json.loads(line)
-                item = parse(values)
+                item = parse(json.loads(line))
             except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
                 if not ours and line.startswith(b"{") and b'"key"' not in line and line.rstrip().endswith(b"}"):
                     raise UserError(

@@ -89,7 +89,7 @@ def pack_latents(
     form.check(manifest.records[0])
     if failed := manifest.failures.keys() - manifest.sources:
         _LOGGER.warning(f"{folder} lists clips that failed ({len(failed)}); they are not in the shards.")
-    there = _read_index(target, format)
+    there = read_index(target, format)
     plan = [
         (form.path(number), _digest(form, format, records), records)
         for number, records in enumerate(_split(form, manifest.records, shard_size))
@@ -103,7 +103,7 @@ def pack_latents(
     removed = [path for path in there if path not in {path for path, _, _ in plan}]
     if len(kept) < len(plan) or removed:
         _make(form, target, format, plan, kept, removed, progress)
-    entries = _read_index(target, format).values()
+    entries = read_index(target, format).values()
     written = len(plan) - len(kept)
     total = sum(entry.bytes for entry in entries)
     return PackResult(len(manifest.records), len(plan), written, len(kept), len(removed), total)
@@ -164,7 +164,12 @@ def _digest(form: ShardFormat, name: str, records: list[Record]) -> str:
     return hashlib.sha256(json.dumps([_VERSION, name, items], sort_keys=True).encode()).hexdigest()
 
 
-def _read_index(target: Path, name: str) -> dict[str, _Entry]:
+def read_index(target: Path, name: str) -> dict[str, _Entry]:
+    """Return what the index of a folder says of its shards, by their paths; nothing without an index.
+
+    Raises:
+        UserError: It is damaged, or of shards of another format than `name`.
+    """
     path = target / INDEX
     if not path.is_file():
         return {}

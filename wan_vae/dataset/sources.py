@@ -27,6 +27,7 @@ _PATH_COLUMNS = ("path", "video", "video_path", "image", "image_path", "file", "
 _CAPTION_COLUMNS = ("caption", "text", "prompt")
 _LARGEST_CAPTION = 2**20  # bytes
 _LARGEST_LINE = 2**24
+_NAMED = 5  # in a message
 _LOGGER = logging.getLogger("wan_vae")
 
 
@@ -163,14 +164,19 @@ def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
             elif path.suffix.lower() != ".txt" and not (holds_cache and path.suffix in _CACHE_SUFFIXES):
                 ignored[path.suffix.lower() or "no ending"] += 1
     if unread:
-        more = " and others" if len(unread) > 5 else ""
-        _LOGGER.warning(f"Folders are left out: {', '.join(sorted(unread)[:5])}{more}.")
+        _LOGGER.warning(f"Folders are left out: {some_of(sorted(unread))}.")
     if ignored:
         kinds = ", ".join(f"{count} of {suffix}" for suffix, count in ignored.most_common(5))
         more = " and others" if len(ignored) > 5 else ""
         _LOGGER.warning(
             f"{folder} also holds files that are no clips by their endings, and are left out: {kinds}{more}."
         )
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return names for a message: the first few, and how many more there are."""
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
 def _caption_beside(path: Path) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from wan_vae.arguments import check_count, check_path
-from wan_vae.dataset.pack import INDEX
+from wan_vae.dataset.pack import INDEX, read_index
 from wan_vae.dataset.shards import pyarrow
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.io.latents_file import DTYPE_NAMES
@@ -52,7 +52,7 @@ class LatentStream(IterableDataset[dict[str, Any]]):
             )
             raise UserError(f"{folder} holds {held}, as `wan-vae pack` writes them.")
         self._shards = rows or tars
-        missing = _listed(place) - {path.name for path in self._shards}
+        missing = read_index(place, "parquet" if rows else "webdataset").keys() - {path.name for path in self._shards}
         if missing:
             raise LatentsError(f"{folder} lacks {min(missing)}, which its {INDEX} lists; pack the cache again.")
         if self._shards[0].suffix == ".parquet":
@@ -101,16 +101,6 @@ class LatentStream(IterableDataset[dict[str, Any]]):
 def _shards(folder: Path, suffix: str) -> list[Path]:
     # Temporary files of a run that is not over begin with a dot.
     return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
-
-
-def _listed(folder: Path) -> set[str]:
-    path = folder / INDEX
-    if not path.is_file():
-        return set()
-    try:
-        return {entry["path"] for entry in json.loads(path.read_text(encoding="utf-8"))["shards"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise LatentsError(f"{path} is damaged ({error}); pack the cache again.") from error
 
 
 def _items(shard: Path) -> Iterator[dict[str, Any]]:
