@@ -26,9 +26,12 @@ os.environ["WAN_VAE_BUILD_KERNELS"] = "0"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that starts a command in the background has it ignore Ctrl-C, which the programs under test would inherit.
+# A shell has a command in the background ignore Ctrl-C, and `nohup` has it ignore the end of a terminal; the programs
+# under test would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Timings of numerical code on shared machines say nothing.
 _SETTINGS = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow], "derandomize": True}

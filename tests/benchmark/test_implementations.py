@@ -11,7 +11,6 @@ from wan_vae import WanVAE
 from wan_vae.benchmark import implementations
 from wan_vae.benchmark.implementations import (
     DIFFUSERS,
-    OPENVINO,
     WAN_VAE,
     import_error,
     load,
@@ -37,25 +36,6 @@ def test_load_in_float64_both_compute_the_same(changes: dict[str, object], tmp_p
         decoded = [each.decode(each.to_decoder_input(latents)) for each in (ours, theirs)]
     assert decoded[0].dtype == decoded[1].dtype == torch.float64
     assert relative_difference(*decoded) < 1e-12
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"level_shortcuts": True, "patch_size": 2}, {"linear_skip": True}])
-def test_load_in_openvino_computes_the_same(changes: dict[str, object], tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    config = small_config(**STYLE, **changes)
-    weights, cpu = tmp_path / "weights.safetensors", torch.device("cpu")
-    WanVAE.from_weights(config, random_weights(config)).save(weights)
-    video, latents = random_video(9, 16, 16).float(), random_latents(config, 3, 2, 2).float()
-    ours = load(WAN_VAE, config, weights, device=cpu, dtype=torch.float32)
-    for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
-        theirs = load(OPENVINO, config, weights, device=cpu, dtype=dtype)
-        for frames in (9, 1):
-            with torch.inference_mode():
-                found, expected = theirs.encode(video[:, :, :frames]), ours.encode(video[:, :, :frames])
-            assert relative_difference(found, expected) < most
-        with torch.inference_mode():
-            assert relative_difference(theirs.decode(latents), ours.decode(latents)) < most
 
 
 def test_openvino_computes_where_installed_on_cpus_in_fp32_and_bf16(monkeypatch: pytest.MonkeyPatch) -> None:

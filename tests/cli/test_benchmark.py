@@ -128,14 +128,20 @@ def test_benchmark_prints_tables(finished: Finished) -> None:
     assert markdown([finished.path]).count("| tiny, 5 frames of 32x16 |") == 4
 
 
+# In processes of its own alone: it takes gigabytes, and what it does to a process is not for other tests.
 @pytest.mark.slow
-def test_openvino_is_measured_where_it_is_installed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("preset", "frames", "dtype", "most"), [("tiny", 5, "bf16", 0.1), ("nano", 1, "fp32", 1e-4)])
+def test_openvino_computes_the_same_where_it_is_installed(
+    preset: str, frames: int, dtype: str, most: float, tmp_path: Path
+) -> None:
     pytest.importorskip("openvino")
-    finished = finish(tmp_path / "out.json", "--preset", "tiny", "--dtype", "bf16", "--runs", 1)
+    finished = finish(tmp_path / "out.json", "--preset", preset, "--frames", frames, "--dtype", dtype, "--runs", 1)
     record = finished.record()
-    assert len(of(record["ratios"], over="openvino", dtype="bf16", against="bf16")) == 2
-    for output in of(record["errors"]["outputs"], implementation="openvino"):
-        assert 1e-5 < output["mean"] / output["scale"] < 0.1
+    assert len(of(record["ratios"], over="openvino", dtype=dtype, against=dtype)) == 2
+    outputs = of(record["errors"]["outputs"], implementation="openvino")
+    assert len(outputs) == 2
+    for output in outputs:
+        assert 0 < output["mean"] / output["scale"] < most
     assert "than openvino" in finished.printed
 
 

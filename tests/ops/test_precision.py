@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_every_convolution_of_inference_asks_for_the_models_precision(
 def test_every_convolution_of_a_tiny_autoencoder_asks_for_its_precision(
     name: str, dtype: str, asked: list[bool]
 ) -> None:
-    vae = random_tiny(name).set_dtypes(encoder=dtype, decoder=dtype)
+    vae = deepcopy(random_tiny(name)).set_dtypes(encoder=dtype, decoder=dtype)
     vae.decode(vae.encode(random_video(5, 32, 32, dtype=torch.float32)))
     assert set(asked) == {dtype == "tf32"}
 
