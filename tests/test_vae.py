@@ -1,6 +1,7 @@
 """The public class: what it takes, what it refuses, and what it says then."""
 
 import dataclasses
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,16 @@ def test_a_stream_of_nothing_is_refused(vae: WanVAE, stream: object) -> None:
 def test_a_pass_computes_at_least_one_latent(vae: WanVAE) -> None:
     with pytest.raises(UserError, match="latents_per_pass is 0"):
         vae.encode(random_video(5, 4, 4), latents_per_pass=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_latents_are_contiguous_however_the_video_is_stored(vae: WanVAE, frames: int, dtype: torch.dtype) -> None:
+    vae, video = deepcopy(vae).to(dtype), random_video(frames, 8, 8, dtype=dtype)
+    for stored in (torch.contiguous_format, torch.channels_last_3d):
+        x = video.contiguous(memory_format=stored)
+        assert vae.encode(x).is_contiguous()
+        assert all(part.is_contiguous() for part in vae.encode_stream([x]))
 
 
 @pytest.mark.parametrize("name", preset_names())

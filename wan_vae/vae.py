@@ -203,7 +203,7 @@ class WanVAE(Autoencoder):
         write_checkpoint(check_path("path", path), self.config, self.state_dict(), layout=layout)
 
     def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
-        """(B, 3, T, H, W) in [-1, 1] -> normalized latents (B, z, t, h, w): the posterior's mean.
+        """(B, 3, T, H, W) in [-1, 1] -> normalized latents (B, z, t, h, w), contiguous: the posterior's mean.
 
         Args:
             video: The clip.
@@ -217,7 +217,7 @@ class WanVAE(Autoencoder):
             UserError: T, H or W does not fit, or the budget is too small; the message says what would work.
         """
         mean, _ = self._moments(video, latents_per_pass, memory).chunk(2, dim=1)
-        return self.normalize(mean)
+        return self.normalize(mean).contiguous()  # as safetensors wants what it saves
 
     def posterior(
         self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None
