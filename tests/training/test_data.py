@@ -18,6 +18,7 @@ from wan_vae.errors import UserError
 from wan_vae.training import Recipe
 from wan_vae.training import data as data_module
 from wan_vae.training.data import (
+    LARGEST_ZOOM_OUT,
     PHOTO_SUFFIXES,
     VIDEO_SUFFIXES,
     Sources,
@@ -184,7 +185,7 @@ def test_random_crop_returns_successive_frames_of_the_described_square(
     levels, origin = random_crop(clip, length, crop, np.random.default_rng(seed))
     assert levels.shape == (3, length, crop, crop)
     first, side, left, top = (int(word) for word in origin.replace(",", " ").split() if word.isdigit())
-    assert crop <= side <= 1.5 * crop or side == min(height, width)
+    assert crop <= side <= LARGEST_ZOOM_OUT * crop or side == min(height, width)
     assert 0 <= left <= width - side
     assert 0 <= top <= height - side
     for frame in range(length):
@@ -232,7 +233,8 @@ def test_ken_burns_moves_at_the_given_speed() -> None:
         levels, origin = ken_burns(ramp(200, 200), 5, 8, np.random.default_rng(seed), np.array([1.5, -0.5]))
         if levels[:2].min() > 15 and levels[:2].max() < 185:  # away from the edges, where the picture is reflected
             steps = levels[:2].mean(dim=(-2, -1)).diff(dim=1) / float(origin.split(" times")[0])
-            torch.testing.assert_close(steps, torch.tensor([[1.5], [-0.5]]).expand(-1, 4), rtol=0, atol=0.05)
+            # PyTorch's bicubic kernel (a = -0.75) does not keep ramps exactly straight.
+            torch.testing.assert_close(steps, torch.tensor([[1.5], [-0.5]]).expand(-1, 4), rtol=0, atol=0.1)
             checked += 1
     assert checked >= 5
 
