@@ -247,17 +247,18 @@ def ken_burns(
     if scale > 1:  # grid_sample alone would alias
         size = round(height / scale), round(width / scale)
         image = F.interpolate(image, size=size, mode="bicubic", antialias=True)
-    views = []
+    places = []
     for time in range(length):
         offset = time - (length - 1) / 2
         view = half * math.exp(zoom * offset)
         x, y = (center[axis] + pan[axis] * scale * offset for axis in (0, 1))
-        views.append([[2 * view / width, 0, 2 * x / width - 1], [0, 2 * view / height, 2 * y / height - 1]])
-    grid = F.affine_grid(torch.tensor(views, dtype=torch.float32), [length, 3, crop, crop], align_corners=False)
+        places.append([[2 * view / width, 0, 2 * x / width - 1], [0, 2 * view / height, 2 * y / height - 1]])
+    grid = F.affine_grid(torch.tensor(places, dtype=torch.float32), [length, 3, crop, crop], align_corners=False)
     # Linear interpolation would blur: a network that has never seen sharp motion does not learn to keep it.
-    options = {"mode": "bicubic", "padding_mode": "reflection", "align_corners": False}
-    levels = F.grid_sample(image.expand(length, -1, -1, -1), grid, **options).clamp(0, 255)
-    return levels.transpose(0, 1), f"{scale:.2f} times reduced around {center[0]:.0f},{center[1]:.0f}"
+    views = F.grid_sample(
+        image.expand(length, -1, -1, -1), grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
+    return views.clamp(0, 255).transpose(0, 1), f"{scale:.2f} times reduced around {center[0]:.0f},{center[1]:.0f}"
 
 
 def pass_object(levels: Tensor, photo: NDArray[np.uint8], random: np.random.Generator) -> Tensor:
