@@ -128,8 +128,8 @@ class LatentStatistics(NamedTuple):
         return float(raw + 0.5 * sample.square().mean())
 
     def normalized(self, raw: Tensor) -> Tensor:
-        """Raw latents (B, z, t, h, w) -> normalized latents."""
-        return ((raw - self.mean) / self.std).to(raw.dtype)
+        """Raw latents (B, z, t, h, w) -> normalized latents, contiguous, as safetensors wants what it saves."""
+        return ((raw - self.mean) / self.std).to(raw.dtype).contiguous()
 
     def normalized_logvar(self, raw: Tensor) -> Tensor:
         """Log-variance of raw latents (B, z, t, h, w), as `Posterior` has it -> that of the normalized latents."""

@@ -217,7 +217,7 @@ class WanVAE(Autoencoder):
             UserError: T, H or W does not fit, or the budget is too small; the message says what would work.
         """
         mean, _ = self._moments(video, latents_per_pass, memory).chunk(2, dim=1)
-        return self.normalize(mean).contiguous()  # as safetensors wants what it saves
+        return self.normalize(mean)
 
     def posterior(
         self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None

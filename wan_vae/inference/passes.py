@@ -96,7 +96,7 @@ def _moments_pass(model: Autoencoder, video: Tensor, halo: Halo) -> Tensor:
 
 def _latents_pass(model: Autoencoder, statistics: LatentStatistics, video: Tensor, halo: Halo) -> Tensor:
     mean, _ = _moments_pass(model, video, halo).chunk(2, dim=1)
-    return statistics.normalized(mean).contiguous()  # as safetensors wants what it saves
+    return statistics.normalized(mean)
 
 
 def _prepare(model: Autoencoder) -> None:
