@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import av
 import hypothesis
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -43,6 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Try more examples where the slow tests run."""
     selected = config.getoption("markexpr")
     hypothesis.settings.load_profile("quick" if selected == "not slow" else "thorough")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Seed torch, so that a test that fails does so in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
