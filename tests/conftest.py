@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import av
 import hypothesis
 import pytest
-import torch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -49,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     """Seed torch, so that a test that fails does so in every run."""
+    import torch  # here, after the number of threads is set
+
     torch.manual_seed(0)
 
 
