@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from wan_vae import WanVAE
 from wan_vae.config import load_config
-from wan_vae.inference import passes
+from wan_vae.inference import pass_runner, passes
 from wan_vae.model import blocks, halo, layers, resample
 from wan_vae.ops import conv3d
 
@@ -96,7 +96,7 @@ def count(vae: WanVAE, direction: str, size: int) -> CountBytes:
     with (
         free(size),
         mock.patch.object(passes, "device_of", return_value=GPU),
-        mock.patch.object(passes, "can_capture", return_value=False),
+        mock.patch.object(pass_runner, "can_capture", return_value=False),
         mock.patch.object(conv3d, "device_of", return_value=GPU),
         mock.patch.object(conv3d, "supports_triton", return_value=True),
         mock.patch.object(conv3d.kernels, "supports_amx", return_value=False),

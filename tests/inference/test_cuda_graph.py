@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.helpers import random_latents, random_vae, random_video, small_config
 from wan_vae import DecodeStream, EncodeStream, WanVAE, empty_cache
-from wan_vae.inference import budget, passes
+from wan_vae.inference import budget, pass_runner
 from wan_vae.ops import cuda_graph
 from wan_vae.ops.autotune import measuring
 
@@ -42,9 +42,9 @@ class Graph:
 
 @pytest.fixture
 def vae(monkeypatch: pytest.MonkeyPatch) -> Iterator[WanVAE]:
-    monkeypatch.setattr(passes, "can_capture", lambda device: device not in cuda_graph._given_up)
+    monkeypatch.setattr(pass_runner, "can_capture", lambda device: device not in cuda_graph._given_up)
     monkeypatch.setattr(cuda_graph, "_given_up", set())
-    monkeypatch.setattr(passes, "CudaGraph", Graph)
+    monkeypatch.setattr(pass_runner, "CudaGraph", Graph)
     Graph.made, Graph.model = 0, random_vae(small_config())
     cuda_graph.drop_idle()
     yield Graph.model
@@ -66,7 +66,7 @@ def test_stream_with_a_graph_gives_the_same_frames(vae: WanVAE) -> None:
     found = frames_of(DecodeStream(vae, latents_per_pass=1), latents)
     assert Graph.made == 1
     with pytest.MonkeyPatch.context() as plain:
-        plain.setattr(passes, "can_capture", lambda device: False)
+        plain.setattr(pass_runner, "can_capture", lambda device: False)
         assert torch.equal(found, frames_of(DecodeStream(vae, latents_per_pass=1), latents))
     assert Graph.made == 1
 
@@ -84,7 +84,7 @@ def test_capture_that_fails_leaves_the_stream_its_frames_and_is_said_once(
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     expected = frames_of(DecodeStream(vae, latents_per_pass=1), latents)
-    monkeypatch.setattr(passes, "CudaGraph", failing)
+    monkeypatch.setattr(pass_runner, "CudaGraph", failing)
     for _ in range(2):
         assert torch.equal(frames_of(DecodeStream(vae, latents_per_pass=1), latents), expected)
     assert tried == 1
@@ -117,7 +117,7 @@ def decoded(vae: WanVAE, latents: Tensor) -> Tensor:
 
 def without_graphs(vae: WanVAE, latents: Tensor) -> Tensor:
     with pytest.MonkeyPatch.context() as plain:
-        plain.setattr(passes, "can_capture", lambda device: False)
+        plain.setattr(pass_runner, "can_capture", lambda device: False)
         return decoded(vae, latents)
 
 
@@ -236,7 +236,7 @@ class Empty(Graph):
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_graphs_end_with_their_model(loaded: bool, vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "CudaGraph", Empty)
+    monkeypatch.setattr(pass_runner, "CudaGraph", Empty)
     model = random_vae(small_config())
     stream = DecodeStream(model, latents_per_pass=1)
     latents = random_latents(model.config, LATENTS, 2, 3)

@@ -173,7 +173,7 @@ def test_pass_is_repeated_after_caches_and_error_are_gone() -> None:
     vae = random_vae(small_config())
     stream = DecodeStream(vae, latents_per_pass=1)
     stream.push(random_latents(vae.config, 2, 1, 2))
-    halo = weakref.ref(stream._stream._halo)
+    halo = weakref.ref(stream._stream._runner.halo)
     seen, forward = [], vae.decoder.conv_in.forward
 
     def looking(x: Tensor, *others: object) -> Tensor:

@@ -260,9 +260,9 @@ def test_a_generator_hands_chunks_on_in_the_mode_of_its_caller(vae: WanVAE) -> N
 
 def held(stream: EncodeStream | DecodeStream) -> tuple[int, int, int]:
     inside = stream._stream
-    pieces = [piece for past in inside._halo._cache.values() for piece in past]
+    pieces = [piece for past in inside._runner.halo._cache.values() for piece in past]
     remembered = sum(piece.untyped_storage().nbytes() for piece in pieces)
-    reserved = inside._halo.workspace.stats().reserved
+    reserved = inside._runner.halo.workspace.stats().reserved
     return remembered, inside._waiting.untyped_storage().nbytes(), reserved
 
 
@@ -280,6 +280,6 @@ def test_memory_does_not_grow_with_the_clip() -> None:
 def test_an_ended_stream_holds_nothing(vae: WanVAE) -> None:
     stream = DecodeStream(vae)
     stream.push(random_latents(vae.config, 2, 2, 2))
-    halo = weakref.ref(stream._stream._halo)
+    halo = weakref.ref(stream._stream._runner.halo)
     stream.flush()
     assert halo() is None

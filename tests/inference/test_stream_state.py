@@ -66,14 +66,14 @@ def test_what_tiles_remember_moves_along(data: st.DataObject, config: VAEConfig,
     half, unit = (vae.encoder, config.temporal_compression) if encodes else (vae.decoder, 1)
     first = data.draw(st.integers(0, len(half.local_stages())))
     tiling = Tiling(2, data.draw(st.integers(1, 3)), first, data.draw(st.integers(first, len(half.local_stages()))))
-    stream = EncodeStream(vae) if encodes else DecodeStream(vae)
-    stream._stream._halo = TiledHalo(tiling, streaming=True)
+    stream = (EncodeStream if encodes else DecodeStream)(vae, tiling=tiling)
     if encodes:
         clip = random_video(1 + 2 * unit, 2 * side, 3 * side, dtype=torch.float32)
     else:
         clip = random_latents(config, 3, 2, 3, dtype=torch.float32)
     saved = data.draw(st.integers(1, clip.shape[2] - 1))
     stream.push(clip[:, :, :saved])
+    assert isinstance(stream._stream._runner.halo, TiledHalo)
     other = resumed(stream, vae)
     assert torch.equal(other.push(clip[:, :, saved:]), stream.push(clip[:, :, saved:]))
 

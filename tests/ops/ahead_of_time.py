@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 import wan_vae.ops.triton
 from tests.inference.test_bytes_moved import GIB, GPU, OnGPU, free
 from wan_vae.config import load_config
-from wan_vae.inference import passes
+from wan_vae.inference import pass_runner, passes
 from wan_vae.ops import autotune
 
 SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -147,7 +147,7 @@ def launches(preset: str, architecture: int, dtype: torch.dtype = torch.bfloat16
             fake_gpu(architecture),
             free(60 * GIB),
             mock.patch.object(passes, "device_of", return_value=GPU),
-            mock.patch.object(passes, "can_capture", return_value=False),
+            mock.patch.object(pass_runner, "can_capture", return_value=False),
             mock.patch.object(autotune, "run_fastest", run_all),
             mock.patch.object(JITFunction, "run", record),
             autotune.measuring(),

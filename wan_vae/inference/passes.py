@@ -3,11 +3,8 @@
 All functions take an `Autoencoder`, which keeps nothing of a clip, so that any number of clips can share one model.
 """
 
-import logging
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from itertools import chain
 from typing import Literal
 
 import torch
@@ -16,24 +13,20 @@ from torch import Tensor, nn
 from wan_vae.errors import UserError
 from wan_vae.inference.chunk_size import ChunkSize, choose_chunk_size
 from wan_vae.inference.input_history import InputHistory
+from wan_vae.inference.pass_runner import Network, PassRunner
 from wan_vae.inference.tiling import TiledHalo, Tiling, tiling_of
 from wan_vae.model.autoencoder import Autoencoder
-from wan_vae.model.halo import CachedHalo, Halo, Neighbors, NoNeighbors
+from wan_vae.model.halo import Halo, Neighbors
 from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.conv3d import check_convolutions, lay_out_weights
 from wan_vae.ops.cpu.build import ensure_kernels
-from wan_vae.ops.cuda_graph import CapturedPass, CudaGraph, borrow, can_capture, drop_idle, give_back, give_up
 from wan_vae.ops.memory_estimator import device_of
 from wan_vae.ops.precision import tf32
 from wan_vae.posterior import LatentStatistics
 
 Direction = Literal["encode", "decode"]
-Network = Callable[[Tensor, Halo], Tensor]
 
-# The first pass after the clip's first frame fills caches, the second one reads them all; later ones are alike.
-_RUNS_BEFORE_CAPTURE = 2
 _MOST_FRAMES = 2**48  # of a stream, far from what its state cannot hold
-_ONE_FRAME = 1  # bytes of tensors that stages split by frames, of which they take one at least
 
 
 def encode_moments(
@@ -196,19 +189,13 @@ class Stream:
         self._model = model
         self._build_network = network
         self._kind = kind
-        self._constants: object = None
         self._choose = choose
         self._in_frames = in_frames
         self._out_frames = out_frames
         self._history = history
-        self._has_run_out = False
-        self._halo = CachedHalo(neighbors)
-        self._network: Network | None = None
-        self._chunk_size = ChunkSize(in_frames)
+        self._neighbors = neighbors
+        self._runner: PassRunner | None = None  # from the first chunk on
         self._mode: tuple[object, ...] = ()
-        self._captured: CapturedPass | None = None
-        self._addresses: tuple[int, ...] = ()  # of the weights that the graph reads
-        self._runs: Counter[int] = Counter()
         # (B, C, n, H, W): frames that do not make up a latent yet. None before the first chunk.
         self._waiting: Tensor | None = None
         self._passed = 0
@@ -239,24 +226,24 @@ class Stream:
             check_like_before(x, self._waiting)
         elif x.shape[2] == 0:
             return None
-        if self._network is None:
-            self._start(x)
+        if self._runner is None:
+            runner = self._start(x)
         elif (mode := self._current_mode()) != self._mode:
             raise UserError(
                 f"This stream began with (dtypes, device, training, autocast) {self._mode}, and now they are {mode};"
                 " finish it before changing the model or autocast."
             )
-        assert self._network is not None
-        if self._captured is not None and self._addresses != self._weight_addresses():
-            self._captured = None  # it reads the old weights
+        else:
+            runner = self._runner
+        runner.check_weights()
         if self._waiting is not None and self._waiting_frames > 0:
             x = torch.cat([self._waiting, x], dim=2)
         self._interrupted = True
-        due, done, start, result = self._frames_due(x.shape[2]), 0, 0, None
-        while (count := self._next_pass(x.shape[2] - start)) > 0:
-            part = self._attempt(x[:, :, start : start + count], start)
+        due, done, start, result = self._frames_due(x.shape[2], runner), 0, 0, None
+        while (count := runner.next_pass(x.shape[2] - start)) > 0:
+            part = runner.run(x[:, :, start : start + count], self._passed, start)
             if part is None:
-                self._recompute_caches(x[:, :, :start])
+                runner.recompute_caches(self._passed, x[:, :, :start])
                 continue
             start += count
             if result is None:
@@ -271,7 +258,7 @@ class Stream:
             self._history.append(x[:, :, :start])
         self._passed += start
         self._interrupted = False
-        self._halo.workspace.trim()
+        runner.halo.workspace.trim()
         return result
 
     def flush(self) -> None:
@@ -286,19 +273,19 @@ class Stream:
 
     def close(self) -> None:
         """Leave the graph to other streams; this one takes no more chunks."""
-        if self._captured is not None and not self._interrupted and type(self._halo) is CachedHalo:
-            give_back(self._model, self._captured)
-        self._captured = None
+        if self._runner is not None:
+            self._runner.close(interrupted=self._interrupted)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything that the next pass depends on; nothing before the first chunk."""
         self._check_intact()
         if self._waiting is None:
             return {}
+        caches = {} if self._runner is None else self._runner.halo.state_dict(self._model, "halo.")
         return {
             "position": torch.tensor(self.position, device="cpu"),
             "waiting": self._waiting.clone(memory_format=torch.contiguous_format),
-            **self._halo.state_dict(self._model, "halo."),
+            **caches,
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -320,11 +307,12 @@ class Stream:
         if passed > 0:
             batch, channels, _, height, width = waiting.shape
             # The state brings its tiling: the caches of tiles fit no other.
-            self._start(waiting.new_empty(1).expand(batch, channels, 1, height, width), tiling_of(state, "halo."))
-            self._halo.load_state_dict(self._model, state, "halo.")
+            first = waiting.new_empty(1).expand(batch, channels, 1, height, width)
+            runner = self._start(first, tiling_of(state, "halo."))
+            runner.halo.load_state_dict(self._model, state, "halo.")
         self._waiting, self._passed = waiting, passed
 
-    def _start(self, x: Tensor, *resumed: Tiling | None) -> None:
+    def _start(self, x: Tensor, *resumed: Tiling | None) -> PassRunner:
         """Fix what does not change during the stream, by its first chunk; a resumed stream keeps its tiling."""
         if self._model.training and any(isinstance(module, nn.BatchNorm3d) for module in self._model.modules()):
             raise UserError(
@@ -335,13 +323,20 @@ class Stream:
         if resumed:
             chunk_size = chunk_size._replace(tiling=resumed[0])
         _prepare(self._model)
-        # A graph would not call hooks.
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._model.modules())
-        graphs = chunk_size.launch_bound and can_capture(x.device) and not needs_plain_ops() and not hooked
-        self._chunk_size = chunk_size._replace(launch_bound=graphs)
-        self._halo = self._new_halo()
         self._mode = self._current_mode()
-        self._network, self._constants = self._build_network(x.device)
+        network, constants = self._build_network(x.device)
+        self._runner = PassRunner(
+            self._model,
+            network,
+            constants,
+            kind=(self._kind, self._mode),
+            chunk_size=chunk_size,
+            in_frames=self._in_frames,
+            history=self._history,
+            neighbors=self._neighbors,
+            device=x.device,
+        )
+        return self._runner
 
     def _current_mode(self) -> tuple[object, ...]:
         model, kind = self._model, self._model.device.type
@@ -349,9 +344,6 @@ class Stream:
         encoder = "tf32" if model.encoder_tf32 else str(model.dtype)
         decoder = "tf32" if model.decoder_tf32 else str(model.decoder_dtype)
         return encoder, decoder, str(model.device), model.training, autocast
-
-    def _weight_addresses(self) -> tuple[int, ...]:
-        return tuple(weight.data_ptr() for weight in chain(self._model.parameters(), self._model.buffers()))
 
     @property
     def _waiting_frames(self) -> int:
@@ -364,118 +356,9 @@ class Stream:
                 " state into it."
             )
 
-    def _new_halo(self) -> CachedHalo:
-        tiling, neighbors = self._chunk_size.tiling, self._halo.neighbors
-        halo = CachedHalo(neighbors) if tiling is None else TiledHalo(tiling, neighbors, streaming=True)
-        halo.tensor_bytes = self._chunk_size.tensor_bytes
-        return halo
-
-    def _attempt(self, x: Tensor, recent: int) -> Tensor | None:
-        """Compute a pass; where memory runs out and smaller ones may fit, drop the caches and return None.
-
-        Args:
-            x: The input.
-            recent: Frames that have passed since the beginning of this push.
-        """
-        assert self._network is not None
-        try:
-            result = self._network(x, self._halo) if not self._chunk_size.launch_bound else self._run_on_gpu(x)
-        except torch.cuda.OutOfMemoryError:
-            if not self._history.covers(self._passed, recent) or not self._shrink():
-                raise
-        else:
-            self._halo.advance()
-            return result
-        # Here the error is gone, whose traceback referred to the tensors of the pass.
-        self._captured = None
-        self._runs.clear()
-        self._halo = self._new_halo()
-        drop_idle()
-        torch.cuda.empty_cache()
-        return None
-
-    def _shrink(self) -> bool:
-        """Make passes smaller if that is possible: by latents, then by the frames that levels take at a time."""
-        latents, tensor_bytes = self._chunk_size.frames // self._in_frames, self._chunk_size.tensor_bytes
-        # Other ranks would have to do so at the same pass, and random dropout would not repeat itself.
-        if not isinstance(self._halo.neighbors, NoNeighbors) or self._model.training:
-            return False
-        if not self._has_run_out:
-            # Without the caches and the gaps between them, a pass of the same size may fit.
-            self._has_run_out = True
-            logging.getLogger("wan_vae").warning(
-                f"Memory ran out with latents_per_pass={latents}; the pass is repeated, in smaller ones if it must be,"
-                " and the result stays the same."
-            )
-            return True
-        if latents > 1:
-            tensor_bytes = None if tensor_bytes is None else tensor_bytes // 2
-        elif self._chunk_size.tiling is None and tensor_bytes != _ONE_FRAME:
-            tensor_bytes = _ONE_FRAME
-        else:
-            return False
-        frames = max(1, latents // 2) * self._in_frames
-        self._chunk_size = self._chunk_size._replace(frames=frames, tensor_bytes=tensor_bytes, launch_bound=False)
-        return True
-
-    def _recompute_caches(self, recent: Tensor) -> None:
-        """Fill the empty caches by passes over inputs whose results are known; the last of them are `recent`."""
-        inputs, start = self._history.last(recent), 0
-        while start < inputs.shape[2]:
-            count = self._next_pass(inputs.shape[2] - start)
-            done = self._attempt(inputs[:, :, start : start + count].to(recent.device), recent.shape[2])
-            start = 0 if done is None else start + count
-
-    def _run_on_gpu(self, x: Tensor) -> Tensor:
-        """Compute a pass that is launch bound, as a CUDA graph if an earlier stream left one, or from the third on."""
-        assert self._network is not None
-        if self._captured is None and not self._halo.at_start:
-            key = self._capture_key(x)
-            captured = borrow(self._model, key)
-            if captured is not None and captured.state.adopt(self._halo):
-                self._captured, self._halo = captured, captured.state
-                self._addresses = self._weight_addresses()
-            elif captured is not None:  # some caches are filled by the second pass only
-                give_back(self._model, captured)
-            elif self._runs[x.shape[2]] == _RUNS_BEFORE_CAPTURE:
-                self._capture(x, key)
-            else:
-                self._runs[x.shape[2]] += 1
-        if self._captured is not None and self._captured.graph.supports(x):
-            return self._captured.graph(x)
-        return self._network(x, self._halo)
-
-    def _capture(self, x: Tensor, key: Hashable) -> None:
-        network, halo = self._network, self._halo  # not this stream: a reference cycle would keep it alive
-        assert network is not None
-        try:
-            graph = CudaGraph(lambda chunk: network(chunk, halo), x)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        # Drivers and libraries raise errors of many classes; one kernel after another computes the same.
-        except Exception as error:
-            give_up(x.device, error)
-            self._chunk_size = self._chunk_size._replace(launch_bound=False)
-            return
-        self._captured = CapturedPass(key, graph, halo, self._constants, graph.nbytes + halo.cached_bytes + x.nbytes)
-        self._addresses = self._weight_addresses()
-
-    def _capture_key(self, x: Tensor) -> Hashable:
-        """Return what a captured pass depends on. Work on another CUDA stream would not be ordered after it."""
-        stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-        flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-        modules = tuple(map(id, self._model.modules()))
-        fixed = self._kind, self._mode, self._chunk_size.tensor_bytes, stream, flags
-        return x.shape, x.dtype, x.device, *fixed, modules, self._weight_addresses()
-
-    def _frames_due(self, frames: int) -> int:
-        first = 1 if self._halo.at_start and frames > 0 else 0
+    def _frames_due(self, frames: int, runner: PassRunner) -> int:
+        first = 1 if runner.halo.at_start and frames > 0 else 0
         return first + (frames - first) // self._in_frames * self._out_frames
-
-    def _next_pass(self, frames: int) -> int:
-        if self._halo.at_start:
-            return min(frames, 1)
-        return min(frames // self._in_frames * self._in_frames, self._chunk_size.frames)
 
 
 def _may_run_out(device: torch.device) -> bool:
