@@ -12,8 +12,8 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wan_vae.benchmark.implementations import DIFFUSERS, OPENVINO, PEERS, WAN_VAE
+from wan_vae.benchmark.record import BASELINE_DTYPE, Record
 from wan_vae.benchmark.report import NOT_MEASURED, describe_weights, find_ratio
-from wan_vae.benchmark.run import BASELINE_DTYPE, Record
 from wan_vae.cli import main
 from wan_vae.errors import UserError
 from wan_vae.io.atomic_output import written_beside

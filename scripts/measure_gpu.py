@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_vae.benchmark import run as records
+from wan_vae.benchmark import record as records
 from wan_vae.benchmark.implementations import (
     DIFFUSERS,
     EXACT,

@@ -41,7 +41,7 @@ def evaluate(
     from tqdm import tqdm
 
     from experiments.evaluation.evaluate import evaluate_shot, markdown_table, summary
-    from wan_vae.benchmark.run import code_version
+    from wan_vae.benchmark.record import code_version
     from wan_vae.cli.common import load_model
     from wan_vae.evaluation.lpips import LPIPS
     from wan_vae.validation import Dtypes

@@ -3,10 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
-from wan_vae.benchmark import BenchmarkConfig, run
+from wan_vae.benchmark import BenchmarkConfig, record
 from wan_vae.benchmark.implementations import DIFFUSERS, OPENVINO, WAN_VAE
 from wan_vae.benchmark.measure import PeakMemory, ProfileEntry, Work
-from wan_vae.benchmark.run import Case
+from wan_vae.benchmark.record import Case
 
 SECONDS = {
     Case("encode", "fp32", WAN_VAE): [1.0, 2.0, 1.0],
@@ -62,8 +62,8 @@ def make_record(*, alone: bool = False, device: str = "cpu") -> dict[str, Any]:
         "clip": {"frames": 5, "width": 32, "height": 16},
         "runs": 3,
         "ceilings": {"matmul_flops_per_second": MATMUL, "copy_bytes_per_second": COPY},
-        "results": run.results(seconds, dict.fromkeys(seconds, peaks), WORK, MATMUL, COPY),
-        "ratios": run.ratios(seconds),
+        "results": record.results(seconds, dict.fromkeys(seconds, peaks), WORK, MATMUL, COPY),
+        "ratios": record.ratios(seconds),
         "errors": {
             "reference": "diffusers in float64",
             "outputs": [{**case._asdict(), **errors} for case in seconds],

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wan_vae.benchmark.implementations import DIFFUSERS, OPENVINO, WAN_VAE
-from wan_vae.benchmark.run import BASELINE_DTYPE, Record
+from wan_vae.benchmark.record import BASELINE_DTYPE, Record
 
 NOT_MEASURED = "not measured"
 _LARGEST_ENTRIES = 15
