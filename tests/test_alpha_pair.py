@@ -6,6 +6,7 @@ import torch
 from tests.helpers import random_latents, random_vae, small_config
 from wan_vae import UserError
 from wan_vae.alpha_pair import AlphaPair
+from wan_vae.inference.planner import BudgetError
 
 CONFIG = small_config()
 
@@ -39,6 +40,24 @@ def test_raw_latents_are_those_of_both(pair: AlphaPair) -> None:
 def test_plan_is_of_half_the_budget(pair: AlphaPair) -> None:
     size = {"frames": 5, "height": 64, "width": 64}
     assert pair.plan("decode", memory="1GiB", **size) == pair.color.plan("decode", memory="512MiB", **size)
+
+
+@pytest.mark.parametrize("call", ["decode", "decode_stream", "plan"])
+def test_budget_that_is_too_small_names_what_works_for_both(pair: AlphaPair, call: str) -> None:
+    latents = random_latents(CONFIG, 3, 24, 24)
+
+    def run(memory: int) -> object:
+        if call == "plan":
+            return pair.plan("decode", frames=5, height=48, width=48, memory=memory)
+        if call == "decode":
+            return pair.decode(latents, memory=memory)
+        return list(pair.decode_stream([latents], memory=memory))
+
+    with pytest.raises(BudgetError, match=r"^1B of memory is too little .* is the smallest that works") as error:
+        run(1)
+    run(error.value.smallest)
+    with pytest.raises(BudgetError):
+        run(error.value.smallest * 9 // 10)
 
 
 def test_models_that_do_not_belong_together_are_refused() -> None:

@@ -218,6 +218,23 @@ def test_digest_of_loaded_weights_is_that_of_the_file(tmp_path: Path) -> None:
     assert vae.digest() not in (expected, random_vae(small_config(), torch.float32).digest())
 
 
+@pytest.mark.parametrize("kind", ["wan", "resnet"])
+def test_digest_is_that_of_weights_that_took_the_place_of_loaded_ones(kind: str, tmp_path: Path) -> None:
+    config = small_config(block=kind)
+    random_vae(config, torch.float32).save(tmp_path / "vae.safetensors")
+    other = random_vae(config, torch.float32, seed=1)
+    assigned = WanVAE.from_pretrained(tmp_path / "vae.safetensors")
+    assigned.load_state_dict(other.state_dict(), assign=True)
+    assert assigned.digest() == other.digest()
+    loaded = WanVAE.from_pretrained(tmp_path / "vae.safetensors")
+    before, loaded.decoder = loaded.digest(), other.decoder
+    assert loaded.digest() not in (before, other.digest())
+    counted = WanVAE.from_pretrained(tmp_path / "vae.safetensors")
+    for buffer in counted.buffers():
+        buffer.add_(1)
+    assert (counted.digest() == before) == (not list(counted.buffers()))
+
+
 def test_from_pretrained_with_dtype_as_text_converts(tmp_path: Path) -> None:
     random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
     assert WanVAE.from_pretrained(tmp_path / "vae.safetensors", dtype="bfloat16").dtype == torch.bfloat16

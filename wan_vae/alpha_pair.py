@@ -1,6 +1,8 @@
 """Wan-Alpha's pair of models: both decode the same latents, one to colors, the other to their transparency."""
 
+import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ from torch import Tensor
 from wan_vae.arguments import check_type
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget, parse_bytes
-from wan_vae.inference.planner import Plan
+from wan_vae.inference.planner import BudgetError, Plan
 from wan_vae.inference.stream import DecodeStream
 from wan_vae.vae import WanVAE
+from wan_vae.validation import check_latents
 
 
 class AlphaPair:
@@ -67,29 +70,49 @@ class AlphaPair:
 
     def plan(self, *args: Any, memory: Budget, **size: Any) -> Plan:
         """Return how each of the two models would keep to its half of a budget; arguments as of `WanVAE.plan`."""
-        return self.color.plan(*args, memory=self._half(memory), **size)
+        with self._sharing(memory, of=2) as budget:
+            assert budget is not None
+            return self.color.plan(*args, memory=budget, **size)
 
     def decode(self, latents: Tensor, *, raw: bool = False, memory: Budget | None = None) -> Tensor:
         """Latents (B, z, t, h, w) -> video (B, 4, T, H, W) in [-1, 1]; arguments and errors as of `WanVAE.decode`."""
-        budget = None if memory is None else self._half(memory)  # each call has one, and what came before stays
-        color = self.color.decode(latents, raw=raw, memory=budget)
-        return _joined(color, self.alpha.decode(latents, raw=raw, memory=budget))
+        check_latents(latents, self.config, whole=True)
+        batch, _, length, height, width = latents.shape
+        time, side = self.config.temporal_compression, self.config.spatial_compression * self.config.output_upscale
+        shape = batch, 4, 1 + time * (length - 1), height * side, width * side
+        # Beside each call there is the joined video: that of the colors ends before it is made.
+        with self._sharing(memory, besides=math.prod(shape) * self.color.decoder_dtype.itemsize) as budget:
+            color = self.color.decode(latents, raw=raw, memory=budget)
+            video = color.new_empty(shape)
+            video[:, :3] = color
+            del color
+            alpha = self.alpha.decode(latents, raw=raw, memory=budget)
+            video[:, 3:] = alpha.mean(dim=1, keepdim=True)
+        return video
 
     def decode_stream(self, chunks: Iterable[Tensor], *, memory: Budget | None = None) -> Iterator[Tensor]:
         """Decode normalized latents (B, z, n, h, w) as they arrive, as `WanVAE.decode_stream`; yields (B, 4, m, H, W).
 
         `memory` is for both models together.
         """
-        budget = None if memory is None else self._half(memory)
-        with DecodeStream(self.color, memory=budget) as color, DecodeStream(self.alpha, memory=budget) as alpha:
+        with (
+            self._sharing(memory, of=2) as budget,
+            DecodeStream(self.color, memory=budget) as color,
+            DecodeStream(self.alpha, memory=budget) as alpha,
+        ):
             for chunk in chunks:
                 first, second = color.push(chunk), alpha.push(chunk)
                 if first is not None and second is not None:
-                    yield _joined(first, second)
+                    yield torch.cat([first, second.mean(dim=1, keepdim=True)], dim=1)
 
-    def _half(self, memory: Budget) -> int:
-        return max(1, parse_bytes(memory, self.device) // 2)
-
-
-def _joined(color: Tensor, alpha: Tensor) -> Tensor:
-    return torch.cat([color, alpha.mean(dim=1, keepdim=True)], dim=1)
+    @contextmanager
+    def _sharing(self, memory: Budget | None, *, of: int = 1, besides: int = 0) -> Iterator[int | None]:
+        """Give the budget of one model, whose error then names that of both: `of` shares, and bytes `besides`."""
+        if memory is None:
+            yield None
+            return
+        budget = parse_bytes(memory, self.device)
+        try:
+            yield max(1, (budget - besides) // of)
+        except BudgetError as error:
+            raise BudgetError.of("decode", budget, error.smallest * of + besides) from None

@@ -56,7 +56,7 @@ class WanVAE(Autoencoder):
     in training mode, whose batch norms see all frames, a whole clip passes at once. Streams are for eval mode.
     """
 
-    _origin: tuple[Path, tuple[int, int], tuple[int, ...]] | None = None
+    _origin: tuple[Path, tuple[int, int], tuple[tuple[int, int], ...]] | None = None
     _has_seen_latents = False
 
     @classmethod
@@ -446,8 +446,12 @@ class WanVAE(Autoencoder):
                 return _file_digest(path, version)
         return weights_digest(self.state_dict())
 
-    def _weight_versions(self) -> tuple[int, ...]:
-        return tuple(0 if weight.is_inference() else weight._version for weight in self.parameters())
+    def _weight_versions(self) -> tuple[tuple[int, int], ...]:
+        """Tell the weights from others in their place, and from themselves once they were written to."""
+        weights, statistics = self.parameters(), self.buffers()
+        versions = [(id(weight), 0 if weight.is_inference() else weight._version) for weight in weights]
+        # Converting a model replaces its buffers.
+        return *versions, *((0, 0 if buffer.is_inference() else buffer._version) for buffer in statistics)
 
 
 @lru_cache  # a caller of encode_file loops over clips

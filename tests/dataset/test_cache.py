@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from wan_vae import WanVAE
 from wan_vae.dataset import CacheOptions, Extract, LatentDataset, cache_latents, estimate_cache, verify_cache
 from wan_vae.dataset.ahead import ReadingAhead
 from wan_vae.errors import UserError
-from wan_vae.io import load_latents, read_clip
+from wan_vae.io import Clip, load_latents, read_clip
 
 
 @pytest.fixture
@@ -286,6 +287,24 @@ def test_verify_cache_finds_what_differs(vae: WanVAE, clips: Path, tmp_path: Pat
     path = tmp_path / "out" / "a.mkv.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
     assert verify_cache(clips, tmp_path / "out", vae, options=options).differing == ["a.mkv.safetensors"]
+
+
+def test_verify_cache_says_which_clip_is_gone(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    listed = [clips / "a.mkv"]
+    cache_latents(listed, tmp_path / "out", vae)
+    listed[0].unlink()
+    with pytest.raises(UserError, match=r"a\.mkv cannot be encoded again: .*a\.mkv does not exist"):
+        verify_cache(listed, tmp_path / "out", vae, options=CacheOptions())
+
+
+def test_clip_of_fewer_frames_than_its_file_announces_fails_with_a_sentence(
+    vae: WanVAE, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = Clip.chunks
+    monkeypatch.setattr(Clip, "chunks", lambda clip, count: islice(chunks(clip, 1), clip.info.frames - 2))
+    result = cache_latents([clips / "a.mkv"], tmp_path / "out", vae)
+    assert (result.cached, result.failed) == (0, 1)
+    assert "ends after 7 of the 9 frames that it announces" in (tmp_path / "out" / "failures.jsonl").read_text()
 
 
 def test_parts_of_other_options_are_not_of_the_cache_any_more(vae: WanVAE, clips: Path, tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ def test_latents_writer_refuses_chunks_that_differ_and_no_chunks(tmp_path: Path)
         writer.write(latents)
         with pytest.raises(LatentsError, match="all must be alike"):
             writer.write(latents.double())
+        with pytest.raises(LatentsError, match=r"of shape \(1, 3, 0, 2, 2\), which holds none; leave empty chunks out"):
+            writer.write(latents[:, :, :0])
     with pytest.raises(LatentsError, match="no latents"), LatentsWriter(tmp_path / "l.safetensors") as writer:
         writer.finish(info(latents))
     assert not any(tmp_path.iterdir())

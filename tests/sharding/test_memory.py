@@ -24,7 +24,7 @@ from tests.sharding.workers import Workers
 from wan_vae import UserError, VAEConfig
 from wan_vae.inference import dry_run, planner
 from wan_vae.inference.budget import parse_bytes
-from wan_vae.inference.planner import Plan
+from wan_vae.inference.planner import BudgetError, Plan
 from wan_vae.inference.tiling import Tiling
 from wan_vae.sharding.process_group import ProcessGroup, min_budget
 from wan_vae.sharding.sharded_vae import ShardedVAE
@@ -67,11 +67,12 @@ def coded(
         whole = vae.plan(call, **options, memory="1TiB").peak
         try:
             vae.plan(call, **options, memory=1)
-        except UserError as error:
-            said = str(error)
+        except BudgetError as error:
+            said, exact = str(error), error.smallest
         smallest = re.search(r"too little to .* this clip; (\d+)MiB is the smallest that works\.$", said)
         assert smallest is not None, said
         least = int(smallest[1])
+        assert -(-exact // 2**20) == least
         budget = least + int(max(0, whole - least) * shares[group.rank()])
         return getattr(vae, call)(x, memory=budget).numpy(), said, vae.plan(call, **options, memory=budget)
 

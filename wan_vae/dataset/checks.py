@@ -138,6 +138,8 @@ def verify_cache(
         work = _work(vae, load, Path(place), options, memory)
         model = work.model()
         todo = find_jobs(sources, Manifest(Path(place)), options, model.digest(), retry=True)
+        for job, reason in todo.refused:
+            raise UserError(f"{job.source.label} cannot be encoded again: {reason}")
         for done in encode_jobs(model, todo.jobs, work, lambda: None):
             if done.error is not None:
                 raise UserError(f"{done.job.source.label} cannot be encoded again: {done.error}")

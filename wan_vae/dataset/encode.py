@@ -116,7 +116,13 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
             for begin in range(part.start, part.start + part.frames, count):
                 end = min(begin + count, part.start + part.frames)
                 while first + len(held) < end:
-                    held.append(next(frames))
+                    if (frame := next(frames, None)) is None:
+                        raise ClipError(
+                            f"{job.source.path} ends after {first + len(held)} of the {info.frames} frames that it"
+                            " announces, as interlaced clips in separate fields do; convert it to whole frames first,"
+                            " for example with ffmpeg."
+                        )
+                    held.append(frame)
                     if first + len(held) <= min(begin, following):
                         held.popleft()
                         first += 1

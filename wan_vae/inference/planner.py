@@ -24,9 +24,23 @@ _WHOLE_STAGES_OF_STREAMS = 2
 
 
 class BudgetError(UserError):
-    """A budget is too small; `smallest` is the least one that works, in bytes."""
+    """A budget is too small.
+
+    Attributes:
+        smallest: The least one that works, in bytes.
+    """
 
     smallest = 0
+
+    @classmethod
+    def of(cls, direction: str, budget: int, smallest: int) -> "BudgetError":
+        """Return the error of a call that does not fit a budget, in bytes."""
+        error = cls(
+            f"{format_bytes(budget)} of memory is too little to {direction} this clip; {-(-smallest // _MEBIBYTE)}MiB"
+            " is the smallest that works."
+        )
+        error.smallest = smallest
+        return error
 
 
 @dataclass(frozen=True)
@@ -135,12 +149,7 @@ def choose(request: PlanRequest, budget: int) -> Plan:
             if peak <= budget:
                 return Plan(request.direction, budget, peak, overhead, 1, stage_range.tiling(*grid), count)
     least = min([least, *(stage_range.least for stage_range in ranges)])
-    error = BudgetError(
-        f"{format_bytes(budget)} of memory is too little to {request.direction} this clip; {-(-least // _MEBIBYTE)}MiB"
-        " is the smallest that works."
-    )
-    error.smallest = least
-    raise error
+    raise BudgetError.of(request.direction, budget, least)
 
 
 class _StageRange:

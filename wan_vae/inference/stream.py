@@ -47,8 +47,8 @@ class ClipStream:
             normalized latents: `Posterior.from_moments` takes them.
 
     Raises:
-        UserError: `latents_per_pass` is no whole number above 0, both `neighbors` and `memory` are given, or `moments`
-            of a stream that decodes.
+        UserError: `latents_per_pass` is no whole number above 0, `memory` is given together with `neighbors` or
+            `tiling`, or `moments` of a stream that decodes.
     """
 
     _direction: ClassVar[Direction]
@@ -70,6 +70,8 @@ class ClipStream:
         latents = check_latents_per_pass(latents_per_pass)
         if moments and self._direction == "decode":
             raise UserError("Decoding gives frames, not moments; only an EncodeStream has them.")
+        if tiling is not None and memory is not None:
+            raise UserError("A budget decides the tiling itself; pass either memory or tiling.")
         if neighbors is not None and memory is not None:
             raise UserError(
                 "A part of a picture has no budget of its own, because all parts take the same passes; the streams of"

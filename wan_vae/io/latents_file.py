@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import check_count
 from wan_vae.config import VAEConfig, shown
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.io.atomic_output import check_output, written_beside
@@ -196,6 +197,8 @@ class LatentsWriter:
         if latents.dtype not in DTYPE_NAMES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_NAMES)
             raise self._refusal(f"the latents are {latents.dtype}; convert them to one of {known}.")
+        if 0 in shape:
+            raise self._refusal(f"the latents are of shape {shape}, which holds none; leave empty chunks out.")
         frames = latents[0].detach().transpose(0, 1).contiguous().cpu()
         if not torch.isfinite(frames).all():
             raise self._refusal(
@@ -323,8 +326,10 @@ class LatentsFile:
         """Yield normalized latents (1, z, n, h, w); n is `count`, or less for the last chunk.
 
         Raises:
+            UserError: `count` is no whole number above 0.
             LatentsError: A value is NaN or infinite, or the file has changed since it was opened.
         """
+        count = check_count("count", count)
         return read_chunks(
             self._path, self._name, StoredTensor(self.dtype, self.shape, self._start), self._version, count
         )
@@ -339,7 +344,7 @@ class LatentsFile:
             raise LatentsError(
                 f"{self._name} has no log-variance; encode with --posterior (in Python, posterior=True)."
             )
-        return read_chunks(self._path, self._name, self._logvar, self._version, count)
+        return read_chunks(self._path, self._name, self._logvar, self._version, check_count("count", count))
 
 
 def read_chunks(path: Path, name: str, tensor: StoredTensor, seen: Version, count: int) -> Iterator[Tensor]:

@@ -105,10 +105,10 @@ class ShardedVAE:
                 "There is no process group to share clips with; start the program with torchrun, and call"
                 " torch.distributed.init_process_group first."
             )
-        if model.training:
-            raise UserError("A model in training mode cannot share clips among processes; call its eval() first.")
         check_type("model", model, Autoencoder, "a model, such as WanVAE.from_pretrained(...)")
         check_flag("gather", gather)
+        if model.training:
+            raise UserError("A model in training mode cannot share clips among processes; call its eval() first.")
         self._model = model
         self._gather = gather
         self._digest = digest
@@ -308,17 +308,18 @@ class ShardedVAE:
         self, x: Tensor, direction: Direction, latents_per_pass: int | None, memory: Budget, *, streaming: bool
     ) -> Plan:
         budget = min_budget(memory, self.device, self._group)
-        plan: Plan | str = ""
+        plan: Plan | UserError | None = None
         # One rank decides: two might not find the same plan, because their processors may differ.
         if self._group.rank == 0:
             try:
                 part = largest_part(self._share_of(x, direction).grid, *self._scales(direction), gather=self._gather)
                 plan = make_plan(self._model, direction, x, latents_per_pass, budget, streaming=streaming, part=part)
             except UserError as error:
-                plan = str(error)
+                plan = error  # of its own class: callers ask a BudgetError what would fit
         plan = self._group.all_gather_object(plan)[0]
-        if isinstance(plan, str):
-            raise UserError(plan)
+        if isinstance(plan, UserError):
+            raise plan
+        assert plan is not None
         return plan
 
 
