@@ -118,7 +118,8 @@ class ReconstructResult(FileResult):
         side_by_side: The clip of source and reconstruction, if it was written.
         contact_sheet: The PNG file of a few frames, if it was written.
         report: The HTML page, if it was written.
-        score: How close the decoded frames are to the source's; None where the model decodes to another size.
+        score: How close the decoded frames are to the source's; None where the model decodes to another size, and in
+            shards for all processes but the first.
     """
 
     side_by_side: Path | None

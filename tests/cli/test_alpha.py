@@ -44,6 +44,7 @@ def test_decode_with_a_model_for_alpha_gives_what_the_pair_gives(
     ("options", "sentence"),
     [
         (("--preview",), "--preview needs no model, so --alpha-checkpoint has no use"),
+        (("--checkpoint-values", "raw"), "--checkpoint-values is for tiny autoencoders, not for --alpha-checkpoint"),
         (("--shards", "2"), "--shards is 2, but --alpha-checkpoint is the work of one process"),
     ],
 )
@@ -53,6 +54,18 @@ def test_decode_with_a_model_for_alpha_and_an_option_that_excludes_it_is_refused
     ended = run(capsys, "decode", "z.safetensors", folder / "x.mkv", "--alpha-checkpoint", "a.safetensors", *options)
     assert ended.code == 2
     assert sentence in ended.err
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--checkpoint-values", "--device", "--dtype", "--memory"])
+def test_decode_as_a_preview_with_an_option_for_models_is_refused(
+    option: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = {"--checkpoint-values": "raw", "--device": "cpu", "--dtype": "fp32", "--memory": "1GiB"}.get(option, "x")
+    ended = run(capsys, "decode", "z.safetensors", folder / "x.mkv", "--preview", option, value)
+    assert (ended.code, ended.err) == (
+        2,
+        f"wan-vae: --preview needs no model, so {option} has no use; leave one of them out.\n",
+    )
 
 
 def test_picture_with_alpha_goes_through_a_model_of_single_pictures(

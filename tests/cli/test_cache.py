@@ -89,6 +89,9 @@ def test_cache_for_a_model_of_ai_toolkit_names_it(folder: Path, capsys: pytest.C
         (("--resolution", "64"), "--resolution is '64'; write it as WIDTHxHEIGHT"),
         (("--format", "ai-toolkit", "--dry-run"), "give --resolution NxN with the `resolution` of its dataset"),
         (("--extraction", "chunk"), "needs the lengths of parts: give target_frames"),
+        (("--most-frames", "81"), "--most-frames is 81, which is for --extraction full alone"),
+        (("--target-frames", "5", "--stride", "2"), "--stride is 2, which is for --extraction slide alone"),
+        (("--no-upscale",), "upscale is off, which is for buckets of a resolution"),
     ],
 )
 def test_cache_of_impossible_options_gets_a_sentence(

@@ -85,6 +85,8 @@ def test_clips_without_a_place_for_their_latents_are_refused(
     before = listing(tmp_path)
     outcome = run(capsys, "encode", clip, clip, "--checkpoint", checkpoint, "--overwrite")
     assert_one_sentence(outcome, "The last of several paths is that of the latents", "clip.mkv ends like a clip")
+    outcome = run(capsys, "encode", clip, clip, tmp_path / "out", "--checkpoint", checkpoint, "--overwrite")
+    assert_one_sentence(outcome, "--overwrite is for a single clip")
     assert listing(tmp_path) == before
 
 

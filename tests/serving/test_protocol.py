@@ -108,6 +108,8 @@ def test_remote_encode_of_a_video_gives_the_local_latents(vae: WanVAE, address: 
     torch.testing.assert_close(latents, vae.posterior(video).mean, atol=1e-5, rtol=0)
     scaled = remote_encode(f"{address}/encode", video, scaling_factor=0.5, shift_factor=0.25)
     torch.testing.assert_close(scaled, (latents - 0.25) * 0.5, atol=1e-5, rtol=0)
+    normalized = remote_encode(f"{address}/encode?do_scaling=true", video)
+    torch.testing.assert_close(normalized, vae.encode(video), atol=1e-5, rtol=0)
 
 
 def test_remote_encode_of_an_image_gives_the_local_latents(vae: WanVAE, address: str) -> None:

@@ -39,6 +39,9 @@ class Extraction(str, Enum):
     full = "full"
 
 
+_EXTRACTIONS = {"stride": Extraction.slide, "samples": Extraction.uniform, "most_frames": Extraction.full}
+
+
 def cache(
     source: Annotated[
         Path, typer.Argument(help="A folder of clips and images, or a list of them: .txt, .jsonl or .csv.")
@@ -87,9 +90,15 @@ def cache(
     target_frames: Annotated[
         str | None, typer.Option(help="Lengths of parts, such as 1,25,81.", metavar="N[,N...]")
     ] = None,
-    stride: Annotated[int, typer.Option(min=1, help="Frames between two parts with --extraction slide.")] = 1,
-    samples: Annotated[int, typer.Option(min=1, help="Parts of a clip with --extraction uniform.")] = 1,
-    most_frames: Annotated[int, typer.Option(min=1, help="Frames at most with --extraction full.")] = 129,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Frames between two parts with --extraction slide, default 1.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Parts of a clip with --extraction uniform, default 1.")
+    ] = None,
+    most_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames at most with --extraction full, default 129.")
+    ] = None,
     posterior: options.PosteriorOption = False,
     store: Annotated[
         str | None,
@@ -137,9 +146,16 @@ def cache(
 
     lengths = _lengths(target_frames)
     extract = None
-    if extraction is not None or lengths:
-        kind = Extraction.head if extraction is None else extraction
-        extract = Extract(kind.value, lengths, stride=stride, samples=samples, most_frames=most_frames)
+    if lengths and extraction is None:
+        extraction = Extraction.head
+    details = {"stride": stride, "samples": samples, "most_frames": most_frames}
+    given = {name: value for name, value in details.items() if value is not None}
+    for name, value in given.items():
+        if extraction != _EXTRACTIONS[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is {value}, which is for --extraction {_EXTRACTIONS[name].value} alone.")
+    if extraction is not None:
+        extract = Extract(extraction.value, lengths, **given)
     chosen = CacheOptions(
         format=format.value,
         values=None if values is None else values.value,

@@ -87,8 +87,19 @@ def decode(
     if shards > 1 and (preview or alpha_checkpoint is not None):
         other = "--preview" if preview else "--alpha-checkpoint"
         raise UserError(f"--shards is {shards}, but {other} is the work of one process; leave one of them out.")
-    if preview and alpha_checkpoint is not None:
-        raise UserError("--preview needs no model, so --alpha-checkpoint has no use; leave one of them out.")
+    if preview:
+        unused = {
+            "--alpha-checkpoint": alpha_checkpoint is not None,
+            "--checkpoint": checkpoint != options.DEFAULT_CHECKPOINT,
+            "--checkpoint-values": checkpoint_values is not None,
+            "--device": device != options.Device.auto,
+            "--dtype": dtype != options.Precision.auto,
+            "--memory": memory != options.AUTO,
+        }
+        for name in (name for name, given in unused.items() if given):
+            raise UserError(f"--preview needs no model, so {name} has no use; leave one of them out.")
+    if alpha_checkpoint is not None and checkpoint_values is not None:
+        raise UserError("--checkpoint-values is for tiny autoencoders, not for --alpha-checkpoint; leave one out.")
     clip = default_output(latents, "_decoded.mp4") if clip is None else clip
     write: Callable[..., FileResult]
     with Progress("decoding") as progress:

@@ -70,6 +70,10 @@ def encode(
             raise UserError(
                 f"--shards is {shards}, but of several clips each is for one process; see `cache --devices`."
             )
+        if overwrite:
+            raise UserError(
+                "--overwrite is for a single clip; of several, those are encoded again whose clip or options changed."
+            )
         from wan_vae.dataset import CacheOptions
 
         wanted = CacheOptions(

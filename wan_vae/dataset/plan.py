@@ -99,6 +99,8 @@ class CacheOptions:
                 raise UserError("source_fps is for the format musubi, without fps; fps resamples clips of any rate.")
             if not 0.001 <= self.source_fps <= 1000:
                 raise UserError(f"source_fps is {self.source_fps}; it must be from 0.001 to 1000, such as 29.97.")
+        if not self.upscale and (self.resolution is None or self.format == "ai-toolkit"):
+            raise UserError("upscale is off, which is for buckets of a resolution, and not for those of ai-toolkit.")
         if not self.buckets and (self.resolution is None or not self.upscale):
             raise UserError("Without buckets, clips get the size of resolution, which must be given, and upscale on.")
         for name, least in (("size", 1), ("resolution", STEP)):

@@ -3,8 +3,8 @@
 A clip is a video tensor (1, 3, T, H, W) in [-1, 1], or frames (n, height, width, 3) in uint8 or uint16; with alpha, 4
 channels instead of 3.
 `read_clip` and `write_clip` handle whole clips, `open_clip` and `create_clip` chunks; so do `load_latents` and
-`save_latents` and `LatentsFile` and `LatentsWriter`. All take a path; those for latents, and those that read, also a
-binary file object.
+`save_latents` and `LatentsFile` and `LatentsWriter`. All take a path; all but `create_clip`, `write_clip` and
+`LatentsFile` also a binary file object.
 """
 
 from importlib import import_module

@@ -58,8 +58,10 @@ class Scaling:
         raw = latents if self.factor is None else latents / self.factor
         return statistics.normalized(raw if self.shift is None else raw + self.shift)
 
-    def from_raw(self, raw: Tensor) -> Tensor:
-        """Raw latents -> latents as asked for."""
+    def from_raw(self, raw: Tensor, statistics: LatentStatistics) -> Tensor:
+        """Raw latents -> latents as asked for, both (B, z, t, h, w)."""
+        if self.do_scaling and self.factor is None:
+            return statistics.normalized(raw)
         shifted = raw if self.shift is None else raw - self.shift
         return shifted if self.factor is None else shifted * self.factor
 
@@ -135,7 +137,7 @@ class Server:
     def encode(self, body: BinaryIO, head: TensorHead | None, scaling: Scaling) -> Answer:
         """A video (B, 3, T, H, W) in [-1, 1], or without a head a picture in a file -> latents (B, z, t, h, w)."""
         video = _read_picture(body, self.limits) if head is None else _read_tensor(body, head)
-        return tensor_answer(torch.cat([scaling.from_raw(part).cpu() for part in self._encoded([video])], dim=2))
+        return tensor_answer(torch.cat([part.cpu() for part in self._encoded([video], scaling)], dim=2))
 
     def encode_clip(self, body: BinaryIO, scaling: Scaling) -> Answer:
         """A clip in a file -> latents as they come: the bytes of (t, z, h, w)."""
@@ -154,8 +156,8 @@ class Server:
 
         def pieces() -> Iterator[bytes]:
             with kept:
-                for part in self._encoded(tensors):
-                    yield tensor_bytes(scaling.from_raw(part)[0].transpose(0, 1).cpu())
+                for part in self._encoded(tensors, scaling):
+                    yield tensor_bytes(part[0].transpose(0, 1).cpu())
 
         return _tensor_headers([count, *size], dtype), pieces()
 
@@ -210,8 +212,8 @@ class Server:
         chunks = torch.split(normalized, model.default_chunk_size(height, width), dim=2)
         return decode_chunks(model, (chunk.to(model.device) for chunk in chunks), height, width, self.memory)
 
-    def _encoded(self, video: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield raw latents, the posterior's mean."""
+    def _encoded(self, video: Iterable[Tensor], scaling: Scaling) -> Iterator[Tensor]:
+        """Yield the posterior's mean as asked for."""
         model, iterator = self.model, iter(video)
         first = next(iterator).to(model.device)
 
@@ -222,10 +224,9 @@ class Server:
         height, width = first.shape[3:]
         moments = isinstance(model, WanVAE)
         for part in encode_chunks(model, all_chunks(), height, width, self.memory, moments=moments):
-            if moments:
-                yield part.chunk(2, dim=1)[0]
-            else:
-                yield LatentStatistics.of(model.config, part.dtype, part.device).denormalized(part)
+            statistics = LatentStatistics.of(model.config, part.dtype, part.device)
+            raw = part.chunk(2, dim=1)[0] if moments else statistics.denormalized(part)
+            yield scaling.from_raw(raw, statistics)
 
 
 def tensor_answer(tensor: Tensor) -> Answer:
