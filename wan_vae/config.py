@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import yaml
 
+from wan_vae.arguments import shown
 from wan_vae.errors import UserError
 
 _LARGEST_YAML = 2**17  # bytes; PyYAML takes about a second for as many
@@ -192,14 +193,6 @@ def _is_of_type(value: object, kind: object, largest: int) -> bool:
     if isinstance(kind, type) and not get_args(kind):
         return isinstance(value, kind)
     return isinstance(value, tuple) and all(_is_of_type(item, get_args(kind)[0], largest) for item in value)
-
-
-def shown(value: object) -> str:
-    """Return `repr` of a value from a file, or its type where Python refuses: for huge integers and deep nesting."""
-    try:
-        return repr(value)
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__} too large to show"
 
 
 def config_folder() -> Path:

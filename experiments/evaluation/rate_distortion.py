@@ -29,7 +29,8 @@ from wan_vae.config import load_config
 from wan_vae.evaluation.metrics import Metrics
 from wan_vae.io import open_clip
 from wan_vae.io.atomic_output import written_beside
-from wan_vae.training.data import VIDEO_SUFFIXES, find_sources
+from wan_vae.io.suffixes import VIDEO_SUFFIXES
+from wan_vae.training.data import find_sources
 from wan_vae.training.initialization import fit_linear_skip, init_for_training
 from wan_vae.training.validation import with_latent_statistics
 from wan_vae.vae import WanVAE

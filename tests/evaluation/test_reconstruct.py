@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tests.helpers import random_vae, small_config
-from wan_vae.evaluation.reconstruct import GAP, eight_bits, reconstruct_frames, side_by_side, side_by_side_width
+from wan_vae.evaluation.reconstruct import GAP, reconstruct_frames, side_by_side, side_by_side_width
 from wan_vae.io.frames import tensors_to_frames
 
 
@@ -39,9 +39,3 @@ def test_side_by_side_has_the_source_left_and_the_reconstruction_right(scale: in
     assert np.array_equal(pair[:, width + GAP :], reconstruction)
     gap = pair[:, width : width + GAP]
     assert (gap == gap[0, 0, 0]).all()
-
-
-def test_eight_bits_of_sixteen_bits_are_rounded() -> None:
-    deep = np.arange(65536, dtype=np.uint16)
-    assert np.array_equal(eight_bits(deep), np.rint(deep / 257).astype(np.uint8))
-    assert np.array_equal(eight_bits(noise(2, 2)), noise(2, 2))

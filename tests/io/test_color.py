@@ -21,7 +21,7 @@ from tests.io.sources import (
 )
 from wan_vae.errors import ClipError
 from wan_vae.io import Color, create_clip, open_clip
-from wan_vae.io.color import Resizer
+from wan_vae.io.color import Resizer, eight_bits
 
 
 @pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt2020"])
@@ -157,3 +157,9 @@ def test_pictures_scaled_while_converted_are_those_scaled_after(tmp_path: Path, 
     assert scaled.shape == (height // 2, width // 3, 3)
     after = Resizer(width // 3, height // 2)(np.ascontiguousarray(whole[0]))
     assert np.abs(scaled.astype(int) - after).mean() < 1
+
+
+def test_eight_bits_of_sixteen_bits_are_rounded() -> None:
+    deep = np.arange(65536, dtype=np.uint16)
+    assert np.array_equal(eight_bits(deep), np.rint(deep / 257).astype(np.uint8))
+    assert np.array_equal(eight_bits(eight_bits(deep)), eight_bits(deep))

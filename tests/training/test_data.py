@@ -15,12 +15,11 @@ from tests.helpers import small_config
 from tests.io.sources import encode, rgb_frames, smooth_pictures
 from tests.training.runs import HELD_OUT, Material, small_recipe, stage_values
 from wan_vae.errors import UserError
+from wan_vae.io.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from wan_vae.training import Recipe
 from wan_vae.training import data as data_module
 from wan_vae.training.data import (
     LARGEST_ZOOM_OUT,
-    PHOTO_SUFFIXES,
-    VIDEO_SUFFIXES,
     Sources,
     StoredClip,
     TrainingBatches,
@@ -370,12 +369,12 @@ def test_find_sources_searches_folders(tmp_path: Path) -> None:
     assert find_sources(None, VIDEO_SUFFIXES) == []
     found = find_sources(tmp_path, VIDEO_SUFFIXES)
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a.mkv", "b.MP4", str(Path("inner/c.gif"))]
-    assert find_sources(tmp_path, PHOTO_SUFFIXES) == [tmp_path / "photo.png"]
+    assert find_sources(tmp_path, IMAGE_SUFFIXES) == [tmp_path / "photo.png"]
     assert find_sources(tmp_path / "notes.txt", VIDEO_SUFFIXES) == [tmp_path / "notes.txt"]
     with pytest.raises(UserError, match=r"nowhere is neither a file nor a folder"):
         find_sources(tmp_path / "nowhere", VIDEO_SUFFIXES)
-    with pytest.raises(UserError, match=r"inner holds no file ending in \.png"):
-        find_sources(tmp_path / "inner", PHOTO_SUFFIXES)
+    with pytest.raises(UserError, match=r"inner holds no file ending in \.avif"):
+        find_sources(tmp_path / "inner", IMAGE_SUFFIXES)
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"link\.png is a link to a file that does not exist"):
-        find_sources(tmp_path, PHOTO_SUFFIXES)
+        find_sources(tmp_path, IMAGE_SUFFIXES)

@@ -106,7 +106,8 @@ def encode(
 
 def _clips_and_latents(paths: list[Path], form: options.LatentsFormat | None) -> tuple[list[Path], Path]:
     """Tell the clips from the output: the last of several paths, or else a default."""
-    from wan_vae.dataset.sources import CLIP_SUFFIXES, is_data_set
+    from wan_vae.dataset.sources import is_data_set
+    from wan_vae.io.suffixes import CLIP_SUFFIXES
 
     if len(paths) > 1:
         *clips, latents = paths

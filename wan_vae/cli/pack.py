@@ -1,6 +1,5 @@
 """`wan-vae pack`: a cache of latents to shards."""
 
-import re
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +9,6 @@ import typer
 from wan_vae.cli import options
 from wan_vae.cli.common import Progress, print_result
 from wan_vae.errors import UserError
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 class ShardFormat(str, Enum):
@@ -49,7 +46,9 @@ def pack(
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"([1-9]\d{0,11})\s*((?:[KMG]i?)?)B?", text)
-    if match is None:
+    from wan_vae.inference.budget import parse_size
+
+    size = parse_size(text)
+    if not size:
         raise UserError(f"--shard-size is {text!r}; write bytes, or a number with a unit such as 1GiB.")
-    return int(match[1]) * _UNITS[match[2]]
+    return size

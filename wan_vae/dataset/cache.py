@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, TypeAlias
 from wan_vae.arguments import check_count, check_path
 from wan_vae.dataset.manifest import Failure, Manifest
 from wan_vae.dataset.plan import CacheOptions, CheckpointDigests, Job, Todo, find_jobs
-from wan_vae.dataset.sources import CLIP_SUFFIXES, Source, list_sources, named_sources, some_of, with_twins
+from wan_vae.dataset.sources import Source, list_sources, named_sources, some_of, with_twins
 from wan_vae.dataset.storage import Store, is_url
 from wan_vae.errors import UserError
+from wan_vae.io.suffixes import CLIP_SUFFIXES
 
 if TYPE_CHECKING:
     from wan_vae.dataset.engines import Done, Loader, Work

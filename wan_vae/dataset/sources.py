@@ -14,12 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wan_vae.errors import UserError
+from wan_vae.io.suffixes import CLIP_SUFFIXES, IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-CLIP_SUFFIXES = IMAGE_SUFFIXES | frozenset(
-    {".3gp", ".apng", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"}
-    | {".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
-)
 LIST_SUFFIXES = (".txt", ".jsonl", ".csv")
 
 _CACHE_SUFFIXES = (".safetensors", ".json", ".jsonl")

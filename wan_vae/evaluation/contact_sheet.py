@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from wan_vae.arguments import check_count
 from wan_vae.errors import UserError
 from wan_vae.evaluation.metrics import levels, psnr
-from wan_vae.evaluation.reconstruct import eight_bits
-from wan_vae.io.color import over_black
+from wan_vae.io.color import eight_bits, over_black
 from wan_vae.io.frames import Frames
 
 ROWS = 5

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wan_vae.io.color import eight_bits
 from wan_vae.io.frames import Frames, FramesToTensors, tensors_to_frames
 
 if TYPE_CHECKING:
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 # Even, so that side-by-side pictures have an even width, which video players need, for every width of a frame.
 GAP = 8
 _GRAY = 128
-
-
-def eight_bits(frames: Frames) -> NDArray[np.uint8]:
-    """Round full-range uint16 to uint8; uint8 is returned as it is."""
-    if frames.dtype == np.uint8:
-        return frames.astype(np.uint8, copy=False)
-    return ((frames.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def side_by_side_width(width: int) -> int:

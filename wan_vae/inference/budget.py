@@ -16,7 +16,7 @@ Budget = int | str
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # The rest is for other programs, and for gaps of allocators.
-_SHARE_OF_FREE = 0.8
+SHARE_OF_FREE = 0.8
 _MEMINFO = Path("/proc/meminfo")
 # Control groups, versions 2 and 1: the limit, the usage, and the part of it that the system reclaims on demand, such as
 # the page cache and the workspaces' cached regions.
@@ -37,13 +37,12 @@ def parse_bytes(budget: Budget, device: torch.device) -> int:
         UserError: It is none of these, or "auto" on a device that does not tell.
     """
     if isinstance(budget, str) and budget == "auto":
-        return int(_SHARE_OF_FREE * free_memory(device))
+        return int(SHARE_OF_FREE * free_memory(device))
     if isinstance(budget, str):
-        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT]?)|([KMGT])i)B?", budget.strip(), re.IGNORECASE)
-        if match is None:
+        parsed = parse_size(budget)
+        if parsed is None:
             raise UserError(f"The memory is {shown(budget)}; write bytes, a number with a unit such as 4GiB, or auto.")
-        unit = _BINARY_UNITS[match[3].upper()] if match[3] else _UNITS[match[2].upper()]
-        size = int(float(match[1]) * unit)
+        size = parsed
     else:
         size = budget if isinstance(budget, int) and not isinstance(budget, bool) else 0
     if not 0 < size < 2**63:
@@ -52,6 +51,14 @@ def parse_bytes(budget: Budget, device: torch.device) -> int:
             " such as 4GiB, or auto."
         )
     return size
+
+
+def parse_size(text: str) -> int | None:
+    """Return a number of bytes with or without a unit, such as 4GiB, 1.5G or 300; None if it is none."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT]?)|([KMGT])i)B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        return None
+    return int(float(match[1]) * (_BINARY_UNITS[match[3].upper()] if match[3] else _UNITS[match[2].upper()]))
 
 
 def reports_free_memory(device: torch.device) -> bool:

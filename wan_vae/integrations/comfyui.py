@@ -19,7 +19,7 @@ from wan_vae.checkpoints.detect import config_of, find_models
 from wan_vae.checkpoints.layouts import stored_names
 from wan_vae.chunks import decode_chunks, encode_chunks
 from wan_vae.errors import UserError
-from wan_vae.inference.budget import Budget, reports_free_memory
+from wan_vae.inference.budget import SHARE_OF_FREE, Budget, reports_free_memory
 from wan_vae.inference.passes import Direction
 from wan_vae.io.color import RGB
 from wan_vae.io.latents_file import LatentsInfo, load_latents, save_latents
@@ -32,7 +32,6 @@ Progress = Callable[[int, int], object]
 CLIP_KEY = "wan_vae"
 """Key of a LATENT that holds the `ClipFacts` of the encoded clip; samplers pass it on."""
 
-_SHARE_OF_FREE = 0.8  # as for the budget "auto"
 _NO_LIMIT = 2**62  # bytes
 _DEFAULT_FPS = Fraction(16)  # of Wan2.1
 _logger = logging.getLogger("wan_vae")
@@ -147,7 +146,7 @@ class FirstStageModel(nn.Module):
         device = self.network.device
         if reports_free_memory(device):
             return "auto"
-        return max(1, int(_SHARE_OF_FREE * self._free_memory(device)))
+        return max(1, int(SHARE_OF_FREE * self._free_memory(device)))
 
     @staticmethod
     def _five(shape: Sequence[int]) -> tuple[int, ...]:

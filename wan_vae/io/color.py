@@ -11,6 +11,7 @@ from typing import Any
 import av
 import av.filter
 import numpy as np
+from numpy.typing import NDArray
 
 from wan_vae.errors import ClipError
 from wan_vae.io.orientation import Picture
@@ -253,6 +254,13 @@ def to_depth(picture: Picture, dtype: np.dtype[Any]) -> Picture:
         return picture
     if dtype == np.uint16:
         return picture.astype(np.uint16) * 257
+    return eight_bits(picture)
+
+
+def eight_bits(picture: Picture) -> NDArray[np.uint8]:
+    """Round a full-range picture, or several, of uint16 to uint8; uint8 is returned as it is."""
+    if picture.dtype == np.uint8:
+        return picture.astype(np.uint8, copy=False)
     return ((picture.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 

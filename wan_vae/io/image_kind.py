@@ -7,11 +7,9 @@ from typing import BinaryIO
 
 from wan_vae.errors import ClipError
 from wan_vae.io.audio import reason
+from wan_vae.io.suffixes import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
-"""Files of a folder that are images."""
-
-_ANY_IMAGE_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".apng", ".heic", ".heif"}
+_ANY_IMAGE_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".apng"}
 _PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 
 _SIGNATURES = (

@@ -27,8 +27,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from wan_vae.arguments import check_count
-from wan_vae.config import VAEConfig, shown
+from wan_vae.arguments import check_count, shown
+from wan_vae.config import VAEConfig
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.io.atomic_output import check_output, written_beside
 from wan_vae.io.clip import LARGEST_ASPECT

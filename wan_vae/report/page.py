@@ -18,8 +18,7 @@ from torch import Tensor
 from wan_vae.errors import UserError, printable
 from wan_vae.evaluation.contact_sheet import GAIN, HEAT_STOPS, error_picture
 from wan_vae.evaluation.metrics import Score, mean_score
-from wan_vae.evaluation.reconstruct import eight_bits
-from wan_vae.io.color import over_black
+from wan_vae.io.color import eight_bits, over_black
 from wan_vae.io.frames import Frames
 from wan_vae.report.latents import HISTOGRAM_RANGE, RANGE, LatentSummary
 from wan_vae.report.pictures import MOST_BYTES, PictureFile, PicturePlan

@@ -7,7 +7,7 @@ virtual camera that pans and zooms.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,13 @@ from torch.utils.data import Dataset
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
-from wan_vae.evaluation.reconstruct import eight_bits
 from wan_vae.io import open_clip
 from wan_vae.io.atomic_output import remove_partial, written_beside
+from wan_vae.io.color import eight_bits
 from wan_vae.io.frames import Frames
+from wan_vae.io.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from wan_vae.training.recipe import DataSection, Recipe, Stage
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v")
-PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LARGEST_ZOOM_OUT = 2.5
 PAN_PIXELS_PER_FRAME = 1.5
 ZOOM_PER_FRAME = 0.005
@@ -65,7 +64,7 @@ class Sources:
         return sum(clip.path.stat().st_size for clips in vars(self).values() for clip in clips)
 
 
-def find_sources(place: Path | None, suffixes: tuple[str, ...]) -> list[Path]:
+def find_sources(place: Path | None, suffixes: Collection[str]) -> list[Path]:
     """Return the file `place`, or the files in and below the folder `place` that have one of the suffixes, sorted.
 
     Names that begin with a dot are hidden, as are those below them.
@@ -85,7 +84,7 @@ def find_sources(place: Path | None, suffixes: tuple[str, ...]) -> list[Path]:
         raise UserError(f"{missing[0]} is a link to a file that does not exist; restore the file or remove the link.")
     found = [path for path in found if path.is_file() or path.is_dir()]  # no pipes or devices
     if not found:
-        raise UserError(f"{place} holds no file ending in {', '.join(suffixes)}.")
+        raise UserError(f"{place} holds no file ending in {', '.join(sorted(suffixes))}.")
     return found
 
 
@@ -132,7 +131,7 @@ def store_sources(data: DataSection, folder: Path) -> Sources:
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder)
     paths = [(path, True) for path in find_sources(data.videos, VIDEO_SUFFIXES)]
-    paths += [(path, False) for path in find_sources(data.photos, PHOTO_SUFFIXES)]
+    paths += [(path, False) for path in find_sources(data.photos, IMAGE_SUFFIXES)]
     unknown = set(data.held_out) - {path.name for path, _ in paths}
     if unknown:
         raise UserError(f"held_out names {min(unknown)}, which is not among the training data.")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wan_vae.config import VAEConfig, config_folder, read_yaml, recipe_names, shown
+from wan_vae.arguments import shown
+from wan_vae.config import VAEConfig, config_folder, read_yaml, recipe_names
 from wan_vae.errors import UserError
 from wan_vae.evaluation.lpips import SMALLEST_SIDES
 
