@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from wan_vae.inference.stream import DecodeStream as DecodeStream
     from wan_vae.inference.stream import EncodeStream as EncodeStream
     from wan_vae.inference.tiling import Tiling as Tiling
-    from wan_vae.io.latents_file import LatentsInfo as LatentsInfo
+    from wan_vae.io.latents_info import LatentsInfo as LatentsInfo
     from wan_vae.model.halo import Neighbors as Neighbors
     from wan_vae.ops.cpu.build import build_kernels as build_kernels
     from wan_vae.ops.cpu.build import set_kernel_building as set_kernel_building
@@ -65,7 +65,7 @@ _NAMES = {
     "inference.planner": ("Plan",),
     "inference.stream": ("DecodeStream", "EncodeStream"),
     "inference.tiling": ("Tiling",),
-    "io.latents_file": ("LatentsInfo",),
+    "io.latents_info": ("LatentsInfo",),
     "model.halo": ("Neighbors",),
     "ops.cpu.build": ("build_kernels", "set_kernel_building"),
     "ops.workspace": ("empty_cache",),

@@ -55,7 +55,8 @@ from wan_vae.io.atomic_output import check_distinct, check_output, written_besid
 from wan_vae.io.color import over_black
 from wan_vae.io.fit import Fit, Size
 from wan_vae.io.frames import FramesToTensors, tensors_to_frames, to_device, to_host
-from wan_vae.io.latents_file import LatentsFile, LatentsInfo, LatentsWriter
+from wan_vae.io.latents_file import LatentsFile, LatentsWriter
+from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
 from wan_vae.preview import LinearPreview

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from wan_vae.io.latents_file import DTYPE_NAMES, LatentsInfo, LatentsWriter
+from wan_vae.io.latents_file import DTYPE_NAMES, LatentsWriter
+from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.io.safetensors_file import safetensors_header
 
 FOLDER = "_latent_cache"

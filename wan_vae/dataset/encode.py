@@ -33,7 +33,7 @@ from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, open_clip
 from wan_vae.io.color import to_depth
 from wan_vae.io.frames import Frames, FramesToTensors, to_host
-from wan_vae.io.latents_file import LatentsInfo
+from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.vae import WanVAE
 
 _LARGEST_CHUNK = 2**26  # bytes of frames that are handed on at once

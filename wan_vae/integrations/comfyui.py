@@ -22,7 +22,8 @@ from wan_vae.errors import UserError
 from wan_vae.inference.budget import SHARE_OF_FREE, Budget, reports_free_memory
 from wan_vae.inference.passes import Direction
 from wan_vae.io.color import RGB
-from wan_vae.io.latents_file import LatentsInfo, load_latents, save_latents
+from wan_vae.io.latents_file import load_latents, save_latents
+from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.posterior import LatentStatistics
 from wan_vae.vae import WanVAE
 

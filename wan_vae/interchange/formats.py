@@ -18,7 +18,7 @@ from wan_vae.config import VAEConfig
 from wan_vae.errors import LatentsError, UserError
 from wan_vae.io.clip import ClipInfo
 from wan_vae.io.color import RGB
-from wan_vae.io.latents_file import LatentsInfo
+from wan_vae.io.latents_info import LatentsInfo
 
 Values: TypeAlias = Literal["raw", "normalized"]
 

@@ -24,14 +24,8 @@ from wan_vae.interchange.formats import (
     recognize,
     usual_name,
 )
-from wan_vae.io.latents_file import (
-    DTYPE_NAMES,
-    LatentsFile,
-    LatentsInfo,
-    check_finite,
-    latents_metadata,
-    read_chunks,
-)
+from wan_vae.io.latents_file import DTYPE_NAMES, LatentsFile, check_finite, latents_metadata, read_chunks
+from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.io.safetensors_file import StoredTensor as TensorInFile
 from wan_vae.io.safetensors_file import version
 from wan_vae.posterior import LatentStatistics

@@ -26,7 +26,8 @@ from wan_vae.interchange.formats import (
     output_format,
 )
 from wan_vae.io.atomic_output import check_output
-from wan_vae.io.latents_file import DTYPE_NAMES, LatentsInfo, LatentsWriter
+from wan_vae.io.latents_file import DTYPE_NAMES, LatentsWriter
+from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.io.safetensors_file import safetensors_header
 from wan_vae.posterior import LatentStatistics
 from wan_vae.validation import check_channels

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from wan_vae.io.frames import frames_to_tensor as frames_to_tensor
     from wan_vae.io.frames import tensor_to_frames as tensor_to_frames
     from wan_vae.io.latents_file import LatentsFile as LatentsFile
-    from wan_vae.io.latents_file import LatentsInfo as LatentsInfo
     from wan_vae.io.latents_file import LatentsWriter as LatentsWriter
     from wan_vae.io.latents_file import load_latents as load_latents
     from wan_vae.io.latents_file import save_latents as save_latents
+    from wan_vae.io.latents_info import LatentsInfo as LatentsInfo
     from wan_vae.io.reader import open_clip as open_clip
     from wan_vae.io.reader import read_clip as read_clip
     from wan_vae.io.writer import ClipWriter as ClipWriter
@@ -37,7 +37,8 @@ _NAMES = {
     "clip": ("Clip", "ClipInfo"),
     "color": ("Color",),
     "frames": ("Frames", "frames_to_tensor", "tensor_to_frames"),
-    "latents_file": ("LatentsFile", "LatentsInfo", "LatentsWriter", "load_latents", "save_latents"),
+    "latents_file": ("LatentsFile", "LatentsWriter", "load_latents", "save_latents"),
+    "latents_info": ("LatentsInfo",),
     "reader": ("open_clip", "read_clip"),
     "writer": ("ClipWriter", "create_clip", "write_clip"),
 }
