@@ -1,7 +1,7 @@
 """What a latents file says of its clip and model, and in which form.
 
 The file is a safetensors file with the tensor `latents`, (1, z, t, h, w), normalized, the mean of their posterior;
-where it was asked for, `logvar`, the logarithm of its variance, alike in shape and dtype; and these strings as metadata:
+where it was asked for, `logvar`, the logarithm of its variance, of the same shape and dtype; and strings as metadata:
 
 - `format` is "wan_vae.latents", `version` "1".
 - `frames`, `width`, `height`: size of the clip before padding.
