@@ -24,7 +24,7 @@ LAYERS = (
     ("report",),
     ("training", "chunks"),
     ("files",),
-    ("dataset",),
+    ("compare", "dataset"),
     ("integrations", "serving"),
     ("benchmark",),
     ("cli",),

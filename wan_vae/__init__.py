@@ -13,9 +13,9 @@ TYPE_CHECKING = False
 # Type checkers read these imports, Python the table below; `as` marks a name as exported.
 if TYPE_CHECKING:
     from wan_vae.alpha_pair import AlphaPair as AlphaPair
-    from wan_vae.benchmark.compare import ReportResult as ReportResult
-    from wan_vae.benchmark.compare import compare_file as compare_file
-    from wan_vae.benchmark.compare import report_file as report_file
+    from wan_vae.compare import ReportResult as ReportResult
+    from wan_vae.compare import compare_file as compare_file
+    from wan_vae.compare import report_file as report_file
     from wan_vae.config import VAEConfig as VAEConfig
     from wan_vae.errors import CheckpointError as CheckpointError
     from wan_vae.errors import ClipError as ClipError
@@ -48,7 +48,7 @@ __version__ = "0.2.0"
 
 _NAMES = {
     "alpha_pair": ("AlphaPair",),
-    "benchmark.compare": ("ReportResult", "compare_file", "report_file"),
+    "compare": ("ReportResult", "compare_file", "report_file"),
     "config": ("VAEConfig",),
     "errors": ("CheckpointError", "ClipError", "LatentsError", "UserError"),
     "evaluation.metrics": ("Score",),

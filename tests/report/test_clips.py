@@ -13,7 +13,7 @@ from tests.evaluation.test_lpips import random_backbone
 from tests.helpers import random_vae, small_config
 from tests.report.reading import Page
 from wan_vae import UserError, WanVAE, reconstruct_file
-from wan_vae.benchmark.compare import report_file
+from wan_vae.compare import report_file
 from wan_vae.evaluation.metrics import Metrics
 from wan_vae.files import encode_file
 from wan_vae.io import load_latents
@@ -124,7 +124,7 @@ def test_report_of_a_clip_that_ends_early_is_refused(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = iter([read_clip(clip), read_clip(clip)[:4]])
-    monkeypatch.setattr("wan_vae.benchmark.compare._frames", lambda clip: iter(next(read)))
+    monkeypatch.setattr("wan_vae.compare._frames", lambda clip: iter(next(read)))
     with pytest.raises(UserError, match=r"other\.mkv ends after 4 frames, before the other clip"):
         report_file(clip, copy(clip, tmp_path / "other.mkv"), tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()

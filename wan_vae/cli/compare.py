@@ -40,7 +40,7 @@ def compare(
     """
     selection = options.parse_selection(size, fit, frames, fps, length)
 
-    from wan_vae.benchmark.compare import compare_file
+    from wan_vae.compare import compare_file
 
     with Progress() as progress:
         result = compare_file(

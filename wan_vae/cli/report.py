@@ -31,7 +31,7 @@ def report(
     """
     selection = options.parse_selection(size, fit, frames, fps, length)
 
-    from wan_vae.benchmark.compare import report_file
+    from wan_vae.compare import report_file
 
     with Progress() as progress:
         result = report_file(
