@@ -24,7 +24,7 @@ LAYERS = (
     ("report",),
     ("training", "chunks"),
     ("files",),
-    ("compare", "dataset"),
+    ("compare", "dataset", "reconstruction"),
     ("integrations", "serving"),
     ("benchmark",),
     ("cli",),

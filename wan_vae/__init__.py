@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from wan_vae.evaluation.metrics import Score as Score
     from wan_vae.files import DecodeResult as DecodeResult
     from wan_vae.files import EncodeResult as EncodeResult
-    from wan_vae.files import ReconstructResult as ReconstructResult
     from wan_vae.files import decode_file as decode_file
     from wan_vae.files import encode_file as encode_file
     from wan_vae.files import preview_file as preview_file
-    from wan_vae.files import reconstruct_file as reconstruct_file
     from wan_vae.inference.budget import Budget as Budget
     from wan_vae.inference.planner import Plan as Plan
     from wan_vae.inference.stream import DecodeStream as DecodeStream
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
     from wan_vae.ops.cpu.build import set_kernel_building as set_kernel_building
     from wan_vae.ops.workspace import empty_cache as empty_cache
     from wan_vae.posterior import Posterior as Posterior
+    from wan_vae.reconstruction import ReconstructResult as ReconstructResult
+    from wan_vae.reconstruction import reconstruct_file as reconstruct_file
     from wan_vae.sharding import ShardedVAE as ShardedVAE
     from wan_vae.tiny import TinyVAE as TinyVAE
     from wan_vae.vae import WanVAE as WanVAE
@@ -55,11 +55,9 @@ _NAMES = {
     "files": (
         "DecodeResult",
         "EncodeResult",
-        "ReconstructResult",
         "decode_file",
         "encode_file",
         "preview_file",
-        "reconstruct_file",
     ),
     "inference.budget": ("Budget",),
     "inference.planner": ("Plan",),
@@ -70,6 +68,7 @@ _NAMES = {
     "ops.cpu.build": ("build_kernels", "set_kernel_building"),
     "ops.workspace": ("empty_cache",),
     "posterior": ("Posterior",),
+    "reconstruction": ("ReconstructResult", "reconstruct_file"),
     "sharding": ("ShardedVAE",),
     "tiny": ("TinyVAE",),
     "vae": ("WanVAE",),

@@ -1,4 +1,4 @@
-"""Clips to latents files and back: the commands `encode`, `decode` and `reconstruct` as functions.
+"""Clips to latents files and back: the commands `encode` and `decode` as functions.
 
 >>> from wan_vae import decode_file, encode_file
 >>> encode_file("clip.mp4", "clip.safetensors", "nano")
@@ -39,19 +39,15 @@ from torch import Tensor
 from wan_vae.alpha_pair import AlphaPair
 from wan_vae.arguments import check_flag, check_path, check_type, shown
 from wan_vae.checkpoints import load_checkpoint
-from wan_vae.chunks import Model, decode_chunks, encode_chunks, normalized_moments, read_clip, reconstruct_clip
+from wan_vae.chunks import Model, decode_chunks, encode_chunks, normalized_moments, read_clip
 from wan_vae.config import MODEL_OF_CHANNELS, load_config, preset_names
 from wan_vae.errors import ClipError, LatentsError, UserError
-from wan_vae.evaluation import reconstruct as comparison
-from wan_vae.evaluation.contact_sheet import ContactSheet
-from wan_vae.evaluation.lpips import LPIPS
-from wan_vae.evaluation.metrics import Metrics, Score
 from wan_vae.inference.budget import Budget, parse_bytes
 from wan_vae.interchange.formats import FORMATS, OURS, Values, check_values, lost_properties, musubi_path, output_format
 from wan_vae.interchange.reader import open_latents
 from wan_vae.interchange.writer import ForeignWriter
-from wan_vae.io import AudioSource, Clip, ClipInfo, ClipWriter, create_clip, open_clip
-from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
+from wan_vae.io import AudioSource, Clip, ClipInfo, create_clip, open_clip
+from wan_vae.io.atomic_output import check_output
 from wan_vae.io.color import over_black
 from wan_vae.io.fit import Fit, Size
 from wan_vae.io.frames import FramesToTensors, tensors_to_frames, to_device, to_host
@@ -60,8 +56,6 @@ from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
 from wan_vae.preview import LinearPreview
-from wan_vae.report.facts import clip_facts, model_facts
-from wan_vae.report.page import Report, check_page
 from wan_vae.tiny import TinyVAE, load_vae
 from wan_vae.vae import WanVAE
 
@@ -111,24 +105,6 @@ class DecodeResult(FileResult):
     """A clip that was decoded."""
 
 
-@dataclass(frozen=True)
-class ReconstructResult(FileResult):
-    """A clip that was encoded and decoded.
-
-    Attributes:
-        side_by_side: The clip of source and reconstruction, if it was written.
-        contact_sheet: The PNG file of a few frames, if it was written.
-        report: The HTML page, if it was written.
-        score: How close the decoded frames are to the source's; None where the model decodes to another size, and in
-            shards for all processes but the first.
-    """
-
-    side_by_side: Path | None
-    contact_sheet: Path | None
-    report: Path | None
-    score: Score | None
-
-
 def encode_file(
     clip: str | Path,
     latents: str | Path,
@@ -171,7 +147,7 @@ def encode_file(
             f"{latents}, {FORMATS[format].title}, has no place for the log-variance; only a file of ours has, such as"
             f" {latents.with_suffix('.safetensors').name} with --format wan-vae."
         )
-    check = partial(check_output, overwrite=overwrite, inputs=_inputs(clip, vae), must_be_utf8=True)
+    check = partial(check_output, overwrite=overwrite, inputs=inputs_of(clip, vae), must_be_utf8=True)
     if format != "musubi":
         check(latents)
     with ExitStack() as stack:
@@ -185,7 +161,7 @@ def encode_file(
                 f"{clip} has sound, which {latents} does not hold; `reconstruct` carries it over, and after `decode` it"
                 " can be added from the clip."
             )
-        _warn_of_rest(source, clip, latents)
+        warn_of_rest(source, clip, latents)
         model = load_encoder(vae, load, source, clip)
         if posterior and not isinstance(model, WanVAE):
             raise UserError("Neither a tiny model nor one in shards gives the log-variance; leave out --posterior.")
@@ -197,7 +173,7 @@ def encode_file(
                 _logger.warning(f"{latents}, {FORMATS[format].title}, does not hold the clip's {' and '.join(lost)}.")
             is_image = info.container == "image" and info.frames == 1
             output = ForeignWriter(latents, format, model.config, values=values, is_image=is_image, overwrite=overwrite)
-        writer = stack.enter_context(output) if _is_writer(model) else None
+        writer = stack.enter_context(output) if is_first_rank(model) else None
         tensors = FramesToTensors(read_clip(source, model), model.config, model.device)
         progress(0, info.frames)
         begun = time.perf_counter()
@@ -254,7 +230,7 @@ def decode_file(
     """
     latents, clip, progress = check_path("latents", latents), check_path("clip", clip), progress or no_progress
     check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
-    check_output(clip, overwrite=overwrite, inputs=_inputs(latents, vae), may_be_folder=not clip.suffix)
+    check_output(clip, overwrite=overwrite, inputs=inputs_of(latents, vae), may_be_folder=not clip.suffix)
     check_values(values)
     source = open_latents(latents)
     if isinstance(source, LatentsFile) and values == "raw":
@@ -265,12 +241,12 @@ def decode_file(
     model = vae if isinstance(vae, LinearPreview) else _model(vae, load)
     if isinstance(source, LatentsFile):
         info, read = replace(source.info, fps=rate), source.chunks
-        _check_weights(latents, info, model, _name(vae))
+        _check_weights(latents, info, model, model_name(vae))
     else:
         info = source.clip(model.config, rate)
         values = source.resolve_values(model.config, values)
         read = partial(source.normalized, config=model.config, values=values)
-        by = f"decoded by {_name(vae)} (--checkpoint sets another)"
+        by = f"decoded by {model_name(vae)} (--checkpoint sets another)"
         if isinstance(model, LinearPreview):
             by = f"shown as {MODEL_OF_CHANNELS[source.shape[1]]}'s"
         default = "" if fps is not None or info.frames == 1 else f", at {rate} frames a second (--fps sets others)"
@@ -278,9 +254,7 @@ def decode_file(
     width, height = info.width * model.config.output_upscale, info.height * model.config.output_upscale
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        keeps_alpha = _keeps_alpha(clip, info.fps, lossless, model)
-        output = _create(clip, info, width, height, lossless, overwrite, keeps_alpha)
-        writer = stack.enter_context(output) if _is_writer(model) else None
+        output = DecodedClip(stack, clip, info, width, height, model, lossless=lossless, overwrite=overwrite)
         chunks = to_device(read(model.default_chunk_size(info.height, info.width)), model.device)
         progress(0, info.frames)
         begun, done = time.perf_counter(), 0
@@ -290,8 +264,7 @@ def decode_file(
             videos = decode_chunks(model, chunks, info.height, info.width, memory)
         for frames in tensors_to_frames(videos, width, height, model.device):
             true = frames[: info.frames - done]  # the last ones are padding
-            if writer is not None:
-                writer.write(_for_writing(true, keeps_alpha))
+            output.write(true)
             done += len(true)
             progress(done, info.frames)
     seconds = time.perf_counter() - begun
@@ -327,123 +300,6 @@ def preview_file(
     return decode_file(latents, clip, LinearPreview(config), fps=fps, values=values, **options)
 
 
-def reconstruct_file(
-    clip: str | Path,
-    out: str | Path,
-    vae: "Model | str | Path",
-    *,
-    side_by_side: str | Path | None = None,
-    contact_sheet: str | Path | None = None,
-    report: str | Path | None = None,
-    lpips: str | Path | None = None,
-    lossless: bool = False,
-    size: Size | None = None,
-    fit: Fit | None = None,
-    frames: tuple[int | None, int | None] = (None, None),
-    fps: Fraction | float | None = None,
-    length: int | None = None,
-    memory: Budget = "auto",
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    load: Loader = load_vae,
-) -> ReconstructResult:
-    """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
-
-    PSNR and SSIM are of the frames before `out` is compressed. Sound is carried over where the format of `out` can hold
-    it. `clip`, `size`, `fit`, `frames`, `fps` and `length` are those of `encode_file`.
-
-    Args:
-        out: The clip to write; its ending decides the format, and none is a folder of PNG files.
-        side_by_side: Also write this clip: the source on the left, the reconstruction on the right.
-        contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
-        report: Also write this HTML page, which shows source, reconstruction, errors, metrics and latents of all
-            frames (see docs/report.md).
-        lpips: Also measure LPIPS, with this file of AlexNet's weights (see `wan_vae.evaluation.lpips.LPIPS`).
-        lossless: Write the clips' pixels exactly.
-    """
-    clip, out, progress = check_path("clip", clip), check_path("out", out), progress or no_progress
-    check_options(memory, progress, load, overwrite=overwrite, lossless=lossless)
-    pairs_path = None if side_by_side is None else check_path("side_by_side", side_by_side)
-    sheet_path = None if contact_sheet is None else check_path("contact_sheet", contact_sheet)
-    if sheet_path is not None and sheet_path.suffix.lower() != ".png":
-        raise UserError(f"The contact sheet is {sheet_path}, but it is a PNG file; name one that ends in .png.")
-    distance = None if lpips is None else LPIPS("alex", check_path("lpips", lpips))
-    page_path = None if report is None else check_path("report", report)
-    if page_path is not None:
-        check_page(page_path)
-    outputs = [path for path in (out, pairs_path, sheet_path, page_path) if path is not None]
-    for path in outputs:
-        check_output(path, overwrite=overwrite, inputs=_inputs(clip, vae), may_be_folder=not path.suffix)
-        if clip.is_dir() and clip.resolve() in path.resolve().parents:
-            raise UserError(f"{path} is in {clip}, the folder that it is made from; name a place outside.")
-    check_distinct(*outputs)
-    with ExitStack() as stack:
-        source = stack.enter_context(open_clip(clip, size=size, fit=fit, frames=frames, fps=fps, length=length))
-        info = source.info
-        if info.bit_depth > 8:
-            _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8.")
-        _warn_of_rest(source, clip, out)
-        for path in (path for path in outputs if path not in (sheet_path, page_path)):
-            check_clip(path, fps=info.fps, lossless=lossless)
-        model = load_encoder(vae, load, source, clip)
-        scale = model.config.output_upscale
-        comparing = {"a contact sheet": sheet_path, "a report": page_path, "LPIPS": distance}
-        if scale != 1 and (asked := [name for name, given in comparing.items() if given is not None]):
-            raise UserError(
-                f"{_name(vae)} decodes to {scale} times the size, so the source has no pixels for {asked[0]} to show"
-                " errors against; take --side-by-side (in Python, side_by_side) instead."
-            )
-        width, height = info.width * scale, info.height * scale
-        stack.enter_context(torch.inference_mode())
-        writes = _is_writer(model)
-        create = partial(_create, info=info, height=height, lossless=lossless, overwrite=overwrite, audio=source.audio)
-        keeps = [_keeps_alpha(path, info.fps, lossless, model) for path in (out, pairs_path) if path is not None]
-        writer = stack.enter_context(create(out, width=width, alpha=keeps[0])) if writes else None
-        pairs = None
-        if pairs_path is not None and writes:
-            wide = comparison.side_by_side_width(width)
-            pairs = stack.enter_context(create(pairs_path, width=wide, alpha=keeps[1]))
-        sheet = ContactSheet(info.frames) if sheet_path is not None and writes else None
-        metrics = Metrics(distance and distance.to(model.device)) if scale == 1 and writes else None
-        page = on_latents = None
-        if page_path is not None and writes:
-            page = stack.enter_context(
-                Report(clip.absolute().name, info.frames, width, height, info.fps, [Path(_name(vae)).name])
-            )
-            on_latents = partial(page.add_latents, 0, temporal_compression=model.config.temporal_compression)
-        progress(0, info.frames)
-        begun, done = time.perf_counter(), 0
-        for original, decoded in reconstruct_clip(model, source, memory, on_latents):
-            if writer is not None:
-                writer.write(_for_writing(decoded, keeps[0])[None])
-            if pairs is not None:
-                pair = comparison.side_by_side(original, decoded)
-                pairs.write(_for_writing(pair, keeps[1])[None])
-            if sheet is not None:
-                sheet.add(original, decoded)
-            if metrics is not None:
-                metrics.add(original, decoded)
-                if page is not None:
-                    page.add(0, original, decoded, metrics.frames[-1])
-            done += 1
-            progress(done, info.frames)
-        # All are completed before the first gets its name, so that they appear together or not at all.
-        for clip_writer in (writer, pairs):
-            if clip_writer is not None:
-                clip_writer.finish()
-        if sheet is not None and sheet_path is not None:
-            sheet.save(stack.enter_context(written_beside(sheet_path, overwrite=overwrite)))
-        if page is not None and page_path is not None:
-            options = {"size": size, "fit": fit, "frames": frames, "fps": fps, "length": length, "lossless": lossless}
-            facts = model_facts(model, _name(vae), done, time.perf_counter() - begun)
-            note = "Frames were compared before they were compressed to a clip."
-            place = stack.enter_context(written_beside(page_path, overwrite=overwrite))
-            page.write(place, clip_facts(clip, info, {**options, "memory": memory}), [facts], note)
-    seconds = time.perf_counter() - begun
-    score = None if metrics is None else metrics.score()
-    return ReconstructResult(out, done, width, height, info.fps, seconds, pairs_path, sheet_path, page_path, score)
-
-
 def _check_weights(latents: Path, info: LatentsInfo, model: "Model | LinearPreview", name: str) -> None:
     for field in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
         encoded, decoding = getattr(info.config, field), getattr(model.config, field)
@@ -463,7 +319,8 @@ def _encoder_name(info: LatentsInfo) -> str:
     return next((preset for preset in preset_names() if load_config(preset) == info.config), "another model")
 
 
-def _warn_of_rest(source: Clip, clip: Path, output: Path) -> None:
+def warn_of_rest(source: Clip, clip: Path, output: Path) -> None:
+    """Log what a clip has that a file made from it does not hold."""
     if source.left_out:
         _logger.warning(f"{clip} has {' and '.join(source.left_out)}, which {output} does not hold.")
 
@@ -487,10 +344,6 @@ def _model(vae: "Model | str | Path", load: Loader) -> Model:
     return model
 
 
-def _for_writing(frames: NDArray[np.uint8], keeps_alpha: bool) -> NDArray[np.uint8]:
-    return over_black(frames) if frames.shape[-1] == 4 and not keeps_alpha else frames
-
-
 def load_encoder(vae: "Model | str | Path", load: Loader, source: Clip, clip: Path) -> "WanVAE | TinyVAE | ShardedVAE":
     """Return a model after a check that it encodes the clip, which will be read with alpha if the model takes that."""
     model = _model(vae, load)
@@ -505,46 +358,74 @@ def load_encoder(vae: "Model | str | Path", load: Loader, source: Clip, clip: Pa
     return model
 
 
-def _create(
-    path: Path,
-    info: ClipInfo | LatentsInfo,
-    width: int,
-    height: int,
-    lossless: bool,
-    overwrite: bool,
-    alpha: bool,
-    audio: AudioSource | None = None,
-) -> ClipWriter:
-    create = partial(create_clip, fps=info.fps, color=info.color, pixel_aspect=info.pixel_aspect, alpha=alpha)
-    return create(path, width=width, height=height, lossless=lossless, overwrite=overwrite, audio=audio)
-
-
 def _has_alpha(model: "Model | LinearPreview") -> bool:
     return model.config.image_channels == 4 and not isinstance(model, LinearPreview)
 
 
-def _keeps_alpha(path: Path, fps: Fraction, lossless: bool, model: "Model | LinearPreview") -> bool:
-    """Whether a clip is written with alpha; a warning where the model decodes to it and the format cannot keep it."""
-    if not _has_alpha(model):
-        return False
-    try:
-        check_clip(path, fps=fps, lossless=lossless, alpha=True)
-    except ClipError as error:
-        _logger.warning(f"{str(error).rstrip('.')}; transparent pixels are laid over black.")
-        return False
-    return True
+class DecodedClip:
+    """A clip that is written as it is decoded, by the process of rank 0 alone.
+
+    Args:
+        place: Completes the file under its name, or removes it after an exception.
+        path: The file; its ending decides the format.
+        info: Rate and colors.
+        width: In pixels.
+        height: In pixels.
+        model: What decodes; where it gives alpha that the format cannot keep, a warning says so.
+        lossless: Whether pixels are kept exactly.
+        overwrite: Whether an existing file is replaced.
+        audio: Sound, if there is any.
+    """
+
+    def __init__(
+        self,
+        place: ExitStack,
+        path: Path,
+        info: ClipInfo | LatentsInfo,
+        width: int,
+        height: int,
+        model: "Model | LinearPreview",
+        *,
+        lossless: bool,
+        overwrite: bool,
+        audio: AudioSource | None = None,
+    ) -> None:
+        self._alpha = _has_alpha(model)
+        if self._alpha:
+            try:
+                check_clip(path, fps=info.fps, lossless=lossless, alpha=True)
+            except ClipError as error:
+                _logger.warning(f"{str(error).rstrip('.')}; transparent pixels are laid over black.")
+                self._alpha = False
+        form: dict[str, Any] = {"fps": info.fps, "color": info.color, "pixel_aspect": info.pixel_aspect}
+        form |= {"alpha": self._alpha, "lossless": lossless, "overwrite": overwrite, "audio": audio}
+        writer = create_clip(path, width=width, height=height, **form)
+        self._writer = place.enter_context(writer) if is_first_rank(model) else None
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        """Append frames (n, height, width, c), with alpha if the model gives it."""
+        if self._writer is not None:
+            self._writer.write(over_black(frames) if frames.shape[-1] == 4 and not self._alpha else frames)
+
+    def finish(self) -> None:
+        """Complete the file, which gets its name when `place` ends."""
+        if self._writer is not None:
+            self._writer.finish()
 
 
-def _name(vae: "Model | LinearPreview | str | Path") -> str:
+def is_first_rank(model: "Model | LinearPreview") -> bool:
+    """Whether this process writes, of all that share a clip."""
+    return getattr(model, "rank", 0) == 0
+
+
+def model_name(vae: "Model | LinearPreview | str | Path") -> str:
+    """Return what messages call a model."""
     return str(vae) if isinstance(vae, str | Path) else "the model"
 
 
-def _inputs(file: Path, vae: "Model | LinearPreview | str | Path") -> tuple[Path, ...]:
+def inputs_of(file: Path, vae: "Model | LinearPreview | str | Path") -> tuple[Path, ...]:
+    """Return the files that no output may replace."""
     return (file, Path(vae)) if isinstance(vae, str | Path) else (file,)
-
-
-def _is_writer(model: "Model | LinearPreview") -> bool:
-    return getattr(model, "rank", 0) == 0
 
 
 def no_progress(done: int, total: int) -> None:

@@ -65,7 +65,7 @@ def reconstruct(
     with Progress("reconstructing") as progress:
         load = model_loader(device, dtype, shards, checkpoint_values)
 
-        from wan_vae.files import reconstruct_file
+        from wan_vae.reconstruction import reconstruct_file
 
         result = reconstruct_file(
             clip,
