@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -218,7 +219,7 @@ def test_benchmark_with_wrong_options_prints_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     preset = () if {"--checkpoint", "--preset"} & set(arguments) else ("--preset", "tiny")
     assert_one_sentence(run(capsys, "benchmark", *SMALL, *preset, *arguments), *words)
     assert not any(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import pytest
 
 
 def test_commands_import_no_heavy_packages() -> None:
-    used = ("cli.common", "files", "io")
+    used = ("cli.common", "compare", "files", "io", "reconstruction")
     heavy = {"diffusers", "lpips", "scipy", "torchmetrics", "torchvision", "transformers"}
     code = f"import sys; {'; '.join(f'import wan_vae.{name}' for name in used)}; print(*({heavy} & sys.modules.keys()))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

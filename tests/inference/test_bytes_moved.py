@@ -117,13 +117,13 @@ def count(vae: WanVAE, direction: str, size: int) -> CountBytes:
 
 @pytest.mark.parametrize(("size", "most"), [(60, 140e9), (16, 360e9)])
 def test_decoding_in_720p_copies_little_where_memory_is_free(vae: WanVAE, size: int, most: float) -> None:
-    assert count(vae, "decode", size * GIB).halo_copies <= most
+    assert 0.8 * most <= count(vae, "decode", size * GIB).halo_copies <= most  # 0 would say that nothing is counted
 
 
 @pytest.mark.parametrize(("direction", "most"), [("decode", 0.265), ("encode", 0.19)])
 def test_passes_in_720p_take_little_time_at_3_terabytes_a_second(vae: WanVAE, direction: str, most: float) -> None:
     # 0.480 and 0.349 s where one latent a pass, biases of their own and upsampled pixels cost passes.
-    assert count(vae, direction, 60 * GIB).passes / 3e12 <= most
+    assert 0.8 * most <= count(vae, direction, 60 * GIB).passes / 3e12 <= most
 
 
 @pytest.mark.parametrize("direction", ["decode", "encode"])

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_config, small_configs
@@ -12,6 +12,7 @@ from wan_vae import DecodeStream, UserError, VAEConfig, WanVAE
 from wan_vae.benchmark.measure import peak_memory
 from wan_vae.config import load_config
 from wan_vae.inference import planner
+from wan_vae.inference.planner import BudgetError
 
 MEBIBYTE = 2**20
 CPU = torch.device("cpu")
@@ -31,6 +32,13 @@ def smallest(vae: WanVAE, call: str, **size: int) -> int:
     return int(found[1]) * MEBIBYTE
 
 
+def least_budget(vae: WanVAE, call: str, **size: int) -> int:
+    """Return the smallest budget to the byte."""
+    with pytest.raises(BudgetError) as error:
+        vae.plan(call, **size, memory=1)
+    return error.value.smallest
+
+
 @torch.no_grad()
 def test_more_memory_never_costs_more_operations() -> None:
     vae = random_vae(small_config(encoder_width=16, decoder_width=16), torch.float32)
@@ -48,6 +56,7 @@ def test_more_memory_never_costs_more_operations() -> None:
 @pytest.mark.slow
 @settings(max_examples=8)
 @given(small_configs(), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(0, 40))
+@example(small_config(), 2, 5, 5, 0)
 def test_a_budget_changes_no_value(config: VAEConfig, latents: int, height: int, width: int, more: int) -> None:
     vae, side = random_vae(config), config.spatial_compression
     final = random_latents(config, latents, height, width)
@@ -55,8 +64,11 @@ def test_a_budget_changes_no_value(config: VAEConfig, latents: int, height: int,
     with torch.no_grad():
         for call, x, run in (("decode", final, vae.decode), ("encode", video, vae.encode)):
             size = {"frames": video.shape[2], "height": video.shape[3], "width": video.shape[4]}
-            whole, least = vae.plan(call, **size, memory="1TiB").peak, smallest(vae, call, **size)
+            whole, least = vae.plan(call, **size, memory="1TiB").peak, least_budget(vae, call, **size)
             budget = least + max(0, whole - least) * more // 40
+            tiled = vae.plan(call, **size, memory=budget).tiling is not None
+            event(f"{call}, tiled: {tiled}")
+            assert tiled or more or height * width < 25
             assert relative_difference(run(x, memory=budget), run(x)) <= 1e-10
 
 

@@ -285,7 +285,7 @@ def config_file(random: Random, samples: Samples, folder: Path) -> Case:
     )
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     output = folder / "run"
-    return Case(["train", str(path), str(output)], forbidden=folder / "ran", refused=True)
+    return Case(["train", str(path), "--out", str(output)], forbidden=folder / "ran", refused=True)
 
 
 ODD = (
@@ -342,7 +342,7 @@ def place(random: Random, samples: Samples, folder: Path) -> Case:
         "reconstruct out": Case(["reconstruct", clip, str(path), *with_small]),
         "convert in": Case(["convert", str(path), str(encoded), "--layout", "wan"], output=encoded, refused=True),
         "convert out": Case(["convert", small, str(path), "--layout", "wan"]),
-        "train": Case(["train", str(path), str(folder / "run")], refused=True),
+        "train": Case(["train", str(path), "--out", str(folder / "run")], refused=True),
     }
     return random.choice(list(cases.values()))
 

@@ -36,6 +36,7 @@ def test_muon_trains_inner_convolutions_and_adamw_all_other_weights() -> None:
     assert by_muon | by_adamw == set(names.values())
     assert not by_muon & by_adamw
     assert all(name.endswith("weight") for name in by_muon)
+    assert {"encoder.levels.0.blocks.0.conv1.weight", "decoder.levels.0.blocks.0.conv1.weight"} <= by_muon
     assert {"encoder.conv_in.weight", "decoder.head.conv.weight", "quant_conv.weight"} <= by_adamw
 
 
