@@ -1,6 +1,7 @@
 """What the node pack computes, without ComfyUI: clips of any size, and latents files."""
 
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tests.checkpoints.variants import native, standard_vae
 from tests.helpers import random_vae, small_config
 from wan_vae import LatentsError, UserError, WanVAE, encode_file
+from wan_vae.inference.planner import BudgetError
 from wan_vae.integrations.comfyui import (
     CLIP_KEY,
     ClipFacts,
@@ -72,9 +74,14 @@ def test_decode_images_gives_pictures_between_0_and_1(vae: WanVAE) -> None:
 
 
 def test_images_within_a_budget_are_the_same(vae: WanVAE) -> None:
-    images = random_images(5, 96, 96)
-    whole = FirstStageModel(vae, CPU, lambda device: 0)
-    encoding, decoding = (whole.stream_memory(direction, 96, 96) - 1 for direction in ("encode", "decode"))
+    images, least = random_images(5, 128, 128), {}
+    for direction in ("encode", "decode"):
+        plan = partial(vae.plan, direction, frames=1, height=128, width=128, streaming=True)
+        with pytest.raises(BudgetError) as error:
+            plan(memory=1)
+        least[direction] = error.value.smallest
+        assert plan(memory=least[direction]).tiling is not None
+    encoding, decoding = least["encode"], least["decode"]
     free, tight = encode_images(vae, images), encode_images(vae, images, memory=encoding)
     torch.testing.assert_close(tight["samples"], free["samples"], rtol=0, atol=1e-5)
     torch.testing.assert_close(decode_images(vae, tight, memory=decoding), decode_images(vae, free), rtol=0, atol=1e-5)

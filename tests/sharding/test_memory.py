@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ from tests.helpers import (
 )
 from tests.sharding.workers import Workers
 from wan_vae import UserError, VAEConfig
-from wan_vae.inference import dry_run, planner
+from wan_vae.inference import dry_run, pass_runner, planner
 from wan_vae.inference.budget import parse_bytes
 from wan_vae.inference.planner import BudgetError, Plan
-from wan_vae.inference.tiling import Tiling
+from wan_vae.inference.tiling import TiledHalo, Tiling
 from wan_vae.sharding.process_group import ProcessGroup, min_budget
 from wan_vae.sharding.sharded_vae import ShardedVAE
 
@@ -138,8 +139,13 @@ def fixed_plan(tiling: Tiling | None) -> Iterator[None]:
 
 def streamed(group: dist.ProcessGroup, config: VAEConfig, call: str, tiling: Tiling) -> torch.Tensor:
     chunks = given_to(call, config, (4, 3, 5)).split(3, dim=2)
-    with fixed_plan(tiling if group.rank() == 0 else None):
-        return torch.cat(list(getattr(sharded(group, config), f"{call}_stream")(chunks, memory="1GiB")), dim=2)
+    with (
+        fixed_plan(tiling if group.rank() == 0 else None),
+        mock.patch.object(pass_runner, "TiledHalo", side_effect=TiledHalo) as tiled,
+    ):
+        parts = list(getattr(sharded(group, config), f"{call}_stream")(chunks, memory="1GiB"))
+    assert tiled.call_args.args[0] == tiling
+    return torch.cat(parts, dim=2)
 
 
 @pytest.mark.parametrize("call", ["encode", "decode"])
