@@ -73,7 +73,7 @@ def coded(
         smallest = re.search(r"too little to .* this clip; (\d+)MiB is the smallest that works\.$", said)
         assert smallest is not None, said
         least = int(smallest[1])
-        assert -(-exact // 2**20) == least
+        assert exact == least
         budget = least + int(max(0, whole - least) * shares[group.rank()])
         return getattr(vae, call)(x, memory=budget).numpy(), said, vae.plan(call, **options, memory=budget)
 
