@@ -56,7 +56,7 @@ def test_more_memory_never_costs_more_operations() -> None:
 @pytest.mark.slow
 @settings(max_examples=8)
 @given(small_configs(), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(0, 40))
-@example(small_config(), 2, 5, 5, 0)
+@example(small_config(), 2, 24, 24, 0)  # so large that the smallest budget needs tiles on every processor
 def test_a_budget_changes_no_value(config: VAEConfig, latents: int, height: int, width: int, more: int) -> None:
     vae, side = random_vae(config), config.spatial_compression
     final = random_latents(config, latents, height, width)
@@ -68,7 +68,7 @@ def test_a_budget_changes_no_value(config: VAEConfig, latents: int, height: int,
             budget = least + max(0, whole - least) * more // 40
             tiled = vae.plan(call, **size, memory=budget).tiling is not None
             event(f"{call}, tiled: {tiled}")
-            assert tiled or more or height * width < 25
+            assert tiled or more or height * width < 24 * 24
             assert relative_difference(run(x, memory=budget), run(x)) <= 1e-10
 
 
