@@ -123,7 +123,7 @@ def reconstruct_file(
         info = source.info
         if info.bit_depth > 8:
             logging.getLogger("wan_vae").warning(
-                f"{clip} has {info.bit_depth} bits a channel; {out} is written with 8."
+                f"{clip} has {info.bit_depth} bits a channel; {places.out} is written with 8."
             )
         warn_of_rest(source, clip, places.out)
         for path in places.clips:

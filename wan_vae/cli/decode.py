@@ -87,17 +87,17 @@ def decode(
     if shards > 1 and (preview or alpha_checkpoint is not None):
         other = "--preview" if preview else "--alpha-checkpoint"
         raise UserError(f"--shards is {shards}, but {other} is the work of one process; leave one of them out.")
-    if preview:
-        unused = {
-            "--alpha-checkpoint": alpha_checkpoint is not None,
-            "--checkpoint": checkpoint != options.DEFAULT_CHECKPOINT,
-            "--checkpoint-values": checkpoint_values is not None,
-            "--device": device != options.Device.auto,
-            "--dtype": dtype != options.Precision.auto,
-            "--memory": memory != options.AUTO,
-        }
-        for name in (name for name, given in unused.items() if given):
-            raise UserError(f"--preview needs no model, so {name} has no use; leave one of them out.")
+    of_models = {
+        "--alpha-checkpoint": alpha_checkpoint is not None,
+        "--checkpoint": checkpoint != options.DEFAULT_CHECKPOINT,
+        "--checkpoint-values": checkpoint_values is not None,
+        "--device": device != options.Device.auto,
+        "--dtype": dtype != options.Precision.auto,
+        "--memory": memory != options.AUTO,
+    }
+    given = [name for name, is_given in of_models.items() if is_given]
+    if preview and given:
+        raise UserError(f"--preview needs no model, so {given[0]} has no use; leave one of them out.")
     if alpha_checkpoint is not None and checkpoint_values is not None:
         raise UserError("--checkpoint-values is for tiny autoencoders, not for --alpha-checkpoint; leave one out.")
     clip = default_output(latents, "_decoded.mp4") if clip is None else clip

@@ -31,7 +31,7 @@ from wan_vae.dataset.storage import Store
 from wan_vae.errors import ClipError
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, open_clip
-from wan_vae.io.color import to_depth
+from wan_vae.io.color import eight_bits
 from wan_vae.io.frames import Frames, FramesToTensors, to_host
 from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.vae import WanVAE
@@ -105,7 +105,7 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
             frames = (frame for number, frame in enumerate(frames) if number in kept)
         if options.resolution is not None:
             output, size = CACHE_OUTPUTS[options.format](options, config), (info.width, info.height)
-            frames = (output.to_bucket(to_depth(frame, np.dtype(np.uint8)), size) for frame in frames)
+            frames = (output.to_bucket(eight_bits(frame), size) for frame in frames)
         held: deque[NDArray[Any]] = deque()  # frames from `first` on
         first = 0
         offset = options.span(job.source)[0] or 0

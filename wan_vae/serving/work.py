@@ -223,8 +223,9 @@ class Server:
 
         height, width = first.shape[3:]
         moments = isinstance(model, WanVAE)
+        # Once, for a GPU waits for numbers from the host.
+        statistics = LatentStatistics.of(model.config, next(model.encoder.parameters()).dtype, model.device)
         for part in encode_chunks(model, all_chunks(), height, width, self.memory, moments=moments):
-            statistics = LatentStatistics.of(model.config, part.dtype, part.device)
             raw = part.chunk(2, dim=1)[0] if moments else statistics.denormalized(part)
             yield scaling.from_raw(raw, statistics)
 
