@@ -47,3 +47,17 @@ def test_from_moments_clamps_the_log_variance() -> None:
     extreme = Posterior.from_moments(torch.tensor([0.0, 1e9]).view(1, 2, 1, 1, 1))
     assert extreme.logvar.item() == 20
     assert torch.isfinite(extreme.kl()).all()
+
+
+def test_sample_compiled_for_clips_of_any_size_draws_what_it_draws_uncompiled() -> None:
+    def drawn(mean: torch.Tensor) -> torch.Tensor:
+        # Sizes as the encoder's are: not a number, but computed of the clip's.
+        return Posterior(mean[:, :, 1::2], mean[:, :, ::2][:, :, :-1]).sample()
+
+    compiled = torch.compile(drawn, backend="eager", dynamic=True, fullgraph=True)
+    for frames in (5, 9):
+        mean = torch.zeros(1, 2, frames, 3, 4)
+        torch.manual_seed(0)
+        expected = drawn(mean)
+        torch.manual_seed(0)
+        assert torch.equal(compiled(mean), expected)

@@ -88,7 +88,10 @@ class Posterior:
             raise UserError(
                 f"The generator is {shown(generator)}; it must be None or torch.Generator({str(self.mean.device)!r})."
             )
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        # Compiled for clips of any size, torch.randn takes no generator, not even None.
+        noise = torch.empty(self.mean.shape, device=self.mean.device, dtype=self.mean.dtype).normal_(
+            generator=generator
+        )
         return self.mean + self.std * noise
 
     def kl(self) -> Tensor:
