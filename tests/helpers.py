@@ -47,13 +47,14 @@ def small_configs(draw: st.DrawFn) -> VAEConfig:
         encoder_width=draw(st.integers(2, 5)),
         decoder_width=2 * draw(st.integers(2, 3)),
         width_multipliers=multipliers,
-        blocks_per_level=draw(st.integers(1, 2)),
+        blocks_per_level=tuple(draw(st.integers(1, 2)) for _ in multipliers),
         temporal_downsample=tuple(draw(st.booleans()) for _ in multipliers[1:]),
         level_shortcuts=level_shortcuts,
         patch_size=draw(st.sampled_from([1, 2])),
         output_upscale=draw(st.sampled_from([1, 2])),
         block=draw(st.sampled_from(BLOCK_KINDS)),
         linear_skip=draw(st.booleans()),
+        middle_attention=draw(st.booleans()),
     )
 
 

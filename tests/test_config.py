@@ -14,6 +14,11 @@ def test_config_from_its_dictionary_is_equal(config: VAEConfig) -> None:
     assert VAEConfig.from_dict(config.to_dict(), origin="test") == config
 
 
+def test_config_of_equal_blocks_is_that_of_one_number() -> None:
+    assert small_config(blocks_per_level=(2, 2)) == small_config(blocks_per_level=2)
+    assert small_config(blocks_per_level=(2, 1)).level_blocks == (2, 1)
+
+
 def test_qwen_image_shares_the_latent_space_of_wan21() -> None:
     assert load_config("qwen-image") == load_config("wan2.1")
 
@@ -40,7 +45,9 @@ def test_config_of_wan22_has_its_compression() -> None:
         ({"encoder_width": 1.5}, "encoder_width is 1.5"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"block": "vgg"}, "block is 'vgg'"),
-        ({"blocks_per_level": 4096}, "blocks_per_level is 4096; it must be a whole number from 1 to 64"),
+        ({"blocks_per_level": 4096}, "blocks_per_level is 4096; it must be a whole number from 1 to 64, or a list"),
+        ({"blocks_per_level": (1, 4096)}, r"blocks_per_level is \(1, 4096\); it must be a whole number from 1 to 64"),
+        ({"blocks_per_level": (1, 2, 3)}, "blocks_per_level has 3 entries for 2 levels"),
         (
             {"dense_layers": 10**5000},
             "dense_layers is a int of thousands of digits; it must be a whole",

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args
 
 import yaml
@@ -29,7 +30,8 @@ class VAEConfig:
         encoder_width: Channels after the encoder's first convolution.
         decoder_width: Channels before the decoder's last convolution.
         width_multipliers: Channels of each level, highest resolution first, as multiples of the width.
-        blocks_per_level: Residual blocks in each level of the encoder; the decoder has one more.
+        blocks_per_level: Residual blocks in each level of the encoder; the decoder has one more. One number for all
+            levels, or one for each, highest resolution first; equal ones become one number.
         temporal_downsample: For each step between two levels, true if it halves time in addition to space.
         level_shortcuts: Wan2.2's levels: each has a parameter-free shortcut, and upsampling keeps the width (in Wan2.1
             it halves the width).
@@ -43,6 +45,8 @@ class VAEConfig:
         images_only: The model knows single pictures only (Qwen-Image-2.1): its kernels have no past frames.
         linear_skip: A linear map of blocks of pixels to latents around the encoder, and one back around the decoder,
             which the network learns the difference from.
+        middle_attention: Attention among the pixels of a frame at the lowest resolution, at a cost that grows with the
+            square of their number; without it, every result depends on its surroundings alone.
         bottleneck_ratio: Output width of a `bottleneck` block per width of its 3x3x3 convolution.
         dense_growth: Channels that each layer of a `dense` block adds.
         dense_layers: Layers of a `dense` block.
@@ -55,7 +59,7 @@ class VAEConfig:
     encoder_width: int
     decoder_width: int
     width_multipliers: tuple[int, ...]
-    blocks_per_level: int
+    blocks_per_level: int | tuple[int, ...]
     temporal_downsample: tuple[bool, ...]
     level_shortcuts: bool
     patch_size: int
@@ -67,6 +71,7 @@ class VAEConfig:
     image_channels: int = 3
     images_only: bool = False
     linear_skip: bool = False
+    middle_attention: bool = True
     bottleneck_ratio: int = 4
     dense_growth: int = 32
     dense_layers: int = 4
@@ -95,6 +100,12 @@ class VAEConfig:
                 f"temporal_downsample has {len(self.temporal_downsample)} entries; {len(self.width_multipliers)} levels"
                 f" have {len(self.width_multipliers) - 1} steps between them."
             )
+        if isinstance(self.blocks_per_level, tuple):
+            if len(self.blocks_per_level) != len(self.width_multipliers):
+                counts = len(self.blocks_per_level), len(self.width_multipliers)
+                raise UserError(f"blocks_per_level has {counts[0]} entries for {counts[1]} levels.")
+            if len(set(self.blocks_per_level)) == 1:
+                object.__setattr__(self, "blocks_per_level", self.blocks_per_level[0])
         if self.linear_skip and self.latent_channels > (least := self.image_channels * self.spatial_compression**2):
             raise UserError(
                 f"latent_channels is {self.latent_channels}; with linear_skip there can be {least}, the values of a"
@@ -138,6 +149,12 @@ class VAEConfig:
         return 1 if self.images_only else int(2 ** sum(self.temporal_downsample))
 
     @property
+    def level_blocks(self) -> tuple[int, ...]:
+        """Residual blocks in each level of the encoder, highest resolution first; the decoder has one more."""
+        blocks = self.blocks_per_level
+        return (blocks,) * len(self.width_multipliers) if isinstance(blocks, int) else blocks
+
+    @property
     def input_channels(self) -> int:
         """Channels of the encoder's first convolution."""
         return self.image_channels * self.patch_size**2
@@ -179,12 +196,15 @@ _TYPE_NAMES: dict[Any, str] = {
     float: "a finite number",
     str: "a word",
     tuple[int, ...]: "a list of whole numbers from 1 to {}",
+    int | tuple[int, ...]: "a whole number from 1 to {0}, or a list of them",
     tuple[bool, ...]: "a list of true and false",
     tuple[float, ...]: "a list of finite numbers (in YAML, 0.001 or 1.0e-3)",
 }
 
 
 def _is_of_type(value: object, kind: object, largest: int) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_is_of_type(value, one, largest) for one in get_args(kind))
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= largest
     if kind is float:

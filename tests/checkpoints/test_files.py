@@ -116,7 +116,13 @@ OWN_CONFIGS = {
     "wan2.1": STANDARD,
     "wan2.2": STANDARD | {"level_shortcuts": True, "patch_size": 2},
     "upscaling": STANDARD | {"output_upscale": 2},
-    "nano": {"width_multipliers": (1, 4, 4), "temporal_downsample": (True, True), "level_shortcuts": True},
+    "nano": {
+        "width_multipliers": (1, 4, 4),
+        "temporal_downsample": (True, True),
+        "level_shortcuts": True,
+        "blocks_per_level": (1, 1, 3),
+        "middle_attention": False,
+    },
     "qwen-image-layered": STANDARD | {"image_channels": 4},
     "qwen-image-2.1": SINGLE_PICTURES,
     "one level": {"width_multipliers": (1,), "temporal_downsample": ()},
@@ -234,6 +240,21 @@ def test_load_checkpoint_refuses_infinite_but_not_large_weights(dtype: torch.dty
 def test_save_as_diffusers_of_other_blocks_is_refused(block: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no residual block of kind '{block}'"):
         random_vae(small_config(block=block)).save(tmp_path / "vae", layout="diffusers")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks_per_level": (1, 2)}, r"as many residual blocks in every level, and blocks_per_level is \[1, 2\]"),
+        ({"middle_attention": False}, "always has attention at the lowest resolution"),
+    ],
+)
+def test_save_as_diffusers_of_a_structure_that_it_lacks_is_refused(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        random_vae(small_config(**changes)).save(tmp_path / "vae", layout="diffusers")
     assert not any(tmp_path.iterdir())
 
 

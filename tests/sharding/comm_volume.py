@@ -46,7 +46,7 @@ def encoder_looks(config: VAEConfig, frames: int, tiling: Tiling | None = None) 
     stages = [_Stage(3, frames, config.spatial_compression, [Look(config.input_channels, frames, scale)])]
     for level, (entering, width) in enumerate(pairwise(widths)):
         looks = []
-        for index in range(config.blocks_per_level):
+        for index in range(config.level_blocks[level]):
             looks += _block(config, entering if index == 0 else width, width, frames, scale)
         if level == len(config.temporal_downsample):
             stages.append(_Stage(entering, frames, scale, looks))
@@ -70,7 +70,7 @@ def decoder_looks(config: VAEConfig, latents: int, tiling: Tiling | None = None)
     for level, multiplier in enumerate(multipliers):
         width, before = config.decoder_width * multiplier, (entering, frames, scale)
         looks = []
-        for index in range(config.blocks_per_level + 1):
+        for index in range(config.level_blocks[::-1][level] + 1):
             looks += _block(config, entering if index == 0 else width, width, frames, scale)
         if level < len(config.temporal_downsample):
             frames = 2 * frames - 1 if config.temporal_downsample[::-1][level] else frames
@@ -119,7 +119,8 @@ def _local(
 
 def _middle(config: VAEConfig, width: int, frames: int) -> Iterator[Look]:
     yield from _block(config, width, width, frames, 1)
-    yield Look(width, frames, 1, reach=None)
+    if config.middle_attention:
+        yield Look(width, frames, 1, reach=None)
     yield from _block(config, width, width, frames, 1)
 
 

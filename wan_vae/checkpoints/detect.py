@@ -20,7 +20,8 @@ CONFIG_KEY = "wan_vae.config"
 
 
 # Tensors that show the layout and the architecture, by their names in `WanVAE.state_dict()`.
-_LAYOUT_MARK = "decoder.middle.attention.norm.gamma"
+_LAYOUT_MARK = "decoder.head.norm.gamma"
+_ATTENTION = "decoder.middle.attention.norm.gamma"
 _LINEAR_SKIP = "encoder.linear_skip.later.weight"  # the same in all layouts
 _UPSAMPLING = "decoder.levels.0.upsample.conv.weight"  # where Wan2.2's layouts have it, Wan2.1's have nothing
 _WIDTHS = ("encoder.conv_in.weight", "decoder.head.norm.gamma", "decoder.head.conv.weight", "post_quant_conv.weight")
@@ -28,7 +29,7 @@ _WIDTHS = ("encoder.conv_in.weight", "decoder.head.norm.gamma", "decoder.head.co
 
 @cache
 def _marks(layout: str) -> dict[str, str]:
-    return stored_names([_LAYOUT_MARK, _UPSAMPLING, *_WIDTHS], load_config("wan2.2"), layout)
+    return stored_names([_LAYOUT_MARK, _ATTENTION, _UPSAMPLING, *_WIDTHS], load_config("wan2.2"), layout)
 
 
 class Model(NamedTuple):
@@ -109,7 +110,7 @@ def config_of(
         config = config_from_diffusers(diffusers_config)
     else:
         config = VAEConfig.from_dict(json.loads(metadata[CONFIG_KEY]), origin=f"its metadata {CONFIG_KEY!r}")
-    convolutions = len(config.width_multipliers) * (2 * config.blocks_per_level + 1)
+    convolutions = sum(2 * blocks + 1 for blocks in config.level_blocks)
     convolutions *= config.dense_layers if config.block == "dense" else 1
     if convolutions > len(shapes):
         raise CheckpointError(
@@ -128,6 +129,7 @@ def _config_from_shapes(shapes: Shapes, model: Model) -> tuple[VAEConfig, bool]:
     if layout == "wan_vae":  # the names are the same in both architectures
         structure = _structure(shapes, prefix, encoder_in[0])
     structure["linear_skip"] = prefix + _LINEAR_SKIP in shapes
+    structure["middle_attention"] = prefix + _marks(layout)[_ATTENTION] in shapes
     images_only = math.prod(encoder_in[2:-2]) == 1  # a kernel without past frames, or without the dimension of time
     published = "qwen-image-2.1" if images_only else "wan2.2" if structure["level_shortcuts"] else "wan2.1"
     base = load_config(published).to_dict()
@@ -160,12 +162,14 @@ def _structure(shapes: Shapes, prefix: str, encoder_width: int) -> dict[str, Any
         shapes[f"{levels}.{level}.{block}"][0]
         for level in itertools.takewhile(lambda level: f"{levels}.{level}.{block}" in shapes, itertools.count())
     ]
+    blocks = [
+        sum(name.startswith(f"{levels}.{level}.blocks.") and name.endswith(".conv2.weight") for name in shapes)
+        for level in range(len(widths))
+    ]
     upsampling = shapes.get(prefix + _UPSAMPLING, (1, 0))
     return {
         "width_multipliers": [width // encoder_width for width in widths],
-        "blocks_per_level": sum(
-            name.startswith(f"{levels}.0.blocks.") and name.endswith(".conv2.weight") for name in shapes
-        ),
+        "blocks_per_level": blocks[0] if len(set(blocks)) == 1 else blocks,
         "temporal_downsample": [
             f"{levels}.{level}.downsample.time_conv.weight" in shapes for level in range(len(widths) - 1)
         ],
@@ -219,12 +223,19 @@ def config_to_diffusers(config: VAEConfig) -> dict[str, Any]:
     """Return the `config.json` with which diffusers builds the same network.
 
     Raises:
-        UserError: diffusers has no such residual block.
+        UserError: diffusers has no such structure.
     """
     if config.block != "wan":
         raise UserError(f"diffusers has no residual block of kind {config.block!r}; save with layout 'wan'.")
     if config.linear_skip:
         raise UserError("diffusers has no linear skip around encoder and decoder; save with layout 'wan'.")
+    if not config.middle_attention:
+        raise UserError("diffusers always has attention at the lowest resolution; save with layout 'wan'.")
+    if not isinstance(config.blocks_per_level, int):
+        raise UserError(
+            f"diffusers has as many residual blocks in every level, and blocks_per_level is"
+            f" {list(config.blocks_per_level)}; save with layout 'wan'."
+        )
     values = config.to_dict()
     fields = {there: values[here] for here, there in DIFFUSERS_FIELDS.items()} | {"attn_scales": []}
     is_layered = config.image_channels == config.output_channels == 4 and config.decoder_width == config.encoder_width

@@ -5,7 +5,7 @@ Layouts differ in the names of the weights, and where diffusers' convolutions ha
 those of `WanVAE.state_dict()`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from wan_vae.config import VAEConfig
@@ -61,10 +61,10 @@ def _modules(config: VAEConfig) -> Iterator[Names]:
     # Blocks of the other kinds exist in this package only, so they keep their names.
     block = WAN_BLOCK if config.block in ("wan", "plain") else ()
     yield from TOP
-    blocks = config.blocks_per_level
-    for side, way, count in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
+    blocks = config.level_blocks
+    for side, way, counts in (("encoder", "down", blocks), ("decoder", "up", [count + 1 for count in blocks[::-1]])):
         stages = (*_stages(block), Names("linear_skip", "linear_skip", "linear_skip"))
-        for names in (*stages, *_levels(config, way, count, block)):
+        for names in (*stages, *_levels(config, way, counts, block)):
             wan_vae, wan, diffusers = (f"{side}.{name}" for name in names[:3])
             yield Names(wan_vae, wan, diffusers, names.parts)
 
@@ -78,15 +78,16 @@ def _stages(block: tuple[Names, ...]) -> Iterator[Names]:
     yield Names("head.conv", "head.2", "conv_out")
 
 
-def _levels(config: VAEConfig, way: str, blocks: int, block: tuple[Names, ...]) -> Iterator[Names]:
-    """Yield the modules of the levels in the encoder, `way` "down", or in the decoder, "up", with `blocks` each."""
-    for level in range(len(config.width_multipliers)):
+def _levels(config: VAEConfig, way: str, counts: Sequence[int], block: tuple[Names, ...]) -> Iterator[Names]:
+    """Yield the modules of the encoder's levels, `way` "down", or the decoder's, "up", with `counts` of blocks."""
+    before = 0
+    for level, blocks in enumerate(counts):
         diffusers = [f"{way}_blocks.{level}.resnets.{item}" for item in range(blocks)]
         if config.level_shortcuts:
             wan = [f"{way}samples.{level}.{way}samples.{item}" for item in range(blocks + 1)]
             diffusers.append(f"{way}_blocks.{level}.{way}sampler")
         else:  # blocks and resampling modules of all levels are numbered consecutively, in diffusers only the encoder's
-            run = range(level * (blocks + 1), (level + 1) * (blocks + 1))
+            run = range(before, before := before + blocks + 1)
             wan = [f"{way}samples.{item}" for item in run]
             diffusers.append(f"{way}_blocks.{level}.{way}samplers.0")
             if way == "down":

@@ -69,7 +69,7 @@ class EncoderLevel(nn.Module):
         last = index == len(config.width_multipliers) - 1
         self.out_channels = out_channels
         self.temporal = not last and config.temporal_downsample[index]
-        self.blocks = Blocks(in_channels, out_channels, config.blocks_per_level, config)
+        self.blocks = Blocks(in_channels, out_channels, config.level_blocks[index], config)
         self.downsample = None if last else Downsample(out_channels, temporal=self.temporal)
         self.shortcut = (
             AverageShortcut(in_channels, out_channels, time=2 if self.temporal else 1, space=1 if last else 2)
@@ -152,7 +152,7 @@ class DecoderLevel(nn.Module):
         self.out_channels = out_channels
         self.upsampled = out_channels if config.level_shortcuts else out_channels // 2
         entering = in_channels if config.level_shortcuts or index == 0 else in_channels // 2
-        self.blocks = Blocks(entering, out_channels, config.blocks_per_level + 1, config)
+        self.blocks = Blocks(entering, out_channels, config.level_blocks[::-1][index] + 1, config)
         self.upsample = None if last else Upsample(out_channels, self.upsampled, temporal=self.temporal)
         self.shortcut = (
             RepeatShortcut(in_channels, out_channels, time=2 if self.temporal else 1, space=2)

@@ -237,16 +237,19 @@ def _frozen_statistics(norms: list[nn.BatchNorm3d]) -> Iterator[None]:
 
 
 class Middle(nn.Module):
-    """Block, attention, block at the lowest resolution."""
+    """Block, attention if the config has it, and block at the lowest resolution."""
 
     def __init__(self, channels: int, config: VAEConfig) -> None:
         super().__init__()
         self.block1 = residual_block(channels, channels, config)
-        self.attention = AttentionBlock(channels)
+        self.attention = AttentionBlock(channels) if config.middle_attention else None
         self.block2 = residual_block(channels, channels, config)
 
     def forward(self, x: Tensor, halo: Halo) -> Tensor:
-        return self.block2(self.attention(self.block1(x, halo), halo), halo)
+        x = self.block1(x, halo)
+        if self.attention is not None:
+            x = self.attention(x, halo)
+        return self.block2(x, halo)
 
 
 class Head(nn.Module):
