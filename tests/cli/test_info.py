@@ -9,7 +9,7 @@ from tests.cli.test_errors import assert_one_sentence
 
 
 def test_plan_prints_a_table_in_gib(capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = run(capsys, "info", "nano", "--plan", "3840x2160x17", "--memory", "4GiB", "--device", "cpu")
+    outcome = run(capsys, "info", "nano", "--plan", "3840x2160x17", "--memory", "5GiB", "--device", "cpu")
     lines = outcome.out.splitlines()
     assert lines[1].split() == ["size", "3840x2160"]
     assert lines[3].split() == ["memory", "latents", "a", "pass", "more", "operations", "pictures"]
@@ -19,7 +19,9 @@ def test_plan_prints_a_table_in_gib(capsys: pytest.CaptureFixture[str]) -> None:
         "decode, clip",
         "decode, stream",
     ]
-    assert all(" GiB " in line and "tiles" in line for line in lines[4:])
+    assert all(" GiB " in line for line in lines[4:])
+    assert all("whole pictures" in line for line in lines[4:6])
+    assert all("tiles" in line for line in lines[6:])
     assert "0.0 %" not in outcome.out
 
 
