@@ -25,6 +25,16 @@ def test_plan_prints_a_table_in_gib(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0.0 %" not in outcome.out
 
 
+def test_plan_of_what_does_not_fit_names_the_smallest_budget_in_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run(capsys, "info", "nano", "--plan", "3840x2160x17", "--memory", "4GiB", "--device", "cpu")
+    *others, decode_stream = outcome.out.splitlines()[4:]
+    assert len(others) == 3
+    assert all(" GiB " in line and "tiles" in line for line in others)
+    assert decode_stream.startswith("decode, stream")
+    assert "too little to decode this clip" in decode_stream
+    assert "0.0 %" not in outcome.out
+
+
 def test_plan_takes_the_order_of_size(capsys: pytest.CaptureFixture[str]) -> None:
     result = run(capsys, "info", "nano", "--plan", "64x32x5", "--json").result()
     assert (result["width"], result["height"], result["frames"]) == (64, 32, 5)

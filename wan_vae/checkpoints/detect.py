@@ -1,5 +1,6 @@
 """Layout and architecture of a checkpoint, from the names and shapes of its tensors, never from the file's name."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -24,12 +25,12 @@ _LAYOUT_MARK = "decoder.head.norm.gamma"
 _ATTENTION = "decoder.middle.attention.norm.gamma"
 _LINEAR_SKIP = "encoder.linear_skip.later.weight"  # the same in all layouts
 _UPSAMPLING = "decoder.levels.0.upsample.conv.weight"  # where Wan2.2's layouts have it, Wan2.1's have nothing
-_WIDTHS = ("encoder.conv_in.weight", "decoder.head.norm.gamma", "decoder.head.conv.weight", "post_quant_conv.weight")
+_WIDTHS = ("encoder.conv_in.weight", _LAYOUT_MARK, "decoder.head.conv.weight", "post_quant_conv.weight")
 
 
 @cache
 def _marks(layout: str) -> dict[str, str]:
-    return stored_names([_LAYOUT_MARK, _ATTENTION, _UPSAMPLING, *_WIDTHS], load_config("wan2.2"), layout)
+    return stored_names([_ATTENTION, _UPSAMPLING, *_WIDTHS], load_config("wan2.2"), layout)
 
 
 class Model(NamedTuple):
@@ -132,11 +133,12 @@ def _config_from_shapes(shapes: Shapes, model: Model) -> tuple[VAEConfig, bool]:
     structure["middle_attention"] = prefix + _marks(layout)[_ATTENTION] in shapes
     images_only = math.prod(encoder_in[2:-2]) == 1  # a kernel without past frames, or without the dimension of time
     published = "qwen-image-2.1" if images_only else "wan2.2" if structure["level_shortcuts"] else "wan2.1"
-    base = load_config(published).to_dict()
+    base = load_config(published)
     latent_channels = latents_in[1]
+    count = min(latent_channels, 4096)  # a shape says what it likes; `VAEConfig` refuses more
     image_channels = 4 if _is_square(encoder_in[1], 4) else 3
     patch_size = _root(encoder_in[1] // image_channels)
-    values = base | structure | {
+    values = base.to_dict() | structure | {
         "latent_channels": latent_channels,
         "encoder_width": encoder_in[0],
         "decoder_width": decoder_norm[0],
@@ -144,37 +146,40 @@ def _config_from_shapes(shapes: Shapes, model: Model) -> tuple[VAEConfig, bool]:
         "output_upscale": _root(decoder_out[0] // (image_channels * patch_size**2)),
         "image_channels": image_channels,
         "images_only": images_only,
+        "latent_mean": (0.0,) * count,
+        "latent_std": (1.0,) * count,
     }  # fmt: skip
+    config = VAEConfig.from_dict(values, origin="the shape of its tensors")
     # Models pruned from a published one keep its latents; any other structure has its own.
-    known = all(values[name] == base[name] for name in ("latent_channels", *structure))
-    if not known:
-        count = min(latent_channels, 4096)  # a shape says what it likes; `VAEConfig` refuses more
-        values |= {"latent_mean": (0.0,) * count, "latent_std": (1.0,) * count}
-    return VAEConfig.from_dict(values, origin="the shape of its tensors"), known
+    known = all(getattr(config, name) == getattr(base, name) for name in ("latent_channels", *structure))
+    if known:
+        config = dataclasses.replace(config, latent_mean=base.latent_mean, latent_std=base.latent_std)
+    return config, known
 
 
 def _structure(shapes: Shapes, prefix: str, encoder_width: int) -> dict[str, Any]:
     """Return the number and kind of the levels of a model with our own names."""
-    levels, block = f"{prefix}encoder.levels", "blocks.0.conv2.weight"
-    if f"{levels}.0.blocks.0.norm1.gamma" not in shapes:
+    levels = f"{prefix}encoder.levels."
+    if f"{levels}0.blocks.0.norm1.gamma" not in shapes:
         raise CheckpointError("its residual blocks are not Wan's; store it with WanVAE.save, which keeps the config.")
-    widths = [
-        shapes[f"{levels}.{level}.{block}"][0]
-        for level in itertools.takewhile(lambda level: f"{levels}.{level}.{block}" in shapes, itertools.count())
-    ]
-    blocks = [
-        sum(name.startswith(f"{levels}.{level}.blocks.") and name.endswith(".conv2.weight") for name in shapes)
-        for level in range(len(widths))
-    ]
+    widths = [shape[0] for shape in _numbered(shapes, levels, ".blocks.0.conv2.weight")]
     upsampling = shapes.get(prefix + _UPSAMPLING, (1, 0))
     return {
         "width_multipliers": [width // encoder_width for width in widths],
-        "blocks_per_level": blocks[0] if len(set(blocks)) == 1 else blocks,
+        "blocks_per_level": [
+            len(_numbered(shapes, f"{levels}{level}.blocks.", ".conv2.weight")) for level in range(len(widths))
+        ],
         "temporal_downsample": [
-            f"{levels}.{level}.downsample.time_conv.weight" in shapes for level in range(len(widths) - 1)
+            f"{levels}{level}.downsample.time_conv.weight" in shapes for level in range(len(widths) - 1)
         ],
         "level_shortcuts": upsampling[0] == upsampling[1],  # without, upsampling halves the width
     }
+
+
+def _numbered(shapes: Shapes, before: str, after: str) -> list[tuple[int, ...]]:
+    """Return the shapes of the tensors with 0, 1 and so on in a name, up to the first that is missing."""
+    names = (f"{before}{number}{after}" for number in itertools.count())
+    return [shapes[name] for name in itertools.takewhile(lambda name: name in shapes, names)]
 
 
 def _is_square(value: int, factor: int) -> bool:
