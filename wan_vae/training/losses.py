@@ -13,6 +13,8 @@ from wan_vae.posterior import Posterior
 from wan_vae.training.checkpoint import check_finite
 from wan_vae.training.recipe import Stage
 
+ROUNDING_ERROR = (1 / 255) ** 2 / 12  # mean squared error of 8-bit values in [0, 1]; below it nothing is gained
+
 
 def kl_per_value(posterior: Posterior, video: Tensor) -> Tensor:
     """KL divergence from a standard normal, summed over the latents and divided by the values of a clip.
@@ -21,6 +23,15 @@ def kl_per_value(posterior: Posterior, video: Tensor) -> Tensor:
     (Rombach et al. 2022), which sum both.
     """
     return posterior.kl().mean() / video[0].numel()
+
+
+def negative_psnr(reconstruction: Tensor, video: Tensor) -> Tensor:
+    """Negative PSNR in dB, the mean over the frames of two videos (B, 3, T, H, W) in [-1, 1] (Chen et al. 2021, HINet).
+
+    By this logarithm all frames weigh the same, where the mean squared error is mostly that of a few with fine texture.
+    """
+    error = ((reconstruction - video) / 2).square().mean(dim=(1, 3, 4))
+    return 10 * torch.log10(error + ROUNDING_ERROR).mean()
 
 
 def random_frames(reconstruction: Tensor, video: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -132,6 +143,8 @@ def training_losses(
     losses = {"l1": (reconstruction - video).abs().mean(), "kl": kl_per_value(posterior, video)}
     if stage.loss.mse:
         losses["mse"] = (reconstruction - video).square().mean()
+    if stage.loss.psnr:
+        losses["psnr"] = negative_psnr(reconstruction, video)
     if stage.loss.lpips and lpips is not None:
         losses["lpips"] = lpips(*random_frames(reconstruction, video, stage.loss.lpips_frames)).mean()
     if stage.loss.adversarial and discriminator is not None and step >= stage.loss.adversarial_warmup:

@@ -61,7 +61,8 @@ class LossSection(_Section):
     """The weights of the losses."""
 
     l1: Weight = 1.0  # of the mean absolute error
-    mse: Weight = 0.0  # of the mean squared error, which PSNR measures
+    mse: Weight = 0.0  # of the mean squared error
+    psnr: Weight = 0.0  # of the negative mean PSNR of the frames, in dB
     kl: Weight = 1.0e-6  # of the posterior's KL divergence from a standard normal, summed over latents, per pixel value
     lpips: Weight = 0.0  # of the LPIPS distance (Zhang et al. 2018)
     adversarial: Weight = 0.0  # of the hinge loss against a 3-D patch discriminator
