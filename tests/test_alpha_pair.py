@@ -31,6 +31,11 @@ def test_decode_stream_gives_what_decode_gives(pair: AlphaPair, memory: str | No
     torch.testing.assert_close(torch.cat(parts, dim=2), pair.decode(latents, memory=memory), rtol=0, atol=1e-12)
 
 
+def test_decode_stream_of_no_chunks_is_refused(pair: AlphaPair) -> None:
+    with pytest.raises(UserError, match=r"chunks is 3; it must be an iterable"):
+        list(pair.decode_stream(3))  # type: ignore[arg-type]
+
+
 def test_raw_latents_are_those_of_both(pair: AlphaPair) -> None:
     latents = random_latents(CONFIG, 2, 4, 4)
     raw = pair.color.denormalize(latents)

@@ -165,6 +165,7 @@ def plain_calls() -> dict[tuple[str, Callable[[Any], object]], list[tuple[Any, s
     calls: dict[tuple[str, Callable[[Any], object]], list[tuple[Any, str]]] = {
         ("encode latents_per_pass", lambda n: vae().encode(video(), latents_per_pass=n)): some,
         ("decode latents_per_pass", lambda n: vae().decode(latents(), latents_per_pass=n)): some,
+        ("decode raw", lambda n: vae().decode(latents(), raw=n)): FLAGS,
         ("stream latents_per_pass", lambda n: vae().encode_stream([video()], latents_per_pass=n)): some,
         ("EncodeStream latents_per_pass", lambda n: EncodeStream(vae(), latents_per_pass=n)): some,
         ("plan latents_per_pass", lambda n: vae().plan("decode", **SIZE, latents_per_pass=n)): some,
@@ -178,8 +179,8 @@ def plain_calls() -> dict[tuple[str, Callable[[Any], object]], list[tuple[Any, s
         ("default_chunk_size", lambda n: vae().default_chunk_size(n, 8)): COUNTS,
         ("forward sample", lambda n: vae()(video(), sample=n)): FLAGS,
         ("forward generator", lambda n: vae()(video(), sample=True, generator=n)): [(5, "5"), ("seed", "'seed'")],
-        ("set_dtypes encoder", lambda n: vae().set_dtypes(encoder=n, decoder=torch.float32)): DTYPES,
-        ("set_dtypes decoder", lambda n: vae().set_dtypes(encoder=torch.float32, decoder=n)): DTYPES,
+        ("set_dtypes encoder", lambda n: vae().set_dtypes(encoder=n, decoder=torch.float32)): [*DTYPES, (None, "None")],
+        ("set_dtypes decoder", lambda n: vae().set_dtypes(encoder=torch.float32, decoder=n)): [*DTYPES, (None, "None")],
         ("set_gradient_checkpointing", lambda n: vae().set_gradient_checkpointing(n)): FLAGS,
         ("from_pretrained dtype", lambda n: WanVAE.from_pretrained("nano", dtype=n)): DTYPES,
         ("from_pretrained device", lambda n: WanVAE.from_pretrained("nano", device=n)): DEVICES,

@@ -43,8 +43,11 @@ def test_preview_is_linear_and_keeps_to_the_range() -> None:
     by_hand = load_factors(WAN).bias + latents[0, :, 1, 2, 3] @ load_factors(WAN).factors
     assert torch.allclose(preview(latents, WAN)[0, :, 1, 2, 3], by_hand.clamp(-1, 1), atol=1e-6)
     assert preview(100 * latents.bfloat16(), WAN).abs().max() == 1
-    with pytest.raises(UserError, match=r"are \(1, 3, 2, 3, 4\); they must be \(1, 16, t, h, w\)"):
+    assert torch.equal(preview(latents.expand(2, -1, -1, -1, -1), WAN)[1:], preview(latents, WAN))
+    with pytest.raises(UserError, match=r"are \(B, 16, t, h, w\), but these are \(1, 3, 2, 3, 4\)"):
         preview(latents[:, :3], WAN)
+    with pytest.raises(UserError, match="list"):
+        preview([1], WAN)  # type: ignore[arg-type]
 
 
 def test_preview_of_our_own_file_has_the_size_length_and_rate_of_the_clip(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from tests.checkpoints.variants import STANDARD, native
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_config
 from wan_vae import UserError, WanVAE
 from wan_vae.checkpoints import load_checkpoint
+from wan_vae.checkpoints.files import DIFFUSERS_FILE
 from wan_vae.config import preset_names
 from wan_vae.inference.stream import EncodeStream
 from wan_vae.model.halo import Halo
@@ -218,6 +221,20 @@ def test_digest_of_loaded_weights_is_that_of_the_file(tmp_path: Path) -> None:
     assert vae.digest() not in (expected, random_vae(small_config(), torch.float32).digest())
 
 
+def test_digest_of_a_folder_is_found_by_its_config_and_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = random_vae(small_config(**STANDARD | {"blocks_per_level": 1}), torch.float32)
+    folder = tmp_path / "folder"
+    vae.save(folder, layout="diffusers")
+    (folder / DIFFUSERS_FILE).unlink()
+    save_file(native(vae), folder / "vae.safetensors")  # only the config.json tells how many blocks there are
+    monkeypatch.chdir(tmp_path)
+    loaded = WanVAE.from_pretrained("folder", dtype="bfloat16")
+    monkeypatch.chdir(folder)
+    assert loaded.digest() == vae.digest()
+
+
 @pytest.mark.parametrize("kind", ["wan", "resnet"])
 def test_digest_is_that_of_weights_that_took_the_place_of_loaded_ones(kind: str, tmp_path: Path) -> None:
     config = small_config(block=kind)
@@ -233,6 +250,15 @@ def test_digest_is_that_of_weights_that_took_the_place_of_loaded_ones(kind: str,
     for buffer in counted.buffers():
         buffer.add_(1)
     assert (counted.digest() == before) == (not list(counted.buffers()))
+
+
+def test_forward_of_halves_with_dtypes_of_their_own_is_that_of_decode() -> None:
+    vae = random_vae(small_config(), torch.float32).set_dtypes(encoder="float32", decoder="bfloat16")
+    video = random_video(3, 8, 8, dtype=torch.float32)
+    reconstruction, posterior = vae(video)
+    assert reconstruction.dtype == torch.bfloat16
+    decoded = vae.decode(posterior.mean, raw=True)
+    torch.testing.assert_close(reconstruction.clamp(-1, 1), decoded, rtol=0, atol=1e-2)
 
 
 def test_from_pretrained_with_dtype_as_text_converts(tmp_path: Path) -> None:

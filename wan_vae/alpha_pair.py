@@ -95,6 +95,7 @@ class AlphaPair:
 
         `memory` is for both models together.
         """
+        check_type("chunks", chunks, Iterable, "an iterable of tensors, such as [latents]")
         with (
             self._sharing(memory, of=2) as budget,
             DecodeStream(self.color, memory=budget) as color,

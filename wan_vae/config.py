@@ -25,11 +25,14 @@ BLOCK_KINDS = ("wan", "resnet", "bottleneck", "preact", "dense", "plain")
 class VAEConfig:
     """The architecture of one VAE.
 
+    Numbers are 1 to 4096, those of blocks, dense layers, patches and upscaling 1 to 64, where nothing else is said.
+
     Attributes:
-        latent_channels: Channels z of the latents; the encoder emits 2 z, mean and log-variance.
+        latent_channels: Channels z of the latents; the encoder emits 2 z, mean and log-variance. With a linear skip at
+            most the values of a block of pixels, image_channels * spatial_compression ** 2.
         encoder_width: Channels after the encoder's first convolution.
         decoder_width: Channels before the decoder's last convolution.
-        width_multipliers: Channels of each level, highest resolution first, as multiples of the width.
+        width_multipliers: Channels of each level, highest resolution first, as multiples of the width; 1 to 8 levels.
         blocks_per_level: Residual blocks in each level of the encoder; the decoder has one more. One number for all
             levels, or one for each, highest resolution first; equal ones become one number.
         temporal_downsample: For each step between two levels, true if it halves time in addition to space.
@@ -37,10 +40,10 @@ class VAEConfig:
             it halves the width).
         patch_size: Side of the square patches of pixels that are moved to the channels (2 in Wan2.2).
         output_upscale: Side of the decoder's output per side of the encoder's input (2 in the 2x-upscaling decoder).
-        dropout: Probability of dropping a value inside a residual block while training.
+        dropout: Probability of dropping a value inside a residual block while training, in [0, 1).
         block: Kind of the residual blocks, one of `BLOCK_KINDS`.
         latent_mean: Mean of each raw latent channel over the training data.
-        latent_std: Standard deviation of each raw latent channel over the training data.
+        latent_std: Standard deviation of each raw latent channel over the training data, above 0.
         image_channels: Channels of the pictures: 3 for RGB, 4 for RGB and alpha.
         images_only: The model knows single pictures only (Qwen-Image-2.1): its kernels have no past frames.
         linear_skip: A linear map of blocks of pixels to latents around the encoder, and one back around the decoder,

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wan_vae.config import VAEConfig
-from wan_vae.errors import LatentsError, UserError
+from wan_vae.errors import LatentsError
+from wan_vae.validation import check_channels
 
 FACTORS_FILE = Path(__file__).parent / "weights" / "preview.json"
 _LATENTS_AT_ONCE = 8
@@ -36,7 +37,7 @@ class PreviewFactors:
     origin: str
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Normalized latents (1, z, t, h, w) -> pictures (1, 3, t, h, w) in [-1, 1]."""
+        """Normalized latents (B, z, t, h, w) -> pictures (B, 3, t, h, w) in [-1, 1]."""
         rgb = torch.einsum("bzthw,zc->bcthw", latents.to(self.factors.dtype), self.factors)
         return (rgb + self.bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)
 
@@ -61,17 +62,16 @@ def preview(latents: Tensor, config: VAEConfig) -> Tensor:
     """Show normalized latents at their own size, one picture per latent frame.
 
     Args:
-        latents: (1, z, t, h, w).
+        latents: (B, z, t, h, w).
         config: The architecture of the model that encoded them, `vae.config`.
 
     Returns:
-        (1, 3, t, h, w) in [-1, 1], float32.
+        (B, 3, t, h, w) in [-1, 1], float32.
 
     Raises:
         UserError: The latents are not of this shape, or there are no factors for this model.
     """
-    if latents.ndim != 5 or latents.shape[1] != config.latent_channels:
-        raise UserError(f"The latents are {tuple(latents.shape)}; they must be (1, {config.latent_channels}, t, h, w).")
+    check_channels(latents, config)
     return load_factors(config)(latents)
 
 

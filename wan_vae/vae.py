@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ if TYPE_CHECKING:
     from wan_vae.sharding import ShardedVAE
 
 
+class FileVersion(NamedTuple):
+    """A file, with what changes when it is written."""
+
+    path: Path
+    size: int  # in bytes
+    modified: int  # in nanoseconds
+
+
 class WanVAE(Autoencoder):
     """The video VAE of Wan2.1, Wan2.2, Qwen-Image and their relatives.
 
@@ -56,7 +64,8 @@ class WanVAE(Autoencoder):
     in training mode, whose batch norms see all frames, a whole clip passes at once. Streams are for eval mode.
     """
 
-    _origin: tuple[Path, tuple[int, int], tuple[tuple[int, int], ...]] | None = None
+    # The file or folder that was loaded, the file of the weights in it as it was, and the weights.
+    _origin: tuple[Path, FileVersion, tuple[tuple[int, int], ...]] | None = None
     _has_seen_latents = False
 
     @classmethod
@@ -100,8 +109,7 @@ class WanVAE(Autoencoder):
         device = parse_device(device)
         checkpoint = load_checkpoint(source)
         vae = cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
-        status = checkpoint.path.stat()
-        vae._origin = checkpoint.path, (status.st_size, status.st_mtime_ns), vae._weight_versions()
+        vae._origin = checkpoint.origin.absolute(), _file_version(checkpoint.path.absolute()), vae._weight_versions()
         return vae
 
     @classmethod
@@ -169,7 +177,7 @@ class WanVAE(Autoencoder):
         parameters of this VAE.
 
         Raises:
-            UserError: diffusers is not installed, or has no such residual block.
+            UserError: diffusers is not installed, or cannot hold this architecture.
         """
         settings = config_to_diffusers(self.config)
         if self.config.images_only:
@@ -259,6 +267,7 @@ class WanVAE(Autoencoder):
             UserError: The latents have another number of channels or dimensions than this model's, or the budget is
                 too small; the message says what would work.
         """
+        check_flag("raw", raw)
         check_latents(latents, self.config, whole=True)
         check_device(latents, self.quant_conv.weight.device)
         together, tiling = check_latents_per_pass(latents_per_pass), None
@@ -374,7 +383,7 @@ class WanVAE(Autoencoder):
         check_flag("sample", sample)
         posterior = Posterior.from_moments(self.moments(video.to(self.dtype), Halo()))
         raw = posterior.sample(generator) if sample else posterior.mode()
-        return self.pixels(raw, Halo()), posterior
+        return self.pixels(raw.to(self.decoder_dtype), Halo()), posterior
 
     def shard(self, mesh: "DeviceMesh | None" = None, *, gather: bool = True) -> "ShardedVAE":
         """Return this VAE for clips that are cut into parts, one per process: all processes make the same calls.
@@ -420,7 +429,17 @@ class WanVAE(Autoencoder):
                 module.recompute = enabled
 
     def set_dtypes(self, *, encoder: torch.dtype | str, decoder: torch.dtype | str) -> "WanVAE":
-        """Convert the weights of each half in place: decoding tolerates a lower precision than latents for training."""
+        """Convert the weights of each half in place: decoding tolerates a lower precision than latents for training.
+
+        Args:
+            encoder: A dtype or its name, as for `from_pretrained`.
+            decoder: Likewise.
+
+        Raises:
+            UserError: There is no such dtype.
+        """
+        for name, given in (("encoder", encoder), ("decoder", decoder)):
+            check_type(name, given, (str, torch.dtype), "a dtype")
         encoding, decoding = parse_dtype(encoder), parse_dtype(decoder)
         for half, dtype in (
             (self.encoder, encoding),
@@ -439,11 +458,9 @@ class WanVAE(Autoencoder):
         nor a weight has changed; otherwise that of the weights as they are.
         """
         if self._origin is not None:
-            path, version, weights = self._origin
-            status = path.stat() if path.is_file() else None
-            same_file = status is not None and version == (status.st_size, status.st_mtime_ns)
-            if same_file and weights == self._weight_versions():
-                return _file_digest(path, version)
+            origin, version, weights = self._origin
+            if version.path.is_file() and version == _file_version(version.path) and weights == self._weight_versions():
+                return _file_digest(origin, version)
         return weights_digest(self.state_dict())
 
     def _weight_versions(self) -> tuple[tuple[int, int], ...]:
@@ -454,9 +471,14 @@ class WanVAE(Autoencoder):
         return *versions, *((0, 0 if buffer.is_inference() else buffer._version) for buffer in statistics)
 
 
+def _file_version(path: Path) -> FileVersion:
+    status = path.stat()
+    return FileVersion(path, status.st_size, status.st_mtime_ns)
+
+
 @lru_cache  # a caller of encode_file loops over clips
-def _file_digest(path: Path, version: tuple[int, int]) -> str:
-    return load_checkpoint(path, notices=False).digest()
+def _file_digest(origin: Path, version: FileVersion) -> str:
+    return load_checkpoint(origin, notices=False).digest()
 
 
 def _results(stream: ClipStream, chunks: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -50,6 +50,8 @@ def test_unsupported_reason_names_what_diffusers_lacks(monkeypatch: pytest.Monke
     pytest.importorskip("diffusers")
     assert unsupported_reason(small_config(**STYLE)) is None
     assert "'dense'" in unsupported_reason(small_config(**STYLE, block="dense"))
+    assert "always has attention" in unsupported_reason(small_config(**STYLE, middle_attention=False))
+    assert "[1, 1, 2]" in unsupported_reason(small_config(**STYLE, blocks_per_level=(1, 1, 2)))
     assert "upscales" in unsupported_reason(small_config(**STYLE, output_upscale=2))
     assert "this model takes 2" in unsupported_reason(small_config())
     monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda name: None)

@@ -357,6 +357,33 @@ def test_from_pretrained_of_a_bad_file_gets_a_sentence(make: object, message: st
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+@pytest.mark.parametrize("mark", ["middle.1.norm.gamma", "linear_skip.later.weight"])
+def test_from_pretrained_of_a_file_that_lacks_one_tensor_names_it(half: str, mark: str, tmp_path: Path) -> None:
+    weights = native(random_vae(small_config(**STANDARD, linear_skip=True), torch.float32))
+    del weights[f"{half}.{mark}"]
+    save_file(weights, tmp_path / "vae.safetensors")
+    with pytest.raises(CheckpointError, match=rf"suggest: 1 missing, the first {half}.{mark}\."):
+        WanVAE.from_pretrained(tmp_path / "vae.safetensors")
+
+
+def test_from_pretrained_without_the_config_that_tells_the_levels_says_what_keeps_it(tmp_path: Path) -> None:
+    save_file(
+        native(random_vae(small_config(**STANDARD | {"blocks_per_level": 1}), torch.float32)),
+        tmp_path / "vae.pt.safetensors",
+    )
+    with pytest.raises(CheckpointError, match=r"levels are not those of Wan, store it with WanVAE\.save"):
+        WanVAE.from_pretrained(tmp_path / "vae.pt.safetensors")
+
+
+def test_save_of_a_model_with_another_part_names_its_weight(tmp_path: Path) -> None:
+    vae = random_vae(small_config(), torch.float32)
+    vae.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"The weight extra\.weight is of no part of a Wan VAE"):
+        vae.save(tmp_path / "vae.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_from_pretrained_of_a_damaged_config_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     vae = standard_vae()

@@ -70,7 +70,7 @@ def test_decode_images_gives_pictures_between_0_and_1(vae: WanVAE) -> None:
     images = decode_images(vae, {"samples": raw}, progress=lambda *at: progress.append(at))
     expected = (vae.decode(raw, raw=True).permute(0, 2, 3, 4, 1).flatten(0, 1) + 1) / 2
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
-    assert progress[-1] == (5, 5)
+    assert progress[-1] == (10, 10)
 
 
 def test_images_within_a_budget_are_the_same(vae: WanVAE) -> None:
@@ -87,6 +87,18 @@ def test_images_within_a_budget_are_the_same(vae: WanVAE) -> None:
     torch.testing.assert_close(decode_images(vae, tight, memory=decoding), decode_images(vae, free), rtol=0, atol=1e-5)
     with pytest.raises(UserError, match="too little to encode"):
         encode_images(vae, images, memory="1MiB")
+
+
+def test_a_batch_decodes_in_the_memory_of_one_clip(vae: WanVAE) -> None:
+    raw = torch.randn(3, 3, 2, 32, 32, generator=torch.Generator().manual_seed(4))
+    plan = partial(vae.plan, "decode", frames=3, height=64, width=64, streaming=True)
+    with pytest.raises(BudgetError) as error:
+        plan(memory=1)
+    memory = error.value.smallest
+    with pytest.raises(BudgetError):
+        plan(batch=3, memory=memory)
+    tight = decode_images(vae, {"samples": raw}, memory=memory)
+    torch.testing.assert_close(tight, decode_images(vae, {"samples": raw}), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4, 3), (4, 4, 3), (2, 4, 4, 1)])

@@ -123,5 +123,8 @@ def test_export_of_impossible_arguments_is_refused(arguments: dict[str, Any], me
     vae = random_vae(CONFIGS["wan2.1"], torch.float32)
     with pytest.raises(UserError, match=message):
         export_steps(vae, **{"direction": "encode", "height": 16, "width": 16} | arguments)
+    pictures = random_vae(small_config(images_only=True, temporal_downsample=(False,)), torch.float32)
+    with pytest.raises(UserError, match="takes single pictures"):
+        export_steps(pictures, "encode", height=16, width=16)
     with pytest.raises(UserError, match="training mode"):
         export_steps(vae.train(), "encode", height=16, width=16)

@@ -142,6 +142,7 @@ def test_image_latents_of_comfyui_have_no_time(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"a": torch.zeros(3, 1, 2, 2), "b": torch.zeros(3, 1, 2, 2)}, r"holds 2 tensors \(a \(3, 1, 2, 2\), b"),
+        ({"a": {"latents": Z[0]}, "b": {"latents": Z[0]}}, r"holds 2 tensors \(a.latents"),
         ({"latents": torch.zeros(3, 1, 2, 2, dtype=torch.int32)}, "which are latents does not show"),
         (torch.zeros(2, 3, 1, 2, 2), r"holds 2 clips, \(2, 3, 1, 2, 2\); save one"),
         (torch.zeros(3, 0, 2, 2), "its latents are empty"),

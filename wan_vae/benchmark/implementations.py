@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from wan_vae.checkpoints.detect import config_to_diffusers
 from wan_vae.config import VAEConfig
+from wan_vae.errors import UserError
 from wan_vae.inference.passes import Direction
 from wan_vae.integrations.export import StreamStep, export_steps
+from wan_vae.posterior import LatentStatistics
 from wan_vae.vae import WanVAE
 
 WAN_VAE, DIFFUSERS, OPENVINO = "wan_vae", "diffusers", "openvino"
@@ -84,10 +86,10 @@ def unsupported_reason(config: VAEConfig) -> str | None:
     """Return why diffusers cannot run an architecture; None if it can."""
     if importlib.util.find_spec("diffusers") is None:
         return "diffusers is not installed"
-    if config.block != "wan":
-        return f"diffusers has no residual block of kind {config.block!r}"
-    if config.linear_skip:
-        return "diffusers has no linear skip around encoder and decoder"
+    try:
+        config_to_diffusers(config)
+    except UserError as error:
+        return str(error).partition(";")[0]
     if config.output_upscale != 1:
         return "diffusers does not put together the pixels of a decoder that upscales"
     if config.temporal_compression != 4:
@@ -119,8 +121,8 @@ def _from_wan_vae(vae: WanVAE) -> Implementation:
 
 
 def _from_diffusers(vae: Any, config: VAEConfig) -> Implementation:
-    with torch.device("meta"):
-        denormalize = WanVAE(config).denormalize
+    def denormalize(normalized: Tensor) -> Tensor:
+        return LatentStatistics.of(config, normalized.dtype, normalized.device).denormalized(normalized)
 
     def encode(video: Tensor) -> Tensor:
         return vae.encode(video).latent_dist.mode()

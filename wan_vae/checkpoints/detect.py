@@ -22,15 +22,15 @@ CONFIG_KEY = "wan_vae.config"
 
 # Tensors that show the layout and the architecture, by their names in `WanVAE.state_dict()`.
 _LAYOUT_MARK = "decoder.head.norm.gamma"
-_ATTENTION = "decoder.middle.attention.norm.gamma"
-_LINEAR_SKIP = "encoder.linear_skip.later.weight"  # the same in all layouts
+_ATTENTION = ("encoder.middle.attention.norm.gamma", "decoder.middle.attention.norm.gamma")
+_LINEAR_SKIP = ("encoder.linear_skip.later.weight", "decoder.linear_skip.later.weight")  # the same in all layouts
 _UPSAMPLING = "decoder.levels.0.upsample.conv.weight"  # where Wan2.2's layouts have it, Wan2.1's have nothing
 _WIDTHS = ("encoder.conv_in.weight", _LAYOUT_MARK, "decoder.head.conv.weight", "post_quant_conv.weight")
 
 
 @cache
 def _marks(layout: str) -> dict[str, str]:
-    return stored_names([_ATTENTION, _UPSAMPLING, *_WIDTHS], load_config("wan2.2"), layout)
+    return stored_names([*_ATTENTION, _UPSAMPLING, *_WIDTHS], load_config("wan2.2"), layout)
 
 
 class Model(NamedTuple):
@@ -129,8 +129,9 @@ def _config_from_shapes(shapes: Shapes, model: Model) -> tuple[VAEConfig, bool]:
     structure: dict[str, Any] = {"level_shortcuts": prefix + _marks(layout)[_UPSAMPLING] in shapes}
     if layout == "wan_vae":  # the names are the same in both architectures
         structure = _structure(shapes, prefix, encoder_in[0])
-    structure["linear_skip"] = prefix + _LINEAR_SKIP in shapes
-    structure["middle_attention"] = prefix + _marks(layout)[_ATTENTION] in shapes
+    # Either half tells, so that a damaged file is one that lacks something, not one that has too much.
+    structure["linear_skip"] = any(prefix + name in shapes for name in _LINEAR_SKIP)
+    structure["middle_attention"] = any(prefix + _marks(layout)[name] in shapes for name in _ATTENTION)
     images_only = math.prod(encoder_in[2:-2]) == 1  # a kernel without past frames, or without the dimension of time
     published = "qwen-image-2.1" if images_only else "wan2.2" if structure["level_shortcuts"] else "wan2.1"
     base = load_config(published)

@@ -31,6 +31,7 @@ _LOGGER = logging.getLogger("wan_vae")
 class Checkpoint:
     """A checkpoint in memory."""
 
+    origin: Path  # the file or the folder that was named
     path: Path  # file that holds the weights
     layout: str  # how the file names them: one of `LAYOUTS`, or "wan_vae" for the names of `WanVAE.state_dict()`
     config: VAEConfig
@@ -93,7 +94,7 @@ def load_checkpoint(source: str | Path, *, notices: bool = True) -> Checkpoint:
                 f"{origin}: {len(narrow)} weights in float8 are loaded as bfloat16, which holds them exactly."
             )
         _log_left_out(origin, listed, models, set(names.values()))
-    return Checkpoint(path, model.layout, config, weights)
+    return Checkpoint(origin, path, model.layout, config, weights)
 
 
 def write_checkpoint(
@@ -181,8 +182,13 @@ def _names(listed: TensorFile, model: Model, config: VAEConfig, expected: Mappin
     }
     found_faults = [f"{len(names)} {kind}, the first {names[0]}" for kind, names in faults.items() if names]
     if found_faults:
+        # In this layout the number of blocks changes the names of all that follow.
+        untold = model.layout == "wan" and CONFIG_KEY not in listed.metadata and not config.images_only
+        advice = (
+            " If its levels are not those of Wan, store it with WanVAE.save, which keeps the config." if untold else ""
+        )
         raise CheckpointError(
-            f"it does not fit the layout {model.layout!r} that its names suggest: {'; '.join(found_faults)}."
+            f"it does not fit the layout {model.layout!r} that its names suggest: {'; '.join(found_faults)}.{advice}"
         )
     return names
 

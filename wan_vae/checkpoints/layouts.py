@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from wan_vae.config import VAEConfig
+from wan_vae.errors import UserError
 
 LAYOUTS = ("wan", "diffusers")
 """The layouts that checkpoints are written in."""
@@ -35,7 +36,11 @@ TOP = (Names("quant_conv", "conv1", "quant_conv"), Names("post_quant_conv", "con
 
 
 def stored_names(names: list[str], config: VAEConfig, layout: str) -> dict[str, str]:
-    """Return each weight's name in a layout by its name in `state_dict()`."""
+    """Return each weight's name in a layout by its name in `state_dict()`.
+
+    Raises:
+        UserError: A weight is of no part of the architecture.
+    """
     column = Names._fields.index(layout)
     prefixes = {}
     for module in _modules(config):
@@ -44,9 +49,14 @@ def stored_names(names: list[str], config: VAEConfig, layout: str) -> dict[str, 
             prefixes[f"{module.wan_vae}.{part.wan_vae}."] = f"{module[column]}.{part[column]}."
     stored = {}
     for name in names:
-        prefix = name
-        while prefix not in prefixes:  # the longest that fits
-            prefix = prefix[:-1].rpartition(".")[0] + "."
+        parts = name.split(".")[:-1]
+        while parts and ".".join(parts) + "." not in prefixes:  # the longest that fits
+            parts.pop()
+        if not parts:
+            raise UserError(
+                f"The weight {name} is of no part of a Wan VAE; only what `WanVAE` consists of can be stored."
+            )
+        prefix = ".".join(parts) + "."
         stored[name] = prefixes[prefix] + name[len(prefix) :]
     return stored
 

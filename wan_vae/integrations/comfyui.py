@@ -271,16 +271,17 @@ def decode_images(
     images = torch.empty(batch, frames, height * scale, width * scale, network.config.image_channels)
     count = network.default_chunk_size(rows * side, columns * side)
     with torch.no_grad():
-        chunks = (
-            network.normalize(chunk.to(network.device, torch.float32)) for chunk in torch.split(samples, count, dim=2)
-        )
-        done = 0
-        for video in decode_chunks(network, chunks, rows * side, columns * side, memory):
-            part = video[:, :, : frames - done, : height * scale, : width * scale]
-            images[:, done : done + part.shape[2]] = part.permute(0, 2, 3, 4, 1).float().add(1).div_(2).cpu()
-            done += part.shape[2]
-            if progress is not None:
-                progress(done, frames)
+        for number, clip in enumerate(torch.split(samples, 1)):  # one at a time: memory is planned for one
+            chunks = (
+                network.normalize(chunk.to(network.device, torch.float32)) for chunk in torch.split(clip, count, dim=2)
+            )
+            done = 0
+            for video in decode_chunks(network, chunks, rows * side, columns * side, memory):
+                part = video[0, :, : frames - done, : height * scale, : width * scale]
+                images[number, done : done + part.shape[1]] = part.permute(1, 2, 3, 0).float().add(1).div_(2).cpu()
+                done += part.shape[1]
+                if progress is not None:
+                    progress(number * frames + done, batch * frames)
     return images.flatten(0, 1)
 
 

@@ -104,13 +104,17 @@ def export_steps(
         dynamic: Whether the programs take other heights and widths, too.
 
     Raises:
-        UserError: The size does not fit the model, or an argument is not possible.
+        UserError: The size does not fit the model, it takes single pictures only, or an argument is not possible.
     """
     if direction not in ("encode", "decode"):
         raise UserError(f"The direction is {shown(direction)}; it must be 'encode' or 'decode'.")
     if vae.training:
         raise UserError("The model is in training mode; call vae.eval() first.")
     config, count = vae.config, check_count("latents", latents)
+    if config.images_only:
+        raise UserError(
+            "This model takes single pictures, so there are no steps of a stream; export a model of videos."
+        )
     check_video_size(1, height, width, config, whole=True)
     side = config.spatial_compression
     if direction == "encode":

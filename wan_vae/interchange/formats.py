@@ -203,5 +203,8 @@ def usual_name(names: list[str]) -> str | None:
     """Return the name of the latents among those of tensors that could be them, None if nothing tells."""
     if len(names) == 1:
         return names[0]
-    last = {name.rpartition(".")[2]: name for name in names}
-    return next((last[name] for name in USUAL_NAMES if name in last), None)
+    for usual in USUAL_NAMES:
+        found = [name for name in names if name.rpartition(".")[2] == usual]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
