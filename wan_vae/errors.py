@@ -5,7 +5,9 @@ with code 2. They are `ValueError`s, so that library users can catch them withou
 invariant of the package is an `AssertionError` and keeps its traceback.
 """
 
+import errno
 import logging
+import re
 
 _LONGEST = 1000  # characters of a message; a name in a damaged file can have millions
 
@@ -23,6 +25,23 @@ def printable(text: object) -> str:
     """
     line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} [...] {line[-_LONGEST // 2 :]}"
+
+
+# What torch, its allocators and libraries, and the system say. The word "memory" alone is not enough: faults of kernels
+# are "illegal memory accesses".
+_SHORTAGES = re.compile(
+    r"out of memory|not enough memory|allocate memory|alloc_failed|bad_alloc|start new thread|failed to map segment",
+    re.I,
+)
+
+
+def memory_shortage(error: Exception) -> str | None:
+    """Return one line about the memory that an error says is missing; None for any other error."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno == errno.ENOMEM else None
+    # torch has a class for CUDA's shortages only; libraries that find no room are errors of imports.
+    words = isinstance(error, ImportError | RuntimeError) and _SHORTAGES.search(str(error)) is not None
+    return first_line(error) or type(error).__name__ if words or isinstance(error, MemoryError) else None
 
 
 class UserError(ValueError):

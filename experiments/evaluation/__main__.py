@@ -16,7 +16,9 @@ app = typer.Typer(name="evaluate", add_completion=False, rich_markup_mode=None, 
 
 @app.command()
 def evaluate(
-    bench: Annotated[Path, typer.Argument(help="The shots: a YAML file such as configs/evaluation/bench.yaml.")],
+    bench: Annotated[
+        Path, typer.Argument(help="The shots: a YAML file such as experiments/evaluation/configs/bench.yaml.")
+    ],
     clips: Annotated[Path, typer.Option(help="The folder that the clips are in.")],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     backbone: Annotated[
@@ -62,7 +64,7 @@ def evaluate(
     with ExitStack() as written:
         folder = None
         if sheets is not None:
-            folder = written.enter_context(written_beside(sheets))
+            folder = written.enter_context(written_beside(sheets, overwrite=overwrite))
             folder.mkdir()
         results = [
             evaluate_shot(
@@ -79,10 +81,12 @@ def evaluate(
             f" {about['torch']}.{'' if lpips else ' LPIPS was not measured, for no --backbone was given.'}\n"
         )
         if markdown is not None:
-            written.enter_context(written_beside(markdown)).write_text(text, encoding="utf-8")
+            written.enter_context(written_beside(markdown, overwrite=overwrite)).write_text(text, encoding="utf-8")
         if json_file is not None:
             values = json.dumps({**about, **summary(results)}, indent=2)
-            written.enter_context(written_beside(json_file)).write_text(values + "\n", encoding="utf-8")
+            written.enter_context(written_beside(json_file, overwrite=overwrite)).write_text(
+                values + "\n", encoding="utf-8"
+            )
     typer.echo(text, nl=False)
 
 

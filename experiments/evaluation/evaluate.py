@@ -83,6 +83,9 @@ def read_evaluation_set(path: Path, clips: Path) -> EvaluationSet:
             raise UserError(f"{path} lists {clip}, which is not in {clips}; name the folder that it is in.")
         for start, following in itertools.zip_longest(starts, starts[1:], fillvalue=math.inf):
             shots.append(Shot(clips / str(clip), int(start), int(min(start + content["frames"], following))))
+    names = [shot.name for shot in shots]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path} has two shots that are called {repeated[0]}; rename one of the clips.")
     return EvaluationSet(content["short_side"], tuple(shots))
 
 

@@ -8,7 +8,6 @@ rounded here; H.264 is what its file takes. Linear codes are the principal compo
 pixels of the clips in FOLDER, in the model's own linear skip. The distortion is the mean over the shots of their PSNR.
 """
 
-import argparse
 import dataclasses
 import io
 import json
@@ -16,19 +15,23 @@ import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 import av
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from experiments.evaluation.evaluate import Shot, read_evaluation_set, scaled_size
+from wan_vae.cli import main, options
 from wan_vae.config import load_config
 from wan_vae.evaluation.metrics import Metrics
 from wan_vae.io import open_clip
-from wan_vae.io.atomic_output import written_beside
+from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
+from wan_vae.io.color import eight_bits
 from wan_vae.io.suffixes import VIDEO_SUFFIXES
 from wan_vae.training.data import find_sources
 from wan_vae.training.initialization import fit_linear_skip, init_for_training
@@ -44,13 +47,15 @@ CLIPPED = 5.0  # standard deviations of a latent that 8 bits span, in each direc
 Pictures = NDArray[np.uint8]  # (n, height, width, 3)
 Point = tuple[float, float]  # bits per pixel, PSNR in dB
 
+app = typer.Typer(name="rate_distortion", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
 
 def read(shot: Shot, short_side: int) -> Pictures:
     """Return a shot's frames, scaled, and cut to a size and a length that a model of Wan2.1's compression takes."""
     with open_clip(shot.clip) as clip:
         size = scaled_size(clip.info.width, clip.info.height, short_side)
     with open_clip(shot.clip, size=size, frames=(shot.start, shot.stop)) as clip:
-        frames = np.concatenate([np.asarray(chunk) for chunk in clip.chunks(16)])
+        frames = np.concatenate([eight_bits(chunk) for chunk in clip.chunks(16)])
     count, height, width = frames.shape[:3]
     return frames[: count - (count - 1) % 4, : height - height % 8, : width - width % 8]
 
@@ -113,23 +118,30 @@ def linear_code(values: int, fit: Sequence[Pictures]) -> WanVAE:
     return with_latent_statistics(vae, fit)
 
 
-def main() -> None:
-    """Measure, and write what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", type=Path, help="the shots: a YAML file")
-    parser.add_argument("--clips", type=Path, required=True, help="the folder that the clips are in")
-    parser.add_argument("--fit", type=Path, required=True, help="a folder of clips that linear codes are fitted to")
-    parser.add_argument("--checkpoint", default="nano")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--plot", type=Path)
-    arguments = parser.parse_args()
-    listed = read_evaluation_set(arguments.bench, arguments.clips)
-    found = find_sources(arguments.fit, VIDEO_SUFFIXES)
-    fit = [read(Shot(path, 20, 20 + FIT_FRAMES), FIT_SIDE) for path in found]
-    model = WanVAE.from_pretrained(arguments.checkpoint, device="cpu", dtype="float32")
-    linear_codes = [linear_code(values, fit) for values in LINEAR_CODES]
+@app.command()
+def rate_distortion(
+    bench: Annotated[
+        Path, typer.Argument(help="The shots: a YAML file such as experiments/evaluation/configs/bench.yaml.")
+    ],
+    clips: Annotated[Path, typer.Option(help="The folder that the clips are in.")],
+    fit: Annotated[Path, typer.Option(help="A folder of clips that linear codes are fitted to.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Write the result here.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw the result here.")] = None,
+    checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
+    overwrite: options.OverwriteOption = False,
+) -> None:
+    """Measure bits per pixel and PSNR of a model, of linear codes, of smaller pictures and of H.264."""
+    outputs = [json_file] if plot is None else [json_file, plot]
+    for output in outputs:
+        check_output(output, overwrite=overwrite, inputs=(bench,))
+    check_distinct(*outputs)
+    listed = read_evaluation_set(bench, clips)
+    found = find_sources(fit, VIDEO_SUFFIXES)
+    fitted = [read(Shot(path, 20, 20 + FIT_FRAMES), FIT_SIDE) for path in found]
+    model = WanVAE.from_pretrained(checkpoint, device="cpu", dtype="float32")
+    linear_codes = [linear_code(values, fitted) for values in LINEAR_CODES]
     codes: dict[str, list[Callable[[Pictures], Point]]] = {
-        arguments.checkpoint: [lambda frames: by_model(model, frames)],
+        checkpoint: [lambda frames: by_model(model, frames)],
         "linear code": [lambda frames, vae=vae: by_model(vae, frames) for vae in linear_codes],
         "smaller pictures, bicubic": [lambda frames, by=by: by_bicubic(by, frames) for by in REDUCTIONS],
         "H.264": [lambda frames, crf=crf: by_h264(crf, frames) for crf in QUALITIES],
@@ -139,10 +151,11 @@ def main() -> None:
         name: [tuple(np.mean([compute(frames) for frames in shots], axis=0).round(3).tolist()) for compute in ways]
         for name, ways in codes.items()
     }
-    with written_beside(arguments.json, overwrite=True) as beside:
+    with written_beside(json_file, overwrite=overwrite) as beside:
         beside.write_text(json.dumps({"bits per pixel, PSNR (dB)": points}, indent=1) + "\n", encoding="utf-8")
-    if arguments.plot is not None:
-        draw(points, arguments.plot)
+    if plot is not None:
+        with written_beside(plot, overwrite=overwrite) as beside:
+            draw(points, beside)
 
 
 def draw(points: dict[str, list[Point]], path: Path) -> None:
@@ -164,4 +177,4 @@ def draw(points: dict[str, list[Point]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(program=app)

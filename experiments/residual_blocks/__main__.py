@@ -58,11 +58,13 @@ def residual_blocks(
     study = run_study(ablation, cache, workers, say=lambda message: typer.echo(message, err=True))
     parts = {"table": markdown_table(study), "verdicts": markdown_verdicts(verdicts_of(study))}
     with ExitStack() as written:
-        write_csv(study, written.enter_context(written_beside(out / "results.csv")))
+        write_csv(study, written.enter_context(written_beside(out / "results.csv", overwrite=overwrite)))
         for name, figure in draw_all(study).items():
-            save(figure, written.enter_context(written_beside(out / f"{name}.png")))
+            save(figure, written.enter_context(written_beside(out / f"{name}.png", overwrite=overwrite)))
         for name, part in parts.items():
-            written.enter_context(written_beside(out / f"{name}.md")).write_text(part, encoding="utf-8")
+            written.enter_context(written_beside(out / f"{name}.md", overwrite=overwrite)).write_text(
+                part, encoding="utf-8"
+            )
         if document is not None:
             text = filled(document.read_text(encoding="utf-8"), parts)
             written.enter_context(written_beside(document)).write_text(text, encoding="utf-8")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.cli.running import run, write_clip
 from tests.helpers import random_vae, small_config
+from tests.test_tiny import random_tiny
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,24 @@ def test_cache_with_a_clip_that_fails_goes_on_and_ends_with_1(
     assert "bad.mp4 is left out" in caplog.text
 
 
+def test_dry_run_tells_what_would_be_pruned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_clip(folder / "clips" / "c.mkv", frames=1, width=32, height=16, fps=Fraction(16))
+    assert cache(capsys, folder, "fewer")[0] == 0
+    (folder / "clips" / "c.mkv").unlink()
+    _, out, _ = cache(capsys, folder, "fewer", "--dry-run", "--prune", "--json")
+    assert json.loads(out)["pruned"] == 1
+    _, out, _ = cache(capsys, folder, "fewer", "--prune", "--json")
+    assert json.loads(out)["pruned"] == 1
+
+
+def test_cache_with_a_tiny_autoencoder_says_what_is_needed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "taew2_1.safetensors"
+    save_file(random_tiny(dtype=torch.float32).state_dict(), path)
+    ended = run(capsys, "cache", folder / "clips", folder / "none", "--checkpoint", path)
+    assert ended.code == 2
+    assert f"{path} holds a TinyVAE; caches need a WanVAE" in ended.err
+
+
 def test_cache_of_parts_for_musubi_names_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--format", "musubi", "--target-frames", "1,5", "--extraction", "chunk", "--resolution", "32x16")
     assert cache(capsys, folder, "third", *options)[0] == 0
@@ -91,6 +110,12 @@ def test_cache_for_a_model_of_ai_toolkit_names_it(folder: Path, capsys: pytest.C
         (("--extraction", "chunk"), "needs the lengths of parts: give target_frames"),
         (("--most-frames", "81"), "--most-frames is 81, which is for --extraction full alone"),
         (("--target-frames", "5", "--stride", "2"), "--stride is 2, which is for --extraction slide alone"),
+        (
+            ("--verify", "1", "--prune"),
+            "--verify encodes clips of the whole cache again and changes nothing; leave out --prune",
+        ),
+        (("--verify", "1", "--shard", "1/2"), "leave out --shard"),
+        (("--dry-run", "--memory", "rubbish"), "'rubbish'"),
         (("--no-upscale",), "upscale is off, which is for buckets of a resolution"),
     ],
 )

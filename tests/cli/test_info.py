@@ -26,13 +26,22 @@ def test_plan_prints_a_table_in_gib(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_of_what_does_not_fit_names_the_smallest_budget_in_its_row(capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = run(capsys, "info", "nano", "--plan", "3840x2160x17", "--memory", "4GiB", "--device", "cpu")
+    options = ("--memory", "4GiB", "--device", "cpu", "--dtype", "fp32")
+    outcome = run(capsys, "info", "nano", "--plan", "3840x2160x17", *options)
     *others, decode_stream = outcome.out.splitlines()[4:]
     assert len(others) == 3
     assert all(" GiB " in line and "tiles" in line for line in others)
     assert decode_stream.startswith("decode, stream")
     assert "too little to decode this clip" in decode_stream
     assert "0.0 %" not in outcome.out
+
+
+@pytest.mark.parametrize("options", [("--memory", "abc"), ("--device", "cpu"), ("--dtype", "bf16")])
+def test_options_of_plans_without_a_plan_are_refused(
+    options: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run(capsys, "info", "nano", *options)
+    assert_one_sentence(outcome, f"{options[0]} is {options[1]}, which is for --plan alone")
 
 
 def test_plan_takes_the_order_of_size(capsys: pytest.CaptureFixture[str]) -> None:

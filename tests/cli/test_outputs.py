@@ -76,7 +76,9 @@ def test_outputs_that_are_not_named_have_names_after_the_input_and_replace_nothi
     for command, name in made:
         assert run(capsys, *command, *options, "--json").result()["output"] == name
         assert_one_sentence(run(capsys, *command, *options, "-q"), f"{name} exists")
-    assert {path.name for path in here.iterdir()} == {name for _, name in made}
+    (tmp_path / "link.mkv").symlink_to(clip)
+    assert run(capsys, "encode", tmp_path / "link.mkv", *options, "--json").result()["output"] == "link.safetensors"
+    assert {path.name for path in here.iterdir()} == {name for _, name in made} | {"link.safetensors"}
 
 
 def test_clips_without_a_place_for_their_latents_are_refused(
@@ -85,6 +87,8 @@ def test_clips_without_a_place_for_their_latents_are_refused(
     before = listing(tmp_path)
     outcome = run(capsys, "encode", clip, clip, "--checkpoint", checkpoint, "--overwrite")
     assert_one_sentence(outcome, "The last of several paths is that of the latents", "clip.mkv ends like a clip")
+    outcome = run(capsys, "encode", clip, clip, tmp_path / "out.safetensors", "--checkpoint", checkpoint)
+    assert_one_sentence(outcome, "The latents of several clips go to a folder", "out.safetensors ends like a file")
     outcome = run(capsys, "encode", clip, clip, tmp_path / "out", "--checkpoint", checkpoint, "--overwrite")
     assert_one_sentence(outcome, "--overwrite is for a single clip")
     assert listing(tmp_path) == before

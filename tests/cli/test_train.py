@@ -197,6 +197,15 @@ def test_train_options_override_the_recipe(
     assert state["recipe"]["data"]["videos"] == str(material.videos)
 
 
+def test_train_recipe_name_is_that_of_a_recipe_beside_a_folder_of_the_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").mkdir()
+    outcome = run(capsys, "train", "nano", "--out", "nano", "--videos", "nowhere")
+    assert_one_sentence(outcome, "nowhere is neither a file nor a folder")
+
+
 def test_train_invalid_arguments_print_one_sentence(
     recipe: Path, material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ from tests.helpers import random_vae
 from wan_vae import WanVAE
 from wan_vae.dataset import CacheOptions, Extract, LatentDataset, cache_latents, estimate_cache, verify_cache
 from wan_vae.dataset.ahead import ReadingAhead
+from wan_vae.dataset.engines import is_passing
 from wan_vae.errors import UserError
 from wan_vae.io import Clip, load_latents, read_clip
 
@@ -315,6 +316,61 @@ def test_parts_of_other_options_are_not_of_the_cache_any_more(vae: WanVAE, clips
     assert [record.parts for record in LatentDataset(out).records] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("store", [False, True])
+def test_files_of_other_options_stay_with_a_notice_until_they_are_pruned(
+    vae: WanVAE, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, store: bool
+) -> None:
+    out = tmp_path / "out"
+    place, url = (tmp_path / "store", f"file://{tmp_path}/store") if store else (out, None)
+    long, short = (CacheOptions(extract=Extract("head", (length,)), store=url) for length in (5, 1))
+    cache_latents([clips / "a.mkv"], out, vae, options=long)
+    former = outputs(place)
+    assert "as they were" not in caplog.text
+    for _ in range(2):
+        caplog.clear()
+        cache_latents([clips / "a.mkv"], out, vae, options=short)
+        assert f"also holds {next(iter(former))}" in caplog.text.replace(f"file://{tmp_path}/store/", "")
+    assert len(outputs(place)) == 2
+    cache_latents([clips / "a.mkv"], out, vae, options=short, shard=(0, 2), prune=True)
+    assert len(outputs(place)) == 2
+    assert cache_latents([clips / "a.mkv"], out, vae, options=short, prune=True).pruned == 1
+    assert len(outputs(place)) == 1
+    assert not outputs(place).keys() & former.keys()
+    assert cache_latents([clips / "a.mkv"], out, vae, options=short).kept == 1
+
+
+def test_the_line_that_was_written_last_counts_in_whichever_file(
+    vae: WanVAE, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    cache_latents([clips / "a.mkv"], out, vae, options=CacheOptions(length=1))
+    monkeypatch.setattr(time, "time_ns", lambda: 1)  # of a machine whose clock is late
+    found = [cache_latents([clips / "a.mkv"], out, vae, options=CacheOptions(length=5), shard=(0, 2)) for _ in range(2)]
+    assert [(result.cached, result.kept) for result in found] == [(1, 0), (0, 1)]
+    assert LatentDataset(out)[0]["latents"].shape[1] == 3
+    assert cache_latents([clips / "a.mkv"], out, vae, options=CacheOptions(length=1)).cached == 1
+    assert LatentDataset(out)[0]["latents"].shape[1] == 1
+
+
+def test_lines_without_a_time_are_older_than_those_with(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cache_latents([clips / "a.mkv"], out, vae, options=CacheOptions(length=1))
+    (record,) = lines(out / "manifest.jsonl")
+    assert abs(record.pop("written") - time.time_ns()) < 600e9
+    (out / "manifest.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    assert cache_latents([clips / "a.mkv"], out, vae, options=CacheOptions(length=1)).kept == 1
+    cache_latents([clips / "a.mkv"], out, vae, options=CacheOptions(length=5), shard=(0, 2))
+    assert [record.frames for record in LatentDataset(out).records] == [5]
+
+
+def test_latents_of_another_length_than_the_manifest_says_are_refused(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    cache_latents([clips / "a.mkv"], tmp_path / "long", vae)
+    cache_latents([clips / "a.mkv"], tmp_path / "out", vae, options=CacheOptions(length=1))
+    (tmp_path / "long" / "a.mkv.safetensors").replace(tmp_path / "out" / "a.mkv.safetensors")
+    with pytest.raises(UserError, match=r"holds latents of \(1, 16, 5, 8, 16\), and manifest.jsonl says \(1, 16, 1"):
+        LatentDataset(tmp_path / "out")[0]
+
+
 def test_names_that_are_no_text_and_lines_that_are_no_records_do_no_harm(
     vae: WanVAE, clips: Path, tmp_path: Path
 ) -> None:
@@ -382,6 +438,13 @@ def test_only_what_is_the_fault_of_a_clip_is_not_tried_again(
     assert (result.cached, result.failed) == (3, 1)
     assert "broken.mp4 failed before and did not change" in caplog.text
     assert not any("a.mkv" in record.message for record in caplog.records)
+
+
+def test_shortages_of_memory_are_no_fault_of_a_clip() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**55)
+    assert is_passing(error.value)
+    assert not is_passing(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_memory_that_is_no_budget_is_refused_at_once(vae: WanVAE, clips: Path, tmp_path: Path) -> None:

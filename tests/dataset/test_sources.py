@@ -90,6 +90,8 @@ def test_list_sources_of_a_clip_outside_the_lists_folder_is_named_by_its_path(tm
         ("list.jsonl", '{"path": 3}', "Line 1 of .*list.jsonl names no clip; give it a `path`"),
         ("list.jsonl", '{"path": "a.mp4"}\n[1]', "Line 2 of .* is no JSON object"),
         ("list.jsonl", "{", "Line 1 of .* is no JSON: "),
+        ("list.csv", "path,start\na.mp4,²", "Line 2 of .*: start is '²'; it must be the number of a frame"),
+        ("list.csv", "path,start\na.mp4," + 5000 * "1", "Line 2 of .*: start is '1111"),
         ("list.jsonl", '{"path": "a.mp4", "start": -1}', "Line 1 of .*: start is -1; it must be the number of a frame"),
         ("list.csv", "path,start\na.mp4,1,2\n", "Line 2 of .* has more columns than the header"),
         ("list.csv", "path\n\xff".encode("latin1"), "is no list in UTF-8"),

@@ -59,6 +59,24 @@ def test_another_store_is_filled_anew(vae: WanVAE, clips: Path, tmp_path: Path, 
     assert stored(url) == outputs(tmp_path / "out")
 
 
+def test_prune_removes_from_the_store_whatever_this_run_writes_to(
+    vae: WanVAE, clips: Path, tmp_path: Path, url: str
+) -> None:
+    cache_latents(clips, tmp_path / "out", vae, options=CacheOptions(store=url))
+    before = stored(url)
+    (clips / "a.mkv").unlink()
+    assert cache_latents(clips, tmp_path / "out", vae, prune=True).pruned == 1
+    del before["a.mkv.safetensors"]
+    assert stored(url) == before
+
+
+def test_estimate_makes_nothing_in_the_store(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    place = tmp_path / "store" / "latents"
+    expected = estimate_cache(clips, tmp_path / "out", vae, options=CacheOptions(store=f"file://{place}"))
+    assert expected.clips == 3
+    assert not place.parent.exists()
+
+
 def test_readers_find_outputs_in_the_store(vae: WanVAE, clips: Path, tmp_path: Path, url: str) -> None:
     cache_latents(clips, tmp_path / "here", vae)
     options = CacheOptions(store=url)
@@ -103,7 +121,7 @@ def test_nothing_is_left_in_the_store_of_a_clip_that_fails(
     [
         ("bucket/latents", "store is 'bucket/latents'; write it as a URL"),
         ("nowhere://bucket/latents", "nowhere://bucket/latents cannot be used (Protocol not known: nowhere"),
-        ("file://{file}/latents", "cannot be listed"),
+        ("file://{file}/latents", "cannot be created"),
     ],
 )
 def test_store_that_cannot_be_used_is_refused_before_anything_is_encoded(

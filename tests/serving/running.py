@@ -26,14 +26,14 @@ def free_port() -> int:
 @contextmanager
 def serving(vae: WanVAE, token: str | None = None, **limits: float) -> Iterator[str]:
     """Yield the address of a server, which is stopped afterwards."""
-    port = free_port()
-    server = make_server(Server(vae, "auto", Limits(**limits), "small"), host="127.0.0.1", port=port, token=token)
-    thread = threading.Thread(target=server.run)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = make_server(Server(vae, "auto", Limits(**limits), "small"), token)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.005)
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive()

@@ -1,5 +1,6 @@
 """Requests that are not served: each gets its status, and the server lives."""
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -55,6 +56,8 @@ def assert_lives(address: str) -> None:
         ({"shape": [1, 3, 6, 16, 16]}, BODY, 413, "bytes"),
         ({"scaling_factor": 0}, BODY, 422, "scaling_factor"),
         ({"scaling_factor": "nan"}, BODY, 422, "scaling_factor"),
+        ({"do_scaling": "true", "shift_factor": 3}, BODY, 422, "shift_factor (3.0)"),
+        ({"output_type": "mp4", "fps": 1e-12}, BODY, 422, "frames a second"),
         ({"output_type": "gif"}, BODY, 422, "output_type"),
         ({"output_type": "mp4", "shape": [2, 3, 1, 4, 4]}, BODY, 422, "one clip"),
         ({}, torch.full((96,), torch.nan).numpy().tobytes(), 422, "NaN"),
@@ -132,6 +135,49 @@ def test_a_request_that_takes_too_long_gets_504(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.undo()
         time.sleep(0.4)
         assert_lives(address)
+
+
+@pytest.mark.parametrize("path", ["decode", "encode"])
+def test_whole_answers_end_their_work_when_time_is_over(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, parts = small_vae(), []
+
+    def endless(*args: object, **options: object) -> object:
+        while len(parts) < 500:
+            parts.append(1)
+            time.sleep(0.01)
+            yield torch.zeros(1, 3 if path == "decode" else 6, 1, *((8, 8) if path == "decode" else (4, 4)))
+
+    monkeypatch.setattr(vae, f"{path}_stream", endless)
+    body = BODY if path == "decode" else torch.zeros(1, 3, 501, 8, 8).numpy().tobytes()
+    params = PARAMS if path == "decode" else {"shape": [1, 3, 501, 8, 8], "dtype": "float32"}
+    with serving(vae, seconds=0.3) as address:
+        assert requests.post(f"{address}/{path}", body, params=params).status_code == 504
+        while requests.get(f"{address}/healthz").json()["admitted"]:
+            time.sleep(0.01)
+        assert len(parts) < 500
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_request_that_finds_no_file_gives_its_place_back(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, made = tempfile.TemporaryFile, []
+
+    def fails_once() -> object:
+        made.append(1)
+        if len(made) == failing:
+            raise OSError(24, "Too many open files")
+        return opened()
+
+    with serving(small_vae(), waiting=1) as address:
+        monkeypatch.setattr(tempfile, "TemporaryFile", fails_once)
+        assert requests.post(f"{address}/decode", BODY, params=PARAMS).status_code == 500
+        assert requests.post(f"{address}/decode", BODY, params=PARAMS).status_code == 200
+
+
+def test_a_request_for_which_the_memory_of_the_host_is_too_little_gets_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = small_vae()
+    monkeypatch.setattr(vae, "decode_stream", lambda *args, **options: torch.empty(2**55))
+    with serving(vae) as address:
+        assert requests.post(f"{address}/decode", BODY, params=PARAMS).status_code == 503
 
 
 def test_many_clients_at_once_lose_no_request() -> None:

@@ -12,7 +12,6 @@ import wan_vae
 from wan_vae.cli import options, signals
 from wan_vae.cli.benchmark import benchmark
 from wan_vae.cli.cache import cache
-from wan_vae.cli.common import memory_shortage
 from wan_vae.cli.compare import compare
 from wan_vae.cli.convert import convert
 from wan_vae.cli.decode import decode
@@ -24,7 +23,7 @@ from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.cli.report import report
 from wan_vae.cli.serve import serve
 from wan_vae.cli.train import train
-from wan_vae.errors import UserError, printable
+from wan_vae.errors import UserError, memory_shortage, printable
 
 # typer contains click or depends on it, according to its version; this is the class in both cases.
 UsageError: Any = typer.BadParameter.__base__

@@ -129,7 +129,12 @@ def cache(
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove the files of clips that are not in SOURCE, deleted or renamed ones.")
+        bool,
+        typer.Option(
+            "--prune",
+            help="Remove the files of clips that are not in SOURCE, deleted or renamed ones, and those left of clips"
+            " that changed or of other options.",
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     verify: Annotated[
@@ -175,6 +180,11 @@ def cache(
     # Other processes need it, so it is no function in a function.
     common: dict[str, Any] = {"options": chosen, "load": partial(load_model, device=device, dtype=dtype)}
     if verify:
+        others = {"--dry-run": dry_run, "--prune": prune, "--retry": retry, "--ray": ray, "--shard": shard != "1/1"}
+        if idle := [name for name, value in others.items() if value]:
+            raise UserError(
+                f"--verify encodes clips of the whole cache again and changes nothing; leave out {idle[0]}."
+            )
         found = verify_cache(source, out, checkpoint, count=verify, memory=memory, **common)
         print_result({"verified": found.verified, "differing": found.differing or None}, as_json=as_json)
         if found.differing:
@@ -182,7 +192,9 @@ def cache(
         return
     part = _shard(shard)
     if dry_run:
-        expected = estimate_cache(source, out, checkpoint, shard=part, retry=retry, **common)
+        expected = estimate_cache(
+            source, out, checkpoint, memory=memory, shard=part, retry=retry, prune=prune, **common
+        )
         print_result(vars(expected), as_json=as_json)
         return
     run_cache(
@@ -215,7 +227,7 @@ def run_cache(source: Path | list[Path], out: Path, checkpoint: str, *, as_json:
 
 
 class _Progress(ExitStack):
-    """A bar of clips on standard error, if that is a terminal. Signals wait for its next call."""
+    """A bar of clips on standard error. Signals wait for its next call."""
 
     _bar: "tqdm[Any] | None" = None
 

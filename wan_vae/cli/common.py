@@ -1,9 +1,9 @@
 """What commands share: the model, progress, the report, and the process's memory."""
 
 import ctypes
-import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -62,9 +62,23 @@ def _load_sharded(checkpoint: str | Path, **options: Any) -> "ShardedVAE":
     return vae.shard()
 
 
+def parse_bytes_of(text: str, option: str) -> int:
+    """Return the bytes that the text of an option says.
+
+    Raises:
+        UserError: It says none.
+    """
+    from wan_vae.inference.budget import parse_size
+
+    size = parse_size(text)
+    if not size:
+        raise UserError(f"{option} is {text!r}; write bytes, or a number with a unit such as 1GiB.")
+    return size
+
+
 def default_output(source: Path, ending: str) -> Path:
     """Return the output in the working directory that is meant where only an input is named."""
-    source = source.resolve()
+    source = Path(os.path.abspath(source))  # noqa: PTH100  # `resolve` would name it after what a link leads to
     return Path((source.name if source.is_dir() else source.stem) + ending)
 
 
@@ -157,7 +171,7 @@ def _format(name: str, value: Any) -> str:
     if name == "frames_per_second":
         return f"{value:.1f} frames/s"
     if name.startswith("psnr"):
-        return f"{value:.2f} dB"
+        return value if isinstance(value, str) else f"{value:.2f} dB"
     if name in ("seconds", "waited"):
         return f"{value:.1f} s"
     if name == "share_waited":
@@ -173,16 +187,3 @@ def _format(name: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value)
     return str(value)
-
-
-_SHORTAGES = ("memory", "bad_alloc", "start new thread", "failed to map segment")
-
-
-def memory_shortage(error: Exception) -> str | None:
-    """Return one line about the memory that an error says is missing; None for any other error."""
-    line = str(error).partition("\n")[0]
-    if isinstance(error, OSError):
-        return error.strerror if error.errno == errno.ENOMEM else None
-    # torch has a class for CUDA's shortages only; libraries that find no room are errors of imports.
-    words = isinstance(error, ImportError | RuntimeError) and any(word in str(error) for word in _SHORTAGES)
-    return line or type(error).__name__ if words or isinstance(error, MemoryError) else None

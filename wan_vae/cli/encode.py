@@ -107,6 +107,7 @@ def encode(
 def _clips_and_latents(paths: list[Path], form: options.LatentsFormat | None) -> tuple[list[Path], Path]:
     """Tell the clips from the output: the last of several paths, or else a default."""
     from wan_vae.dataset.sources import is_data_set
+    from wan_vae.interchange.formats import LATENTS_SUFFIXES
     from wan_vae.io.suffixes import CLIP_SUFFIXES
 
     if len(paths) > 1:
@@ -114,6 +115,10 @@ def _clips_and_latents(paths: list[Path], form: options.LatentsFormat | None) ->
         if latents.suffix.lower() in CLIP_SUFFIXES:
             raise UserError(
                 f"The last of several paths is that of the latents, and {latents} ends like a clip; add their path."
+            )
+        if len(clips) > 1 and latents.suffix.lower() in LATENTS_SUFFIXES and not latents.is_dir():
+            raise UserError(
+                f"The latents of several clips go to a folder, and {latents} ends like a file; name a folder."
             )
         return clips, latents
     if is_data_set(paths[0]) or form is options.LatentsFormat.musubi:

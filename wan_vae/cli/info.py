@@ -37,6 +37,9 @@ def info(
     from wan_vae.cli.messages import Bar
 
     if plan is None:
+        for name, value in (("memory", memory), ("device", device.value), ("dtype", dtype.value)):
+            if value != options.AUTO:
+                raise UserError(f"--{name} is {value}, which is for --plan alone.")
         with Bar(unit="file"):
             found = describe(file)
         print_result(found, as_json=as_json)

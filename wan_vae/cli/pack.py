@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.common import Progress, print_result
-from wan_vae.errors import UserError
+from wan_vae.cli.common import Progress, parse_bytes_of, print_result
 
 
 class ShardFormat(str, Enum):
@@ -40,15 +39,11 @@ def pack(
 
     with Progress("packing", "item") as progress:
         result = pack_latents(
-            cache, out, format=format.value, shard_size=_bytes(shard_size), text=text, progress=progress
+            cache,
+            out,
+            format=format.value,
+            shard_size=parse_bytes_of(shard_size, "--shard-size"),
+            text=text,
+            progress=progress,
         )
     print_result({"output": out, **vars(result)}, as_json=as_json)
-
-
-def _bytes(text: str) -> int:
-    from wan_vae.inference.budget import parse_size
-
-    size = parse_size(text)
-    if not size:
-        raise UserError(f"--shard-size is {text!r}; write bytes, or a number with a unit such as 1GiB.")
-    return size

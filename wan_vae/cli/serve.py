@@ -1,6 +1,7 @@
 """`wan-vae serve`: a model behind HTTP."""
 
 import os
+import socket
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 
 from wan_vae.cli import options
-from wan_vae.cli.common import load_model
+from wan_vae.cli.common import load_model, parse_bytes_of
 from wan_vae.errors import UserError
 
 TOKEN = "WAN_VAE_TOKEN"
@@ -54,13 +55,32 @@ def serve(
         raise UserError(f"{error}; install the server's packages: pip install 'wan-vae[serve]'") from error
     from wan_vae.inference.budget import parse_bytes
 
+    body = parse_bytes_of(max_body, "--max-body")
+    bound = _bind(host, port)
     model = load_model(checkpoint, device=device, dtype=dtype, values=checkpoint_values)
     if model.config.image_channels != 3:
         raise UserError(f"{checkpoint} is a model of pictures with alpha, which the protocol cannot carry.")
-    body = parse_bytes(max_body, model.device)
+    parse_bytes(memory, model.device)  # to refuse it now, not in every request
     limits = Limits(body=body, pixels=max_pixels, frames=max_frames, waiting=max_waiting, seconds=max_seconds)
-    server = make_server(Server(model, memory, limits, checkpoint), host=host, port=port, token=token)
+    server = make_server(Server(model, memory, limits, checkpoint), token)
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {checkpoint} at http://{shown}:{port}; Ctrl-C ends it", file=sys.stderr, flush=True)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is done
-        server.run()
+        server.run(sockets=[bound])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take a port before a model is loaded for it; it answers nobody until the server runs."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if os.name == "posix":  # elsewhere this would share the port with another server
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        bound.close()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"No server can listen at --host {host} --port {port} ({reason}); name an address of this machine and a"
+            " port that is free."
+        ) from error
+    return bound

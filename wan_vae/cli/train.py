@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from wan_vae.cli import options, signals
-from wan_vae.cli.common import memory_shortage, print_result
-from wan_vae.errors import UserError
+from wan_vae.cli.common import print_result
+from wan_vae.errors import UserError, memory_shortage
 
 
 def train(

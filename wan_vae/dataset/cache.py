@@ -17,7 +17,7 @@ from wan_vae.arguments import check_count, check_path
 from wan_vae.dataset.manifest import Failure, Manifest
 from wan_vae.dataset.plan import CacheOptions, CheckpointDigests, Job, Todo, find_jobs
 from wan_vae.dataset.sources import Source, list_sources, named_sources, some_of, with_twins
-from wan_vae.dataset.storage import Store, is_url
+from wan_vae.dataset.storage import Store, remove_output
 from wan_vae.errors import UserError
 from wan_vae.io.suffixes import CLIP_SUFFIXES
 
@@ -40,7 +40,7 @@ class CacheResult:
         kept: Clips that were cached before.
         cached: Clips that were encoded.
         failed: Clips that could not be, now or before.
-        pruned: Clips whose outputs were removed.
+        pruned: Files that were removed.
         outputs: Files that were written.
         frames: Frames that were encoded.
         seconds: Time since the first clip was begun.
@@ -95,7 +95,9 @@ def cache_latents(
             `devices` is how many of its GPUs, or of its nodes' shares of cores, and 1 stands for all.
         retry: Whether clips that failed before are tried again.
         prune: Whether outputs of clips that are not in `source`, deleted or renamed ones, are removed; else they stay
-            in the cache, with a notice. In one process of several, the first.
+            in the cache, with a notice. In one process of several, the first. Likewise files that are left of clips
+            that changed, or of other options, and that the manifest does not list any more, unless `shard` is of
+            several, whose new files might be among them.
         progress: Called before the first clip and after every pass; with several processes, several times a second. It
             may raise an exception to cancel.
         load: Loads `vae` if it is a name or path; default `WanVAE.from_pretrained`. Several processes need one that can
@@ -119,17 +121,25 @@ def cache_latents(
     listed = find_sources(source, folder, options)
     sources = listed[number::count]
     store = None if options.store is None else Store(options.store)
+    if store is not None:
+        store.create()
     folder.mkdir(parents=True, exist_ok=True)
     manifest, digests = Manifest(folder, shard, store), CheckpointDigests(folder)
     digest = digests.find(vae) if isinstance(vae, str | Path) else vae.digest()
     result = CacheResult(total=len(sources))
     if number == 0 and (prune or not _names_clips(source)):
-        result.pruned = _prune({item.label for item in listed}, manifest, store, prune)
+        result.pruned = _prune({item.label for item in listed}, manifest, prune)
+
+    def finish() -> CacheResult:
+        if count == 1:
+            result.pruned += _prune_former(manifest, prune)
+        return result
+
     if digest is not None:
         todo = find_jobs(sources, manifest, options, digest, retry=retry)
         if not todo.jobs and not todo.refused:
             _count(todo, manifest, result)
-            return result
+            return finish()
 
     from wan_vae.dataset.engines import CancelledError, Work, memory_share
 
@@ -149,7 +159,7 @@ def cache_latents(
     except CancelledError as cancelled:
         raise cancelled.args[0] from None
     manifest.settle()
-    return result
+    return finish()
 
 
 def _names_clips(source: str | Path | Sequence[str | Path]) -> bool:
@@ -157,8 +167,8 @@ def _names_clips(source: str | Path | Sequence[str | Path]) -> bool:
     return not isinstance(source, str | Path) or Path(source).suffix.lower() in CLIP_SUFFIXES
 
 
-def _prune(labels: set[str], manifest: Manifest, store: Store | None, wanted: bool) -> int:
-    """Remove the outputs of clips that have other names, or tell of them; return the number of these clips."""
+def _prune(labels: set[str], manifest: Manifest, wanted: bool) -> int:
+    """Remove the outputs of clips that have other names, or tell of them; return the number of files."""
     gone = sorted(manifest.sources - labels)
     if gone and not wanted:
         _LOGGER.warning(
@@ -166,13 +176,27 @@ def _prune(labels: set[str], manifest: Manifest, store: Store | None, wanted: bo
             " cache, and --prune (in Python, prune) removes them."
         )
         return 0
+    files = 0
     for source in gone:
-        for record in manifest.remove(source):
-            if not is_url(record.output):
-                (manifest.folder / record.output).unlink(missing_ok=True)
-            elif store is not None:
-                store.remove(record.output)
-    return len(gone)
+        for output in manifest.outputs_of(source):
+            remove_output(manifest.folder, output)
+            files += 1
+        manifest.remove(source)
+    return files
+
+
+def _prune_former(manifest: Manifest, wanted: bool) -> int:
+    """Remove the files that are of no clip as it is now, or tell of them; return their number."""
+    former = manifest.former()
+    if former and not wanted:
+        _LOGGER.warning(
+            f"{manifest.folder} also holds {some_of(former)}, made of clips as they were or with other options, which"
+            " no list of the cache names any more; --prune (in Python, prune) removes them."
+        )
+        return 0
+    for output in former:
+        remove_output(manifest.folder, output)
+    return len(former)
 
 
 def _count(todo: Todo, manifest: Manifest, result: CacheResult) -> None:

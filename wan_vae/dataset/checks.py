@@ -28,6 +28,7 @@ class Estimate:
         kept, failed: Clips cached before, and clips that failed before or cannot be opened.
         bytes: Of the outputs.
         seconds: That it would take, by what the manifest says of clips before; None where it says nothing.
+        pruned: Files to be removed.
     """
 
     clips: int
@@ -37,6 +38,7 @@ class Estimate:
     failed: int
     bytes: int
     seconds: float | None
+    pruned: int
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,23 @@ def estimate_cache(
     vae: "WanVAE | str | Path",
     *,
     options: CacheOptions | None = None,
+    memory: "Budget" = "auto",
     shard: tuple[int, int] = (0, 1),
     retry: bool = False,
+    prune: bool = False,
     load: "Loader | None" = None,
 ) -> Estimate:
     """Return what `cache_latents` would do with the same arguments. Clips are opened, but not decoded."""
     from wan_vae.dataset.encode import cut, open_source
+    from wan_vae.inference.budget import parse_bytes
 
     options = CacheOptions() if options is None else options
     folder = check_path("out", out)
-    sources = find_sources(source, folder, options)[shard[0] :: shard[1]]
+    listed = find_sources(source, folder, options)
+    sources = listed[shard[0] :: shard[1]]
     store = None if options.store is None else Store(options.store)
     manifest, model = Manifest(folder, shard, store), _work(vae, load, folder, options).model()
+    parse_bytes(memory, model.device)  # to refuse now what the run would
     config, bytes_per_position = model.config, _bytes_per_position(options, model)
     todo = find_jobs(sources, manifest, options, model.digest(), retry=retry)
     failed, outputs, frames, size, pixels = len(todo.failed) + len(todo.refused), 0, 0, 0, 0
@@ -90,7 +97,11 @@ def estimate_cache(
     known = sum(record.frames * record.width * record.height for record in done)
     seconds = sum(record.seconds for record in done) / known * pixels if known else None
     clips = len(todo.jobs) + len(todo.failed) + len(todo.refused) - failed
-    return Estimate(clips, outputs, frames, todo.kept, failed, size, seconds)
+    pruned = len(manifest.former()) if prune and shard[1] == 1 else 0
+    if prune and shard[0] == 0:
+        gone = manifest.sources - {item.label for item in listed}
+        pruned += sum(len(manifest.outputs_of(label)) for label in gone)
+    return Estimate(clips, outputs, frames, todo.kept, failed, size, seconds, pruned)
 
 
 def _bytes_per_position(options: CacheOptions, model: "WanVAE") -> int:

@@ -27,7 +27,7 @@ from wan_vae.dataset.outputs import Begin as Begin
 from wan_vae.dataset.parts import MUSUBI_FPS, Part, musubi_frames
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.dataset.sources import Source
-from wan_vae.dataset.storage import Store
+from wan_vae.dataset.storage import Store, remove_output
 from wan_vae.errors import ClipError
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, open_clip
@@ -203,10 +203,7 @@ class PartEncoder:
 
     def remove(self, record: Record) -> None:
         """Remove an output."""
-        if self._store is None:
-            (self.place / record.output).unlink(missing_ok=True)
-        else:
-            self._store.remove(record.output)
+        remove_output(self.place, record.output)
 
     def _encoded(self, video: Iterable[Tensor], info: ClipInfo) -> Iterator[tuple[Tensor, ...]]:
         """Yield normalized latents, with their log-variance if it is asked for, in the memory of the host."""

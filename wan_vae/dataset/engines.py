@@ -20,7 +20,7 @@ from wan_vae.dataset.ahead import ReadingAhead
 from wan_vae.dataset.encode import Begin, Item, PartEncoder, read_parts
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.plan import CacheOptions, Job
-from wan_vae.errors import UserError, printable
+from wan_vae.errors import UserError, memory_shortage, printable
 from wan_vae.inference.budget import Budget, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import BudgetError
 from wan_vae.io.frames import Frames
@@ -60,7 +60,8 @@ class Work:
         """Return the model, loaded if it is not."""
         model = self.load(self.vae) if isinstance(self.vae, str | Path) else self.vae
         if not isinstance(model, WanVAE):
-            raise UserError(f"vae is a {type(model).__name__}; it must be a WanVAE, or a checkpoint's name or path.")
+            named = f"{self.vae} holds" if isinstance(self.vae, str | Path) else "vae is"
+            raise UserError(f"{named} a {type(model).__name__}; caches need a WanVAE, or a checkpoint of one.")
         return model
 
 
@@ -128,8 +129,8 @@ def is_passing(error: BaseException | None) -> bool:
     """Whether an error has a cause outside of the clip, so that the same clip may do another time."""
     if error is None:
         return False
-    kinds = (BudgetError, MemoryError, PermissionError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, kinds) or is_passing(error.__cause__)
+    lacks_memory = isinstance(error, Exception) and memory_shortage(error) is not None
+    return lacks_memory or isinstance(error, BudgetError | PermissionError) or is_passing(error.__cause__)
 
 
 def _encode_parts(

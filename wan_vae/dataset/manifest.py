@@ -2,15 +2,16 @@
 
 Lines are appended when an output has its name, so a run that was killed leaves a manifest of whole outputs only; lines
 of another kind say that outputs are no longer of the cache. Several processes write files of their own into one cache
-(`shard`), and read those of all.
+(`shard`), and read those of all, in the order in which the lines were written.
 """
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from wan_vae.dataset.storage import Store, is_url
 from wan_vae.errors import UserError
@@ -113,14 +114,22 @@ class Manifest:
         self._own = {kind: folder / f"{kind}{own}{_SUFFIX}" for kind in (MANIFEST, FAILURES)}
         self.folder = folder
         self._parts: dict[str, dict[int, Record]] = {}
-        self._owners: dict[str, tuple[str, int]] = {}  # clips and parts by outputs
+        self._owners: dict[str, tuple[str, int]] = {}  # clips and parts by all outputs that there ever were
         self.failures: dict[str, Failure] = {}
-        for path in sorted(folder.glob(f"{MANIFEST}*{_SUFFIX}")):
-            for item in _items(path, _entry):
-                self._take(item)
-        for path in sorted(folder.glob(f"{FAILURES}*{_SUFFIX}")):
-            self.failures |= {item.source: item for item in _items(path, _failure)}
+        self._latest = 0  # nanoseconds, of the last line of any process
+        for item in self._read(MANIFEST, _entry):
+            self._take(item)
+        for failure in self._read(FAILURES, _failure):
+            self.failures[failure.source] = failure
         self._stored = {} if store is None else store.sizes()
+
+    def _read(self, kind: str, parse: Callable[[dict[str, Any]], Item]) -> list[Item]:
+        """Return what all processes wrote, in the order of time; lines without a time are those of earlier versions."""
+        lines = [line for path in sorted(self.folder.glob(f"{kind}*{_SUFFIX}")) for line in _lines(path, parse)]
+        lines.sort(key=lambda line: line.written)
+        if lines:
+            self._latest = max(self._latest, lines[-1].written)
+        return [line.item for line in lines]
 
     @classmethod
     def of_cache(cls, folder: Path) -> "Manifest":
@@ -156,6 +165,19 @@ class Manifest:
         """The clips that have outputs."""
         return {source for source, parts in self._parts.items() if parts}
 
+    def outputs_of(self, source: str) -> list[str]:
+        """Return the outputs of a clip."""
+        return [record.output for record in self._parts.get(source, {}).values()]
+
+    def former(self) -> list[str]:
+        """Return outputs that are still there, but of no clip as it is now: made of another file, or otherwise."""
+        return sorted(output for output in self._owners if not self._owns(output) and self._size(output) is not None)
+
+    def _owns(self, output: str) -> bool:
+        source, part = self._owners[output]
+        record = self._parts.get(source, {}).get(part)
+        return record is not None and record.output == output
+
     def _take(self, record: Record | Removal) -> None:
         if isinstance(record, Removal):
             parts = self._parts.get(record.removed, {})
@@ -180,13 +202,11 @@ class Manifest:
         failure = self.failures.get(source)
         return failure is not None and failure.key == key
 
-    def remove(self, source: str) -> list[Record]:
-        """Take a clip's outputs out of the manifest, and return them; the files stay."""
-        records = list(self._parts.get(source, {}).values())
-        for key in {record.key for record in records}:
+    def remove(self, source: str) -> None:
+        """Take a clip's outputs out of the manifest; the files stay."""
+        for key in {record.key for record in self._parts.get(source, {}).values()}:
             self._append(Removal(source, key))
         self._parts.pop(source, None)
-        return records
 
     def add(self, item: Record | Failure) -> None:
         """Append a line, which is on the disk when this returns; earlier outputs of a clip that failed are removed."""
@@ -200,12 +220,14 @@ class Manifest:
 
     def _append(self, item: Record | Removal | Failure) -> None:
         path = self._own[FAILURES if isinstance(item, Failure) else MANIFEST]
+        # Later than every line that it may change, also where the clocks of machines differ.
+        self._latest = max(self._latest + 1, time.time_ns())
         try:
             with path.open("a+b") as file:
                 # A process that was killed may have left half a line.
                 if file.tell() and not _ends_line(file):
                     file.write(b"\n")
-                file.write(_line(item))
+                file.write(_Line(self._latest, item).to_bytes())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -216,11 +238,9 @@ class Manifest:
         path = self._own[FAILURES]
         if not path.exists():
             return
-        left = {
-            item.source: self.failures[item.source] for item in _items(path, _failure) if item.source in self.failures
-        }
+        left = {line.item.source: line for line in _lines(path, _failure) if line.item.source in self.failures}
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(map(_line, left.values())))
+        temporary.write_bytes(b"".join(line.to_bytes() for line in left.values()))
         temporary.replace(path)
 
 
@@ -238,12 +258,19 @@ def output_of(cache: Path, index: int) -> str:
     return records[index].output
 
 
-def _line(item: Record | Removal | Failure) -> bytes:
-    values = asdict(item)
-    try:
-        return json.dumps(values, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # a name of bytes that are no UTF-8
-        return json.dumps(values).encode() + b"\n"
+@dataclass(frozen=True)
+class _Line(Generic[Item]):
+    """A line of a file, and the time in nanoseconds when it was written, 0 where it does not tell."""
+
+    written: int
+    item: Item
+
+    def to_bytes(self) -> bytes:
+        values = {**asdict(self.item), "written": self.written}  # type: ignore[call-overload]
+        try:
+            return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:  # a name of bytes that are no UTF-8
+            return json.dumps(values).encode() + b"\n"
 
 
 def _ends_line(file: Any) -> bool:
@@ -251,7 +278,7 @@ def _ends_line(file: Any) -> bool:
     return bool(file.read(1) == b"\n")
 
 
-def _items(path: Path, parse: Callable[[dict[str, Any]], Item]) -> Iterator[Item]:
+def _lines(path: Path, parse: Callable[[dict[str, Any]], Item]) -> Iterator[_Line[Item]]:
     """Yield what a file of lines holds; half a line of a killed process is passed over, so that its clip is done again.
 
     Raises:
@@ -261,7 +288,9 @@ def _items(path: Path, parse: Callable[[dict[str, Any]], Item]) -> Iterator[Item
     with path.open("rb") as file:
         for line in file:
             try:
-                item = parse(json.loads(line))
+                values = json.loads(line)
+                written = int(values.pop("written", 0))
+                item = parse(values)
             except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
                 if not ours and line.startswith(b"{") and b'"key"' not in line and line.rstrip().endswith(b"}"):
                     raise UserError(
@@ -270,7 +299,7 @@ def _items(path: Path, parse: Callable[[dict[str, Any]], Item]) -> Iterator[Item
                     ) from None
                 continue
             ours = True
-            yield item
+            yield _Line(written, item)
 
 
 def _entry(values: dict[str, Any]) -> Record | Removal:

@@ -50,14 +50,15 @@ def stored_latents(outputs: Outputs, record: Record) -> Tensor:
     """
     path = outputs.path(record.output)
     try:
-        latents = next(open_latents(path).chunks(record.shape[2]))
+        source = open_latents(path)
+        found, latents = tuple(source.shape), next(source.chunks(record.shape[2]))
     except (LatentsError, OSError) as error:
         raise LatentsError(
             f"{outputs.shown(record.output)} cannot be read ({error}); run `wan-vae cache` again to replace it."
         ) from error
-    if tuple(latents.shape) != record.shape:
+    if found != record.shape:
         raise LatentsError(
-            f"{outputs.shown(record.output)} holds latents of {tuple(latents.shape)}, and manifest.jsonl says"
+            f"{outputs.shown(record.output)} holds latents of {found}, and manifest.jsonl says"
             f" {record.shape}; run `wan-vae cache` again to replace it."
         )
     return latents

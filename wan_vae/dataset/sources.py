@@ -7,12 +7,14 @@ import csv
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from wan_vae.arguments import shown
 from wan_vae.errors import UserError
 from wan_vae.io.suffixes import CLIP_SUFFIXES, IMAGE_SUFFIXES
 
@@ -238,6 +240,8 @@ def _source(row: dict[str, Any], line: int, origin: Path) -> Source:
 def _frame(value: Any, name: str, line: int, origin: Path) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not str(value).isdigit() or int(value) > 10**9:
-        raise UserError(f"Line {line} of {origin}: {name} is {value!r}; it must be the number of a frame, from 0 on.")
+    if isinstance(value, bool) or re.fullmatch(r"[0-9]{1,9}", str(value)) is None:
+        raise UserError(
+            f"Line {line} of {origin}: {name} is {shown(value)}; it must be the number of a frame, from 0 on."
+        )
     return int(value)

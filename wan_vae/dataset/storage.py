@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ class Store:
         except Exception as error:  # each storage has its own
             raise UserError(f"{self._url} {fault} ({str(error) or type(error).__name__}).") from error
 
+    def create(self) -> None:
+        """Make the folder, so that a run that cannot write to it ends before it computes.
+
+        Raises:
+            UserError: It cannot be made.
+        """
+        with self._reported("cannot be created"):
+            self._files.makedirs(self._root, exist_ok=True)
+
     def sizes(self) -> dict[str, int]:
         """Return the bytes of all files by their URLs.
 
@@ -53,9 +62,10 @@ class Store:
             UserError: The storage cannot be reached.
         """
         with self._reported("cannot be listed"):
-            self._files.makedirs(self._root, exist_ok=True)
             self._files.invalidate_cache()
-            found: dict[str, dict[str, Any]] = self._files.find(self._root, detail=True)
+            found: dict[str, dict[str, Any]] = {}
+            with suppress(FileNotFoundError):  # before the first run
+                found = self._files.find(self._root, detail=True)
             return {self._files.unstrip_protocol(name): facts["size"] for name, facts in found.items()}
 
     def put(self, path: Path, below: Path) -> str:
@@ -83,8 +93,12 @@ class Store:
             self._files.get_file(self._name(url), str(path))
 
     def remove(self, url: str) -> None:
-        """Remove the file at a URL of this storage."""
-        with self._reported("cannot be removed"):
+        """Remove the file at a URL of this storage, if it is there.
+
+        Raises:
+            UserError: It cannot be.
+        """
+        with self._reported("cannot be removed"), suppress(FileNotFoundError):
             self._files.rm_file(self._name(url))
 
     @staticmethod
@@ -98,6 +112,18 @@ class Store:
 def is_url(output: str) -> bool:
     """Whether the `output` of a record is a URL rather than a file below the cache's folder."""
     return "://" in output
+
+
+def remove_output(folder: Path, output: str) -> None:
+    """Remove the `output` of a record of the cache in `folder`, if it is there.
+
+    Raises:
+        UserError: It is at a URL, and cannot be removed.
+    """
+    if is_url(output):
+        Store(output).remove(output)
+    else:
+        (folder / output).unlink(missing_ok=True)
 
 
 class Outputs:

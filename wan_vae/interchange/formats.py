@@ -70,6 +70,7 @@ FORMATS = {
     "ai-toolkit": Format("a cache of ai-toolkit", (".safetensors",), "normalized", writable=False),
     "simpletuner": Format("a cache of SimpleTuner", (".pt",), "normalized", writable=False),
 }
+LATENTS_SUFFIXES = frozenset(suffix for form in FORMATS.values() for suffix in form.suffixes if suffix)
 FORMAT_NAMES = (OURS, *(name for name, form in FORMATS.items() if form.writable))
 
 

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
 
-import torch
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from wan_vae.errors import UserError
+from wan_vae.errors import UserError, memory_shortage
 from wan_vae.serving.limits import Limits, RefusedError
 from wan_vae.serving.work import Answer
 from wan_vae.serving.worker import Job, Worker
@@ -36,15 +35,15 @@ async def answer(
         RefusedError: The request is too large, too slow, or one too many, or the work is refused.
     """
     _check_length(request, length, worker.limits)
-    job = worker.admit()
-    body = tempfile.TemporaryFile()  # noqa: SIM115  # closed by the work, or below
+    job, body = worker.admit(), None
     try:
+        body = tempfile.TemporaryFile()  # noqa: SIM115  # closed by the work, or below
         left = job.deadline - time.monotonic()
         await asyncio.wait_for(_prepare(worker, job, request, body, length, work, streams), left)
         if job.error is not None:
             raise job.error
     except BaseException as error:
-        if job.work is None:
+        if job.work is None and body is not None:
             body.close()
         job.abandon()
         raise _refusal(error) from error
@@ -113,7 +112,7 @@ def _refusal(error: BaseException) -> BaseException:
         return RefusedError(504, "The request took too long.")
     if isinstance(error, ClientDisconnect):
         return RefusedError(499, "The client has gone.")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, Exception) and memory_shortage(error) is not None:
         return RefusedError(503, "There is not enough memory for this request; send a smaller one.")
     return error
 

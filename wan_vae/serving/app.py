@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from wan_vae.config import MODEL_OF_CHANNELS
 from wan_vae.errors import UserError
+from wan_vae.io.timing import exact_rate
 from wan_vae.serving.answer import answer
 from wan_vae.serving.limits import Limits, RefusedError, is_authorized, shape_of
 from wan_vae.serving.metrics import CountRequests, Metrics
@@ -32,6 +33,11 @@ def scaling_of(do_scaling: bool = False, scaling_factor: Factor = None, shift_fa
     """Read diffusers' parameters of scaling."""
     if scaling_factor == 0:
         raise RefusedError(422, "scaling_factor is 0; leave it out for raw latents.")
+    if do_scaling and scaling_factor is None and shift_factor is not None:
+        raise RefusedError(
+            422,
+            f"do_scaling without scaling_factor is for normalized latents, which no shift_factor ({shift_factor}) has.",
+        )
     return Scaling(do_scaling, scaling_factor, shift_factor)
 
 
@@ -79,7 +85,7 @@ def make_app(server: Server, worker: Worker, token: str | None = None) -> FastAP
 
     def rate_of(fps: float | None) -> Fraction:
         usual = 24 if MODEL_OF_CHANNELS.get(config.latent_channels) == "wan2.2" else 16
-        return Fraction(usual) if fps is None else Fraction(fps).limit_denominator(1001)
+        return Fraction(usual) if fps is None else exact_rate(fps)
 
     @router.post("/decode")
     async def decode(
@@ -160,13 +166,11 @@ class GracefulServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def make_server(server: Server, *, host: str, port: int, token: str | None = None) -> GracefulServer:
-    """Return a server that `run()` starts; it ends at SIGINT or SIGTERM."""
+def make_server(server: Server, token: str | None = None) -> GracefulServer:
+    """Return a server that `run(sockets=[...])` starts; it ends at SIGINT or SIGTERM."""
     worker = Worker(server.limits)
     config = uvicorn.Config(
         make_app(server, worker, token),
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,
         server_header=False,

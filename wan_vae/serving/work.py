@@ -33,6 +33,7 @@ from wan_vae.vae import WanVAE
 
 Model: TypeAlias = WanVAE | TinyVAE
 Answer: TypeAlias = tuple[Mapping[str, str], Iterator[bytes]]
+"""Headers, and the body piece by piece. After every piece, also an empty one, the worker may end the work."""
 
 _PIECE = 2**20  # bytes
 
@@ -80,6 +81,11 @@ class Server:
         """The dtype of decoded videos."""
         return next(self.model.decoder.parameters()).dtype
 
+    @property
+    def encoder_dtype(self) -> torch.dtype:
+        """The dtype of latents."""
+        return next(self.model.encoder.parameters()).dtype
+
     def decode(
         self,
         body: BinaryIO,
@@ -94,21 +100,38 @@ class Server:
                 in that dtype; "levels" for (B * T, H, W, 3) in uint8; or a picture's format.
         """
         batch, frames, height, width = head.check_latents(self.model.config)
-        video, done = torch.empty(batch, 3, frames, height, width, dtype=self.decoder_dtype), 0
-        for part in self._decoded(body, head, scaling):
-            video[:, :, done : done + part.shape[2]] = part
-            done += part.shape[2]
-        if kind == "tensor":
-            return tensor_answer(video)
-        unit = (video * 0.5 + 0.5).clamp(0, 1).transpose(1, 2).flatten(0, 1)  # as diffusers' image processor
-        if kind == "unit":
-            return tensor_answer(unit)
-        levels = (unit.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        if kind == "levels":
-            return tensor_answer(levels)
-        file = io.BytesIO()
-        Image.fromarray(levels[0].numpy()).save(file, "JPEG" if kind == "jpg" else "PNG", quality=95)
-        return {"content-type": "image/jpeg" if kind == "jpg" else "image/png"}, iter([file.getvalue()])
+        dtype, pictures = self.decoder_dtype, batch * frames
+        headers = {
+            "tensor": _tensor_headers([batch, 3, frames, height, width], dtype),
+            "unit": _tensor_headers([pictures, 3, height, width], dtype),
+            "levels": _tensor_headers([pictures, height, width, 3], torch.uint8),
+            "png": {"content-type": "image/png"},
+            "jpg": {"content-type": "image/jpeg"},
+        }
+        decoded = self._decoded(body, head, scaling)
+
+        def pieces() -> Iterator[bytes]:
+            video, done = torch.empty(batch, 3, frames, height, width, dtype=dtype), 0
+            for part in decoded:
+                video[:, :, done : done + part.shape[2]] = part
+                done += part.shape[2]
+                yield b""
+            if kind == "tensor":
+                yield from _tensor_pieces(video)
+                return
+            unit = (video * 0.5 + 0.5).clamp(0, 1).transpose(1, 2).flatten(0, 1)  # as diffusers' image processor
+            if kind == "unit":
+                yield from _tensor_pieces(unit)
+                return
+            levels = (unit.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+            if kind == "levels":
+                yield from _tensor_pieces(levels)
+                return
+            file = io.BytesIO()
+            Image.fromarray(levels[0].numpy()).save(file, "JPEG" if kind == "jpg" else "PNG", quality=95)
+            yield file.getvalue()
+
+        return headers[kind], pieces()
 
     def decode_mp4(self, body: BinaryIO, head: TensorHead, scaling: Scaling, fps: Fraction, media: str) -> Answer:
         """Latents of one clip -> fragmented mp4 (H.264), as it comes."""
@@ -137,7 +160,20 @@ class Server:
     def encode(self, body: BinaryIO, head: TensorHead | None, scaling: Scaling) -> Answer:
         """A video (B, 3, T, H, W) in [-1, 1], or without a head a picture in a file -> latents (B, z, t, h, w)."""
         video = _read_picture(body, self.limits) if head is None else _read_tensor(body, head)
-        return tensor_answer(torch.cat([part.cpu() for part in self._encoded([video], scaling)], dim=2))
+        batch, _, frames, height, width = video.shape
+        config, side = self.model.config, self.model.config.spatial_compression
+        count = 1 + (frames - 1) // config.temporal_compression
+        shape = [batch, config.latent_channels, count, height // side, width // side]
+        chunks = torch.split(video, config.temporal_compression * self.model.default_chunk_size(height, width), dim=2)
+
+        def pieces() -> Iterator[bytes]:
+            parts = []
+            for part in self._encoded(chunks, scaling):
+                parts.append(part.cpu())
+                yield b""
+            yield from _tensor_pieces(torch.cat(parts, dim=2))
+
+        return _tensor_headers(shape, self.encoder_dtype), pieces()
 
     def encode_clip(self, body: BinaryIO, scaling: Scaling) -> Answer:
         """A clip in a file -> latents as they come: the bytes of (t, z, h, w)."""
@@ -152,14 +188,13 @@ class Server:
             chunk = config.temporal_compression * self.model.default_chunk_size(info.height, info.width)
             tensors = FramesToTensors(clip.chunks(chunk), config, self.model.device)
             kept = stack.pop_all()
-        dtype = next(self.model.encoder.parameters()).dtype
 
         def pieces() -> Iterator[bytes]:
             with kept:
                 for part in self._encoded(tensors, scaling):
                     yield tensor_bytes(part[0].transpose(0, 1).cpu())
 
-        return _tensor_headers([count, *size], dtype), pieces()
+        return _tensor_headers([count, *size], self.encoder_dtype), pieces()
 
     def report(self, body: BinaryIO, name: str) -> Answer:
         """A clip in a file -> lines of frames done and in all, an empty line, and the report's page; or `error: `."""
@@ -224,17 +259,15 @@ class Server:
         height, width = first.shape[3:]
         moments = isinstance(model, WanVAE)
         # Once, for a GPU waits for numbers from the host.
-        statistics = LatentStatistics.of(model.config, next(model.encoder.parameters()).dtype, model.device)
+        statistics = LatentStatistics.of(model.config, self.encoder_dtype, model.device)
         for part in encode_chunks(model, all_chunks(), height, width, self.memory, moments=moments):
             raw = part.chunk(2, dim=1)[0] if moments else statistics.denormalized(part)
             yield scaling.from_raw(raw, statistics)
 
 
-def tensor_answer(tensor: Tensor) -> Answer:
-    """A tensor's bytes, with its shape and dtype as headers."""
+def _tensor_pieces(tensor: Tensor) -> Iterator[bytes]:
     data = memoryview(tensor_bytes(tensor))
-    pieces = (bytes(data[start : start + _PIECE]) for start in range(0, len(data), _PIECE))
-    return _tensor_headers(list(tensor.shape), tensor.dtype), pieces
+    return (bytes(data[start : start + _PIECE]) for start in range(0, len(data), _PIECE))
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

@@ -134,8 +134,9 @@ class Worker:
         self._check_stopping()
         if self.admitted >= self.limits.waiting:
             raise RefusedError(429, f"{self.admitted} requests wait already; try again later.")
+        job = Job(time.monotonic() + self.limits.seconds, self._release)
         self.admitted += 1
-        return Job(time.monotonic() + self.limits.seconds, self._release)
+        return job
 
     def submit(self, job: Job, work: Work, body: BinaryIO) -> None:
         """Queue the work of an admitted job, after which `body` is closed."""

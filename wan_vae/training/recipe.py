@@ -172,14 +172,14 @@ def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) ->
     """Read a YAML file, or the shipped recipe of that name, such as "finetune_decoder".
 
     Args:
-        path: The file; a name stands for a shipped recipe where there is no such file.
+        path: The file; a name stands for a shipped recipe where there is no file of that name.
         changes: Overrides entries by section, such as `{"data": {"videos": "clips"}}`.
 
     Raises:
         UserError: The file is missing or not a valid recipe; the message names all entries that are wrong.
     """
     names = recipe_names()
-    if str(path) in names and not path.exists():
+    if str(path) in names and not path.is_file():
         path = config_folder() / "train" / f"{path}.yaml"
     missing = f"There is no recipe {path}; name a YAML file, or one of {', '.join(names)}."
     content = read_yaml(path, missing=missing)

@@ -214,6 +214,7 @@ def test_read_evaluation_set_reads_the_shipped_one(tmp_path: Path) -> None:
         (GOOD.replace("[0, 3, 20]", "[3, 3]"), r"a\.mkv: \[3, 3\]"),
         (GOOD.replace("[0, 3, 20]", "[-1]"), r"a\.mkv: \[-1\]"),
         (GOOD.replace("[0, 3, 20]", "0"), r"a\.mkv: 0"),
+        (GOOD + "  ./a.mkv: [3]\n", "two shots that are called a-003"),
         (GOOD.replace("a.mkv", "b.mkv"), r"b\.mkv, which is not in"),
     ],
 )

@@ -1,5 +1,4 @@
 import json
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from experiments.evaluation.evaluate import Shot
 from experiments.evaluation.rate_distortion import Pictures, by_bicubic, by_h264, by_model, linear_code
 from tests.cli.running import write_clip
 from wan_vae import WanVAE
+from wan_vae.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,14 @@ def test_command_writes_points_and_a_plot(frames: Pictures, tmp_path: Path, monk
     (tmp_path / "bench.yaml").write_text("frames: 5\nshort_side: 64\nshots: {a.mkv: [0]}\n")
     names = ("bench.yaml", "--clips", ".", "--fit", ".", "--json", "rates.json", "--plot", "rates.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["rate_distortion", *names])
-    rate_distortion.main()
+    with pytest.raises(SystemExit) as ended:
+        main([*names], program=rate_distortion.app)
+    assert not ended.value.code
     points = json.loads((tmp_path / "rates.json").read_text())["bits per pixel, PSNR (dB)"]
     assert {name: len(line) for name, line in points.items()} == {
         "nano": 1, "linear code": 5, "smaller pictures, bicubic": 5, "H.264": 5
     }  # fmt: skip
     assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit) as ended:
+        main([*names], program=rate_distortion.app)
+    assert ended.value.code == 2
