@@ -321,22 +321,25 @@ def test_files_of_other_options_stay_with_a_notice_until_they_are_pruned(
     vae: WanVAE, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, store: bool
 ) -> None:
     out = tmp_path / "out"
+    (clips / "c.png").unlink()
+    (clips / "broken.mp4").unlink()
+    (clips / "sub" / "b.mkv").unlink()
     place, url = (tmp_path / "store", f"file://{tmp_path}/store") if store else (out, None)
     long, short = (CacheOptions(extract=Extract("head", (length,)), store=url) for length in (5, 1))
-    cache_latents([clips / "a.mkv"], out, vae, options=long)
+    cache_latents(clips, out, vae, options=long)
     former = outputs(place)
     assert "as they were" not in caplog.text
     for _ in range(2):
         caplog.clear()
-        cache_latents([clips / "a.mkv"], out, vae, options=short)
+        cache_latents(clips, out, vae, options=short)
         assert f"also holds {next(iter(former))}" in caplog.text.replace(f"file://{tmp_path}/store/", "")
     assert len(outputs(place)) == 2
-    cache_latents([clips / "a.mkv"], out, vae, options=short, shard=(0, 2), prune=True)
+    cache_latents(clips, out, vae, options=short, shard=(0, 2), prune=True)
     assert len(outputs(place)) == 2
-    assert cache_latents([clips / "a.mkv"], out, vae, options=short, prune=True).pruned == 1
+    assert cache_latents(clips, out, vae, options=short, prune=True).pruned == 1
     assert len(outputs(place)) == 1
     assert not outputs(place).keys() & former.keys()
-    assert cache_latents([clips / "a.mkv"], out, vae, options=short).kept == 1
+    assert cache_latents(clips, out, vae, options=short).kept == 1
 
 
 def test_the_line_that_was_written_last_counts_in_whichever_file(

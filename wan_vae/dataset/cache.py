@@ -127,11 +127,12 @@ def cache_latents(
     manifest, digests = Manifest(folder, shard, store), CheckpointDigests(folder)
     digest = digests.find(vae) if isinstance(vae, str | Path) else vae.digest()
     result = CacheResult(total=len(sources))
-    if number == 0 and (prune or not _names_clips(source)):
+    tells = prune or not _names_clips(source)
+    if number == 0 and tells:
         result.pruned = _prune({item.label for item in listed}, manifest, prune)
 
     def finish() -> CacheResult:
-        if count == 1:
+        if count == 1 and tells:
             result.pruned += _prune_former(manifest, prune)
         return result
 
