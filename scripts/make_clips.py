@@ -5,6 +5,7 @@ python scripts/make_clips.py clips --count 200
 
 import argparse
 import random
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import av
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wan_vae.io import create_clip
 

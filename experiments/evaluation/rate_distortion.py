@@ -4,8 +4,9 @@ python -m experiments.evaluation.rate_distortion experiments/evaluation/configs/
     --fit FOLDER --json rates.json --plot rates.png
 
 The rate is in bits per pixel of a frame. Numbers of codes and of smaller pictures count 8 bits each, to which they are
-rounded here; H.264 is what its file takes. Linear codes are the principal components of blocks of 4 frames of 8x8
-pixels of the clips in FOLDER, in the model's own linear skip. The distortion is the mean over the shots of their PSNR.
+rounded here, those of codes between the largest values of each channel in a shot; H.264 is what its file takes. Linear
+codes are the principal components of blocks of 4 frames of 8x8 pixels of the clips in FOLDER, in the model's own linear
+skip. The distortion is the mean over the shots of their PSNR.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from wan_vae.config import load_config
 from wan_vae.evaluation.metrics import Metrics
 from wan_vae.io import open_clip
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
-from wan_vae.io.color import eight_bits
+from wan_vae.io.color import UNSPECIFIED, RgbConverter, Scaler, eight_bits, frame_of, stored_color
 from wan_vae.io.suffixes import VIDEO_SUFFIXES
 from wan_vae.training.data import find_sources
 from wan_vae.training.initialization import fit_linear_skip, init_for_training
@@ -42,7 +43,6 @@ LINEAR_CODES = (4, 8, 16, 32, 64)
 REDUCTIONS = (4, 6, math.sqrt(48), 8, 12)  # the third keeps as many numbers as 16 latents for 4 frames of 8x8 pixels
 QUALITIES = (23, 28, 33, 38, 43)  # CRF
 FIT_FRAMES, FIT_SIDE = 17, 256
-CLIPPED = 5.0  # standard deviations of a latent that 8 bits span, in each direction
 
 Pictures = NDArray[np.uint8]  # (n, height, width, 3)
 Point = tuple[float, float]  # bits per pixel, PSNR in dB
@@ -77,7 +77,8 @@ def psnr(source: Pictures, decoded: Pictures) -> float:
 def by_model(vae: WanVAE, frames: Pictures) -> Point:
     """Encode, round the normalized latents to 8 bits, and decode."""
     latents = vae.encode(as_video(frames))
-    rounded = (latents.clamp(-CLIPPED, CLIPPED) * (127 / CLIPPED)).round() * (CLIPPED / 127)
+    step = latents.abs().amax(dim=(0, 2, 3, 4), keepdim=True) / 127
+    rounded = (latents / step).round() * step
     video = vae.decode(rounded)
     decoded = ((video[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
     return 8 * latents.numel() / frames[..., 0].size, psnr(frames, decoded)
@@ -95,16 +96,24 @@ def by_bicubic(reduction: float, frames: Pictures) -> Point:
 def by_h264(quality: int, frames: Pictures) -> Point:
     """Write the frames by x264 with its slow preset, and read them."""
     file = io.BytesIO()
+    height, width = frames.shape[1:3]
+    # As players take a file without tags; FFmpeg's own conversion is off by several levels.
+    color = stored_color(av.VideoFrame(width, height, "yuv420p"), UNSPECIFIED, UNSPECIFIED)
+    to_yuv = Scaler(f"in_range=full:out_color_matrix={color.matrix}:out_range={color.range_name}", "yuv420p")
     with av.open(file, "w", format="h264") as container:
         stream = container.add_stream("libx264", rate=Fraction(25), options={"crf": str(quality), "preset": "slow"})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for number, frame in enumerate(frames):
+            converted = to_yuv(frame_of(frame))
+            converted.pts = number
+            container.mux(stream.encode(converted))
         container.mux(stream.encode())
     size = file.tell()
     file.seek(0)
     with av.open(file, format="h264") as container:
-        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        shown = list(container.decode(video=0))
+        to_rgb = RgbConverter(shown[0], UNSPECIFIED, UNSPECIFIED)
+        decoded = np.stack([to_rgb(frame) for frame in shown])
     return 8 * size / frames[..., 0].size, psnr(frames, decoded)
 
 

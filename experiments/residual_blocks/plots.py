@@ -75,7 +75,7 @@ def _gradient(study: Study) -> Figure:
         for column, panel in enumerate(row):
             for kind, entries in study.by_depth.items():
                 curves = [
-                    [block.gradient / blocks_of(result)[-1].gradient for block in blocks_of(result)]
+                    [block.gradient / (blocks_of(result)[-1].gradient or float("nan")) for block in blocks_of(result)]
                     for result in entries[column].results
                 ]
                 _band(panel, kind, range(1, len(curves[0]) + 1), curves)

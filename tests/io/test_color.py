@@ -163,3 +163,11 @@ def test_eight_bits_of_sixteen_bits_are_rounded() -> None:
     deep = np.arange(65536, dtype=np.uint16)
     assert np.array_equal(eight_bits(deep), np.rint(deep / 257).astype(np.uint8))
     assert np.array_equal(eight_bits(eight_bits(deep)), eight_bits(deep))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("Pf", 1), ("PF", 3)])
+def test_floating_point_samples_are_refused(tmp_path: Path, kind: str, channels: int) -> None:
+    ramp = np.linspace(0, 1, 16 * 16 * channels, dtype="<f4")
+    (tmp_path / "a.pfm").write_bytes(f"{kind}\n16 16\n-1.0\n".encode() + ramp.tobytes())
+    with pytest.raises(ClipError, match="floating-point numbers, of which nothing says what is white"):
+        read_all(tmp_path / "a.pfm")

@@ -15,7 +15,8 @@ import pytest
 
 from tests.io.sources import encode, rgb_frames, smooth_pictures
 from wan_vae.errors import ClipError
-from wan_vae.io import ClipInfo, open_clip
+from wan_vae.io import ClipInfo, mp4, open_clip
+from wan_vae.io.containers import read_structure
 
 PICTURES = smooth_pictures(20, 48, 64)
 
@@ -289,6 +290,28 @@ def test_open_clip_with_impossible_numbers_is_refused(
         open_clip(stored(tmp_path, name, patched(clips[name], mark, offset, new)))
 
 
+def test_structure_of_many_boxes_takes_time_in_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def box(kind: bytes, content: bytes = b"") -> bytes:
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    walked: list[int] = []
+    boxes = mp4._boxes
+    monkeypatch.setattr(mp4, "_boxes", lambda content: walked.append(len(content)) or boxes(content))
+    media = box(b"mdia", box(b"minf", box(b"stbl", box(b"free") * 1000)))
+    track = box(b"trak", media + box(b"edts") * 1000)
+    read_structure(stored(tmp_path, "a.mp4", box(b"ftyp", b"isom" + bytes(4)) + box(b"moov", track)))
+    assert sum(walked) < 10 * len(track)
+
+
+def test_avi_of_lists_in_lists_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    lists = b""
+    for _ in range(3000):
+        lists = b"LIST" + struct.pack("<I", 4 + len(lists)) + b"rec " + lists
+    data = b"RIFF" + struct.pack("<I", 4 + len(lists)) + b"AVI " + lists
+    with pytest.raises(ClipError, match=r"a\.avi"):
+        open_clip(stored(tmp_path, "a.avi", data))
+
+
 @pytest.mark.parametrize("change", ["truncate", "replace", "delete"])
 def test_reading_a_file_that_changes_is_refused(tmp_path: Path, clips: dict[str, bytes], change: str) -> None:
     path = stored(tmp_path, "a.mkv", clips["h264.mkv"])
@@ -333,3 +356,14 @@ def test_left_out_names_what_is_neither_picture_nor_first_sound(tmp_path: Path) 
         container.mux(video.encode(None))
     with open_clip(path) as clip:
         assert clip.left_out == ("further sound tracks",)
+
+
+def test_left_out_names_chapters(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video: Any = container.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 32, "bgr0"
+        container.set_chapters([{"id": 1, "start": 0, "end": 1, "time_base": Fraction(1, 25), "metadata": {}}])
+        for frame in [*rgb_frames(smooth_pictures(2, 32, 32)), None]:
+            container.mux(video.encode(frame))
+    with open_clip(tmp_path / "a.mkv") as clip:
+        assert clip.left_out == ("chapters",)

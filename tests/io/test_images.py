@@ -145,6 +145,30 @@ def test_apng_skips_the_image_that_is_not_part_of_the_animation(tmp_path: Path, 
     assert (pictures == PICTURES).all()
 
 
+def test_apng_of_16_bits_gives_its_own_pictures(tmp_path: Path) -> None:
+    pictures = np.arange(3, dtype=np.uint16)[:, None, None, None] * np.full((1, 16, 24, 3), 20000, np.uint16)
+    frames = [av.VideoFrame.from_ndarray(picture, "rgb48le").reformat(format="rgb48be") for picture in pictures]
+    encode(tmp_path / "a.apng", frames, codec="apng")
+    info, found = read_all(tmp_path / "a.apng")
+    assert (info.frames, info.bit_depth) == (3, 16)
+    assert np.abs(found.astype(int) - pictures).max() <= 257
+
+
+def test_color_profiles_other_than_srgb_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, kind in (("s.png", "sRGB"), ("l.png", "LAB")):
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile(kind)).tobytes()
+        IMAGES[0].save(tmp_path / name, icc_profile=profile)
+    IMAGES[0].save(tmp_path / "d.png", icc_profile=b"damaged")
+    open_clip(tmp_path / "s.png")
+    assert not caplog.messages
+    for name in ("l.png", "d.png"):
+        caplog.clear()
+        _, pictures = read_all(tmp_path / name)
+        assert (pictures[0] == PICTURES[0]).all()
+        assert f"{name} has the color profile" in caplog.messages[0]
+        assert "which is not applied" in caplog.messages[0]
+
+
 def test_apng_that_announces_another_number_of_pictures_is_refused(tmp_path: Path) -> None:
     data = image_bytes("PNG", duration=40)
     at = data.index(b"acTL")

@@ -79,6 +79,18 @@ def test_audio_of_a_resampled_selection_is_that_of_its_time(tmp_path: Path) -> N
     assert Fraction(8, 10) <= packets(tmp_path / "b.mkv")[-1][0] <= Fraction(9, 10)
 
 
+def test_sound_whose_times_go_back_is_left_out_until_they_are_beyond(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = encode(tmp_path / "one.ts", rgb_frames(PICTURES, "yuv420p"), codec="mpeg2video", sound="mp2")
+    (tmp_path / "two.ts").write_bytes(one.read_bytes() * 2)
+    copy(tmp_path / "two.ts", tmp_path / "b.mkv")
+    assert sum("go back at" in message for message in caplog.messages) == 1
+    sound = packets(tmp_path / "b.mkv")
+    assert [content for _, content in sound] == [content for _, content in packets(one)]
+    assert open_clip(tmp_path / "b.mkv").info.frames == 100
+
+
 def test_audio_ends_with_the_last_frame(tmp_path: Path, source: Path) -> None:
     copy(source, tmp_path / "b.mkv", count=17)
     assert packets(tmp_path / "b.mkv")[-1][0] < 17 / RATE

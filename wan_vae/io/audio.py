@@ -1,6 +1,7 @@
 """Copying an audio stream from one file to another, packet by packet, without decoding."""
 
 import io
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import OutputContainer
     from av.packet import Packet
+
+_logger = logging.getLogger("wan_vae")
 
 
 def file_url(path: str | os.PathLike[str]) -> str:
@@ -50,6 +53,8 @@ class AudioCopy:
     def __init__(self, source: AudioSource, output: "OutputContainer") -> None:
         """Add the stream to `output`, not yet started; a ClipError if it is missing, unreadable or does not fit."""
         self._source = source
+        self._last: int | None = None  # time of the last packet
+        self._has_warned = False
         try:
             self._container = av.open(file_url(source.path), metadata_errors="replace")
         except (av.error.FFmpegError, OSError) as error:
@@ -79,9 +84,18 @@ class AudioCopy:
             packet = self._next
             unit = packet.time_base
             timestamp = packet.pts if packet.pts is not None else packet.dts
-            if timestamp is not None:
+            if timestamp is not None and self._last is not None and timestamp <= self._last:
+                # Recordings that were joined, or a time that is damaged; no container takes times that go back.
+                if not self._has_warned:
+                    _logger.warning(
+                        f"The times of the sound of {self._source.path} go back at {float(self._last * unit):.3f} s;"
+                        " what follows is left out until they are beyond."
+                    )
+                self._has_warned = True
+            elif timestamp is not None:
                 if timestamp * unit >= limit:
                     return
+                self._last = timestamp
                 if (timestamp + (packet.duration or 1)) * unit > self._source.start:
                     offset = round(self._source.start / unit)
                     packet.pts = timestamp - offset

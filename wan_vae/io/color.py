@@ -4,6 +4,7 @@ In this order: `Color` and its code points; `Scaler` and `Resizer`, which wrap l
 `RgbConverter`, which decoders use. Frames of up to 8 bits a channel are converted by swscale, deeper YUV with numpy.
 """
 
+import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -292,6 +293,11 @@ class RgbConverter:
                 to exact arithmetic, as there are neither rounded nor clipped colors in between.
         """
         layout = frame.format
+        if re.search(r"f(16|32)[lb]e$", layout.name):
+            raise ClipError(
+                f"samples of kind {layout.name} are floating-point numbers, of which nothing says what is white; convert"
+                " them to 16 bits first."
+            )
         self.color = Color("rgb", True, primaries, transfer)
         self._depth = bit_depth(layout)
         self._deep = self._depth > 8

@@ -40,6 +40,9 @@ def read_structure(source: Path | BinaryIO) -> Structure:
         return Structure()
 
 
+_MOST_DEPTH = 16  # of lists in lists of AVI; four are usual
+
+
 class _Avi:
     """Chunks of RIFF lists, and the index `idx1` at the end, of which one can be damaged."""
 
@@ -70,14 +73,17 @@ class _Avi:
         header = self._file.read(8)
         return (header[:4], int.from_bytes(header[4:], "little")) if len(header) == 8 else None
 
-    def _walk(self, position: int, end: int) -> None:
+    def _walk(self, position: int, end: int, depth: int = 0) -> None:
         while position < end and (header := self._header(position)) is not None:
             kind, size = header
             after = position + 8 + size
             if kind == b"LIST":
                 name = self._file.read(4)
+                if depth == _MOST_DEPTH:
+                    self._broken = True
+                    return
                 if name in (b"hdrl", b"strl", b"movi", b"rec "):
-                    self._walk(position + 12, min(after, end) if size else end)
+                    self._walk(position + 12, min(after, end) if size else end, depth + 1)
                     if not size:
                         return
             elif kind == b"strh":

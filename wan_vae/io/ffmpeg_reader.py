@@ -176,7 +176,14 @@ class AvSource:
             )
         counts = Counter[str](stream.type for stream in container.streams if stream.type != "video")
         counts["audio"] -= 1
-        words = {"audio": "further sound tracks", "subtitle": "subtitles", "data": "data tracks"}
+        counts["chapter"] = len(container.chapters())
+        words = {
+            "audio": "further sound tracks",
+            "subtitle": "subtitles",
+            "data": "data tracks",
+            "attachment": "attachments",
+            "chapter": "chapters",
+        }
         return tuple(word for kind, word in words.items() if counts[kind] > 0)
 
     def _survey(self, container: "InputContainer", stream: "VideoStream") -> Timing:

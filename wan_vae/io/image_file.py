@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import av
 import av.error
 import numpy as np
-from PIL import ExifTags, GifImagePlugin, Image, TiffImagePlugin, features
+from PIL import ExifTags, GifImagePlugin, Image, ImageCms, TiffImagePlugin, features
 
 from wan_vae.errors import ClipError
 from wan_vae.io.animations import (
@@ -51,6 +51,7 @@ class ImageHeader(NamedTuple):
     durations: tuple[Fraction, ...]  # of the pictures in seconds; none if they are pages or a still
     orientation: Orientation
     has_alpha: bool  # there is an alpha channel
+    profile: str | None  # name of its color profile, None for sRGB and none
 
 
 def _file(source: Path | bytes) -> BinaryIO:
@@ -112,7 +113,19 @@ def read_header(source: Path | bytes, name: str, kind: str) -> ImageHeader:
             tuple(durations),
             orientation,
             has_alpha=_may_be_transparent(image),
+            profile=_other_profile(image),
         )
+
+
+def _other_profile(image: Image.Image) -> str | None:
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return None
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip()
+    except (ImageCms.PyCMSError, ImportError, OSError):  # damaged, or a Pillow without LittleCMS
+        name = "that cannot be read"
+    return None if "sRGB" in name else name
 
 
 def _may_be_transparent(image: Image.Image) -> bool:
@@ -220,7 +233,9 @@ def _picture(image: Image.Image, bits: int, name: str) -> Picture:
 def _deep_picture(source: Path | bytes, image: Image.Image, kind: str, page: int) -> Picture | None:
     """Decode a picture of more than 8 bits a channel through FFmpeg; None if it cannot."""
     demuxer = {"PNG": "png_pipe", "TIFF": "tiff_pipe"}.get(kind)
-    if image.mode == "F" or (demuxer is None and (image.mode != "RGB" or getattr(image, "n_frames", 1) > 1)):
+    if image.mode == "F" or (kind != "TIFF" and getattr(image, "n_frames", 1) > 1):
+        return None  # of an animation FFmpeg would give the first picture
+    if demuxer is None and image.mode != "RGB":
         return None  # the alpha of AVIF is a stream of its own
     file = file_url(source) if isinstance(source, Path) else io.BytesIO(source)
     size = getattr(image, "_tile_size", image.size)  # as stored

@@ -66,6 +66,11 @@ class ImageSource:
         else:
             self._files = [_ImageFile(source, name, str(kind), read_header(source, name, str(kind)))]
         header = self._files[0].header
+        if header.profile is not None:
+            LOGGER.warning(
+                f"{self._files[0].name} has the color profile {header.profile!r}, which is not applied: colors are"
+                " taken as sRGB."
+            )
         for file in self._files:
             if (file.header.width, file.header.height) != (header.width, header.height):
                 raise ClipError(

@@ -91,13 +91,10 @@ class Mp4:
                 self._track(box, scale)
 
     def _track(self, track: memoryview, movie_scale: int) -> None:
-        boxes: dict[bytes, memoryview] = {}
-        for kind, box in _boxes(track):
-            boxes[kind] = box
-            for parent in (b"edts", b"mdia", b"minf", b"stbl"):
-                if kind in (b"edts", b"mdia"):
-                    boxes |= dict(_boxes(boxes.get(parent, memoryview(b""))))
         none = memoryview(b"")
+        boxes = dict(_boxes(track))
+        for parent in (b"edts", b"mdia", b"minf", b"stbl"):
+            boxes |= dict(_boxes(boxes.get(parent, none)))
         header, media, edits = (boxes.get(kind, none) for kind in (b"tkhd", b"mdhd", b"elst"))
         wide = _is_wide(header)
         number, shown = _number(header, 20 if wide else 12, 4), _number(header, 28 if wide else 20, 8 if wide else 4)
@@ -106,9 +103,10 @@ class Mp4:
         if b"stsz" in boxes and not _number(sizes, 4, 4):
             samples = (len(sizes) - 12) // 4  # the length of the table, since its count can be damaged
         times = boxes.get(b"stts", none)[8:]
-        runs = list(struct.iter_unpack(">II", times[: len(times) // 8 * 8]))
-        consistent = sum(count for count, _ in runs) == samples
-        duration = sum(count * step for count, step in runs)
+        counted = duration = 0
+        for count, step in struct.iter_unpack(">II", times[: len(times) // 8 * 8]):
+            counted, duration = counted + count, duration + count * step
+        consistent = counted == samples
         scale = _number(media, 20 if _is_wide(media) else 12, 4)
         layout = ">QqI" if _is_wide(edits) else ">IiI"
         spans = edits[8 : 8 + (len(edits) - 8) // struct.calcsize(layout) * struct.calcsize(layout)] if edits else none

@@ -135,7 +135,7 @@ def _measure_resampled(
         origin: Fraction | None = None
         for time, duration in shown:
             origin = time if origin is None else origin
-            slots.append(_slot(time - origin, fps))
+            slots.append(min(_slot(time - origin, fps), 2**62))  # such a clip is refused below
             yield time, duration
 
     whole = measure(noted(), tick=tick, rates=rates, frames=(None, None))

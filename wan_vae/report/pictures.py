@@ -18,6 +18,7 @@ _LOSSLESS_BYTES = 8 * 2**20  # small enough to send
 _LOSSLESS_PER_PIXEL = 3.0  # that of noise
 _BYTES_PER_PIXEL = 0.3  # of most clips, at full quality
 _QUALITIES = (75, 50, 25)  # tried in turn where the one asked for takes too many bytes
+_LARGEST_SIDE = 16383  # of WebP
 _LEAST_SIDE = 480  # pixels; frames are left out rather than shown smaller
 _CHUNK = 3 * 2**18  # bytes turned into text at a time, a multiple of 3
 
@@ -41,11 +42,12 @@ class PicturePlan:
     def of(cls, frames: int, width: int, height: int, per_frame: int, most_bytes: int = MOST_BYTES) -> "PicturePlan":
         """Return the plan for a clip with so many pictures of each frame; large pictures shrink, then frames go."""
         pixels = frames * per_frame * width * height
-        if pixels * _LOSSLESS_PER_PIXEL <= min(most_bytes, _LOSSLESS_BYTES):
+        fits = max(width, height) <= _LARGEST_SIDE
+        if fits and pixels * _LOSSLESS_PER_PIXEL <= min(most_bytes, _LOSSLESS_BYTES):
             return cls(width, height, 1, True)
         most_pixels = most_bytes / _BYTES_PER_PIXEL
         least_scale = min(1.0, _LEAST_SIDE / max(width, height))
-        scale = max(least_scale, min(1.0, math.sqrt(most_pixels / pixels)))
+        scale = max(least_scale, min(1.0, math.sqrt(most_pixels / pixels), _LARGEST_SIDE / max(width, height)))
         width, height = (max(1, round(side * scale)) for side in (width, height))
         step = math.ceil(frames * per_frame * width * height / most_pixels)
         return cls(width, height, step, False)
