@@ -227,15 +227,21 @@ class Measurer:
         times: dict[str, list[float]] = {name: [] for name in calls}
         begin = time.monotonic()
         for _ in range(1 if self.dry else ROUNDS):
-            for name, call in calls.items():
-                times[name].append(timed(call, self.device)[1])
+            for name, call in dict(calls).items():
+                try:
+                    times[name].append(timed(call, self.device)[1])
+                except Exception as error:  # what was measured before stays
+                    self.say(stage, **about, implementation=name, error=_last_line(error))
+                    del calls[name]
             if time.monotonic() - begin > SECONDS_FOR_ROUNDS:
                 break
         for name, seconds_of in times.items():
+            if not seconds_of:
+                continue
             case, key = records.Case(direction, "bf16", name), (preset, clip, tunes)
             self._seconds[key][case], self._peaks[key][case] = seconds_of, [peaks[name]]
             self.say(stage, **about, implementation=name, seconds=seconds_of, first=first[name], **asdict(peaks[name]))
-        if WAN_VAE in times and preset == self._sized(HD, "wan2.1")[1]:
+        if times.get(WAN_VAE) and preset == self._sized(HD, "wan2.1")[1]:
             self._slowest = max(self._slowest, (median(times[WAN_VAE]), clip, direction))
 
     def errors(self, stage: str) -> None:
@@ -270,7 +276,11 @@ class Measurer:
             weight = self._random(layer.out_channels, layer.channels, *layer.kernel) / (27 * layer.channels) ** 0.5
             padding = (layer.kernel[1] // 2, layer.kernel[2] // 2) if layer.kernel[0] > 1 else (0, 0)
             ways = _ways(x, weight, padding)
-            reference = ways["cudnn"]().float()
+            try:
+                reference = ways["cudnn"]().float()
+            except Exception as error:  # the other layers may be smaller
+                self.say(stage, layer=layer._asdict(), way="cudnn", error=_last_line(error))
+                continue
             flops = 2 * reference.numel() * weight[0].numel()
             for name, compute in ways.items():
                 try:
@@ -337,6 +347,8 @@ class Measurer:
 
     def write_records(self, stage: str) -> None:
         """Write speed_*.json for `scripts/benchmark_table.py`, of what was measured so far."""
+        if len(self._ceilings) < 2:
+            self.ceilings(stage)  # which failed the first time
         matmul, written = {"bf16": self._ceilings["matmul"]}, []
         for (preset, clip, tunes), seconds in self._seconds.items():
             peaks, config = self._peaks[preset, clip, tunes], load_config(preset)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import random_vae, small_config
 from wan_vae import UserError, WanVAE, validation
-from wan_vae.validation import check_latents, check_video, parse_dtype
+from wan_vae.validation import check_latents, check_video, choose_dtypes, parse_dtype
 
 CONFIG = small_config(temporal_downsample=(True, True), width_multipliers=(1, 1, 1))
 
@@ -137,6 +137,19 @@ def test_check_video_of_levels_does_not_read_values_where_they_are_traced(
     assert torch.equal(torch.compile(checked, fullgraph=True, backend="eager")(video), video + 1)
     assert torch.equal(torch.func.vmap(lambda x: checked(x[None])[0])(video), video + 1)
     assert torch.equal(torch.jit.trace(checked, video)(video), video + 1)
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "dtype"),
+    [((7, 5), None, torch.float32), ((8, 0), None, torch.bfloat16), ((7, 5), "6.4", torch.bfloat16)],
+)
+def test_auto_on_a_gpu_is_bfloat16_where_convolutions_have_it(
+    capability: tuple[int, int], hip: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_dtypes("auto", torch.device("cuda")) == (dtype, dtype)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,10 @@ def choose_dtypes(dtype: str, device: torch.device) -> Dtypes:
         chosen = TF32 if dtype == TF32 else DTYPES[_ALIASES[dtype]]
         return Dtypes(chosen, chosen)
     if device.type == "cuda":
-        return Dtypes(torch.bfloat16, torch.bfloat16)
+        # Before Ampere, PyTorch has no bfloat16 convolutions of cuDNN; ROCm has its own.
+        nvidia = torch.version.hip is None and torch.cuda.is_available()  # else ROCm, or a plan for a GPU elsewhere
+        old = nvidia and torch.cuda.get_device_capability(device)[0] < 8
+        return Dtypes(torch.float32, torch.float32) if old else Dtypes(torch.bfloat16, torch.bfloat16)
     # Without these instructions bfloat16 gains a few percent at most (measured: docs/speed.md), and rounds more. Old
     # versions of torch cannot tell.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}

@@ -2,6 +2,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from wan_vae.benchmark.implementations import (
     unsupported_reason,
 )
 from wan_vae.benchmark.inputs import random_weights
+from wan_vae.inference import passes
 
 STYLE = {"width_multipliers": (1, 2, 2), "temporal_downsample": (True, True)}
 
@@ -56,6 +58,15 @@ def test_unsupported_reason_names_what_diffusers_lacks(monkeypatch: pytest.Monke
     assert "this model takes 2" in unsupported_reason(small_config())
     monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda name: None)
     assert "not installed" in unsupported_reason(small_config(**STYLE))
+
+
+def test_load_on_meta_passes_have_the_size_of_the_device() -> None:
+    config = small_config(**STYLE)
+    model = load_on_meta(WAN_VAE, config, device=torch.device("cuda"), dtype=torch.bfloat16)
+    with mock.patch.object(passes, "choose_chunk_size", wraps=passes.choose_chunk_size) as chosen:
+        model.encode(torch.empty(1, 3, 9, 16, 16, device="meta", dtype=torch.bfloat16))
+    device = chosen.call_args.kwargs["device"] or chosen.call_args.args[0].device
+    assert device == torch.device("cuda")
 
 
 def test_load_on_meta_computes_shapes() -> None:

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
@@ -201,6 +202,37 @@ def test_module_that_was_replaced_or_hooked_is_called(vae: WanVAE) -> None:
     assert Graph.made == 2
 
 
+def test_graph_is_not_used_after_a_switch_that_chooses_kernels(vae: WanVAE) -> None:
+    latents = random_latents(vae.config, LATENTS, 2, 3)
+    decoded(vae, latents)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium" if before != "medium" else "high")
+        decoded(vae, latents)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert Graph.made == 2
+    decoded(vae, latents)
+    assert Graph.made == 2
+
+
+def test_model_with_modules_of_other_packages_has_no_graph(vae: WanVAE) -> None:
+    class Scaled(torch.nn.Identity):
+        """An adapter, whose scale is a number of Python."""
+
+        scale = 1.0
+
+        def into(self, out: Tensor, x: Tensor) -> None:
+            out.copy_(self.scale * x)
+
+    latents = random_latents(vae.config, LATENTS, 2, 3)
+    vae.decoder.head.norm = Scaled()
+    first = decoded(vae, latents)
+    Scaled.scale = 2.0
+    assert not torch.equal(decoded(vae, latents), first)
+    assert Graph.made == 0
+
+
 def test_interrupted_stream_leaves_no_graph(vae: WanVAE) -> None:
     stream, latents = DecodeStream(vae, latents_per_pass=1), random_latents(vae.config, LATENTS, 2, 3)
     frames_of(stream, latents)
@@ -279,12 +311,66 @@ def test_memory_of_graphs_does_not_count_as_free(monkeypatch: pytest.MonkeyPatch
     graph = mock.Mock(nbytes=300, _device=gpu)
     monkeypatch.setattr(cuda_graph, "_graphs", {graph, mock.Mock(nbytes=50, _device=torch.device("cuda", 1))})
     assert budget.free_memory(gpu) == 1400
+    assert cuda_graph.captured_bytes(torch.device("cuda")) == 350
+
+
+def test_capture_that_fails_leaves_the_stream_of_the_caller_and_tells_the_cause(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    current = ["default"]
+
+    @contextmanager
+    def stream(name: str) -> Iterator[None]:
+        before, current[0] = current[0], name
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    class Capture:
+        """Ends as `torch.cuda.graph` does: where the capture was invalid, before the stream is restored."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __enter__(self) -> None:
+            current[0] = "capture"
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
+    monkeypatch.setattr(cuda_graph, "_given_up", set())
+    for name in ("CUDAGraph", "Stream", "device", "empty_cache", "memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+
+    def synchronizes(x: Tensor) -> Tensor:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError) as error:
+        cuda_graph.CudaGraph(synchronizes, torch.ones(3))
+    assert current == ["default"]
+    cuda_graph.give_up(torch.device("cuda", 0), error.value)
+    assert caplog.messages[-1].endswith("run slower: operation not permitted when stream is capturing")
 
 
 def test_graph_counts_the_memory_that_its_capture_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
-    reserved = iter([1000, 4000])
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: next(reserved))
-    for name in ("CUDAGraph", "Stream", "device", "graph"):
+    cached = [6000]  # of passes before
+
+    def empty_cache() -> None:
+        cached[0] = 0
+
+    @contextmanager
+    def graph_of(*_: object, **__: object) -> Iterator[None]:
+        empty_cache()
+        yield
+        cached[0] = 3000
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1000 + cached[0])
+    monkeypatch.setattr(torch.cuda, "graph", graph_of)
+    for name in ("CUDAGraph", "Stream", "device", "stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
     graph = cuda_graph.CudaGraph(lambda x: 2 * x, torch.ones(3))
     assert graph.nbytes == 3000

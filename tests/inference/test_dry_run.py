@@ -152,6 +152,16 @@ def test_cudnn_is_allowed_a_fixed_part_and_copies_of_tensors_without_eights_of_c
     assert conv3d.cudnn_workspace(eights, frames) - fixed == 4 * 8 * 2 * 4 * 4
 
 
+def test_plan_for_a_gpu_takes_tiles_where_a_convolution_would_have_2_to_the_31_elements() -> None:
+    with torch.device("meta"):
+        vae = WanVAE.from_config("wan2.1").to(torch.bfloat16).eval().requires_grad_(False)
+    plans = [
+        vae.plan("decode", frames=5, height=height, width=3840, memory="100GiB", device="cuda")
+        for height in (720, 2160)
+    ]
+    assert [plan.tiling is None for plan in plans] == [True, False]
+
+
 @pytest.mark.usefixtures("tiny_units")
 def test_plan_for_a_gpu_counts_the_workspaces_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = peak_on("cuda")

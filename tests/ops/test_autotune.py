@@ -232,6 +232,19 @@ def test_a_choice_that_fails_later_is_replaced_by_the_first(path: Path, caplog: 
     assert record.message == "fast fails for key, so slow computes it from now on: no kernel image"
 
 
+def test_a_choice_that_fails_together_with_the_first_is_kept(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own, candidates = TuningCache(path), ways()
+    assert own.fastest("key", candidates, CPU) == "fast"
+    before = path.read_bytes()
+    for candidate in candidates.values():
+        candidate.error = RuntimeError("an error of an earlier kernel")
+    with pytest.raises(RuntimeError, match="earlier kernel"):
+        own.run("key", candidates, CPU)
+    assert path.read_bytes() == before
+    assert own.fastest("key", candidates, CPU) == "fast"
+    assert not caplog.records
+
+
 def test_run_raises_what_the_first_raises_and_full_memory(path: Path) -> None:
     own, candidates = TuningCache(path), ways() | {"slow": Way(error=ZeroDivisionError())}
     token = _may_measure.set(False)

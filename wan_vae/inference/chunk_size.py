@@ -12,7 +12,7 @@ from wan_vae.model.halo import Neighbors, target_bytes
 
 _MAX_LATENTS = 8
 # Every convolution copies the last frames of the pass before it, so large passes pay on GPUs, as far as memory goes.
-_LARGEST_TENSOR = 2**31  # bytes, so that no tensor has 2^31 elements, which cuDNN is slow at
+_LARGEST_TENSOR = 2**31  # bytes, so that the frames of a pass have no 2^31 elements, which cuDNN is slow at
 _FREE_PER_TENSOR = 12  # a pass takes nine to ten times its largest tensor
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -56,7 +56,12 @@ class PassRunner:
     ) -> None:
         # A graph would not call hooks.
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-        graphs = chunk_size.launch_bound and can_capture(device) and not needs_plain_ops() and not hooked
+        # Those of other packages, such as adapters, may compute with numbers of Python, which a graph would keep.
+        foreign = any(
+            not type(module).__module__.startswith(("wan_vae.", "torch.nn."))
+            for module in islice(model.modules(), 1, None)
+        )
+        graphs = chunk_size.launch_bound and can_capture(device) and not needs_plain_ops() and not (hooked or foreign)
         self._model = model
         self._network = network
         self._constants = constants
@@ -190,10 +195,19 @@ class PassRunner:
     def _capture_key(self, x: Tensor) -> Hashable:
         """Return what a captured pass depends on. Work on another CUDA stream would not be ordered after it."""
         stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-        flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
         modules = tuple(map(id, self._model.modules()))
-        fixed = self._kind, self._chunk_size.tensor_bytes, stream, flags
+        fixed = self._kind, self._chunk_size.tensor_bytes, self._chunk_size.tiling, stream, _switches()
         return x.shape, x.dtype, x.device, *fixed, modules, self._weight_addresses()
 
     def _weight_addresses(self) -> tuple[int, ...]:
         return tuple(weight.data_ptr() for weight in chain(self._model.parameters(), self._model.buffers()))
+
+
+def _switches() -> tuple[object, ...]:
+    """Return PyTorch's switches by which it chooses kernels, which a graph keeps as they were."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return (
+        *(cudnn.enabled, cudnn.deterministic, cudnn.benchmark),
+        *(torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()),
+        *(matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction),
+    )

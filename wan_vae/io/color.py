@@ -295,8 +295,8 @@ class RgbConverter:
         layout = frame.format
         if re.search(r"f(16|32)[lb]e$", layout.name):
             raise ClipError(
-                f"samples of kind {layout.name} are floating-point numbers, of which nothing says what is white; convert"
-                " them to 16 bits first."
+                f"samples of kind {layout.name} are floating-point numbers, of which nothing says what is white;"
+                " convert them to 16 bits first."
             )
         self.color = Color("rgb", True, primaries, transfer)
         self._depth = bit_depth(layout)

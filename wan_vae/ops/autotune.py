@@ -134,12 +134,14 @@ class TuningCache:
         except Exception as error:
             if name == first:
                 raise
+            result = candidates[first]()  # where this fails, too, the fault is not the candidate's
             _logger.warning(f"{name} fails for {key}, so {first} computes it from now on: {first_line(error)}")
             with self._lock:
                 entry = self._entry(key, candidates)
                 self._entries()[entry] = first
-                self._write({entry: first})
-        return candidates[first]()
+                if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+                    self._write({entry: first})
+            return result
 
     def fastest(self, key: str, candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> str:
         """Return the name of the candidate that `run` uses."""

@@ -29,6 +29,7 @@ _NO_STRIDE: Stride = (1, 1, 1)
 # For the first and the second of two equal pixels, in one direction: which of three taps fall on one value, and which
 # on the next.
 _MERGED_TAPS = (((0,), (1, 2)), ((0, 1), (2,)))
+_NOT_PLANNED = 2**50  # bytes
 _CUDNN_ALLOWANCE = 2**26  # bytes, for sums that several blocks of threads share
 _MOST_ERROR = 1e-3  # of the largest value, in float32; devices may round the operands
 _FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
@@ -262,7 +263,12 @@ def cudnn_workspace(x: Tensor, out: Tensor) -> int:
     By count, not measured: kernels for tensor cores take channels in eights, and tensors that have others, such as
     frames, are copied; beside that a fixed allowance. cuDNN may ask for more. Where memory is short, PyTorch then takes
     the next of its plans, so that more would only be faster, and `CUDNN_CONV_WSCAP_DBG` caps it in MiB.
+
+    Tensors of 2^31 elements cuDNN refuses before its version 9.3, and PyTorch then takes tens of times their size. They
+    count as more than there is, so that plans take tiles.
     """
+    if max(x.numel(), out.numel()) >= 2**31:
+        return _NOT_PLANNED
     padded = [each.nbytes // each.shape[1] * (-(-each.shape[1] // 8) * 8) for each in (x, out) if each.shape[1] % 8]
     return _CUDNN_ALLOWANCE + sum(padded)
 

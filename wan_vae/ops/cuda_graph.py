@@ -33,7 +33,9 @@ def can_capture(device: torch.device) -> bool:
 def give_up(device: torch.device, error: Exception) -> None:
     """Log that a capture has failed, and try none on this device in this process any more."""
     if device not in _given_up:
-        message = f"No CUDA graph can be captured, so small pictures run slower: {first_line(error)}"
+        # The end of a capture that has failed raises an error of its own.
+        cause = error.__context__ if isinstance(error.__context__, Exception) else error
+        message = f"No CUDA graph can be captured, so small pictures run slower: {first_line(cause)}"
         logging.getLogger("wan_vae").warning(message)
     _given_up.add(device)
 
@@ -59,7 +61,10 @@ class CudaGraph:
         make_stream: Any = torch.cuda.Stream  # untyped in some releases
         # PyTorch's default capture stream belongs to the device of its first use, which may be another one.
         stream = make_stream(x.device)
-        with _capture_lock, torch.cuda.device(x.device):
+        # Where a capture fails, `torch.cuda.graph` leaves its stream the current one.
+        restored: Any = torch.cuda.stream(torch.cuda.current_stream(x.device))
+        with _capture_lock, torch.cuda.device(x.device), restored:
+            torch.cuda.empty_cache()  # as a capture begins with, or the difference would be less than what it takes
             before = torch.cuda.memory_reserved()
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._result = function(self._x)
@@ -82,7 +87,8 @@ class CudaGraph:
 
 def captured_bytes(device: torch.device) -> int:
     """Return the bytes that graphs keep on a device, which count as free to PyTorch's allocator and are not."""
-    return sum(graph.nbytes for graph in list(_graphs) if graph._device == device)
+    on_device = (graph for graph in list(_graphs) if graph._device.type == device.type)
+    return sum(graph.nbytes for graph in on_device if device.index in (None, graph._device.index))
 
 
 @dataclass(eq=False)
