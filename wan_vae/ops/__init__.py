@@ -19,8 +19,8 @@ The optimizations, when each applies, and where it is:
    NVIDIA GPUs where `autotune.measuring` found that faster.
 8. Caching host allocator (`workspace.py`): the memory of intermediate tensors is reused within a pass, between passes
    and between clips. On a CPU; `empty_cache` returns it to the system.
-9. CUDA graphs (`cuda_graph.py`): a pass is captured once per model and shape, and replayed. On devices of type cuda, where
-   launching kernels takes longer than running them.
+9. CUDA graphs (`cuda_graph.py`): a pass is captured once per model and shape, and replayed. On devices of type
+   cuda, where launching kernels takes longer than running them.
 10. Float32 is IEEE (`precision.py`): cuDNN rounds to TF32 only where the dtype is "tf32".
 11. Memory estimates (`memory_estimator.py`): a dry run on the meta device, for choosing tiles and chunk sizes.
 12. Weights in cuDNN's order (`conv3d.lay_out_weights`): stored so once, not copied at every call. On devices
