@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.benchmark.records import make_config
 from tests.helpers import random_latents, random_video, small_config
 from wan_vae import WanVAE
-from wan_vae.benchmark.inputs import check_clip, random_weights
+from wan_vae.benchmark.inputs import check_clip, random_weights, write_inputs
 from wan_vae.config import BLOCK_KINDS, load_config
 from wan_vae.errors import UserError
 
@@ -28,6 +30,14 @@ def test_check_clip_that_fits_passes() -> None:
 def test_check_clip_that_does_not_fit_raises(asked: dict[str, int], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_clip(make_config(**asked), load_config("wan2.1"))
+
+
+def test_inputs_of_models_with_alpha_and_of_pictures_are_theirs(tmp_path: Path) -> None:
+    config = make_config(frames=1, width=16, height=16)
+    with_alpha = write_inputs(config, small_config(image_channels=4), tmp_path / "inputs.safetensors")
+    assert with_alpha["video"] == (1, 4, 1, 16, 16)
+    with pytest.raises(UserError, match=r"--frames is 5, and this model takes single pictures; give --frames 1"):
+        check_clip(make_config(frames=5, width=16, height=16), small_config(images_only=True))
 
 
 def test_random_weights_same_seed_gives_the_same_weights() -> None:

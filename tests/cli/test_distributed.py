@@ -4,6 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from wan_vae.cli import distributed
+from wan_vae.cli.options import Device
+from wan_vae.errors import UserError
 
 FAILURES = {
     "a mistake": (2, "main(['info', 'none.safetensors', '--quiet'])"),
@@ -29,3 +34,15 @@ if {shared}:
     assert ended.returncode == expected, ended.stderr
     assert ended.stdout == ("" if shared else "cleaned up\n")
     assert ended.stderr.count("wan-vae: ") == 1
+
+
+def test_more_processes_than_gpus_are_told_by_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**launched, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_shared", False)
+    monkeypatch.setattr(distributed, "_together", True)
+    monkeypatch.setattr(distributed, "torch_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="torchrun started 2 processes on a machine with 1 GPUs; start one for each"):
+        distributed.join(2, Device.cuda)

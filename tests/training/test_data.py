@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from wan_vae.training.data import (
     StoredClip,
     TrainingBatches,
     center_crop,
+    check_sources,
     find_sources,
     ken_burns,
     pass_object,
@@ -287,6 +289,31 @@ def test_center_crop_fits_the_model(sources: Sources, tmp_path: Path) -> None:
     assert name == "odd.npy"
     assert np.array_equal(fitted, frames[:5, 1:33, 2:26])
     assert short.shape == (1, 32, 40, 3)
+
+
+def test_center_crop_of_a_model_of_pictures_is_one_frame(sources: Sources) -> None:
+    ((_, frames),) = center_crop(sources.videos[:1], 17, small_config(images_only=True))
+    assert len(frames) == 1
+
+
+@pytest.mark.parametrize(("kind", "side"), [("videos", 2), ("photos", 2), ("held_out", 31)])
+def test_check_sources_names_the_one_that_is_too_small(
+    kind: str, side: int, sources: Sources, tmp_path: Path, material: Material
+) -> None:
+    recipe = small_recipe(material, lpips={"backbone": str(material.backbone)})
+    check_sources(sources, recipe, small_config())
+    small = clip_of(tmp_path / "small.npy", np.zeros((9, side - 1, 40, 3), np.uint8))
+    with pytest.raises(UserError, match=rf"small\.npy is 40x{side - 1}, and sides of {side} are needed"):
+        check_sources(replace(sources, **{kind: (small,)}), recipe, small_config())
+
+
+def test_check_sources_tells_of_clips_that_a_stage_leaves_out(
+    sources: Sources, material: Material, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_sources(sources, small_recipe(material, stage_values(lengths={3: 1.0, 99: 0.0})), small_config())
+    assert not caplog.messages
+    check_sources(sources, small_recipe(material, stage_values(lengths={3: 0.5, 9: 0.5})), small_config())
+    assert "2 of 3 clips have fewer frames than the 9 that stage clips asks for" in caplog.messages[0]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -72,7 +73,8 @@ def test_trainer_resumed_equals_an_uninterrupted_run_to_the_bit(
     parted = train(recipe, tmp_path / "parted", *breaks)
     assert straight["step"] == 6
     assert straight.keys() == {
-        "recipe", "sources", "step", "at_start", "config", "weights", "average", "optimizer", "adversary"
+        "recipe", "sources", "step", "at_start", "config", "weights", "average", "optimizer", "adversary",
+        "metrics", "batches per step", "mixed_precision"
     }  # fmt: skip
     assert_same(parted, straight)
     assert weights_of(tmp_path / "parted")[1] == weights_of(tmp_path / "straight")[1]
@@ -314,7 +316,7 @@ def test_trainer_from_a_checkpoint_returns_metrics_before_and_after(material: Ma
 def test_trainer_warns_only_if_nothing_is_held_out(
     material: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Trainer(small_recipe(material), tmp_path / "held_out").run(1)
+    Trainer(small_recipe(material, stage_values(lengths={3: 1.0})), tmp_path / "held_out").run(1)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     Trainer(
         small_recipe(material, data={"videos": str(material.videos), "video_short_side": 32}), tmp_path / "all"
@@ -326,7 +328,8 @@ def test_trainer_logs_frame_store_size_and_held_out_psnr(
     material: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
-    recipe = small_recipe(material, model={"checkpoint": str(tmp_path / "vae.safetensors")})
+    stage = stage_values(lengths={3: 1.0})
+    recipe = small_recipe(material, stage, model={"checkpoint": str(tmp_path / "vae.safetensors")})
     with caplog.at_level(logging.INFO, "wan_vae"):
         metrics = Trainer(recipe, tmp_path / "run").run(2)
     size = sum(path.stat().st_size for path in (tmp_path / "run" / "frames").iterdir())
@@ -388,6 +391,39 @@ def test_trainer_request_stop_ends_after_the_step(material: Material, tmp_path: 
     assert_same(train(small_recipe(material), tmp_path / "run"), train(small_recipe(material), tmp_path / "straight"))
 
 
+def test_trainer_stopped_at_its_last_step_returns_its_metrics_on_resume(
+    material: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = small_recipe(material, stage_values(steps=1))
+    run = Trainer(recipe, tmp_path / "run")
+    run.request_stop()
+    stopped = run.run()
+    assert run.stopped
+    assert "psnr" in stopped
+    assert Trainer(recipe, tmp_path / "run").run() == stopped
+    assert (tmp_path / "run" / WEIGHTS_NAME).exists()
+    assert not any("already" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2", "batches per step 1, .* makes 2"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision no, .* makes bf16"),
+    ],
+)
+def test_trainer_resumed_by_another_launch_raises(
+    name: str, value: str, message: str, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(material, mixed_precision=None)
+    train(recipe, tmp_path, 1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        Trainer(recipe, tmp_path)
+
+
 def test_trainer_folder_of_another_recipe_raises(material: Material, tmp_path: Path) -> None:
     train(small_recipe(material), tmp_path, 1)
     with pytest.raises(UserError, match="seed = 0, not 1"):
@@ -409,6 +445,8 @@ def test_trainer_invalid_recipe_raises_and_writes_no_state(
     with pytest.raises(UserError, match=message):
         Trainer(small_recipe(material, **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "state.pt").exists()
+    if "lpips" in changes:
+        assert not (tmp_path / "run" / "frames").exists()  # nothing was decoded before
 
 
 def test_trainer_fp16_raises(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ SEED = 0
 def check_clip(config: BenchmarkConfig, architecture: VAEConfig) -> None:
     """Raise a UserError if the length or the size of the clip does not fit the architecture."""
     frames, unit, multiple = config.frames, architecture.temporal_compression, architecture.spatial_compression
+    if architecture.images_only and frames > 1:
+        raise UserError(f"--frames is {frames}, and this model takes single pictures; give --frames 1.")
     if (frames - 1) % unit:
         below = (frames - 1) // unit * unit + 1
         raise UserError(f"--frames is {frames}, not 1 + {unit}k; {below} or {below + unit} would fit.")
@@ -73,14 +75,15 @@ def _random_weight(name: str, like: Tensor, generator: torch.Generator) -> Tenso
 def write_inputs(config: BenchmarkConfig, architecture: VAEConfig, path: Path) -> dict[str, tuple[int, ...]]:
     """Write the inputs to a safetensors file, and return their shapes.
 
-    The float32 tensors are `video`, (1, 3, T, H, W) in [-1, 1], and `latents`, the normalized latents of a clip of that
+    The float32 tensors are `video`, (1, c, T, H, W) in [-1, 1], and `latents`, the normalized latents of a clip of that
     size, (1, z, t, h, w). Both are smooth; each channel of the latents has mean 0 and standard deviation 1.
     """
     frames = (config.frames - 1) // architecture.temporal_compression + 1
     height, width = (side // architecture.spatial_compression for side in (config.height, config.width))
+    channels = architecture.image_channels
     generator = torch.Generator().manual_seed(SEED)
     tensors = {
-        "video": (0.4 * smooth_noise((3, config.frames, config.height, config.width), generator)).clamp(-1, 1),
+        "video": (0.4 * smooth_noise((channels, config.frames, config.height, config.width), generator)).clamp(-1, 1),
         "latents": smooth_noise((architecture.latent_channels, frames, height, width), generator),
     }
     save_file(tensors, path)

@@ -101,8 +101,9 @@ def join(shards: int, device: Device) -> None:
         raise UserError("--shards cannot share a clip among mps devices; --device cpu would do.")
     if on.type == "cuda":
         count = torch.cuda.device_count()
-        if place >= count:
-            raise UserError(f"torchrun started more processes than this machine's {count} GPUs; start one for each.")
+        here = max(place + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))  # so that all of them end, rank 0 included
+        if here > count:
+            raise UserError(f"torchrun started {here} processes on a machine with {count} GPUs; start one for each.")
         torch.cuda.set_device(place)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on.type == "cuda" else "gloo")
     _together = False

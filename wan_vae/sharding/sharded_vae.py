@@ -240,8 +240,8 @@ class ShardedVAE:
             raise UserError(
                 "Clips in shards pass without gradients; call it inside torch.no_grad(), or turn off requires_grad."
             )
-        budget = "no budget" if memory is None else "a budget"
-        self._group.check_alike(f"{direction} of {tuple(x.shape)} in {x.dtype} with {budget} of memory")
+        settings = self._settings(latents_per_pass, memory)
+        self._group.check_alike(f"{direction} of {tuple(x.shape)} in {x.dtype} with {settings}")
         share, tiling, model = self._share_of(x, direction), None, self._model
         with torch.no_grad():
             if memory is not None:
@@ -263,7 +263,8 @@ class ShardedVAE:
         check_latents_per_pass(latents_per_pass)
         stream: ClipStream | None = None
         share, iterator = cast(Share, None), iter(chunks)
-        while (chunk := self._next_chunk(iterator, direction, memory)) is not None:
+        settings = self._settings(latents_per_pass, memory)
+        while (chunk := self._next_chunk(iterator, direction, settings)) is not None:
             if stream is None:
                 share, tiling = self._share_of(chunk, direction), None
                 if memory is not None:
@@ -287,7 +288,13 @@ class ShardedVAE:
             raise UserError("The stream ended without a single frame; push at least one.")
         stream.flush()
 
-    def _next_chunk(self, chunks: Iterator[Tensor], direction: Direction, memory: Budget | None) -> Tensor | None:
+    def _settings(self, latents_per_pass: int | None, memory: Budget | None) -> str:
+        """Describe what all ranks must have alike besides the clip, or they would wait for each other."""
+        passes = "any" if latents_per_pass is None else latents_per_pass
+        budget = "no budget" if memory is None else "a budget"
+        return f"{budget} of memory, {passes} latents_per_pass and gather={self._gather}"
+
+    def _next_chunk(self, chunks: Iterator[Tensor], direction: Direction, settings: str) -> Tensor | None:
         """Return the next chunk, or None at the end, on all ranks alike."""
         try:
             chunk = next(chunks, None)
@@ -299,9 +306,8 @@ class ShardedVAE:
             # Whatever it is, the other ranks must not wait for this one; it is raised here and told there.
             self._group.all_gather_object(f"an error ({error})")
             raise
-        budget = "no budget" if memory is None else "a budget"
         shape = "the end" if chunk is None else f"{tuple(chunk.shape)} in {chunk.dtype}"
-        self._group.check_alike(f"{shape} of a stream to {direction} with {budget} of memory")
+        self._group.check_alike(f"{shape} of a stream to {direction} with {settings}")
         return chunk
 
     def _plan(

@@ -6,6 +6,7 @@ virtual camera that pans and zooms.
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ from torch.utils.data import Dataset
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
+from wan_vae.evaluation.lpips import SMALLEST_SIDES
 from wan_vae.io import open_clip
 from wan_vae.io.atomic_output import remove_partial, written_beside
 from wan_vae.io.color import eight_bits
 from wan_vae.io.frames import Frames
 from wan_vae.io.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from wan_vae.training.recipe import DataSection, Recipe, Stage
+
+_LOGGER = logging.getLogger("wan_vae")
 
 LARGEST_ZOOM_OUT = 2.5
 PAN_PIXELS_PER_FRAME = 1.5
@@ -143,6 +147,29 @@ def store_sources(data: DataSection, folder: Path) -> Sources:
     if not stored["videos"] and not stored["photos"]:
         raise UserError("held_out names every source; leave something to train on.")
     return Sources(**{kind: tuple(clips) for kind, clips in stored.items()})
+
+
+def check_sources(sources: Sources, recipe: Recipe, config: VAEConfig) -> None:
+    """Check that every source can be encoded and validated, and warn of clips that stages are too long for.
+
+    Raises:
+        UserError: A source is too small; the message names it.
+    """
+    least = config.spatial_compression
+    measured = max(least, SMALLEST_SIDES[recipe.lpips.network] if recipe.lpips is not None else 0)
+    for clips, side in ((sources.videos, least), (sources.photos, least), (sources.held_out, measured)):
+        for clip in clips:
+            height, width = clip.frames().shape[1:3]
+            if min(height, width) < side:
+                raise UserError(f"{clip.name} is {width}x{height}, and sides of {side} are needed; take it out.")
+    for stage in recipe.stages:
+        longest = max(length for length, share in stage.lengths.items() if share)
+        short = [clip.name for clip in sources.videos if clip.count < longest]
+        if short:
+            _LOGGER.warning(
+                f"{len(short)} of {len(sources.videos)} clips have fewer frames than the {longest} that stage"
+                f" {stage.name} asks for, and are left out there, the first {short[0]}."
+            )
 
 
 @dataclass(frozen=True)
@@ -276,7 +303,7 @@ def pass_object(levels: Tensor, photo: NDArray[np.uint8], random: np.random.Gene
 def center_crop(clips: Sequence[StoredClip], length: int, config: VAEConfig) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield name and at most `length` frames of each clip, center-cropped to a size and length that the model takes."""
     for clip in clips:
-        frames = clip.frames()[:length]
+        frames = clip.frames()[: 1 if config.images_only else length]
         count = len(frames) - (len(frames) - 1) % config.temporal_compression
         height, width = (side - side % config.spatial_compression for side in frames.shape[1:3])
         top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2

@@ -79,7 +79,8 @@ class Stage(_Section):
     batch: Count  # clips in a batch, per process and accumulated batch
     lengths: dict[Count, Share]  # probability of each clip length in frames, 1 + 4k; scaled to a sum of 1
     crop: Count  # side of the square crops, in pixels
-    photo_share: Share = 0.4  # share of clips that are made from photos by panning and zooming
+    # Share of clips that are made from photos by panning and zooming; where no clip is long enough, all are.
+    photo_share: Share = 0.4
     fast_share: Share = 0.0  # share of clips in fast motion: frames skipped, faster cameras, objects that pass
     learning_rate: Annotated[float, Field(gt=0)]  # highest learning rate
     warmup: Annotated[int, Field(ge=0)] = 0  # steps of linear warm-up
@@ -87,9 +88,11 @@ class Stage(_Section):
     loss: LossSection = LossSection()
 
     @model_validator(mode="after")
-    def _some_length(self) -> "Stage":
+    def _entries_have_an_effect(self) -> "Stage":
         if not any(self.lengths.values()):
             raise ValueError("lengths must name a clip length with a share above 0")
+        if self.warmup and self.warmup >= self.steps:
+            raise ValueError(f"warmup is {self.warmup}, but there are {self.steps} steps; it must be less")
         return self
 
 
@@ -142,7 +145,7 @@ class Recipe(_Section):
         raise IndexError(step)
 
     def check_fits(self, config: VAEConfig) -> None:
-        """Check that the architecture and LPIPS take the crops and lengths, and that the decoder does not upscale.
+        """Check that the architecture and LPIPS take the crops and lengths, and that it is one that can be trained.
 
         Raises:
             UserError: One of these does not hold; the message names the entry.
@@ -152,12 +155,22 @@ class Recipe(_Section):
                 f"this model decodes to {config.output_upscale} times the size, and nothing of that size is there to"
                 f" compare with; train one with output_upscale 1."
             )
+        if config.image_channels != 3:
+            raise UserError(
+                "this model is of pictures with alpha, which clips and photos are read without; train one of RGB."
+            )
         space, time = config.spatial_compression, config.temporal_compression
         lengths = [(stage.name, length) for stage in self.stages for length in stage.lengths]
         for where, length in [*lengths, ("validation_frames", self.validation_frames)]:
             if (length - 1) % time:
                 raise UserError(f"{where}: {length} frames are not 1 + {time}k, which this model needs.")
         for stage in self.stages:
+            if config.images_only and (
+                long := [length for length, share in stage.lengths.items() if share and length > 1]
+            ):
+                raise UserError(
+                    f"{stage.name}: this model takes single pictures, not {long[0]} frames; lengths {{1: 1.0}} fit."
+                )
             if stage.crop % space:
                 raise UserError(f"{stage.name}: the crop {stage.crop} is not a multiple of {space}.")
             smallest = SMALLEST_SIDES[self.lpips.network] if self.lpips is not None and stage.loss.lpips else 0

@@ -22,7 +22,7 @@ from wan_vae.inference.budget import format_bytes
 from wan_vae.io.atomic_output import written_beside
 from wan_vae.posterior import Posterior
 from wan_vae.training.checkpoint import NonFiniteError, check_finite, load_state, save_batch, save_state
-from wan_vae.training.data import TrainingBatch, TrainingBatches, center_crop, store_sources
+from wan_vae.training.data import TrainingBatch, TrainingBatches, center_crop, check_sources, store_sources
 from wan_vae.training.initialization import fit_linear_skip, initial_vae, set_training_mode
 from wan_vae.training.losses import DiscriminatorLoss, training_losses
 from wan_vae.training.optim import EMA, learning_rate, make_optimizer
@@ -102,12 +102,22 @@ class Trainer:
         saved = state or {}
         self.step = int(saved.get("step", 0))
         self._at_start: dict[str, float] = saved.get("at_start", {})
+        self._metrics: dict[str, float] = saved.get("metrics", {})  # the last ones
         device = self._accelerator.device
 
+        for name, now in self._launched().items():
+            if saved.get(name, now) != now:
+                raise UserError(
+                    f"{folder} holds a run with {name} {saved[name]}, which accelerate's launcher now makes {now};"
+                    " start it as before, or name another --out."
+                )
         torch.manual_seed(recipe.seed)
         self._vae = initial_vae(recipe, state, device)
+        # Before sources are decoded, which can take hours.
+        self._lpips = LPIPS(recipe.lpips.network, recipe.lpips.backbone).to(device) if recipe.lpips else None
         with self._accelerator.main_process_first():
             self._sources = store_sources(recipe.data, folder / "frames")
+        check_sources(self._sources, recipe, self._vae.config)
         if state is None and recipe.model.preset is not None and self._vae.config.linear_skip:
             batches = TrainingBatches(self._sources, recipe, 1)
             count = min(len(batches), _BATCHES_FOR_LINEAR_SKIP)
@@ -121,7 +131,6 @@ class Trainer:
         self._train_step, self._optimizer = self._accelerator.prepare(train_step, optimizer)
         adversarial = any(stage.loss.adversarial for stage in recipe.stages)
         self._discriminator = DiscriminatorLoss(self._accelerator, recipe.gradient_clip) if adversarial else None
-        self._lpips = LPIPS(recipe.lpips.network, recipe.lpips.backbone).to(device) if recipe.lpips else None
         parts = {
             "weights": self._vae,
             "average": self._ema.model,
@@ -154,7 +163,7 @@ class Trainer:
         if self.is_main:
             self._log_start(last)
         tensorboard = SummaryWriter(str(self._folder / "log"), purge_step=self.step + 1) if self.is_main else None
-        metrics: dict[str, float] = {}
+        metrics = dict(self._metrics)
         report = progress if progress is not None and self.is_main else _no_progress
         with tensorboard or nullcontext() as log:
             if self.step == 0 and self._recipe.model.checkpoint is not None:
@@ -175,6 +184,7 @@ class Trainer:
                 report(self.step, last, metrics)
                 if self.step % self._recipe.validate_every == 0 or self.step == last:
                     metrics = self._validate(log) or metrics
+                self._metrics = metrics
                 if self._accelerator.check_trigger():  # in any of the processes
                     self.stopped = True
                     break
@@ -195,7 +205,7 @@ class Trainer:
             f"the frame store {self._folder / 'frames'} takes {format_bytes(sources.stored_bytes())}:"
             f" {len(sources.videos)} clips, {len(sources.photos)} photos, {len(sources.held_out)} held out."
         )
-        if self.step >= last:
+        if self.step >= last and (self._folder / WEIGHTS_NAME).exists():
             _LOGGER.warning(
                 f"{self._folder} holds a run that has done {self.step} steps already; name another --out for a new one."
             )
@@ -206,10 +216,16 @@ class Trainer:
             )
 
     def _batches(self, last: int) -> Iterator[tuple[int, TrainingBatch]]:
-        processes = self._accelerator.num_processes
-        per_step = self._accelerator.gradient_accumulation_steps * processes
+        processes, per_step = self._accelerator.num_processes, self._batches_per_step()
         mine = range(self.step * per_step + self._accelerator.process_index, last * per_step, processes)
         return load_batches(TrainingBatches(self._sources, self._recipe, per_step), mine, self._recipe.data.workers)
+
+    def _batches_per_step(self) -> int:
+        return self._accelerator.gradient_accumulation_steps * self._accelerator.num_processes
+
+    def _launched(self) -> dict[str, object]:
+        """Return what the recipe does not decide alone, and a resumed run must keep."""
+        return {"batches per step": self._batches_per_step(), "mixed_precision": self._accelerator.mixed_precision}
 
     def _train(self, number: int, batch: TrainingBatch) -> dict[str, Tensor]:
         # Seeds all random operations of the step, dropout included, so that no generator state needs to be saved.
@@ -269,7 +285,8 @@ class Trainer:
 
     def _save(self) -> None:
         if self.is_main:
-            state: dict[str, Any] = {"step": self.step, "at_start": self._at_start}
+            state: dict[str, Any] = {"step": self.step, "at_start": self._at_start, "metrics": self._metrics}
+            state |= self._launched()
             state |= {"config": self._vae.config.to_dict(), "sources": self._sources.names()}
             state |= {name: part.state_dict() for name, part in self._parts.items()}
             save_state(self._folder, self._recipe, state)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wan_vae.evaluation.lpips import LPIPS
-from wan_vae.evaluation.metrics import Metrics, mean_score
+from wan_vae.evaluation.metrics import Metrics, Score, mean_score
 from wan_vae.evaluation.reconstruct import reconstruct_frames
 from wan_vae.io.frames import Frames, FramesToTensors
 from wan_vae.vae import WanVAE
@@ -46,7 +46,8 @@ class Validation(NamedTuple):
 @torch.no_grad()
 def validate(vae: WanVAE, clips: Iterable[tuple[str, NDArray[np.uint8]]], lpips: LPIPS | None) -> Validation:
     """Reconstruct named clips (n, height, width, 3) and compare them with their sources."""
-    scores, strips = [], {}
+    scores: list[Score] = []
+    strips: dict[str, NDArray[np.uint8]] = {}
     for name, frames in clips:
         height, width = frames.shape[1:3]
         shown = set(np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int))
@@ -56,6 +57,7 @@ def validate(vae: WanVAE, clips: Iterable[tuple[str, NDArray[np.uint8]]], lpips:
             if index in shown:
                 columns.append(np.concatenate([source, decoded]))
         scores.append(metrics.score())
-        strips[name] = np.concatenate(columns, axis=1)
+        again = sum(one == name or one.startswith(f"{name} (") for one in strips)  # of another folder
+        strips[f"{name} ({again + 1})" if again else name] = np.concatenate(columns, axis=1)
     means = vars(mean_score(scores))
     return Validation({name: value for name, value in means.items() if value is not None}, strips)
