@@ -183,7 +183,7 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
     ("mistake", "message"),
     [
         ("no size", "The memory is 'much'; write bytes, a number with a unit such as 4GiB, or auto."),
-        ("in one", "in torch.float64 with a budget of memory; all must be given the same clip."),
+        ("in one", "in torch.float64 with a budget of memory, any latents_per_pass and gather=True; all must"),
         ("too little", "1B of memory is too little to decode this clip;"),
     ],
 )
