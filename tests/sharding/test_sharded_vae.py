@@ -164,6 +164,11 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
                 list(sharded.encode_stream([random_video(1, 4, 4), random_video(2, 4, 6)]))
             case "another clip":
                 sharded.decode(random_latents(config, 1, 2, 2 + dist.get_rank()))
+            case "other passes":
+                sharded.decode(random_latents(config, 3, 2, 2), latents_per_pass=1 + dist.get_rank())
+            case "other result":
+                gather = dist.get_rank() == 0
+                list(vae.shard(mesh, gather=gather).decode_stream([random_latents(config, 3, 2, 2)]))
             case "nothing":
                 list(sharded.decode_stream([]))
     except UserError as error:
@@ -181,6 +186,8 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
         ("autocast", "A clip in shards is computed without gradients, autocast and torch.compile;"),
         ("another size", "A chunk is (1, 3, 2, 4, 6), but the ones before it are 4 high and 4 wide."),
         ("another clip", "all must be given the same clip."),
+        ("other passes", "1 latents_per_pass"),
+        ("other result", "gather=False"),
         ("nothing", "The stream ended without a single frame; push at least one."),
     ],
 )
