@@ -80,6 +80,11 @@ def test_missing_argument_prints_the_usage_and_where_help_is(capsys: pytest.Capt
     assert_one_sentence(outcome, "Missing argument 'CLIP'", "wan-vae reconstruct [OPTIONS] CLIP", "reconstruct --help")
 
 
+def test_missing_choice_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run(capsys, "convert", "nano", "out.safetensors")
+    assert_one_sentence(outcome, "Missing option '--layout'. Choose from: wan, diffusers; the usage is")
+
+
 def test_completion_names_the_commands() -> None:
     environment = {"_WAN_VAE_COMPLETE": "complete_bash", "COMP_WORDS": "wan-vae rec", "COMP_CWORD": "1"}
     root = str(Path(__file__).parents[2])

@@ -44,6 +44,15 @@ def test_options_of_plans_without_a_plan_are_refused(
     assert_one_sentence(outcome, f"{options[0]} is {options[1]}, which is for --plan alone")
 
 
+@pytest.mark.parametrize(("size", "memory", "words"), [("64x48x9", "lots", "'lots'"), ("0x0x0", "1GiB", "'0x0x0'")])
+def test_plan_of_impossible_options_is_refused(
+    size: str, memory: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run(capsys, "info", "nano", "--plan", size, "--memory", memory)
+    assert_one_sentence(outcome, words)
+    assert outcome.out == ""
+
+
 def test_plan_takes_the_order_of_size(capsys: pytest.CaptureFixture[str]) -> None:
     result = run(capsys, "info", "nano", "--plan", "64x32x5", "--json").result()
     assert (result["width"], result["height"], result["frames"]) == (64, 32, 5)

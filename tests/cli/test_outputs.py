@@ -94,6 +94,14 @@ def test_clips_without_a_place_for_their_latents_are_refused(
     assert listing(tmp_path) == before
 
 
+def test_a_folder_of_latents_without_a_number_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latents").mkdir()
+    outcome = run(capsys, "decode", tmp_path / "latents", tmp_path / "a.mp4", "--checkpoint", checkpoint)
+    assert_one_sentence(outcome, "latents is a folder", "--index")
+
+
 def test_missing_parent_folders_of_outputs_are_created(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,7 +171,7 @@ def explain(error: Exception) -> tuple[int, str | None]:
 
 def _usage_message(error: Any) -> str:
     """Return what is wrong with a command line, and what would be right or where that is told."""
-    text = error.format_message().replace("Value error, ", "").rstrip(".")
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".,")
     if getattr(error, "possibilities", None):
         return f"{error.message.rstrip('.')}. Did you mean {' or '.join(sorted(error.possibilities))}?"
     if error.ctx is None or text.endswith("?"):

@@ -84,6 +84,10 @@ def decode(
 
         outputs = Outputs(latents)
         latents = outputs.path(output_of(latents, index))
+    elif latents.is_dir():
+        raise UserError(
+            f"{latents} is a folder; name a file in it or, if it is a cache, the number of an output by --index."
+        )
     if shards > 1 and (preview or alpha_checkpoint is not None):
         other = "--preview" if preview else "--alpha-checkpoint"
         raise UserError(f"--shards is {shards}, but {other} is the work of one process; leave one of them out.")

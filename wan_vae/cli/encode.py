@@ -114,7 +114,8 @@ def _clips_and_latents(paths: list[Path], form: options.LatentsFormat | None) ->
         *clips, latents = paths
         if latents.suffix.lower() in CLIP_SUFFIXES:
             raise UserError(
-                f"The last of several paths is that of the latents, and {latents} ends like a clip; add their path."
+                f"The last of several paths is that of the latents, and {latents} ends like a clip; add"
+                " a file that ends in .safetensors, or a folder for those of several clips."
             )
         if len(clips) > 1 and latents.suffix.lower() in LATENTS_SUFFIXES and not latents.is_dir():
             raise UserError(

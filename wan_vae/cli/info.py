@@ -70,6 +70,7 @@ def plan_calls(
     from wan_vae.checkpoints import load_checkpoint
     from wan_vae.checkpoints.tensor_files import tensor_format
     from wan_vae.config import load_config, preset_names
+    from wan_vae.inference.planner import BudgetError
     from wan_vae.vae import WanVAE
     from wan_vae.validation import choose_dtypes
 
@@ -94,14 +95,14 @@ def plan_calls(
         for name, streaming in ((f"{direction}_clip", False), (f"{direction}_stream", True)):
             try:
                 plans[name] = vae.plan(direction, **padded, memory=memory, streaming=streaming, device=on)
-            except UserError as error:
+            except BudgetError as error:  # which a smaller picture or the other way may not have
                 plans[name] = error
     return padded, plans
 
 
 def _clip_size(text: str) -> tuple[int, int, int]:
     """Return width, height and frames of "1920x1080x81", or of a clip."""
-    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})x(\d{1,9})", text)
+    match = re.fullmatch("x".join([r"([1-9]\d{0,8})"] * 3), text)
     if match is not None:
         width, height, frames = map(int, match.groups())
         return width, height, frames
