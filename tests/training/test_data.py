@@ -26,6 +26,7 @@ from wan_vae.training.data import (
     TrainingBatches,
     center_crop,
     check_sources,
+    clips_too_short,
     find_sources,
     ken_burns,
     pass_object,
@@ -307,13 +308,13 @@ def test_check_sources_names_the_one_that_is_too_small(
         check_sources(replace(sources, **{kind: (small,)}), recipe, small_config())
 
 
-def test_check_sources_tells_of_clips_that_a_stage_leaves_out(
-    sources: Sources, material: Material, caplog: pytest.LogCaptureFixture
-) -> None:
-    check_sources(sources, small_recipe(material, stage_values(lengths={3: 1.0, 99: 0.0})), small_config())
-    assert not caplog.messages
-    check_sources(sources, small_recipe(material, stage_values(lengths={3: 0.5, 9: 0.5})), small_config())
-    assert "2 of 3 clips have fewer frames than the 9 that stage clips asks for" in caplog.messages[0]
+def test_clips_too_short_are_those_below_the_longest_length_that_has_a_share(sources: Sources) -> None:
+    def names(lengths: dict[int, float]) -> list[str]:
+        stage = recipe_of(stage_values(lengths=lengths)).stages[0]
+        return [clip.name for clip in clips_too_short(sources, stage)]
+
+    assert names({3: 1.0, 99: 0.0}) == []
+    assert names({3: 0.5, 9: 0.5}) == ["b.mkv", "short.mkv"]
 
 
 @pytest.fixture

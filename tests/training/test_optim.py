@@ -88,9 +88,10 @@ def recipe_of(*stages: dict[str, Any]) -> Recipe:
 
 @st.composite
 def stages(draw: st.DrawFn) -> dict[str, Any]:
+    steps = draw(st.integers(1, 30))
     return stage_values(
-        steps=draw(st.integers(1, 30)),
-        warmup=draw(st.integers(0, 35)),
+        steps=steps,
+        warmup=draw(st.integers(0, steps)),
         learning_rate=draw(st.floats(1e-6, 1.0)),
         final_rate=draw(st.floats(0, 1)),
     )

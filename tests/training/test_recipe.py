@@ -97,7 +97,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "missing": (minimal(stages=[{"name": "a", "steps": 3}]), r"stages\.0\.batch is missing"),
     "no stages": (minimal(stages=[]), "stages: "),
     "no lengths": (minimal(stages=[stage_values(lengths={})]), r"stages\.0: .*lengths"),
-    "warm-up alone": (minimal(stages=[stage_values(warmup=4)]), r"stages\.0: warmup is 4, but there are 4 steps"),
+    "a longer warm-up": (minimal(stages=[stage_values(warmup=5)]), r"stages\.0: warmup is 5, but there are 4 steps"),
     "lengths without shares": (minimal(stages=[stage_values(lengths={5: 0.0})]), r"stages\.0: .*lengths"),
     "a length that is none": (minimal(stages=[stage_values(lengths={"long": 1.0})]), r"stages\.0\.lengths\.long"),
     "both sources": (minimal(model={"preset": "nano", "checkpoint": "nano"}), "model: .*either a preset or a checkpo"),

@@ -316,7 +316,7 @@ def test_trainer_from_a_checkpoint_returns_metrics_before_and_after(material: Ma
 def test_trainer_warns_only_if_nothing_is_held_out(
     material: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Trainer(small_recipe(material, stage_values(lengths={3: 1.0})), tmp_path / "held_out").run(1)
+    Trainer(small_recipe(material), tmp_path / "held_out").run(1)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     Trainer(
         small_recipe(material, data={"videos": str(material.videos), "video_short_side": 32}), tmp_path / "all"
@@ -328,13 +328,13 @@ def test_trainer_logs_frame_store_size_and_held_out_psnr(
     material: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
-    stage = stage_values(lengths={3: 1.0})
-    recipe = small_recipe(material, stage, model={"checkpoint": str(tmp_path / "vae.safetensors")})
+    recipe = small_recipe(material, model={"checkpoint": str(tmp_path / "vae.safetensors")})
     with caplog.at_level(logging.INFO, "wan_vae"):
         metrics = Trainer(recipe, tmp_path / "run").run(2)
     size = sum(path.stat().st_size for path in (tmp_path / "run" / "frames").iterdir())
     assert [record.getMessage() for record in caplog.records if record.name == "wan_vae"] == [
         f"the frame store {tmp_path / 'run' / 'frames'} takes {format_bytes(size)}: 3 clips, 2 photos, 1 held out.",
+        "stage clips leaves out 1 of 3 clips, which have fewer frames than its longest, the first short.mkv.",
         f"step 0: held-out PSNR {metrics['psnr_at_start']:.2f} dB.",
         f"step 2: held-out PSNR {metrics['psnr']:.2f} dB.",
     ]

@@ -6,7 +6,6 @@ virtual camera that pans and zooms.
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ from wan_vae.io.color import eight_bits
 from wan_vae.io.frames import Frames
 from wan_vae.io.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from wan_vae.training.recipe import DataSection, Recipe, Stage
-
-_LOGGER = logging.getLogger("wan_vae")
 
 LARGEST_ZOOM_OUT = 2.5
 PAN_PIXELS_PER_FRAME = 1.5
@@ -150,7 +147,7 @@ def store_sources(data: DataSection, folder: Path) -> Sources:
 
 
 def check_sources(sources: Sources, recipe: Recipe, config: VAEConfig) -> None:
-    """Check that every source can be encoded and validated, and warn of clips that stages are too long for.
+    """Check that every source can be encoded, and those held out be measured.
 
     Raises:
         UserError: A source is too small; the message names it.
@@ -162,14 +159,12 @@ def check_sources(sources: Sources, recipe: Recipe, config: VAEConfig) -> None:
             height, width = clip.frames().shape[1:3]
             if min(height, width) < side:
                 raise UserError(f"{clip.name} is {width}x{height}, and sides of {side} are needed; take it out.")
-    for stage in recipe.stages:
-        longest = max(length for length, share in stage.lengths.items() if share)
-        short = [clip.name for clip in sources.videos if clip.count < longest]
-        if short:
-            _LOGGER.warning(
-                f"{len(short)} of {len(sources.videos)} clips have fewer frames than the {longest} that stage"
-                f" {stage.name} asks for, and are left out there, the first {short[0]}."
-            )
+
+
+def clips_too_short(sources: Sources, stage: Stage) -> list[StoredClip]:
+    """Return the clips that a stage leaves out, at least for its longest length."""
+    longest = max(length for length, share in stage.lengths.items() if share)
+    return [clip for clip in sources.videos if clip.count < longest]
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ class Stage(_Section):
     def _entries_have_an_effect(self) -> "Stage":
         if not any(self.lengths.values()):
             raise ValueError("lengths must name a clip length with a share above 0")
-        if self.warmup and self.warmup >= self.steps:
-            raise ValueError(f"warmup is {self.warmup}, but there are {self.steps} steps; it must be less")
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup is {self.warmup}, but there are {self.steps} steps; it must not be more")
         return self
 
 

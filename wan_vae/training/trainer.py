@@ -22,7 +22,14 @@ from wan_vae.inference.budget import format_bytes
 from wan_vae.io.atomic_output import written_beside
 from wan_vae.posterior import Posterior
 from wan_vae.training.checkpoint import NonFiniteError, check_finite, load_state, save_batch, save_state
-from wan_vae.training.data import TrainingBatch, TrainingBatches, center_crop, check_sources, store_sources
+from wan_vae.training.data import (
+    TrainingBatch,
+    TrainingBatches,
+    center_crop,
+    check_sources,
+    clips_too_short,
+    store_sources,
+)
 from wan_vae.training.initialization import fit_linear_skip, initial_vae, set_training_mode
 from wan_vae.training.losses import DiscriminatorLoss, training_losses
 from wan_vae.training.optim import EMA, learning_rate, make_optimizer
@@ -205,6 +212,12 @@ class Trainer:
             f"the frame store {self._folder / 'frames'} takes {format_bytes(sources.stored_bytes())}:"
             f" {len(sources.videos)} clips, {len(sources.photos)} photos, {len(sources.held_out)} held out."
         )
+        for stage in self._recipe.stages:
+            if short := clips_too_short(sources, stage):
+                _LOGGER.info(
+                    f"stage {stage.name} leaves out {len(short)} of {len(sources.videos)} clips, which have fewer"
+                    f" frames than its longest, the first {short[0].name}."
+                )
         if self.step >= last and (self._folder / WEIGHTS_NAME).exists():
             _LOGGER.warning(
                 f"{self._folder} holds a run that has done {self.step} steps already; name another --out for a new one."
