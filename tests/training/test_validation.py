@@ -54,6 +54,11 @@ def test_validate_small_clip_omits_ssim() -> None:
     assert found.scalars.keys() == {"psnr"}
 
 
+def test_validate_keeps_the_strips_of_clips_of_one_name() -> None:
+    found = validate(random_vae(small_config(), torch.float32), [clips()[1]] * 3, None)
+    assert list(found.strips) == ["one.png", "one.png (2)", "one.png (3)"]
+
+
 def test_validate_changes_neither_weights_nor_random_state() -> None:
     vae = random_vae(small_config(block="resnet"), torch.float32)
     before = {name: value.clone() for name, value in vae.state_dict().items()}

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
-from itertools import chain, islice
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -54,14 +54,7 @@ class PassRunner:
         neighbors: Neighbors | None,
         device: torch.device,
     ) -> None:
-        # A graph would not call hooks.
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-        # Those of other packages, such as adapters, may compute with numbers of Python, which a graph would keep.
-        foreign = any(
-            not type(module).__module__.startswith(("wan_vae.", "torch.nn."))
-            for module in islice(model.modules(), 1, None)
-        )
-        graphs = chunk_size.launch_bound and can_capture(device) and not needs_plain_ops() and not (hooked or foreign)
+        graphs = chunk_size.launch_bound and can_capture(device) and not needs_plain_ops() and _is_plain(model)
         self._model = model
         self._network = network
         self._constants = constants
@@ -201,6 +194,18 @@ class PassRunner:
 
     def _weight_addresses(self) -> tuple[int, ...]:
         return tuple(weight.data_ptr() for weight in chain(self._model.parameters(), self._model.buffers()))
+
+
+def _is_plain(model: Autoencoder) -> bool:
+    """Whether a graph computes what the modules do: it calls no hooks, and keeps numbers of Python as they were.
+
+    Modules of other packages, such as adapters, may compute with such numbers.
+    """
+    return all(
+        not (module._forward_hooks or module._forward_pre_hooks)
+        and (module is model or type(module).__module__.startswith(("wan_vae.", "torch.nn.")))
+        for module in model.modules()
+    )
 
 
 def _switches() -> tuple[object, ...]:

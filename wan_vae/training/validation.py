@@ -1,6 +1,7 @@
 """Reconstruction quality on held-out clips, and the statistics of the latents over training clips."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ def validate(vae: WanVAE, clips: Iterable[tuple[str, NDArray[np.uint8]]], lpips:
     """Reconstruct named clips (n, height, width, 3) and compare them with their sources."""
     scores: list[Score] = []
     strips: dict[str, NDArray[np.uint8]] = {}
+    named = Counter[str]()
     for name, frames in clips:
         height, width = frames.shape[1:3]
         shown = set(np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int))
@@ -57,7 +59,8 @@ def validate(vae: WanVAE, clips: Iterable[tuple[str, NDArray[np.uint8]]], lpips:
             if index in shown:
                 columns.append(np.concatenate([source, decoded]))
         scores.append(metrics.score())
-        again = sum(one == name or one.startswith(f"{name} (") for one in strips)  # of another folder
-        strips[f"{name} ({again + 1})" if again else name] = np.concatenate(columns, axis=1)
+        named[name] += 1
+        again = f" ({named[name]})" if named[name] > 1 else ""  # of another folder
+        strips[name + again] = np.concatenate(columns, axis=1)
     means = vars(mean_score(scores))
     return Validation({name: value for name, value in means.items() if value is not None}, strips)
