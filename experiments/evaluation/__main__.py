@@ -24,8 +24,8 @@ def evaluate(
     backbone: Annotated[
         Path | None, typer.Option(help="torchvision's AlexNet, for LPIPS, which is left out without it.")
     ] = None,
-    device: options.DeviceOption = options.Device.auto,
-    dtype: options.DtypeOption = options.Precision.auto,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here, for machines.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the result here, for a model card.")] = None,
     sheets: Annotated[Path | None, typer.Option(help="A new folder for a contact sheet of every shot.")] = None,

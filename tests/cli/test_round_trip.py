@@ -14,7 +14,6 @@ from tests.cli.running import read_clip, run, write_clip
 from tests.helpers import random_vae, small_config
 from wan_vae import WanVAE
 from wan_vae.cli.common import load_model
-from wan_vae.cli.options import Device, Precision
 from wan_vae.config import load_config
 from wan_vae.io import open_clip
 from wan_vae.io.frames import tensors_to_frames
@@ -161,7 +160,7 @@ def test_auto_dtype_on_a_cpu_decodes_in_bfloat16_where_that_is_fast(
     capabilities: dict[str, bool], decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    vae = load_model("nano", device=Device.cpu, dtype=Precision.auto)
+    vae = load_model("nano", device="cpu", dtype="auto")
     latents = vae.encode(torch.zeros(1, 3, 1, 8, 8))
     assert (latents.dtype, vae.decode(latents).dtype) == (torch.float32, decoder)
 

@@ -12,7 +12,6 @@ from tests.cli.running import read_clip, run, write_clip
 from tests.test_tiny import random_tiny
 from wan_vae import TinyVAE, UserError
 from wan_vae.cli import common
-from wan_vae.cli.options import Device, Precision
 from wan_vae.config import load_config
 from wan_vae.interchange import write_latents
 from wan_vae.io.latents_file import LatentsFile
@@ -113,7 +112,7 @@ def test_budgets_and_shards_are_refused_in_one_sentence(
         assert "The memory is '1GiB', but tiny autoencoders keep to no budget" in outcome.err
         assert not (tmp_path / out).exists()
     monkeypatch.setattr(common, "join", lambda shards, device: None)
-    load = common.model_loader(Device.cpu, Precision.fp32, 2, None)
+    load = common.model_loader("cpu", "fp32", 2, None)
     with pytest.raises(UserError, match="a tiny autoencoder, the work of one process; leave --shards out"):
         load(checkpoint)
 

@@ -29,7 +29,7 @@ def benchmark(
         str, typer.Option(help="Size of the clip, which is synthetic.", metavar="WIDTHxHEIGHT")
     ] = "256x256",
     frames: Annotated[int, typer.Option(min=1, help="Frames of the clip: 1 + 4k.")] = 17,
-    device: options.DeviceOption = options.Device.auto,
+    device: options.DeviceOption = "auto",
     dtype: Annotated[
         list[str] | None,
         typer.Option(help=f"Dtypes to compute in: some of {','.join(DTYPES)}; default fp32,bf16.", metavar="DTYPES"),

@@ -2,10 +2,9 @@
 
 import re
 from contextlib import ExitStack
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,27 +18,13 @@ if TYPE_CHECKING:
     from wan_vae.dataset import CacheResult
 
 
-class CacheFormat(str, Enum):
-    """A format of the files of a cache."""
+CacheFormat = Literal["wan-vae", "musubi", "tensor", "ai-toolkit", "simpletuner"]
+"""A format of the files of a cache."""
 
-    ours = "wan-vae"
-    musubi = "musubi"
-    tensor = "tensor"
-    ai_toolkit = "ai-toolkit"
-    simpletuner = "simpletuner"
+Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
+"""How clips are cut in parts."""
 
-
-class Extraction(str, Enum):
-    """How clips are cut in parts."""
-
-    head = "head"
-    chunk = "chunk"
-    slide = "slide"
-    uniform = "uniform"
-    full = "full"
-
-
-_EXTRACTIONS = {"stride": Extraction.slide, "samples": Extraction.uniform, "most_frames": Extraction.full}
+_EXTRACTIONS = {"stride": "slide", "samples": "uniform", "most_frames": "full"}
 
 
 def cache(
@@ -48,10 +33,10 @@ def cache(
     ],
     out: Annotated[Path, typer.Argument(help="The folder of the cache.")],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
-    device: options.DeviceOption = options.Device.auto,
-    dtype: options.DtypeOption = options.Precision.auto,
-    memory: options.MemoryOption = options.AUTO,
-    format: Annotated[CacheFormat, typer.Option(help="What the files are for.")] = CacheFormat.ours,  # noqa: A002
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    memory: options.MemoryOption = "auto",
+    format: Annotated[CacheFormat, typer.Option(help="What the files are for.")] = "wan-vae",  # noqa: A002
     values: Annotated[
         options.Values | None, typer.Option(help="What --format tensor holds, default normalized.")
     ] = None,
@@ -152,18 +137,18 @@ def cache(
     lengths = _lengths(target_frames)
     extract = None
     if lengths and extraction is None:
-        extraction = Extraction.head
+        extraction = "head"
     details = {"stride": stride, "samples": samples, "most_frames": most_frames}
     given = {name: value for name, value in details.items() if value is not None}
     for name, value in given.items():
         if extraction != _EXTRACTIONS[name]:
             option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} is {value}, which is for --extraction {_EXTRACTIONS[name].value} alone.")
+            raise UserError(f"{option} is {value}, which is for --extraction {_EXTRACTIONS[name]} alone.")
     if extraction is not None:
-        extract = Extract(extraction.value, lengths, **given)
+        extract = Extract(extraction, lengths, **given)
     chosen = CacheOptions(
-        format=format.value,
-        values=None if values is None else values.value,
+        format=format,
+        values=values,
         **options.parse_selection(size, fit, frames, fps, length),
         resolution=options.parse_size(resolution, "--resolution"),
         source_fps=source_fps,
@@ -172,7 +157,7 @@ def cache(
         extract=extract,
         posterior=posterior,
         i2v=i2v,
-        dtype=f"{dtype.value} {device.value}",
+        dtype=f"{dtype} {device}",
         architecture=architecture,
         store=store,
     )

@@ -36,8 +36,8 @@ def load_model(
     keep_freed_memory()
     logging.getLogger("wan_vae").info(f"loading {checkpoint}")
     on = torch_device(device)
-    vae = load_vae(checkpoint, raw=None if values is None else values is Values.raw, device=on)
-    return vae.set_dtypes(**choose_dtypes(dtype.value, on)._asdict())
+    vae = load_vae(checkpoint, raw=None if values is None else values == "raw", device=on)
+    return vae.set_dtypes(**choose_dtypes(dtype, on)._asdict())
 
 
 def model_loader(

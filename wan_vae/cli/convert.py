@@ -22,7 +22,7 @@ def convert(
     as_json: options.JsonOption = False,
 ) -> None:
     """Write a checkpoint in another layout, bit for bit."""
-    may_be_folder = layout is options.Layout.diffusers and not out.suffix
+    may_be_folder = layout == "diffusers" and not out.suffix
     check_output(out, overwrite=overwrite, inputs=(Path(checkpoint),), may_be_folder=may_be_folder, must_be_utf8=True)
 
     from wan_vae.cli.messages import Bar
@@ -31,6 +31,6 @@ def convert(
         from wan_vae.checkpoints import load_checkpoint, write_checkpoint
 
         found = load_checkpoint(checkpoint)
-        write_checkpoint(out, found.config, found.weights, layout=layout.value, overwrite=overwrite)
-    result = {"output": out, "layout": layout.value, "tensors": len(found.weights), "from_layout": found.layout}
+        write_checkpoint(out, found.config, found.weights, layout=layout, overwrite=overwrite)
+    result = {"output": out, "layout": layout, "tensors": len(found.weights), "from_layout": found.layout}
     print_result(result, as_json=as_json)

@@ -33,11 +33,11 @@ def decode(
     ] = None,
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     checkpoint_values: options.CheckpointValuesOption = None,
-    device: options.DeviceOption = options.Device.auto,
-    dtype: options.DtypeOption = options.Precision.auto,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
     shards: options.ShardsOption = 1,
     threads: options.ThreadsOption = None,
-    memory: options.MemoryOption = options.AUTO,
+    memory: options.MemoryOption = "auto",
     lossless: options.LosslessOption = False,
     fps: Annotated[
         str | None,
@@ -95,9 +95,9 @@ def decode(
         "--alpha-checkpoint": alpha_checkpoint is not None,
         "--checkpoint": checkpoint != options.DEFAULT_CHECKPOINT,
         "--checkpoint-values": checkpoint_values is not None,
-        "--device": device != options.Device.auto,
-        "--dtype": dtype != options.Precision.auto,
-        "--memory": memory != options.AUTO,
+        "--device": device != "auto",
+        "--dtype": dtype != "auto",
+        "--memory": memory != "auto",
     }
     given = [name for name, is_given in of_models.items() if is_given]
     if preview and given:
@@ -123,7 +123,7 @@ def decode(
             latents,
             clip,
             fps=rate,
-            values=None if values is None else values.value,
+            values=values,
             lossless=lossless,
             overwrite=overwrite,
             progress=progress,

@@ -26,11 +26,11 @@ def encode(
     ],
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     checkpoint_values: options.CheckpointValuesOption = None,
-    device: options.DeviceOption = options.Device.auto,
-    dtype: options.DtypeOption = options.Precision.auto,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
     shards: options.ShardsOption = 1,
     threads: options.ThreadsOption = None,
-    memory: options.MemoryOption = options.AUTO,
+    memory: options.MemoryOption = "auto",
     size: options.ClipSizeOption = None,
     fit: options.FitOption = None,
     frames: options.FramesOption = None,
@@ -62,7 +62,7 @@ def encode(
 
     chosen: dict[str, Any] = {
         **options.parse_selection(size, fit, frames, fps, length),
-        "values": None if values is None else values.value,
+        "values": values,
         "posterior": posterior,
     }
     if len(clips) > 1 or is_data_set(clips[0]):
@@ -77,8 +77,8 @@ def encode(
         from wan_vae.dataset import CacheOptions
 
         wanted = CacheOptions(
-            format=options.LatentsFormat.ours.value if format is None else format.value,
-            dtype=f"{dtype.value} {device.value}",
+            format="wan-vae" if format is None else format,
+            dtype=f"{dtype} {device}",
             **chosen,
         )
         load_one = partial(load_model, device=device, dtype=dtype, values=checkpoint_values)
@@ -94,7 +94,7 @@ def encode(
             clips[0],
             latents,
             checkpoint,
-            format=None if format is None else format.value,
+            format=format,
             memory=memory,
             overwrite=overwrite,
             progress=progress,
@@ -122,7 +122,7 @@ def _clips_and_latents(paths: list[Path], form: options.LatentsFormat | None) ->
                 f"The latents of several clips go to a folder, and {latents} ends like a file; name a folder."
             )
         return clips, latents
-    if is_data_set(paths[0]) or form is options.LatentsFormat.musubi:
+    if is_data_set(paths[0]) or form == "musubi":
         return paths, default_output(paths[0], "_latents")
-    endings = {options.LatentsFormat.comfyui: ".latent", options.LatentsFormat.fastvideo: ".pt"}
+    endings = {"comfyui": ".latent", "fastvideo": ".pt"}
     return paths, default_output(paths[0], ".safetensors" if form is None else endings.get(form, ".safetensors"))

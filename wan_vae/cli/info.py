@@ -28,17 +28,17 @@ def info(
             metavar="WIDTHxHEIGHTxFRAMES|CLIP",
         ),
     ] = None,
-    memory: options.MemoryOption = options.AUTO,
-    device: options.DeviceOption = options.Device.auto,
-    dtype: options.DtypeOption = options.Precision.auto,
+    memory: options.MemoryOption = "auto",
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
     """Describe a checkpoint, latents or a clip, or plan a run."""
     from wan_vae.cli.messages import Bar
 
     if plan is None:
-        for name, value in (("memory", memory), ("device", device.value), ("dtype", dtype.value)):
-            if value != options.AUTO:
+        for name, value in (("memory", memory), ("device", device), ("dtype", dtype)):
+            if value != "auto":
                 raise UserError(f"--{name} is {value}, which is for --plan alone.")
         with Bar(unit="file"):
             found = describe(file)
@@ -85,7 +85,7 @@ def plan_calls(
     on = options.torch_device(device)
     with torch.device("meta"):
         vae = WanVAE(config).eval().requires_grad_(False)
-    vae.set_dtypes(**choose_dtypes(dtype.value, on)._asdict())
+    vae.set_dtypes(**choose_dtypes(dtype, on)._asdict())
     side, unit = config.spatial_compression, config.temporal_compression
     height, width = (-(-pixels // side) * side for pixels in (height, width))
     padded = {"frames": 1 + -(-max(0, frames - 1) // unit) * unit, "height": height, "width": width}

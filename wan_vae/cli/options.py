@@ -1,10 +1,9 @@
 """Options that commands share, and how their values are read."""
 
 import re
-from enum import Enum
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -14,67 +13,34 @@ if TYPE_CHECKING:
     import torch
 
 
-class Device(str, Enum):
-    """Where the model computes."""
+Device = Literal["auto", "cpu", "cuda", "mps"]
+"""Where the model computes."""
 
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+"""The dtype that the model computes in."""
 
+Layout = Literal["wan", "diffusers"]
+"""The naming of weights in a checkpoint."""
 
-class Precision(str, Enum):
-    """The dtype that the model computes in."""
+Values = Literal["raw", "normalized"]
+"""What latents are: what the network emits, or that minus the mean and over the standard deviation."""
 
-    auto = "auto"
-    fp32 = "fp32"
-    tf32 = "tf32"
-    bf16 = "bf16"
-    fp16 = "fp16"
+Fit = Literal["stretch", "crop", "pad"]
+"""What is done with a clip of another shape than the size."""
 
-
-class Layout(str, Enum):
-    """The naming of weights in a checkpoint."""
-
-    wan = "wan"
-    diffusers = "diffusers"
-
-
-class Values(str, Enum):
-    """What latents are: what the network emits, or that minus the mean and over the standard deviation."""
-
-    raw = "raw"
-    normalized = "normalized"
-
-
-class Fit(str, Enum):
-    """What is done with a clip of another shape than the size."""
-
-    stretch = "stretch"
-    crop = "crop"
-    pad = "pad"
-
-
-class LatentsFormat(str, Enum):
-    """A format of latents files that is written."""
-
-    ours = "wan-vae"
-    comfyui = "comfyui"
-    musubi = "musubi"
-    fastvideo = "fastvideo"
-    tensor = "tensor"
+LatentsFormat = Literal["wan-vae", "comfyui", "musubi", "fastvideo", "tensor"]
+"""A format of latents files that is written."""
 
 
 def parse_dtype(text: str) -> Precision:
     """Read "bf16", or the name that torch has for it, "bfloat16"."""
-    try:
-        return Precision({"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(text, text))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is none of {', '.join(Precision)}") from None
+    name = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(text, text)
+    if name not in get_args(Precision):
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(get_args(Precision))}")
+    return cast(Precision, name)
 
 
 DEFAULT_CHECKPOINT = "nano"
-AUTO = "auto"
 CheckpointOption = Annotated[
     str,
     typer.Option(
@@ -97,7 +63,7 @@ DtypeOption = Annotated[
     typer.Option(
         help="The dtype to compute in; auto is bf16 where that is fast, except that CPUs encode in fp32. tf32 is fp32"
         " whose convolutions NVIDIA GPUs may round to TF32.",
-        metavar="|".join(item.value for item in Precision),
+        metavar="|".join(get_args(Precision)),
         parser=parse_dtype,
     ),
 ]
@@ -191,7 +157,7 @@ def parse_selection(
     """Read the options that select frames of a clip and their size, as arguments of functions that open one."""
     return {
         "size": parse_clip_size(size),
-        "fit": None if fit is None else fit.value,
+        "fit": fit,
         "frames": parse_frames(frames),
         "fps": parse_fps(fps),
         "length": length,
@@ -231,10 +197,10 @@ def torch_device(device: Device) -> "torch.device":
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device is Device.auto:
+    if device == "auto":
         # PyTorch's 3-D convolutions gave wrong results on MPS in several releases, so it is used only if asked for.
         return torch.device("cuda" if available["cuda"] else "cpu")
-    if not available[device.value]:
+    if not available[device]:
         present = " and ".join(name for name, has in available.items() if has)
-        raise UserError(f"--device {device.value} is not available to torch {torch.__version__} here; {present} is.")
-    return torch.device(device.value)
+        raise UserError(f"--device {device} is not available to torch {torch.__version__} here; {present} is.")
+    return torch.device(device)

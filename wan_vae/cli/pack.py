@@ -1,27 +1,21 @@
 """`wan-vae pack`: a cache of latents to shards."""
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.common import Progress, parse_bytes_of, print_result
 
-
-class ShardFormat(str, Enum):
-    """A format of shards."""
-
-    parquet = "parquet"
-    webdataset = "webdataset"
-    fastvideo = "fastvideo"
+ShardFormat = Literal["parquet", "webdataset", "fastvideo"]
+"""A format of shards."""
 
 
 def pack(
     cache: Annotated[Path, typer.Argument(help="A cache of --format wan-vae or tensor.", metavar="CACHE")],
     out: Annotated[Path, typer.Argument(help="The folder of the shards.", metavar="OUT")],
-    format: Annotated[ShardFormat, typer.Option(help="What the shards are.")] = ShardFormat.parquet,  # noqa: A002
+    format: Annotated[ShardFormat, typer.Option(help="What the shards are.")] = "parquet",  # noqa: A002
     shard_size: Annotated[
         str, typer.Option(help="Latents in a shard, at most, such as 1GiB.", metavar="SIZE")
     ] = "1GiB",
@@ -41,7 +35,7 @@ def pack(
         result = pack_latents(
             cache,
             out,
-            format=format.value,
+            format=format,
             shard_size=parse_bytes_of(shard_size, "--shard-size"),
             text=text,
             progress=progress,

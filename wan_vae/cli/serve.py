@@ -21,9 +21,9 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def serve(
     checkpoint: options.CheckpointOption = options.DEFAULT_CHECKPOINT,
     checkpoint_values: options.CheckpointValuesOption = None,
-    device: options.DeviceOption = options.Device.auto,
-    dtype: options.DtypeOption = options.Precision.auto,
-    memory: options.MemoryOption = options.AUTO,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    memory: options.MemoryOption = "auto",
     host: Annotated[str, typer.Option(help="Address to listen at; others than loopback need a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8000,
     insecure: Annotated[
