@@ -107,8 +107,10 @@ class Load(io.ComfyNode):
         return io.NodeOutput(FastVAE.load(cls._source(checkpoint, path), dtype))
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, dtype: str, path: str = "") -> Any:
-        """Load a file again where it was changed."""
+    def fingerprint_inputs(cls, checkpoint: str | None, dtype: str | None, path: str | None = "") -> Any:
+        """Load a file again where it was changed; ComfyUI gives None for what another node computes."""
+        if checkpoint is None or path is None:
+            return ""
         source = Path(cls._source(checkpoint, path))
         return (source.stat().st_mtime_ns, source.stat().st_size) if source.is_file() else str(source)
 
@@ -270,8 +272,10 @@ class LoadLatents(io.ComfyNode):
         return there or f"{file} is not in the input folder."
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> Any:
-        """Read a file again where it was changed."""
+    def fingerprint_inputs(cls, file: str | None) -> Any:
+        """Read a file again where it was changed; ComfyUI gives None for what another node computes."""
+        if file is None:
+            return ""
         return Path(folder_paths.get_annotated_filepath(file)).stat().st_mtime_ns
 
     @classmethod

@@ -65,7 +65,13 @@ class FastVAE(comfy.sd.VAE):
         config = network.config
         unit, side, enlarged = config.temporal_compression, config.spatial_compression, config.output_upscale
         self.working_dtypes = _DTYPES
-        self.latent_dim, self.latent_channels, self.output_channels = 3, config.latent_channels, 3
+        self.latent_channels, self.output_channels = config.latent_channels, config.image_channels
+        self.pad_channel_value = 1.0 if config.image_channels == 4 else None  # opaque
+        if config.images_only:
+            self.latent_dim, self.downscale_ratio, self.upscale_ratio = 2, side, side * enlarged
+            self.downscale_index_formula = self.upscale_index_formula = None
+            return
+        self.latent_dim = 3
         self.downscale_ratio = (lambda frames: max(0, (frames + unit - 1) // unit), side, side)
         self.downscale_index_formula = (unit, side, side)
         self.upscale_ratio = (lambda times: max(0, times * unit - unit + 1), side * enlarged, side * enlarged)

@@ -56,11 +56,11 @@ class VAE:
         if "pixel_space_vae" not in sd:
             self.first_stage_model = None
             if "decoder.middle.0.residual.0.gamma" in sd:
-                self.first_stage_model = Reference(sd)
+                self.first_stage_model, self.latent_dim = Reference(sd), 3
                 side = 16 if "decoder.upsamples.0.upsamples.0.residual.2.weight" in sd else 8
                 self.downscale_ratio, self.upscale_ratio = (lambda t: (t + 3) // 4, side, side), (None, side, side)
         if self.calls == NEW:
-            self.handles_tiling = False
+            self.handles_tiling, self.pad_channel_value = False, None
         self.memory_used_encode = self.memory_used_decode = lambda shape, dtype: 1
         if self.first_stage_model is not None:
             self.patcher = ModelPatcher(self.first_stage_model, load_device=self.device, offload_device=self.device)
@@ -81,10 +81,16 @@ class VAE:
         return image.add_(1).div_(2).clamp_(0, 1)
 
     def _video(self, pixels: Tensor) -> Tensor:
-        side = self.downscale_ratio[-1]
+        side = self.downscale_ratio if isinstance(self.downscale_ratio, int) else self.downscale_ratio[-1]
+        if self.calls == NEW:
+            pixels = pixels[..., : self.output_channels]
+            if self.pad_channel_value is not None:
+                missing = self.output_channels - pixels.shape[-1]
+                pixels = torch.nn.functional.pad(pixels, (0, missing), value=self.pad_channel_value)
         height, width = (size // side * side for size in pixels.shape[1:3])
         top, left = ((size % side) // 2 for size in pixels.shape[1:3])
-        return pixels[:, top : top + height, left : left + width].movedim(-1, 0)[None]
+        pixels = pixels[:, top : top + height, left : left + width]
+        return pixels.movedim(-1, 1) if self.latent_dim == 2 else pixels.movedim(-1, 0)[None]
 
     def encode(self, pixels: Tensor) -> Tensor:
         x = self._video(pixels)

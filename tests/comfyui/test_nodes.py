@@ -111,6 +111,12 @@ def test_load_takes_files_of_models_vae_and_paths(comfy: Comfy, ours: WanVAE, tm
     assert comfy.nodes.Load.fingerprint_inputs("nano", "bf16") == "nano"
 
 
+def test_inputs_that_other_nodes_compute_load_nothing_again(comfy: Comfy) -> None:
+    for inputs in ((None, "bf16", ""), ("nano", "bf16", None), ("nano", None, "")):
+        assert comfy.nodes.Load.fingerprint_inputs(*inputs) == comfy.nodes.Load.fingerprint_inputs(*inputs)
+    assert comfy.nodes.LoadLatents.fingerprint_inputs(None) == comfy.nodes.LoadLatents.fingerprint_inputs(None)
+
+
 def test_load_of_nothing_is_an_error_that_says_what_would_work(comfy: Comfy) -> None:
     with pytest.raises(UserError, match="neither a file, a folder, a trained model"):
         comfy.nodes.Load.execute("nano", "auto", "/no/such/file.safetensors")

@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from tests.comfyui.conftest import CHECKOUT, Comfy
-from tests.comfyui.stubs import loaded
-from wan_vae import UserError, WanVAE
+from tests.comfyui.stubs import NEW, OLD, loaded
+from tests.helpers import random_vae
+from wan_vae import UserError, VAEConfig, WanVAE
+from wan_vae.config import load_config
+from wan_vae.ops.conv3d import lay_out_weights
 
 TILE = {"tile_x": 4, "tile_y": 4, "overlap": 1, "tile_t": 2, "overlap_t": 1}
 IMAGES = torch.rand(6, 35, 50, 3, generator=torch.Generator().manual_seed(0))
@@ -158,3 +162,40 @@ def test_loaded_checkpoint_is_a_vae_of_comfyui(comfy: Comfy, ours: WanVAE, sourc
     assert fast.decode_tiled(latents, **TILE).shape == (1, 5, 2 * side, 3 * side, 3)
     assert fast.spacial_compression_encode() == side if CHECKOUT else True
     assert fast.disable_offload
+
+
+@pytest.mark.parametrize("calls", [OLD, NEW])
+@pytest.mark.parametrize("preset", ["qwen-image-layered", "qwen-image-2.1"])
+@pytest.mark.skipif(CHECKOUT is not None, reason="a checkout has its own way")
+def test_vae_of_pictures_with_alpha_takes_those_without_it_as_opaque(
+    comfy: Comfy, preset: str, calls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comfy.sd.VAE, "calls", calls)
+    values = load_config(preset).to_dict() | {"encoder_width": 4, "decoder_width": 4}
+    own = random_vae(VAEConfig(**values), torch.float32)
+    own.save(tmp_path / "vae.safetensors")
+    fast = comfy.vae.FastVAE.load(tmp_path / "vae.safetensors", "fp32")
+    images_only, side = own.config.images_only, own.config.spatial_compression
+    images = IMAGES[: 2 if images_only else 1, : 2 * side, : 3 * side]
+    opaque = torch.cat([images, torch.ones_like(images[..., :1])], dim=3).movedim(-1, 1).unsqueeze(2) * 2 - 1
+    expected = own.posterior(opaque).mean
+    latents = fast.encode(images)
+    assert_same(latents, expected[:, :, 0] if images_only else expected)
+    assert (fast.latent_dim, fast.output_channels) == (2 if images_only else 3, 4)
+    pictures = fast.decode(latents)
+    assert pictures.shape == (*images.shape[:3], 4) if images_only else (1, 1, *images.shape[1:3], 4)
+
+
+def test_weights_of_an_accelerated_vae_can_be_saved_after_a_gpu_had_them(comfy: Comfy, tmp_path: Path) -> None:
+    fast = comfy.vae.FastVAE.load("nano", "fp32")
+    lay_out_weights(fast.network)  # as before the first pass on a GPU
+    safetensors.torch.save_file(fast.get_sd(), tmp_path / "vae.safetensors")
+    saved = safetensors.torch.load_file(tmp_path / "vae.safetensors")
+    assert all(torch.equal(saved[name], weight) for name, weight in fast.get_sd().items())
+
+
+def test_memory_estimates_are_for_one_of_a_batch_as_comfyui_multiplies(comfy: Comfy, theirs: Callable[[], Any]) -> None:
+    fast = comfy.vae.FastVAE.of(theirs())
+    z = fast.latent_channels
+    for estimate, shape in ((fast.memory_used_encode, (3, 1, 64, 64)), (fast.memory_used_decode, (z, 1, 8, 8))):
+        assert estimate((16, *shape), torch.float32) == estimate((1, *shape), torch.float32)

@@ -118,15 +118,22 @@ def toolkit_path(clip: Path, facts: dict[str, Any]) -> Path:
 
 
 class ToolkitWriter(LatentsWriter):
-    """Writes a cache of ai-toolkit; otherwise as `LatentsWriter`."""
+    """Writes a cache of ai-toolkit; otherwise as `LatentsWriter`.
 
-    def __init__(self, target: Path, facts: dict[str, Any], frames: int | None) -> None:
-        """Write to a path; `frames` is the `num_frames` of a video, None for an image."""
+    Args:
+        target: The file.
+        facts: What its name is made of.
+        frames: The `num_frames` of a video, None for an image.
+        timeless: Whether the model is one of images, whose latents are (z, h, w).
+    """
+
+    def __init__(self, target: Path, facts: dict[str, Any], frames: int | None, *, timeless: bool) -> None:
         super().__init__(target)
-        self._facts, self._count = facts, frames
+        self._facts, self._count, self._timeless = facts, frames, timeless
 
     def _write_file(self, file: BinaryIO, info: LatentsInfo, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        tensors: dict[str, tuple[str, tuple[int, ...]]] = {"latent": (DTYPE_NAMES[dtype], shape[1:])}
+        stored = (shape[1], *shape[3:]) if self._timeless else shape[1:]
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {"latent": (DTYPE_NAMES[dtype], stored)}
         if self._count is not None:
             tensors["num_frames"] = ("I32", ())
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in self._facts.items()}

@@ -136,9 +136,10 @@ class AiToolkitOutput(CacheOutput):
         super().__init__(options, config)
         extract = options.extract
         self._num_frames = None if extract is None or extract.extraction == "full" else extract.target_frames[0]
-        # Twice the side of a latent pixel, since the transformers join 2x2 of these.
-        self._step = 2 * config.spatial_compression
         self._architecture = options.architecture or ("wan22_5b" if config.spatial_compression == 16 else "wan21")
+        self._of_images = self._architecture.startswith("qwen_image")
+        # Twice the side of a latent pixel, since the transformers join 2x2 of these; and twice that, as it has it.
+        self._step = (4 if self._of_images else 2) * config.spatial_compression
 
     def bucket(self, width: int, height: int) -> tuple[int, int]:
         assert self._options.resolution is not None
@@ -153,9 +154,11 @@ class AiToolkitOutput(CacheOutput):
 
     def writer(self, job: Job, path: Path, begin: Begin) -> LatentsWriter:
         frames = None if begin.is_image else self._num_frames or begin.info.frames
-        return ToolkitWriter(path, self._facts(job.source.name, begin), frames)
+        return ToolkitWriter(path, self._facts(job.source.name, begin), frames, timeless=self._of_images)
 
     def _facts(self, name: str, begin: Begin) -> dict[str, Any]:
+        if not begin.is_image and self._of_images:
+            raise LatentsError(f"{name} is a video, and {self._architecture} is a model of images.")
         if not begin.is_image and self._options.extract is None:
             raise LatentsError(
                 f"{name} is a video: give --target-frames with the `num_frames` of ai-toolkit's dataset, or"

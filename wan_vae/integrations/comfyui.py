@@ -87,10 +87,11 @@ class FirstStageModel(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1], or (B, 3, H, W) -> the mean of the raw latents.
 
-        As in ComfyUI, the frames after the last 1 + 4k are left out.
+        As in ComfyUI, the frames after the last 1 + 4k are left out. A network of RGBA takes RGB as opaque.
         """
         if x.ndim == 4:
             return self.encode(x.unsqueeze(2)).squeeze(2)
+        x = _with_alpha(x, self.network.config.image_channels)
         unit = self.network.config.temporal_compression
         frames = 1 + (x.shape[2] - 1) // unit * unit
         return self.on(x.device).posterior(x[:, :, :frames], memory=self._budget()).mean
@@ -116,27 +117,31 @@ class FirstStageModel(nn.Module):
         return self.network
 
     def encode_memory(self, shape: Sequence[int], dtype: torch.dtype) -> int:
-        """Bytes for encoding a video of this shape in whole pictures, its own included: `memory_used_encode`."""
+        """Bytes for encoding a video of this shape in whole pictures, its own included: `memory_used_encode`.
+
+        Like ComfyUI's estimates it is for one video of a batch: by it, ComfyUI decides how many to pass at once.
+        """
         unit, side = self._compression
-        batch, _, frames, height, width = self._five(shape)
-        return self._peak("encode", batch, 1 + (frames - 1) // unit * unit, height // side, width // side)
+        _, _, frames, height, width = self._five(shape)
+        return self._peak("encode", 1 + (frames - 1) // unit * unit, height // side, width // side)
 
     def decode_memory(self, shape: Sequence[int], dtype: torch.dtype) -> int:
-        """Bytes for decoding raw latents of this shape in whole pictures: `memory_used_decode`."""
+        """Bytes for decoding raw latents of this shape in whole pictures, one of a batch: `memory_used_decode`."""
         unit, _ = self._compression
-        batch, _, times, height, width = self._five(shape)
-        return self._peak("decode", batch, 1 + (times - 1) * unit, height, width)
+        _, _, times, height, width = self._five(shape)
+        return self._peak("decode", 1 + (times - 1) * unit, height, width)
 
     def stream_memory(self, direction: Direction, height: int, width: int) -> int:
         """Bytes for a stream of height x width pixels in whole pictures: `encode_images` and `decode_images`."""
         _, side = self._compression
-        return self._peak(direction, 1, 1, -(-height // side), -(-width // side), streaming=True)
+        return self._peak(direction, 1, -(-height // side), -(-width // side), streaming=True)
 
     def stored_weights(self) -> dict[str, Tensor]:
         """Return the weights as ComfyUI's own network names them."""
         weights = self.network.state_dict()
         names = stored_names(list(weights), self.network.config, "wan")
-        return {names[name]: weight for name, weight in weights.items()}
+        # A GPU has them in another order, which `safetensors` refuses to save.
+        return {names[name]: weight.contiguous() for name, weight in weights.items()}
 
     @property
     def _compression(self) -> tuple[int, int]:
@@ -153,14 +158,12 @@ class FirstStageModel(nn.Module):
     def _five(shape: Sequence[int]) -> tuple[int, ...]:
         return (*shape[:2], 1, *shape[2:]) if len(shape) == 4 else tuple(shape)
 
-    def _peak(
-        self, direction: Direction, batch: int, frames: int, rows: int, columns: int, *, streaming: bool = False
-    ) -> int:
+    def _peak(self, direction: Direction, frames: int, rows: int, columns: int, *, streaming: bool = False) -> int:
         """Return the memory of a call for a video of so many frames, and rows and columns of latents."""
         side = self.network.config.spatial_compression
-        size = {"batch": batch, "frames": frames, "height": max(1, rows) * side, "width": max(1, columns) * side}
+        size = {"frames": frames, "height": max(1, rows) * side, "width": max(1, columns) * side}
         plan = self.network.plan(direction, **size, memory=_NO_LIMIT, streaming=streaming, device=self.load_device)
-        pixels = batch * frames * size["height"] * size["width"]
+        pixels = frames * size["height"] * size["width"]
         return plan.peak + (12 * pixels if direction == "encode" and not streaming else 0)
 
 
@@ -239,11 +242,17 @@ def _padded_chunks(network: WanVAE, images: Tensor) -> Iterator[Tensor]:
     count = unit * network.default_chunk_size(height, width)
     for start in range(0, frames, count):
         chunk = images[start : start + count, ..., :channels].to(network.device, torch.float32)
-        chunk = F.pad(chunk, (0, channels - chunk.shape[3]), value=1.0)  # opaque, where there is no alpha
-        video = F.pad(chunk.permute(0, 3, 1, 2) * 2 - 1, padding, mode="replicate")
+        video = F.pad(_with_alpha(chunk.permute(0, 3, 1, 2) * 2 - 1, channels), padding, mode="replicate")
         if start + count >= frames:
             video = torch.cat([video, video[-1:].expand(missing, -1, -1, -1)])
         yield video.transpose(0, 1).unsqueeze(0)
+
+
+def _with_alpha(x: Tensor, channels: int) -> Tensor:
+    """Return (n, c, ...) in [-1, 1] with so many channels: opaque, where there is no alpha."""
+    if x.shape[1] >= channels:
+        return x
+    return torch.cat([x, x.new_ones(x.shape[0], channels - x.shape[1], *x.shape[2:])], dim=1)
 
 
 def decode_images(

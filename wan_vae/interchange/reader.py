@@ -70,7 +70,7 @@ class ForeignLatents:
         try:
             listed = _list(self._path)
             name, key = recognize(tuple(listed.tensors), listed.metadata)
-            stored = _find(listed, key)
+            stored = _find(listed, key, name)
             self.form: Format = FORMATS[name]
             like = stored.like
             self.shape = _clip_shape(tuple(like.shape), name)
@@ -228,12 +228,14 @@ def _list(path: Path) -> TensorFile:
         return TensorFile({"": StoredTensor(like, (path, file.tell()))}, {}, {path: seen})
 
 
-def _find(listed: TensorFile, key: str | None) -> StoredTensor:
+def _find(listed: TensorFile, key: str | None, form: str) -> StoredTensor:
     """Return the tensor of latents: of a name, or the one among all that could be."""
+    # ai-toolkit leaves the time out for models of images.
+    dimensions = (3, 4) if form == "ai-toolkit" else (4, 5)
     able = [
         name
         for name, stored in listed.tensors.items()
-        if stored.like.dtype in DTYPE_NAMES and stored.like.ndim in (4, 5) and stored.has_values()
+        if stored.like.dtype in DTYPE_NAMES and stored.like.ndim in dimensions and stored.has_values()
     ]
     key = usual_name(able) if key is None else key
     if key is None or key not in able:
@@ -247,7 +249,9 @@ def _find(listed: TensorFile, key: str | None) -> StoredTensor:
 
 def _clip_shape(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     """Return the shape as (1, z, t, h, w)."""
-    if len(shape) == 4:
+    if len(shape) == 3:
+        shape = (1, shape[0], 1, *shape[1:])
+    elif len(shape) == 4:
         # ComfyUI's latents always have a batch, and those of image models no time.
         shape = (shape[0], shape[1], 1, *shape[2:]) if name == "comfyui" else (1, *shape)
     if shape[0] != 1:
