@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.checkpoints.variants import STANDARD, native
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_config
@@ -221,6 +223,18 @@ def test_digest_of_loaded_weights_is_that_of_the_file(tmp_path: Path) -> None:
     assert vae.digest() not in (expected, random_vae(small_config(), torch.float32).digest())
 
 
+@pytest.mark.parametrize("converted", [False, True])
+def test_digest_is_that_of_weights_with_a_merged_adapter(converted: bool, tmp_path: Path) -> None:
+    random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
+    vae = WanVAE.from_pretrained(tmp_path / "vae.safetensors")
+    before = vae.digest()
+    if converted:
+        vae.to(torch.bfloat16)
+        assert vae.digest() == before
+    vae.decoder.conv_in.weight.data += 0.25
+    assert vae.digest() != before
+
+
 def test_digest_of_a_folder_is_found_by_its_config_and_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +264,19 @@ def test_digest_is_that_of_weights_that_took_the_place_of_loaded_ones(kind: str,
     for buffer in counted.buffers():
         buffer.add_(1)
     assert (counted.digest() == before) == (not list(counted.buffers()))
+
+
+@pytest.mark.parametrize("call", ["encode", "decode"])
+def test_call_carries_tangents_of_forward_mode_differentiation(call: str) -> None:
+    vae = random_vae(small_config())
+    x = random_video(5, 4, 4) if call == "encode" else 0.01 * random_latents(vae.config, 2, 2, 2)
+    tangent = torch.ones_like(x)
+    # PyTorch's fused attention has no tangents, and says so.
+    with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        found = forward_ad.unpack_dual(getattr(vae, call)(forward_ad.make_dual(x, tangent))).tangent
+    step = 1e-6
+    expected = (getattr(vae, call)(x + step * tangent) - getattr(vae, call)(x - step * tangent)) / (2 * step)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_forward_of_halves_with_dtypes_of_their_own_is_that_of_decode() -> None:

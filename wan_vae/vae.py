@@ -1,9 +1,9 @@
 """The VAE: the public face of the library."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache, reduce
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from wan_vae.arguments import check_count, check_flag, check_path, check_type
 from wan_vae.checkpoints import load_checkpoint, weights_digest, write_checkpoint
 from wan_vae.checkpoints.detect import QWEN_IMAGE_21, config_from_diffusers, config_to_diffusers
 from wan_vae.checkpoints.layouts import stored_names
+from wan_vae.checkpoints.origin import Origin
 from wan_vae.config import VAEConfig, load_config
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
@@ -41,14 +42,6 @@ if TYPE_CHECKING:
     from wan_vae.sharding import ShardedVAE
 
 
-class FileVersion(NamedTuple):
-    """A file, with what changes when it is written."""
-
-    path: Path
-    size: int  # in bytes
-    modified: int  # in nanoseconds
-
-
 class WanVAE(Autoencoder):
     """The video VAE of Wan2.1, Wan2.2, Qwen-Image and their relatives.
 
@@ -64,8 +57,7 @@ class WanVAE(Autoencoder):
     in training mode, whose batch norms see all frames, a whole clip passes at once. Streams are for eval mode.
     """
 
-    # The file or folder that was loaded, the file of the weights in it as it was, and the weights.
-    _origin: tuple[Path, FileVersion, tuple[tuple[int, int], ...]] | None = None
+    _origin: Origin | None = None
     _has_seen_latents = False
 
     @classmethod
@@ -109,7 +101,7 @@ class WanVAE(Autoencoder):
         device = parse_device(device)
         checkpoint = load_checkpoint(source)
         vae = cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
-        vae._origin = checkpoint.origin.absolute(), _file_version(checkpoint.path.absolute()), vae._weight_versions()
+        vae._origin = Origin(checkpoint, vae)
         return vae
 
     @classmethod
@@ -457,28 +449,8 @@ class WanVAE(Autoencoder):
         It is that of the loaded checkpoint, whatever dtype the weights were converted to, as long as neither its file
         nor a weight has changed; otherwise that of the weights as they are.
         """
-        if self._origin is not None:
-            origin, version, weights = self._origin
-            if version.path.is_file() and version == _file_version(version.path) and weights == self._weight_versions():
-                return _file_digest(origin, version)
-        return weights_digest(self.state_dict())
-
-    def _weight_versions(self) -> tuple[tuple[int, int], ...]:
-        """Tell the weights from others in their place, and from themselves once they were written to."""
-        weights, statistics = self.parameters(), self.buffers()
-        versions = [(id(weight), 0 if weight.is_inference() else weight._version) for weight in weights]
-        # Converting a model replaces its buffers.
-        return *versions, *((0, 0 if buffer.is_inference() else buffer._version) for buffer in statistics)
-
-
-def _file_version(path: Path) -> FileVersion:
-    status = path.stat()
-    return FileVersion(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache  # a caller of encode_file loops over clips
-def _file_digest(origin: Path, version: FileVersion) -> str:
-    return load_checkpoint(origin, notices=False).digest()
+        found = None if self._origin is None else self._origin.digest(self)
+        return weights_digest(self.state_dict()) if found is None else found
 
 
 def _results(stream: ClipStream, chunks: Iterable[Tensor]) -> Iterator[Tensor]:

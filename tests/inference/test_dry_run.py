@@ -1,6 +1,8 @@
 """Plans for models that were subclassed or altered, and dry runs that are not repeated."""
 
+import gc
 import re
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -103,6 +105,18 @@ def test_make_plan_after_a_convolution_was_wrapped_runs_dry_again() -> None:
     before = vae.plan("decode", **options)
     vae.decoder.middle.block1.conv1 = LoRA(vae.decoder.middle.block1.conv1, rank=512).double()
     assert vae.plan("decode", **options).peak > before.peak
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_plans_do_not_keep_their_model(direction: str) -> None:
+    vae = random_vae(small_config())
+    vae.plan(direction, frames=5, height=8, width=8, memory="1GiB")
+    model = weakref.ref(vae)
+    weights = [weakref.ref(weight) for weight in vae.parameters()]
+    del vae
+    gc.collect()
+    assert model() is None
+    assert not any(weight() is not None for weight in weights)
 
 
 def test_plan_with_an_unknown_direction_raises() -> None:

@@ -27,6 +27,37 @@ def test_biases_that_the_next_pass_adds_change_no_value(level_shortcuts: bool, l
             assert relative_difference(vae.decode(given_latents), expected[1]) < 1e-12
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_hooks_in_blocks_see_and_change_what_they_do_with_gradients(
+    split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "adds_bias_in_another_pass", lambda x: True)
+    vae, latents = random_vae(small_config()), random_latents(small_config(), 3, 2, 2)
+    seen: list[torch.Tensor] = []
+    block = vae.decoder.middle.block1
+    block.conv1.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    block.norm1.register_forward_hook(lambda module, inputs, output: 0.5 * output)
+    block.norm2.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0] + 1,))
+    block.conv2 = torch.nn.utils.parametrizations.weight_norm(block.conv2)
+    block.norm2.forward = lambda x: torch.tanh(x)
+    with torch.enable_grad():
+        vae.requires_grad_(True)
+        expected = vae.decode(latents).detach()
+        vae.requires_grad_(False)
+    whole, seen[:] = torch.cat(seen, dim=2), []
+    found = vae.decode(latents, latents_per_pass=1 if split else None)
+    assert relative_difference(found, expected) <= 1e-12
+    assert relative_difference(torch.cat(seen, dim=2), whole) <= 1e-12
+
+
+def test_another_module_may_take_the_place_of_a_norm() -> None:
+    vae, latents = random_vae(small_config()), random_latents(small_config(), 2, 2, 2)
+    vae.decoder.middle.block1.norm1 = torch.nn.Tanh()
+    with torch.enable_grad():
+        expected = vae.requires_grad_(True).decode(latents).detach()
+    assert relative_difference(vae.requires_grad_(False).decode(latents), expected) <= 1e-12
+
+
 def test_biases_are_left_to_the_next_pass_only_where_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(AfterBias, "into", lambda norm, out, x: seen.append(norm.bias))

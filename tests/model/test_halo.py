@@ -1,5 +1,7 @@
 """Chunking never changes the result, and nothing depends on what comes later."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -142,10 +144,15 @@ def test_several_halos_share_one_state_under_prefixes() -> None:
 
 def test_the_model_keeps_no_state() -> None:
     vae = random_vae(small_config())
-    before = {name: dict(vars(module)) for name, module in vae.named_modules()}
+    before = copy.deepcopy(vae)
     list(vae.encode_stream(random_video(5, 4, 6).split(1, dim=2)))
     list(vae.decode_stream(random_latents(vae.config, 3, 2, 3).split(1, dim=2)))
-    assert {name: dict(vars(module)) for name, module in vae.named_modules()} == before
+    for (name, module), (_, then) in zip(vae.named_modules(), before.named_modules(), strict=True):
+        assert vars(module).keys() == vars(then).keys(), name
+        for kept in ("_parameters", "_buffers"):
+            assert getattr(module, kept).keys() == getattr(then, kept).keys(), name
+    assert vae.state_dict().keys() == before.state_dict().keys()
+    assert all(torch.equal(weight, before.state_dict()[name]) for name, weight in vae.state_dict().items())
 
 
 @pytest.mark.slow

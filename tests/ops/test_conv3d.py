@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wan_vae.errors import UserError
-from wan_vae.ops.conv3d import check_convolutions, convolve
+from wan_vae.ops.conv3d import check_convolutions, convolve, lay_out_weights
 from wan_vae.ops.cpu import kernels
 from wan_vae.ops.workspace import Workspace
 
@@ -93,3 +93,15 @@ def test_check_convolutions_refuses_a_device_that_computes_wrongly() -> None:
     ):
         check_convolutions(device)
     check_convolutions.cache_clear()
+
+
+def test_weights_get_the_order_of_cudnn_but_for_those_in_a_tensor_that_others_share() -> None:
+    alone, shared = torch.nn.Conv3d(4, 8, 3), torch.nn.Conv3d(4, 8, 3)
+    flat = torch.randn(2 * shared.weight.numel(), generator=torch.Generator().manual_seed(0))
+    shared.weight.data = flat[: shared.weight.numel()].view(shared.weight.shape)
+    before = alone.weight.clone()
+    lay_out_weights(torch.nn.ModuleList([alone, shared]))
+    assert alone.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(alone.weight, before)
+    flat.zero_()
+    assert not shared.weight.any()

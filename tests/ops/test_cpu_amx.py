@@ -62,6 +62,7 @@ class TestResult:
         st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 1), st.integers(0, 1)),
         st.booleans(),
         st.booleans(),
+        st.permutations(range(5)),
     )
     def test_is_within_rounding_of_float64(
         self,
@@ -76,12 +77,14 @@ class TestResult:
         zeros: tuple[int, int, int, int],
         with_bias: bool,
         with_residual: bool,
+        order: list[int],
     ) -> None:
         top, bottom, left, right = zeros
         assume(top + height + bottom >= taps[1])
         assume(left + width + right >= taps[2])
         x = channels_last(batch, inputs, frames + taps[0] - 1, height, width, dtype=torch.bfloat16)
         weight = random(outputs, inputs, *taps)
+        weight = weight.permute(order).contiguous().permute([order.index(place) for place in range(5)])
         bias = random(outputs).float() if with_bias else None
         padded = F.pad(x.double(), (left, right, top, bottom))
         expected = F.conv3d(padded, weight.double(), stride=stride)

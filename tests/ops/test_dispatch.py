@@ -66,6 +66,16 @@ def test_probe_takes_a_kernel_that_computes_right(probed: Callable[..., bool]) -
     assert probed(right)
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_probe_does_not_depend_on_the_default_dtype(probed: Callable[..., bool], default: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert probed(right)
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize(("kernel", "words"), [(wrong, "wrong by 1"), (nan, "wrong by nan"), (failing, "no compiler")])
 def test_probe_refuses_a_kernel_that_fails_or_lies_and_says_so_once(
     probed: Callable[..., bool],

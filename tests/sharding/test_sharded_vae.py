@@ -154,6 +154,8 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
                 sharded.decode(random_latents(config, 1, 1, 1))
             case "does not fit":
                 sharded.encode(random_video(1, 3, 4))
+            case "one does not fit":
+                sharded.encode(random_video(1, 4 - dist.get_rank(), 4))
             case "gradients":
                 with torch.enable_grad():
                     sharded.decode(random_latents(config, 1, 2, 2).requires_grad_(True))
@@ -182,6 +184,7 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
         ("training", "A model in training mode cannot share clips among processes; call its eval() first."),
         ("too small", "2 devices cannot share a picture of 1x1 latents; 1 could."),
         ("does not fit", "The height 3 is not a multiple of 2; 2 or 4 would fit."),
+        ("one does not fit", "The height 3 is not a multiple of 2; 2 or 4 would fit."),
         ("gradients", "Clips in shards pass without gradients; call it inside torch.no_grad(),"),
         ("autocast", "A clip in shards is computed without gradients, autocast and torch.compile;"),
         ("another size", "A chunk is (1, 3, 2, 4, 6), but the ones before it are 4 high and 4 wide."),

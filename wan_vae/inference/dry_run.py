@@ -204,7 +204,7 @@ def _request(
             part.joined(result)
         return max(passing, estimator.peak)
 
-    half = model.decoder if decodes else model.encoder
+    half = twin.decoder if decodes else twin.encoder  # plans are kept, and must not keep the model
     side = 1 if decodes else config.spatial_compression
     small = x.new_empty((1, x.shape[1], 1 + _PASSES * unit, _COUNTING_SIDE * side, _COUNTING_SIDE * side))
     with MemoryEstimator(device, [*present, small]) as estimator:

@@ -13,6 +13,7 @@ from wan_vae.inference.input_history import InputHistory
 from wan_vae.inference.tiling import TiledHalo
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import CachedHalo, Halo, Neighbors, NoNeighbors
+from wan_vae.model.layers import is_altered
 from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.cuda_graph import CapturedPass, CudaGraph, borrow, can_capture, drop_idle, give_back, give_up
 
@@ -202,8 +203,7 @@ def _is_plain(model: Autoencoder) -> bool:
     Modules of other packages, such as adapters, may compute with such numbers.
     """
     return all(
-        not (module._forward_hooks or module._forward_pre_hooks)
-        and (module is model or type(module).__module__.startswith(("wan_vae.", "torch.nn.")))
+        not is_altered(module) and (module is model or type(module).__module__.startswith(("wan_vae.", "torch.nn.")))
         for module in model.modules()
     )
 

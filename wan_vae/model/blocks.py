@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wan_vae.config import VAEConfig
 from wan_vae.model.halo import Activation, Halo
-from wan_vae.model.layers import AfterBias, CausalConv3d, NormSiLU, PointwiseConv2d, RMSNorm, pad_input
+from wan_vae.model.layers import AfterBias, CausalConv3d, NormSiLU, PointwiseConv2d, RMSNorm, is_altered, pad_input
 from wan_vae.ops.attention import attention
 from wan_vae.ops.conv3d import adds_bias_in_another_pass
 from wan_vae.ops.precision import Conv3d
@@ -38,8 +38,9 @@ class PlainBlock(nn.Module):
         skip = None if self.shortcut is None else self.shortcut(x, halo)
         norm2: Activation = self.norm2
         options = {}
-        # An adapter around the convolution, such as LoRA, adds the bias itself.
-        if type(self.conv1) is CausalConv3d and self.conv1.bias is not None and adds_bias_in_another_pass(x):
+        # An adapter around the convolution, such as LoRA, adds the bias itself, and hooks expect it.
+        plain = type(self.conv1) is CausalConv3d and not is_altered(self.conv1)
+        if plain and self.conv1.bias is not None and adds_bias_in_another_pass(x):
             norm2, options = AfterBias(self.norm2, self.conv1.bias), {"with_bias": False}
         # One expression, so that what conv1 returns is freed before conv2 allocates its result.
         inner = pad_input(
@@ -82,7 +83,7 @@ class AttentionBlock(nn.Module):
         # PyTorch's fused attention needs contiguous channels; its fallback materializes all pairs of pixels.
         each = rearrange(self.to_qkv(normed, halo), "b (three c) t h w -> three (b t) 1 (h w) c", three=3).contiguous()
         query, key, value = each.unbind()
-        attended = attention(query, halo.all_gather_pixels(key), halo.all_gather_pixels(value))
+        attended = attention(query, halo.neighbors.all_gather_pixels(key), halo.neighbors.all_gather_pixels(value))
         return self.proj(rearrange(attended, "(b t) 1 (h w) c -> b c t h w", b=batch, h=height), halo, x)
 
 

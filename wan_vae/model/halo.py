@@ -156,10 +156,6 @@ class Halo:
     def advance(self) -> None:
         """Mark the end of a chunk: the next one is not the clip's start. A whole clip has one chunk."""
 
-    def all_gather_pixels(self, x: Tensor) -> Tensor:
-        """Take (n, 1, h * w, C), one value per latent pixel of this part, and return those of the whole picture."""
-        return self.neighbors.all_gather_pixels(x)
-
     def run_global(self, stage: StageFunction, x: Tensor) -> Tensor:
         """Run a stage that needs whole frames."""
         return stage(x, self)
@@ -267,10 +263,7 @@ class CachedHalo(Halo):
                 pieces.append(part)
                 continue
             piece = self.workspace.empty(part.shape, like=x, persistent=persistent)
-            if activation is None:
-                piece.copy_(part)
-            else:
-                activation.into(piece, part)
+            write(piece, part, activation)
             pieces.append(piece)
         return pieces
 

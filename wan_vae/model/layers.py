@@ -10,6 +10,11 @@ from wan_vae.ops.conv3d import accepts_frame_list, convolve
 from wan_vae.ops.norm_silu import norm_silu, norm_silu_into, rms_norm
 
 
+def is_altered(module: nn.Module) -> bool:
+    """Whether a module has hooks or another `forward`, so that it must be called to do all that it does."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
+
+
 class RMSNorm(nn.Module):
     """`x / ||x||_2 * sqrt(C) * gamma` over the channels of every pixel (`RMS_norm` in Wan's vae.py).
 
@@ -106,6 +111,9 @@ def pad_input(conv: nn.Module, x: Tensor, halo: Halo, activation: Activation | N
     convolution (an adapter such as LoRA) gets the plain `activation(x)` and pads where it calls the convolution.
     """
     if isinstance(conv, CausalConv3d):
+        norm = activation.norm if isinstance(activation, AfterBias) else activation
+        if activation is not None and (type(norm) is not NormSiLU or is_altered(norm)):
+            x, activation = activation(x), None
         return halo.pad(conv, x, conv.needed, activation, split=accepts_frame_list(x, conv.weight))
     return x if activation is None else activation(x)
 

@@ -77,13 +77,15 @@ def convolve(
 def lay_out_weights(network: nn.Module) -> None:
     """Store the weights of convolutions in the order that cuDNN reads, in which PyTorch copies them at every call else.
 
-    Their values, names and shapes stay; weights that other threads compute with are replaced, not overwritten.
+    Their values, names and shapes stay; weights that other threads compute with are replaced, not overwritten. Those
+    that are part of a larger tensor, as optimizers in shards have them, stay there.
     """
     for conv in network.modules():
         if not isinstance(conv, nn.Conv2d | nn.Conv3d) or type(conv.weight.data) is not Tensor:
             continue  # quantized weights, and others of classes of their own, have their own order
         order = torch.channels_last_3d if conv.weight.dim() == 5 else torch.channels_last
-        if not conv.weight.is_contiguous(memory_format=order):
+        is_part = conv.weight.untyped_storage().nbytes() > conv.weight.nbytes
+        if not is_part and not conv.weight.is_contiguous(memory_format=order):
             with torch.inference_mode(conv.weight.is_inference()):
                 conv.weight.data = conv.weight.data.contiguous(memory_format=order)
 
@@ -317,8 +319,9 @@ def check_convolutions(device: torch.device) -> None:
     Raises:
         UserError: They differ by more than rounding.
     """
-    x = torch.linspace(-1, 1, 2 * 16 * 3 * 9 * 10).sin().reshape(2, 16, 3, 9, 10)
-    weight = torch.linspace(-2, 1, 24 * 16 * 27).cos().reshape(24, 16, 3, 3, 3)
+    # Whatever torch's defaults are.
+    x = torch.linspace(-1, 1, 2 * 16 * 3 * 9 * 10, dtype=torch.float32, device="cpu").sin().reshape(2, 16, 3, 9, 10)
+    weight = torch.linspace(-2, 1, 24 * 16 * 27, dtype=torch.float32, device="cpu").cos().reshape(24, 16, 3, 3, 3)
     expected = F.conv3d(x, weight)
     found = F.conv3d(x.to(device), weight.to(device)).cpu()
     error = ((found - expected).abs().max() / expected.abs().max()).item()

@@ -114,11 +114,12 @@ class Region:
 
 
 def _map_pages(size: int) -> mmap.mmap:
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
+    if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, size)
-    # Linux gives huge pages, of which the first touch of a region fills 512 times fewer, to private mappings only.
+    # A forked process must not write to the same pages.
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a hint: some kernels are built without huge pages
+    # Linux gives huge pages, of which the first touch of a region fills 512 times fewer.
+    with suppress(OSError, AttributeError):  # a hint: some systems are built without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
     return pages
 

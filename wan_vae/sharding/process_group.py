@@ -1,7 +1,8 @@
 """The processes that share a clip: what they send each other, and the memory they have together."""
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -90,6 +91,15 @@ class ProcessGroup:
                     f"Process {self._ranks[self.rank]} is given {description}, but process {self._ranks[rank]} is"
                     f" given {other}; all must be given the same clip."
                 )
+
+    @contextmanager
+    def telling_errors(self) -> Iterator[None]:
+        """Tell the others, in their next `check_alike`, of an error in the body, for which they would wait for ever."""
+        try:
+            yield
+        except Exception as error:
+            self.all_gather_object(f"an error ({error})")
+            raise
 
     def all_gather_object(self, message: T) -> list[T]:
         """Give all others a small Python object, and return everyone's, by rank."""

@@ -162,12 +162,10 @@ class ShardedVAE:
             UserError: T, H or W does not fit, the picture is too small for so many ranks, or the budget is too small;
                 the message, which all ranks give, says what would work.
         """
-        check_video(video, self.config, whole=True)
         return self._run(video, "encode", latents_per_pass, memory)
 
     def decode(self, latents: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """Normalized latents (B, z, t, h, w) -> video (B, 3, T, H, W); arguments and errors as for `encode`."""
-        check_latents(latents, self.config, whole=True)
         return self._run(latents, "decode", latents_per_pass, memory)
 
     def encode_stream(
@@ -234,12 +232,13 @@ class ShardedVAE:
         return share.gather(part, self._scales(direction)[1]) if self._gather else part
 
     def _run(self, x: Tensor, direction: Direction, latents_per_pass: int | None, memory: Budget | None) -> Tensor:
-        check_device(x, self.device)
-        check_latents_per_pass(latents_per_pass)
-        if records_gradients(self._model, x):
-            raise UserError(
-                "Clips in shards pass without gradients; call it inside torch.no_grad(), or turn off requires_grad."
-            )
+        with self._group.telling_errors():
+            self._check(x, direction, whole=True)
+            check_latents_per_pass(latents_per_pass)
+            if records_gradients(self._model, x):
+                raise UserError(
+                    "Clips in shards pass without gradients; call it inside torch.no_grad(), or turn off requires_grad."
+                )
         settings = self._settings(latents_per_pass, memory)
         self._group.check_alike(f"{direction} of {tuple(x.shape)} in {x.dtype} with {settings}")
         share, tiling, model = self._share_of(x, direction), None, self._model
@@ -255,6 +254,11 @@ class ShardedVAE:
                 mean, _ = moments.chunk(2, dim=1)
                 part = LatentStatistics.of(model.config, mean.dtype, mean.device).normalized(mean)
             return self._joined(share, part, direction)
+
+    def _check(self, x: Tensor, direction: Direction, *, whole: bool) -> None:
+        check = check_video if direction == "encode" else check_latents
+        check(x, self.config, whole=whole)
+        check_device(x, self.device)
 
     def _stream(
         self, chunks: Iterable[Tensor], direction: Direction, latents_per_pass: int | None, memory: Budget | None
@@ -296,16 +300,10 @@ class ShardedVAE:
 
     def _next_chunk(self, chunks: Iterator[Tensor], direction: Direction, settings: str) -> Tensor | None:
         """Return the next chunk, or None at the end, on all ranks alike."""
-        try:
+        with self._group.telling_errors():
             chunk = next(chunks, None)
             if chunk is not None:
-                check = check_video if direction == "encode" else check_latents
-                check(chunk, self.config, whole=False)
-                check_device(chunk, self.device)
-        except Exception as error:
-            # Whatever it is, the other ranks must not wait for this one; it is raised here and told there.
-            self._group.all_gather_object(f"an error ({error})")
-            raise
+                self._check(chunk, direction, whole=False)
         shape = "the end" if chunk is None else f"{tuple(chunk.shape)} in {chunk.dtype}"
         self._group.check_alike(f"{shape} of a stream to {direction} with {settings}")
         return chunk

@@ -48,8 +48,9 @@ def _probe(device: torch.device) -> bool:
     try:
         from wan_vae.ops.triton.norm_silu import norm_silu
 
-        x = torch.linspace(-2, 3, math.prod(_PROBED)).reshape(_PROBED)
-        gamma = torch.linspace(0.5, 1.5, _PROBED[1])
+        # Whatever torch's defaults are.
+        x = torch.linspace(-2, 3, math.prod(_PROBED), dtype=torch.float32, device="cpu").reshape(_PROBED)
+        gamma = torch.linspace(0.5, 1.5, _PROBED[1], dtype=torch.float32, device="cpu")
         on_gpu = x.to(device, memory_format=torch.channels_last_3d)
         result = norm_silu(on_gpu, gamma.to(device), torch.empty_like(on_gpu)).cpu()
         scale = _PROBED[1] ** 0.5 * gamma.view(-1, 1, 1, 1)

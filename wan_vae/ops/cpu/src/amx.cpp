@@ -103,12 +103,13 @@ void pack(const Convolution& task, int64_t panel, int64_t part) {
     const WeightStrides& s = task.weight_strides;
     BFloat16* start = task.packed + panel * PANEL * task.steps() * WEIGHTS;
     int64_t from_tap[TAPS], to_tap[TAPS];
+    bool contiguous = true;
     for (int64_t tap = 0; tap < taps; ++tap) {
         const int64_t group = tap / task.tap_columns, column = tap % task.tap_columns;
         from_tap[tap] = group / task.tap_rows * s.tap + group % task.tap_rows * s.row + column * s.column;
+        contiguous &= from_tap[tap] == tap;
         to_tap[tap] = ((group * task.parts() + part) * task.tap_columns + column) * registers * WEIGHTS;
     }
-    const bool contiguous = from_tap[taps - 1] == taps - 1;
     for (int64_t r = 0; r < registers; ++r) {
         const int64_t output = (panel * PANEL + r) * OUTPUTS;
         const int64_t outputs = std::min(OUTPUTS, task.out_channels - output);
