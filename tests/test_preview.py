@@ -50,6 +50,11 @@ def test_preview_is_linear_and_keeps_to_the_range() -> None:
         preview([1], WAN)  # type: ignore[arg-type]
 
 
+def test_preview_is_where_the_latents_are() -> None:
+    config = load_config("wan2.1")
+    assert preview(torch.empty(1, 16, 2, 3, 4, device="meta"), config).device.type == "meta"
+
+
 def test_preview_of_our_own_file_has_the_size_length_and_rate_of_the_clip(tmp_path: Path) -> None:
     latents = torch.zeros(1, 16, 3, 2, 3)
     latents[:, 2, 1] = 2.0  # the second latent stands for frames 1 to 4

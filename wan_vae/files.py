@@ -38,13 +38,12 @@ from torch import Tensor
 
 from wan_vae.alpha_pair import AlphaPair
 from wan_vae.arguments import check_flag, check_path, check_type, shown
-from wan_vae.checkpoints import load_checkpoint
 from wan_vae.chunks import Model, decode_chunks, encode_chunks, normalized_moments, read_clip
-from wan_vae.config import MODEL_OF_CHANNELS, load_config, preset_names
+from wan_vae.config import MODEL_OF_CHANNELS, load_config
 from wan_vae.errors import ClipError, LatentsError, UserError
 from wan_vae.inference.budget import Budget, parse_bytes
 from wan_vae.interchange.formats import FORMATS, OURS, Values, check_values, lost_properties, musubi_path, output_format
-from wan_vae.interchange.reader import open_latents
+from wan_vae.interchange.reader import check_model, open_latents, refuse_raw
 from wan_vae.interchange.writer import ForeignWriter
 from wan_vae.io import AudioSource, Clip, ClipInfo, create_clip, open_clip
 from wan_vae.io.atomic_output import check_output
@@ -233,15 +232,17 @@ def decode_file(
     check_output(clip, overwrite=overwrite, inputs=inputs_of(latents, vae), may_be_folder=not clip.suffix)
     check_values(values)
     source = open_latents(latents)
-    if isinstance(source, LatentsFile) and values == "raw":
-        raise LatentsError(f"{latents} is a latents file of this package; its latents are normalized, not raw.")
+    if isinstance(source, LatentsFile):
+        refuse_raw(source, values)
     stored = source.info.fps if isinstance(source, LatentsFile) else source.usual_fps
     rate = stored if fps is None else exact_rate(fps)
     check_clip(clip, fps=rate, lossless=lossless)
     model = vae if isinstance(vae, LinearPreview) else _model(vae, load)
     if isinstance(source, LatentsFile):
         info, read = replace(source.info, fps=rate), source.chunks
-        _check_weights(latents, info, model, model_name(vae))
+        check_model(source, model.config, model_name(vae))
+        if not isinstance(model, TinyVAE | LinearPreview) and model.digest() != info.checkpoint:
+            _logger.warning(f"{latents} was encoded by other weights than those of {model_name(vae)}.")
     else:
         info = source.clip(model.config, rate)
         values = source.resolve_values(model.config, values)
@@ -298,25 +299,6 @@ def preview_file(
         raise LatentsError(f"{latents} has {source.shape[1]} channels; Wan2.1's have 16 and Wan2.2's 48.")
     options: dict[str, Any] = {"lossless": lossless, "overwrite": overwrite, "progress": progress}
     return decode_file(latents, clip, LinearPreview(config), fps=fps, values=values, **options)
-
-
-def _check_weights(latents: Path, info: LatentsInfo, model: "Model | LinearPreview", name: str) -> None:
-    for field in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
-        encoded, decoding = getattr(info.config, field), getattr(model.config, field)
-        if encoded != decoding:
-            values = "another" if isinstance(encoded, tuple) else f"{decoding} and not {encoded}"
-            raise LatentsError(
-                f"{latents} was encoded with {_encoder_name(info)}, and cannot be decoded with {name}, whose"
-                f" {field.replace('_', ' ')} is {values}; use the checkpoint that encoded it."
-            )
-    if not isinstance(model, TinyVAE | LinearPreview) and model.digest() != info.checkpoint:
-        _logger.warning(f"{latents} was encoded by other weights than those of {name}.")
-
-
-def _encoder_name(info: LatentsInfo) -> str:
-    if load_checkpoint("nano").digest() == info.checkpoint:
-        return "nano"
-    return next((preset for preset in preset_names() if load_config(preset) == info.config), "another model")
 
 
 def warn_of_rest(source: Clip, clip: Path, output: Path) -> None:

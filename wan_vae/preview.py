@@ -38,8 +38,9 @@ class PreviewFactors:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Normalized latents (B, z, t, h, w) -> pictures (B, 3, t, h, w) in [-1, 1]."""
-        rgb = torch.einsum("bzthw,zc->bcthw", latents.to(self.factors.dtype), self.factors)
-        return (rgb + self.bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)
+        factors, bias = self.factors.to(latents.device), self.bias.to(latents.device)
+        rgb = torch.einsum("bzthw,zc->bcthw", latents.to(factors.dtype), factors)
+        return (rgb + bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)
 
 
 def load_factors(config: VAEConfig) -> PreviewFactors:

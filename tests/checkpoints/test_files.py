@@ -517,6 +517,7 @@ def test_from_pretrained_of_a_hub_id_offline_gets_a_sentence(tmp_path: Path, mon
     with pytest.raises(CheckpointError, match=r"some/vae could not be fetched from huggingface.co/some/vae") as caught:
         WanVAE.from_pretrained("some/vae")
     assert "\n" not in str(caught.value)
+    assert "with no network, fetch the folder vae elsewhere and give its path" in str(caught.value)
 
 
 def test_weights_digest_is_that_of_the_checkpoint(tmp_path: Path) -> None:

@@ -78,6 +78,22 @@ def test_cache_for_ai_toolkit_holds_what_its_training_loads(vae: WanVAE, clips: 
         )
 
 
+def test_cache_for_ai_toolkits_qwen_image_has_pictures_without_time(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    options = CacheOptions(format="ai-toolkit", architecture="qwen_image", resolution=(64, 64))
+    result = cache_latents(clips, tmp_path / "out", vae, options=options)
+    assert (result.cached, result.failed) == (1, 2)
+    assert "is a video, and qwen_image is a model of images" in error_of(tmp_path / "out", "sub/b.v2.mkv")
+    (record,) = LatentDataset(tmp_path / "out").records
+    # Its sides are multiples of 32.
+    assert (
+        record.output == toolkit_path(Path("c.png"), crop_facts("c.png", (64, 32), (64, 32), "qwen_image")).as_posix()
+    )
+    with safe_open(tmp_path / "out" / record.output, framework="pt") as file:
+        stored = file.get_tensor("latent")
+    assert tuple(stored.shape) == (16, 4, 8)
+    assert torch.equal(LatentDataset(tmp_path / "out")[0]["latents"], stored[:, None])
+
+
 def test_values_for_trainers_are_those_of_our_files(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
     extract = Extract("head", (5,))
     cache_latents(clips, tmp_path / "ours", vae, options=CacheOptions(extract=extract))

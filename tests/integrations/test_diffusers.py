@@ -191,6 +191,20 @@ def test_fast_class_reads_and_writes_the_files_of_its_parent(clip: torch.Tensor,
     assert_same(both_ways(fast, clip), both_ways(vae, clip))
     fast.save_pretrained(tmp_path / "ours")
     assert_same(both_ways(AutoencoderKLWan.from_pretrained(tmp_path / "ours"), clip), both_ways(vae, clip))
+    assert WanVAE.from_pretrained(tmp_path / "ours").config == WanVAE.from_pretrained(tmp_path / "theirs").config
+    assert WanVAE.from_pretrained(tmp_path / "ours").config.latent_mean == tuple(TINY["latents_mean"])
+
+
+def test_fast_class_with_layers_wrapped_before_its_first_call_steps_aside_with_one_line(
+    clip: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast, plain = make(FastAutoencoderKLWan), make()
+    for module in (fast, plain):
+        lora(module)
+    for _ in range(2):
+        assert_same(both_ways(fast, clip), both_ways(plain, clip), tolerance=0)
+    (record,) = (record for record in caplog.records if record.name == "wan_vae")
+    assert "diffusers' own AutoencoderKLWan computes" in record.message
 
 
 def test_from_diffusers_and_back_share_the_parameters(clip: torch.Tensor) -> None:

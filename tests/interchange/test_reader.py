@@ -1,5 +1,6 @@
 """Latents of other programs, written here as those programs write them."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,7 +17,9 @@ from tests.helpers import small_config
 from wan_vae import LatentsError
 from wan_vae.config import load_config
 from wan_vae.interchange import ForeignLatents, open_latents, read_latents
+from wan_vae.interchange.formats import clip_of
 from wan_vae.interchange.reader import find_latents
+from wan_vae.io.latents_file import save_latents
 from wan_vae.posterior import LatentStatistics
 
 CONFIG = small_config()
@@ -205,12 +208,37 @@ def test_values_that_are_not_finite_or_change_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("channels", "frames", "hint"),
-    [(4, 1, "choose the checkpoint"), (6, 1, "save the mean alone"), (4, 3, "time comes before the channels")],
+    [
+        (4, 1, "choose the checkpoint"),
+        (6, 1, "save the mean alone"),
+        (4, 3, "time comes before the channels"),
+        (1, 3, r"a picture, perhaps: save it as \(1, z, 1, h, w\)"),
+    ],
 )
 def test_latents_of_another_model_are_refused(channels: int, frames: int, hint: str, tmp_path: Path) -> None:
     numpy(tmp_path / "x.npy", torch.zeros(1, channels, frames, 2, 2))
     with pytest.raises(LatentsError, match=f"holds {channels} channels .*the model's latents have 3; .*{hint}"):
         read_latents(tmp_path / "x.npy", CONFIG)
+
+
+def test_latents_of_this_package_must_be_those_of_the_model(tmp_path: Path) -> None:
+    path, info = tmp_path / "x.safetensors", clip_of((1, 3, 2, 4, 6), CONFIG, Fraction(16))
+    save_latents(path, Z[:, :, :2], info)
+    assert torch.equal(read_latents(path, CONFIG), Z[:, :, :2])
+    other = dataclasses.replace(CONFIG, latent_std=(2.0, 2.0, 2.0))
+    with pytest.raises(LatentsError, match=r"x.safetensors was encoded with another model, .*whose latent std is"):
+        read_latents(path, other)
+    with pytest.raises(LatentsError, match="its latents are normalized, not raw"):
+        read_latents(path, CONFIG, values="raw")
+
+
+def test_layers_of_a_picture_are_not_taken_for_its_frames(tmp_path: Path) -> None:
+    facts = {"architecture": "qwen_image_layered", "width": "48", "height": "32", "format_version": "1.0.1"}
+    save_file({"latents_1x4x6_float32": Z[0, :, :1].contiguous()}, tmp_path / "one", facts)
+    assert ForeignLatents(tmp_path / "one").shape == (1, 3, 1, 4, 6)
+    save_file({"latents_3x4x6_float32": Z[0, :, :3].contiguous()}, tmp_path / "three", facts)
+    with pytest.raises(LatentsError, match="several layers that are pictures of their own"):
+        ForeignLatents(tmp_path / "three")
 
 
 def test_clip_of_latents_without_properties_is_all_that_they_decode_to(tmp_path: Path) -> None:

@@ -69,8 +69,9 @@ def resolve_checkpoint(source: str | Path) -> Path:
         )
     if hub["file"] is not None:
         return _fetch(name, hub["repository"], hub["file"], hub["revision"])
-    _fetch(name, hub["repository"], "vae/config.json", hub["revision"])
-    return _fetch(name, hub["repository"], f"vae/{DIFFUSERS_FILE}", hub["revision"]).parent
+    for file in ("config.json", DIFFUSERS_FILE):
+        path = _fetch(name, hub["repository"], f"vae/{file}", hub["revision"], wanted="the folder vae")
+    return path.parent
 
 
 def open_source(origin: Path) -> Source:
@@ -166,7 +167,7 @@ def _vae_config(folder: Path) -> dict[str, Any] | None:
     values = read_json(path)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} does not hold a JSON object.")
-    return values if str(values.get("_class_name", "AutoencoderKL")).startswith("AutoencoderKL") else None
+    return values if "AutoencoderKL" in str(values.get("_class_name", "AutoencoderKL")) else None
 
 
 def _preset_file(name: str, preset: dict[str, Any]) -> Path:
@@ -190,7 +191,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _fetch(source: str, repository: str, file: str, revision: str | None = None) -> Path:
+def _fetch(source: str, repository: str, file: str, revision: str | None = None, wanted: str = "") -> Path:
+    """Return a file of a repository in the hub's cache; messages name `wanted`, by default the file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     try:
@@ -203,6 +205,6 @@ def _fetch(source: str, repository: str, file: str, revision: str | None = None)
         # Errors range from sockets to HTTP, none of them with a file; their messages span many lines.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{source} could not be fetched from huggingface.co/{repository} ({reason}); with no network, fetch {file}"
-            " elsewhere and give its path (--checkpoint PATH)."
+            f"{source} could not be fetched from huggingface.co/{repository} ({reason}); with no network, fetch"
+            f" {wanted or file} elsewhere and give its path (--checkpoint PATH)."
         ) from error

@@ -147,14 +147,24 @@ class FastAutoencoderKLWan(AutoencoderKLWan):
     """
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self._acceleration().encode(x)
+        made = self._acceleration()
+        moments: Tensor = AutoencoderKLWan._encode(self, x) if made is None else made.encode(x)
+        return moments
 
     def _decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        return self._acceleration().decode(z, return_dict)
+        made = self._acceleration()
+        if made is None:
+            result: DecoderOutput | tuple[Tensor] = AutoencoderKLWan._decode(self, z, return_dict=return_dict)
+            return result
+        return made.decode(z, return_dict)
 
-    def _acceleration(self) -> Acceleration:
+    def _acceleration(self) -> Acceleration | None:
         # At the first call, as the parameters are replaced while they are loaded.
         if "_made" not in self.__dict__:
-            self.__dict__["_made"] = Acceleration(self)
-        made: Acceleration = self.__dict__["_made"]
+            try:
+                self.__dict__["_made"] = Acceleration(self)
+            except UserError as error:  # layers were wrapped before
+                self.__dict__["_made"] = None
+                _logger.warning(f"diffusers' own AutoencoderKLWan computes: {str(error).rstrip('.')}.")
+        made: Acceleration | None = self.__dict__["_made"]
         return made

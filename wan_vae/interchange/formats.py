@@ -194,6 +194,11 @@ def recognize(names: tuple[str, ...], metadata: Mapping[str, str]) -> tuple[str,
                 f"it is a cache of musubi-tuner for {architecture!r}; those of"
                 f" {', '.join(MUSUBI_ARCHITECTURES)} hold latents of a Wan VAE."
             )
+        if architecture == "qwen_image_layered" and not caches[0].startswith("latents_1x"):
+            raise LatentsError(
+                "it is a cache of musubi-tuner for 'qwen_image_layered', several layers that are pictures of their own;"
+                " save each as (1, z, 1, h, w)."
+            )
         return "musubi", caches[0]
     if AI_TOOLKIT_TENSOR in names and AI_TOOLKIT_VERSION in metadata:
         return "ai-toolkit", AI_TOOLKIT_TENSOR

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wan_vae.checkpoints import load_checkpoint
 from wan_vae.checkpoints.tensor_files import StoredTensor, TensorFile, list_tensors, tensor_format
-from wan_vae.config import VAEConfig
+from wan_vae.config import VAEConfig, load_config, preset_names
 from wan_vae.errors import CheckpointError, LatentsError
 from wan_vae.interchange.formats import (
     FORMATS,
@@ -99,6 +100,8 @@ class ForeignLatents:
             hint = "choose the checkpoint that encoded it with --checkpoint."
             if channels == 2 * config.latent_channels:
                 hint = "mean and log-variance, perhaps: save the mean alone."
+            elif channels == 1 and frames == config.latent_channels:
+                hint = "a picture, perhaps: save it as (1, z, 1, h, w)."
             elif frames == config.latent_channels:
                 hint = "time comes before the channels, perhaps: save it as (1, z, t, h, w)."
             raise LatentsError(
@@ -182,6 +185,30 @@ def find_latents(path: Path) -> ForeignLatents | None:
         return None
 
 
+def refuse_raw(file: LatentsFile, values: Values | None) -> None:
+    """Raise a LatentsError if latents of this package are asked for as raw ones."""
+    if values == "raw":
+        raise LatentsError(f"{file.name} is a latents file of this package; its latents are normalized, not raw.")
+
+
+def check_model(file: LatentsFile, config: VAEConfig, model: str) -> None:
+    """Raise a LatentsError if latents of this package are not those of a model of this architecture, called `model`."""
+    for field in ("latent_channels", "spatial_compression", "temporal_compression", "latent_mean", "latent_std"):
+        encoded, decoding = getattr(file.info.config, field), getattr(config, field)
+        if encoded != decoding:
+            differing = "another" if isinstance(encoded, tuple) else f"{decoding} and not {encoded}"
+            raise LatentsError(
+                f"{file.name} was encoded with {_encoder_name(file.info)}, and cannot be decoded with {model}, whose"
+                f" {field.replace('_', ' ')} is {differing}; use the checkpoint that encoded it."
+            )
+
+
+def _encoder_name(info: LatentsInfo) -> str:
+    if load_checkpoint("nano").digest() == info.checkpoint:
+        return "nano"
+    return next((preset for preset in preset_names() if load_config(preset) == info.config), "another model")
+
+
 def read_latents(path: str | os.PathLike[str], config: VAEConfig, *, values: Values | None = None) -> Tensor:
     """Return the normalized latents (1, z, t, h, w) of a file of any program.
 
@@ -197,6 +224,8 @@ def read_latents(path: str | os.PathLike[str], config: VAEConfig, *, values: Val
     check_values(values)
     source = open_latents(path)
     if isinstance(source, LatentsFile):
+        refuse_raw(source, values)
+        check_model(source, config, "this model")
         return next(source.chunks(source.shape[2]))
     source.clip(config, source.usual_fps)
     return next(source.normalized(source.shape[2], config, source.resolve_values(config, values)))

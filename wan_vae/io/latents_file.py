@@ -173,6 +173,7 @@ class LatentsFile:
     """A latents file opened for reading. The tensor stays on disk.
 
     Attributes:
+        name: What messages call it.
         info: Properties of the clip and of the model.
         shape: Shape of the tensor, (1, z, t, h, w).
         dtype: safetensors' name of its dtype, such as "F32".
@@ -184,11 +185,11 @@ class LatentsFile:
 
     def __init__(self, path: str | os.PathLike[str], *, name: str | None = None) -> None:
         self._path = Path(path)
-        self._name = name or str(path)
+        self.name = name or str(path)
         header = _read_latents_header(self._path)
         if header is None:
             raise LatentsError(
-                f"{self._name} is no latents file of this package, as `wan-vae encode` writes them; those of other"
+                f"{self.name} is no latents file of this package, as `wan-vae encode` writes them; those of other"
                 " programs are read by wan_vae.interchange.read_latents."
             )
         tensors, metadata, self._version = header
@@ -208,7 +209,7 @@ class LatentsFile:
                     f" {self._logvar[0]}."
                 )
         except UserError as error:
-            raise LatentsError(f"{self._name} cannot be used: {error}") from error
+            raise LatentsError(f"{self.name} cannot be used: {error}") from error
 
     def chunks(self, count: int) -> Iterator[Tensor]:
         """Yield normalized latents (1, z, n, h, w); n is `count`, or less for the last chunk.
@@ -219,7 +220,7 @@ class LatentsFile:
         """
         count = check_count("count", count)
         return read_chunks(
-            self._path, self._name, StoredTensor(self.dtype, self.shape, self._start), self._version, count
+            self._path, self.name, StoredTensor(self.dtype, self.shape, self._start), self._version, count
         )
 
     def logvar_chunks(self, count: int) -> Iterator[Tensor]:
@@ -229,10 +230,8 @@ class LatentsFile:
             LatentsError: The file has none; otherwise as `chunks`.
         """
         if self._logvar is None:
-            raise LatentsError(
-                f"{self._name} has no log-variance; encode with --posterior (in Python, posterior=True)."
-            )
-        return read_chunks(self._path, self._name, self._logvar, self._version, check_count("count", count))
+            raise LatentsError(f"{self.name} has no log-variance; encode with --posterior (in Python, posterior=True).")
+        return read_chunks(self._path, self.name, self._logvar, self._version, check_count("count", count))
 
 
 def read_chunks(path: Path, name: str, tensor: StoredTensor, seen: Version, count: int) -> Iterator[Tensor]:
