@@ -20,7 +20,7 @@ STYLES = {
     "2.1": {"width_multipliers": (1, 2, 4, 4), "temporal_downsample": (False, True, True), "level_shortcuts": False},
     "2.2": {"width_multipliers": (1, 2, 4, 4), "temporal_downsample": (False, True, True), "level_shortcuts": True},
 }
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 def check_parity(

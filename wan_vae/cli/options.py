@@ -46,7 +46,7 @@ CheckpointOption = Annotated[
     typer.Option(
         help="A checkpoint file in any layout, a diffusers folder, or a name: nano (in the package), wan2.1, wan2.2,"
         " qwen-image, qwen-image-layered, qwen-image-2.1, lightvae (from the Hugging Face hub). Files of tiny"
-        " autoencoders (taew2_1, taew2_2) are quick.",
+        " autoencoders (taew2_1, taew2_2) are quick; `cache` does not take them.",
         metavar="NAME|PATH",
     ),
 ]
@@ -113,7 +113,7 @@ MemoryOption = Annotated[
     typer.Option(
         help="Memory for the network in addition to the model and its input, result included: such as 4GiB, or auto for"
         " four fifths of the free memory. Where whole pictures need more, they pass tile by tile, which takes longer"
-        " and changes nothing else. With --shards it is the memory of each process.",
+        " and changes nothing else. Of several processes it is the memory of each.",
         metavar="SIZE",
     ),
 ]
@@ -128,7 +128,7 @@ ShardsOption = Annotated[
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notices and no progress; only errors.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and the result.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print what is being done, line by line.")]
 
 
