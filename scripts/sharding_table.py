@@ -44,7 +44,9 @@ def sharding_table(
     """Replace the marked part of DOCUMENT by a table of what is computed and sent."""
     before = document.read_text(encoding="utf-8")
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows(checkpoint, frames, tera * 1e12))
-    after = re.sub(r"(<!-- table -->\n).*(<!-- /table -->)", rf"\g<1>{table}\2", before, flags=re.DOTALL)
+    after, found = re.subn(r"(<!-- table -->\n).*(<!-- /table -->)", rf"\g<1>{table}\2", before, flags=re.DOTALL)
+    if not found:
+        raise UserError(f"{document} has no marks <!-- table --> and <!-- /table -->; name the file that has them.")
     if check:
         if after != before:
             raise UserError(f"{document} is not up to date; run python scripts/sharding_table.py.")

@@ -24,7 +24,7 @@ from wan_vae.chunks import reconstruct_clip
 from wan_vae.errors import ClipError, UserError
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.evaluation.metrics import Metrics, Score
-from wan_vae.files import FileResult, Loader, Progress, check_options, load_encoder, no_progress
+from wan_vae.files import FileResult, Loader, Progress, check_options, load_encoder, model_name, no_progress
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, Frames, open_clip
 from wan_vae.io.atomic_output import check_output, written_beside
@@ -174,7 +174,7 @@ def compare_file(
                 metrics.add(*pair)
                 report.add(number, *pair, metrics.frames[-1])
                 progress(number * info.frames + len(metrics.frames), total)
-            facts.append(model_facts(model, _label(vae, name), len(metrics.frames), time.perf_counter() - started))
+            facts.append(model_facts(model, model_name(vae, name), len(metrics.frames), time.perf_counter() - started))
             del model  # before the next is loaded
         options = {"size": size, "fit": fit, "frames": frames, "fps": fps, "length": length, "memory": memory}
         page = stack.enter_context(written_beside(out, overwrite=overwrite))
@@ -194,7 +194,7 @@ def _names(vaes: "Sequence[WanVAE | TinyVAE | str | Path]") -> list[str]:
     """Return a name for each model, for a checkpoint as many of the last parts of its path as tell it from others."""
     if not isinstance(vaes, Sequence) or isinstance(vaes, str) or not vaes:
         raise UserError("There is no checkpoint to compare; name one or more.")
-    labels = [_label(vae, f"model {number}") for number, vae in enumerate(vaes, 1)]
+    labels = [model_name(vae, f"model {number}") for number, vae in enumerate(vaes, 1)]
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"{label} is named twice; name each checkpoint once.")
@@ -203,10 +203,6 @@ def _names(vaes: "Sequence[WanVAE | TinyVAE | str | Path]") -> list[str]:
         if len(set(short)) == len(short):
             return short
     return labels
-
-
-def _label(vae: "WanVAE | TinyVAE | str | Path", name: str) -> str:
-    return str(vae) if isinstance(vae, str | Path) else name
 
 
 def _result(out: Path, info: ClipInfo, begun: float, compared: dict[str, Metrics]) -> ReportResult:

@@ -187,18 +187,7 @@ def encode_file(
                 writer.write(chunk)
             progress(tensors.frames, info.frames)
         if writer is not None:
-            writer.finish(
-                LatentsInfo(
-                    frames=tensors.frames,
-                    width=info.width,
-                    height=info.height,
-                    fps=info.fps,
-                    pixel_aspect=info.pixel_aspect,
-                    color=info.color,
-                    config=model.config,
-                    checkpoint=model.digest(),
-                )
-            )
+            writer.finish(LatentsInfo.of_clip(info, tensors.frames, model.config, model.digest()))
     seconds = time.perf_counter() - begun
     return EncodeResult(latents, tensors.frames, info.width, info.height, info.fps, seconds, shape)
 
@@ -400,9 +389,9 @@ def is_first_rank(model: "Model | LinearPreview") -> bool:
     return getattr(model, "rank", 0) == 0
 
 
-def model_name(vae: "Model | LinearPreview | str | Path") -> str:
-    """Return what messages call a model."""
-    return str(vae) if isinstance(vae, str | Path) else "the model"
+def model_name(vae: "Model | LinearPreview | str | Path", unnamed: str = "the model") -> str:
+    """Return what messages call a model: by default `unnamed` where it is none of a file."""
+    return str(vae) if isinstance(vae, str | Path) else unnamed
 
 
 def inputs_of(file: Path, vae: "Model | LinearPreview | str | Path") -> tuple[Path, ...]:

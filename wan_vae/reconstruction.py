@@ -122,9 +122,7 @@ def reconstruct_file(
         source = stack.enter_context(open_clip(clip, size=size, fit=fit, frames=frames, fps=fps, length=length))
         info = source.info
         if info.bit_depth > 8:
-            logging.getLogger("wan_vae").warning(
-                f"{clip} has {info.bit_depth} bits a channel; {places.out} is written with 8."
-            )
+            _logger.warning(f"{clip} has {info.bit_depth} bits a channel; {places.out} is written with 8.")
         warn_of_rest(source, clip, places.out)
         for path in places.clips:
             check_clip(path, fps=info.fps, lossless=lossless)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from experiments.residual_blocks.settings import Frozen, Kind, NetworkSection, TrainingSection
+from wan_vae.benchmark.measure import count_work
 from wan_vae.config import VAEConfig
 from wan_vae.model.blocks import Head, residual_block
 from wan_vae.model.halo import Halo
@@ -110,16 +110,8 @@ class Cost:
 @cache
 def cost(network: Network, training: TrainingSection) -> Cost:
     """Count what one training picture costs."""
-    found = 0
-
-    def count(module: nn.Conv3d, inputs: tuple[Any, ...], output: Tensor) -> None:
-        nonlocal found
-        found += module.weight.numel() * output[0, 0].numel()
-
     with torch.device("meta"):
         model = Autoencoder(network)
-        for module in model.modules():
-            if isinstance(module, nn.Conv3d):
-                module.register_forward_hook(count)
-        model(torch.zeros(1, 3, 1, training.crop, training.crop))
-    return Cost(sum(parameter.numel() for parameter in model.parameters()), found)
+        picture = torch.zeros(1, 3, 1, training.crop, training.crop)
+    flops = count_work(lambda: model(picture)).flops
+    return Cost(sum(parameter.numel() for parameter in model.parameters()), flops // 2)

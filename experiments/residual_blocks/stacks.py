@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from experiments.residual_blocks.networks import Network, through
 from experiments.residual_blocks.settings import Frozen, StackSection
-from experiments.residual_blocks.training import warmed_cosine
+from wan_vae.training.optim import warmed_cosine
 
 Task = Literal["identity", "last", "every"]
 BATCH, SIDE, SMOOTHNESS = 8, 8, 2

@@ -14,6 +14,7 @@ from experiments.residual_blocks.networks import Autoencoder, Network
 from experiments.residual_blocks.probes import BlockProbe, probe_blocks
 from experiments.residual_blocks.settings import Frozen, PhotoSection, TrainingSection
 from wan_vae.evaluation.metrics import psnr
+from wan_vae.training.optim import warmed_cosine
 
 
 class TrainingResult(Frozen):
@@ -92,19 +93,6 @@ def spike(norms: list[float]) -> float:
     if not all(map(math.isfinite, norms)) or median(norms) == 0:
         return math.inf
     return max(norms) / median(norms)
-
-
-def warmed_cosine(step: int, steps: int, warmup: int) -> float:
-    """Return the share of the highest learning rate: linear warm-up, then a cosine to 0 (Loshchilov and Hutter 2017).
-
-    Args:
-        step: From 0.
-        steps: Of the whole training.
-        warmup: Steps of them that rise.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -22,12 +21,11 @@ from torch import Tensor
 from wan_vae.chunks import encode_chunks, normalized_moments
 from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
-from wan_vae.dataset.outputs import CACHE_OUTPUTS
-from wan_vae.dataset.outputs import Begin as Begin
+from wan_vae.dataset.outputs import CACHE_OUTPUTS, Begin
 from wan_vae.dataset.parts import MUSUBI_FPS, Part, musubi_frames
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.dataset.sources import Source
-from wan_vae.dataset.storage import Store, remove_output
+from wan_vae.dataset.storage import Store
 from wan_vae.errors import ClipError
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, open_clip
@@ -175,7 +173,7 @@ class PartEncoder:
                 for (chunk,) in self._encoded(self._first_and_zeros(first.frame, info), info):
                     writer.write(chunk)
                     tick()
-            shape = writer.finish(_latents_info(info, tensors.frames, vae.config, job.key.checkpoint))
+            shape = writer.finish(LatentsInfo.of_clip(info, tensors.frames, vae.config, job.key.checkpoint))
         size, output = path.stat().st_size, below.as_posix()
         if self._store is not None:
             output = self._store.put(path, below)
@@ -201,10 +199,6 @@ class PartEncoder:
             extra=dict(job.source.extra),
         )
 
-    def remove(self, record: Record) -> None:
-        """Remove an output."""
-        remove_output(self.place, record.output)
-
     def _encoded(self, video: Iterable[Tensor], info: ClipInfo) -> Iterator[tuple[Tensor, ...]]:
         """Yield normalized latents, with their log-variance if it is asked for, in the memory of the host."""
         vae, moments = self._vae, self._options.posterior
@@ -219,11 +213,6 @@ class PartEncoder:
         count = self._vae.default_chunk_size(info.height, info.width) * config.temporal_compression
         for begin in range(1, info.frames, count):
             yield torch.zeros_like(first).expand(-1, -1, min(count, info.frames - begin), -1, -1)
-
-
-def _latents_info(info: ClipInfo, frames: int, config: VAEConfig, checkpoint: str) -> LatentsInfo:
-    create = partial(LatentsInfo, frames=frames, width=info.width, height=info.height, fps=info.fps)
-    return create(pixel_aspect=info.pixel_aspect, color=info.color, config=config, checkpoint=checkpoint)
 
 
 class _First:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from wan_vae.dataset.ahead import ReadingAhead
-from wan_vae.dataset.encode import Begin, Item, PartEncoder, read_parts
+from wan_vae.dataset.encode import Item, PartEncoder, read_parts
 from wan_vae.dataset.manifest import Record
+from wan_vae.dataset.outputs import Begin
 from wan_vae.dataset.plan import CacheOptions, Job
+from wan_vae.dataset.storage import remove_output
 from wan_vae.errors import UserError, memory_shortage, printable
 from wan_vae.inference.budget import Budget, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import BudgetError
@@ -114,7 +116,7 @@ def encode_jobs(
                 if shutil.disk_usage(encoder.place).free < _LEAST_ROOM:
                     raise UserError(f"The disk of {encoder.place} is full; make room and start again.") from failure
                 for record in records:
-                    encoder.remove(record)
+                    remove_output(encoder.place, record.output)
                 records, error, passing = [], reason(failure), is_passing(failure)
             yield Done(job, records, error, passing, ahead.waited - waited)
             waited = ahead.waited

@@ -18,9 +18,8 @@ from wan_vae.dataset.storage import check_store
 from wan_vae.errors import UserError
 from wan_vae.io.timing import exact_rate
 
-_STAMPS = (
-    "checkpoints.json"  # in the cache's folder: digests of checkpoints by what tells that their files are the same
-)
+# In the cache's folder: digests of checkpoints by what tells that their files are the same.
+_STAMPS = "checkpoints.json"
 _VERSION = 1  # of what an output holds; raise it where the same options give other outputs
 
 

@@ -274,7 +274,7 @@ class TiledHalo(CachedHalo):
         self.at_start = False
 
 
-def tiling_of(state: Mapping[str, Tensor], prefix: str = "") -> Tiling | None:
+def tiling_of(state: Mapping[str, Tensor], prefix: str) -> Tiling | None:
     """Return the tiling of the stream that had this state; None for whole pictures."""
     tiling = state.get(f"{prefix}{_TILING}")
     if tiling is None:

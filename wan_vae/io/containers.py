@@ -12,17 +12,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from wan_vae.errors import ClipError
 from wan_vae.io.mp4 import SEARCHED, Mp4, Structure
 
 _EBML = b"\x1a\x45\xdf\xa3"
-
-
-def check_not_empty(source: Path | BinaryIO, name: str) -> None:
-    """Raise a ClipError if a file has no bytes."""
-    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
-        if file.seek(0, 2) == 0:
-            raise ClipError(f"{name} is empty (0 bytes); name a video or an image.")
 
 
 def read_structure(source: Path | BinaryIO) -> Structure:

@@ -22,7 +22,7 @@ from wan_vae.errors import ClipError
 from wan_vae.io.audio import AudioSource, file_url, reason
 from wan_vae.io.clip import LARGEST_SIDE, LOGGER, MOST_PIXELS, ClipInfo
 from wan_vae.io.color import RgbConverter, bit_depth, is_transparent, kind_of
-from wan_vae.io.containers import check_not_empty, read_structure
+from wan_vae.io.containers import read_structure
 from wan_vae.io.orientation import Orientation, Picture, from_frame
 from wan_vae.io.packets import Timeline, number_of
 from wan_vae.io.timing import Timing, measure, sort_by_time
@@ -54,7 +54,6 @@ class AvSource:
         self.alpha_is_unset = False
         self.scaled: tuple[int, int] | None = None
         self._warned_of_change = False
-        check_not_empty(source, name)
         self._state = self._read_state()
         self._structure = read_structure(source)
         self._timeline = Timeline(name, joined=self._structure.joined)

@@ -78,7 +78,6 @@ class ImageSource:
                     f"the same folder is {header.width}x{header.height}; bring all to one size."
                 )
         bits = max(file.header.bit_depth for file in self._files)
-        self._deep = bits > 8
         durations = header.durations if kind else ()
         count = len(header.pictures) if kind else len(self._files)
         if len(durations) < 2:
@@ -120,8 +119,6 @@ class ImageSource:
         else:
             pictures = (next(file.pictures(slice(1))) for file in self._files[selected])
         for time, picture in zip(times, pictures, strict=True):
-            if self._deep and picture.dtype == np.uint8:
-                picture = picture.astype(np.uint16) * 257
             yield time - self.timing.start, picture
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from wan_vae.arguments import shown
 from wan_vae.config import VAEConfig
 from wan_vae.errors import LatentsError
-from wan_vae.io.clip import LARGEST_ASPECT
+from wan_vae.io.clip import LARGEST_ASPECT, ClipInfo
 from wan_vae.io.color import Color
 from wan_vae.io.timing import FASTEST, SLOWEST
 
@@ -58,6 +58,20 @@ class LatentsInfo:
                 raise LatentsError(f"{name} is {ratio}; it must be from {least} to {most}.")
             if max(ratio.numerator, ratio.denominator) > _LARGEST_INTEGER:
                 raise LatentsError(f"{name} is {ratio}, a fraction of numbers above {_LARGEST_INTEGER}.")
+
+    @classmethod
+    def of_clip(cls, info: ClipInfo, frames: int, config: VAEConfig, checkpoint: str) -> "LatentsInfo":
+        """Return what is stored of a clip of which so many frames were encoded."""
+        return cls(
+            frames=frames,
+            width=info.width,
+            height=info.height,
+            fps=info.fps,
+            pixel_aspect=info.pixel_aspect,
+            color=info.color,
+            config=config,
+            checkpoint=checkpoint,
+        )
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise a LatentsError for latents of another shape than those of this clip."""

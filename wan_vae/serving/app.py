@@ -105,7 +105,7 @@ def make_app(server: Server, worker: Worker, token: str | None = None) -> FastAP
             work = partial(server.decode_mp4, head=head, scaling=scaling, fps=rate_of(fps), media="text/plain")
             return await answer(worker, request, head.bytes, work)
         limits.check_answer(
-            batch * 3 * frames * height * width * (1 if partial_postprocess else server.decoder_dtype.itemsize),
+            batch * 3 * frames * height * width * (1 if partial_postprocess else server.model.decoder_dtype.itemsize),
             "ask for partial_postprocess, for mp4, or a stream",
         )
         kind: Literal["tensor", "unit", "levels", "png", "jpg"] = "levels" if partial_postprocess else "tensor"

@@ -10,7 +10,7 @@ import torch
 
 from wan_vae.config import VAEConfig
 from wan_vae.errors import UserError
-from wan_vae.validation import check_channels, check_latents, check_video
+from wan_vae.validation import check_latents, check_video
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes of tensors that are sent, by diffusers' names; its fourth, uint8, is for answers."""
@@ -94,7 +94,6 @@ class TensorHead:
     def check_latents(self, config: VAEConfig) -> tuple[int, int, int, int]:
         """Return clips, frames of each, height and width of what latents decode to."""
         latents = torch.empty(self.shape, dtype=self.dtype, device="meta")
-        check_channels(latents, config)
         check_latents(latents, config, whole=True)
         batch, _, count, height, width = self.shape
         frames, side = 1 + (count - 1) * config.temporal_compression, config.spatial_compression * config.output_upscale

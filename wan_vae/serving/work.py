@@ -76,16 +76,6 @@ class Server:
     limits: Limits
     name: str  # of the model, for people
 
-    @property
-    def decoder_dtype(self) -> torch.dtype:
-        """The dtype of decoded videos."""
-        return next(self.model.decoder.parameters()).dtype
-
-    @property
-    def encoder_dtype(self) -> torch.dtype:
-        """The dtype of latents."""
-        return next(self.model.encoder.parameters()).dtype
-
     def decode(
         self,
         body: BinaryIO,
@@ -100,7 +90,7 @@ class Server:
                 in that dtype; "levels" for (B * T, H, W, 3) in uint8; or a picture's format.
         """
         batch, frames, height, width = head.check_latents(self.model.config)
-        dtype, pictures = self.decoder_dtype, batch * frames
+        dtype, pictures = self.model.decoder_dtype, batch * frames
         headers = {
             "tensor": _tensor_headers([batch, 3, frames, height, width], dtype),
             "unit": _tensor_headers([pictures, 3, height, width], dtype),
@@ -173,7 +163,7 @@ class Server:
                 yield b""
             yield from _tensor_pieces(torch.cat(parts, dim=2))
 
-        return _tensor_headers(shape, self.encoder_dtype), pieces()
+        return _tensor_headers(shape, self.model.dtype), pieces()
 
     def encode_clip(self, body: BinaryIO, scaling: Scaling) -> Answer:
         """A clip in a file -> latents as they come: the bytes of (t, z, h, w)."""
@@ -194,7 +184,7 @@ class Server:
                 for part in self._encoded(tensors, scaling):
                     yield tensor_bytes(part[0].transpose(0, 1).cpu())
 
-        return _tensor_headers([count, *size], self.encoder_dtype), pieces()
+        return _tensor_headers([count, *size], self.model.dtype), pieces()
 
     def report(self, body: BinaryIO, name: str) -> Answer:
         """A clip in a file -> lines of frames done and in all, an empty line, and the report's page; or `error: `."""
@@ -259,7 +249,7 @@ class Server:
         height, width = first.shape[3:]
         moments = isinstance(model, WanVAE)
         # Once, for a GPU waits for numbers from the host.
-        statistics = LatentStatistics.of(model.config, self.encoder_dtype, model.device)
+        statistics = LatentStatistics.of(model.config, self.model.dtype, model.device)
         for part in encode_chunks(model, all_chunks(), height, width, self.memory, moments=moments):
             raw = part.chunk(2, dim=1)[0] if moments else statistics.denormalized(part)
             yield scaling.from_raw(raw, statistics)

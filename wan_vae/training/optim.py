@@ -16,16 +16,25 @@ MOMENTUM = 0.95
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Return the learning rate of an optimizer step, counted from 0 over the whole run.
-
-    In each stage it is a linear warm-up, then a cosine (Loshchilov and Hutter 2017).
-    """
+    """Return the learning rate of a step, counted from 0 over the whole run: `warmed_cosine` in each stage."""
     index, step = recipe.stage_at(step)
     stage = recipe.stages[index]
-    if step < stage.warmup:
-        return stage.learning_rate * ((step + 1) / stage.warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - stage.warmup) / max(1, stage.steps - stage.warmup)))
-    return stage.learning_rate * (stage.final_rate + (1 - stage.final_rate) * cosine)
+    return stage.learning_rate * warmed_cosine(step, stage.steps, stage.warmup, stage.final_rate)
+
+
+def warmed_cosine(step: int, steps: int, warmup: int, final: float = 0.0) -> float:
+    """Return the share of the highest learning rate: linear warm-up, then a cosine (Loshchilov and Hutter 2017).
+
+    Args:
+        step: From 0.
+        steps: Of the whole training.
+        warmup: Steps of them that rise.
+        final: The share at the end.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return final + (1 - final) * cosine
 
 
 class EMA:

@@ -5,7 +5,8 @@ import torch
 
 from experiments.residual_blocks.networks import Autoencoder, Network
 from experiments.residual_blocks.settings import Ablation
-from experiments.residual_blocks.training import constant_psnr, spike, validation_psnr, warmed_cosine
+from experiments.residual_blocks.training import constant_psnr, spike, validation_psnr
+from wan_vae.training.optim import warmed_cosine
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:

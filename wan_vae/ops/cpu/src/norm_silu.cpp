@@ -5,7 +5,7 @@
 
 namespace {
 
-// The square of `MIN_NORM` in wan_vae/ops/norm_silu.py.
+// The square of `MIN_NORM` in wan_vae/ops/__init__.py.
 constexpr float SMALLEST = 1e-24f;
 
 template <class Value>
