@@ -27,8 +27,7 @@ from wan_vae.interchange.formats import (
 )
 from wan_vae.io.latents_file import DTYPE_NAMES, LatentsFile, check_finite, latents_metadata, read_chunks
 from wan_vae.io.latents_info import LatentsInfo
-from wan_vae.io.safetensors_file import StoredTensor as TensorInFile
-from wan_vae.io.safetensors_file import version
+from wan_vae.io.safetensors_file import TensorInFile, version
 from wan_vae.posterior import LatentStatistics
 
 _FPS = {48: Fraction(24)}  # of the models with so many latent channels

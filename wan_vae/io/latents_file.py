@@ -18,7 +18,7 @@ from wan_vae.io.atomic_output import check_output, written_beside
 from wan_vae.io.latents_info import FORMAT, LatentsInfo
 from wan_vae.io.safetensors_file import (
     DTYPES,
-    StoredTensor,
+    TensorInFile,
     Version,
     read_exactly,
     read_header,
@@ -220,7 +220,7 @@ class LatentsFile:
         """
         count = check_count("count", count)
         return read_chunks(
-            self._path, self.name, StoredTensor(self.dtype, self.shape, self._start), self._version, count
+            self._path, self.name, TensorInFile(self.dtype, self.shape, self._start), self._version, count
         )
 
     def logvar_chunks(self, count: int) -> Iterator[Tensor]:
@@ -234,7 +234,7 @@ class LatentsFile:
         return read_chunks(self._path, self.name, self._logvar, self._version, check_count("count", count))
 
 
-def read_chunks(path: Path, name: str, tensor: StoredTensor, seen: Version, count: int) -> Iterator[Tensor]:
+def read_chunks(path: Path, name: str, tensor: TensorInFile, seen: Version, count: int) -> Iterator[Tensor]:
     """Yield latents (1, z, n, h, w) that a file keeps as one contiguous tensor (1, z, t, h, w); n is at most `count`.
 
     Args:
@@ -275,7 +275,7 @@ def latents_metadata(path: Path) -> dict[str, str] | None:
     return None if header is None else header[1]
 
 
-def _read_latents_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str], Version] | None:
+def _read_latents_header(path: Path) -> tuple[dict[str, TensorInFile], dict[str, str], Version] | None:
     with _open(path, str(path)) as file:
         try:
             tensors, metadata = read_header(file)

@@ -32,7 +32,7 @@ DTYPES = {
 }
 
 
-class StoredTensor(NamedTuple):
+class TensorInFile(NamedTuple):
     """Where a file keeps a tensor."""
 
     kind: str  # safetensors' name of the dtype; one that is not in `DTYPES` cannot be read
@@ -40,7 +40,7 @@ class StoredTensor(NamedTuple):
     start: int  # position of its first byte in the file
 
 
-def read_header(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_header(file: BinaryIO) -> tuple[dict[str, TensorInFile], dict[str, str]]:
     """Return the tensors and the metadata that the header of an open file describes.
 
     Raises:
@@ -66,7 +66,7 @@ def read_header(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, str]
     ):
         if begin + first != end:
             raise ValueError(f"the bytes of {name!r} do not follow those of the tensor before it")
-        tensors[name] = StoredTensor(kind, shape, end)
+        tensors[name] = TensorInFile(kind, shape, end)
         end = begin + last
     if end != size:
         raise ValueError(f"it has {size} bytes, and its header describes {end}")
