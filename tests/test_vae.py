@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.checkpoints.variants import STANDARD, native
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_config
 from wan_vae import UserError, WanVAE
-from wan_vae.checkpoints import load_checkpoint
+from wan_vae.checkpoints import load_checkpoint, weights_digest
 from wan_vae.checkpoints.files import DIFFUSERS_FILE
 from wan_vae.config import preset_names
 from wan_vae.inference.stream import EncodeStream
@@ -235,6 +235,29 @@ def test_digest_is_that_of_weights_with_a_merged_adapter(converted: bool, tmp_pa
     assert vae.digest() != before
 
 
+@pytest.mark.parametrize("tap", [(0, 0, 0), (0, 1, 2), (2, 1, 1), (2, 2, 2)])
+def test_digest_tells_of_a_write_to_one_tap(tap: tuple[int, int, int], tmp_path: Path) -> None:
+    random_vae(small_config(encoder_width=96), torch.float32).save(tmp_path / "vae.safetensors")
+    vae = WanVAE.from_pretrained(tmp_path / "vae.safetensors")
+    before = vae.digest()
+    vae.encoder.middle.block1.conv1.weight.data[(..., *tap)] += 0.25
+    assert vae.digest() != before
+
+
+def test_digest_of_weights_that_were_rounded_is_their_own(tmp_path: Path) -> None:
+    random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
+    vae = WanVAE.from_pretrained(tmp_path / "vae.safetensors")
+    before = vae.digest()
+    assert vae.to(torch.bfloat16).digest() == before
+    assert vae.to(torch.float32).digest() == weights_digest(vae.state_dict()) != before
+
+
+def test_from_pretrained_on_the_meta_device_is_for_plans(tmp_path: Path) -> None:
+    random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
+    vae = WanVAE.from_pretrained(tmp_path / "vae.safetensors", device="meta")
+    assert vae.plan("decode", frames=5, height=8, width=8, memory="1GiB", device="cpu").peak > 0
+
+
 def test_digest_of_a_folder_is_found_by_its_config_and_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +297,12 @@ def test_call_carries_tangents_of_forward_mode_differentiation(call: str) -> Non
     # PyTorch's fused attention has no tangents, and says so.
     with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         found = forward_ad.unpack_dual(getattr(vae, call)(forward_ad.make_dual(x, tangent))).tangent
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        vae.requires_grad_(True)
+        result = forward_ad.unpack_dual(getattr(vae, call)(forward_ad.make_dual(x, tangent)))
+        vae.requires_grad_(False)
+    assert not result.primal.requires_grad
+    torch.testing.assert_close(result.tangent, found)
     step = 1e-6
     expected = (getattr(vae, call)(x + step * tangent) - getattr(vae, call)(x - step * tangent)) / (2 * step)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -447,7 +447,8 @@ class WanVAE(Autoencoder):
         """Return the SHA-256 of the weights, which latents files keep to tell by which weights they were encoded.
 
         It is that of the loaded checkpoint, whatever dtype the weights were converted to, as long as neither its file
-        nor a weight has changed; otherwise that of the weights as they are.
+        nor a weight has changed; otherwise that of the weights as they are, also of those that were converted to a
+        narrower dtype and back. Where weights were written to by `weight.data`, some values of each are compared.
         """
         found = None if self._origin is None else self._origin.digest(self)
         return weights_digest(self.state_dict()) if found is None else found

@@ -13,6 +13,7 @@ from tests.comfyui.stubs import NEW, OLD, loaded
 from tests.helpers import random_vae
 from wan_vae import UserError, VAEConfig, WanVAE
 from wan_vae.config import load_config
+from wan_vae.integrations.comfyui import FirstStageModel
 from wan_vae.ops.conv3d import lay_out_weights
 
 TILE = {"tile_x": 4, "tile_y": 4, "overlap": 1, "tile_t": 2, "overlap_t": 1}
@@ -184,6 +185,14 @@ def test_vae_of_pictures_with_alpha_takes_those_without_it_as_opaque(
     assert (fast.latent_dim, fast.output_channels) == (2 if images_only else 3, 4)
     pictures = fast.decode(latents)
     assert pictures.shape == (*images.shape[:3], 4) if images_only else (1, 1, *images.shape[1:3], 4)
+
+
+@pytest.mark.parametrize("preset", ["wan2.1", "qwen-image-layered"])
+def test_pictures_of_one_channel_are_refused(preset: str) -> None:
+    values = load_config(preset).to_dict() | {"encoder_width": 4, "decoder_width": 4}
+    stage = FirstStageModel(random_vae(VAEConfig(**values), torch.float32), torch.device("cpu"), lambda device: 2**30)
+    with pytest.raises(UserError, match=r"but this one is \(1, 1, 1, 16, 16\)"):
+        stage.encode(torch.zeros(1, 1, 1, 16, 16))
 
 
 def test_weights_of_an_accelerated_vae_can_be_saved_after_a_gpu_had_them(comfy: Comfy, tmp_path: Path) -> None:

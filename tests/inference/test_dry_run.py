@@ -14,7 +14,7 @@ from tests.helpers import random_latents, random_vae, random_video, relative_dif
 from wan_vae import UserError, VAEConfig, WanVAE
 from wan_vae.inference import dry_run, planner
 from wan_vae.model.halo import Halo
-from wan_vae.model.layers import CausalConv3d, PaddedInput
+from wan_vae.model.layers import CausalConv3d, NormSiLU, PaddedInput
 from wan_vae.ops import conv3d, triton
 from wan_vae.ops.memory_estimator import MemoryEstimator
 from wan_vae.ops.norm_silu import norm_silu_into
@@ -105,6 +105,16 @@ def test_make_plan_after_a_convolution_was_wrapped_runs_dry_again() -> None:
     before = vae.plan("decode", **options)
     vae.decoder.middle.block1.conv1 = LoRA(vae.decoder.middle.block1.conv1, rank=512).double()
     assert vae.plan("decode", **options).peak > before.peak
+
+
+def test_plan_of_a_model_with_hooks_counts_what_they_are_called_with() -> None:
+    vae = random_vae(small_config())
+    size = {"frames": 5, "height": 32, "width": 32, "memory": "1GiB"}
+    before = vae.plan("decode", **size).peak
+    for module in vae.modules():
+        if isinstance(module, NormSiLU):
+            module.register_forward_hook(lambda module, inputs, output: None)
+    assert vae.plan("decode", **size).peak > before
 
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])

@@ -205,6 +205,9 @@ def test_fast_class_with_layers_wrapped_before_its_first_call_steps_aside_with_o
         assert_same(both_ways(fast, clip), both_ways(plain, clip), tolerance=0)
     (record,) = (record for record in caplog.records if record.name == "wan_vae")
     assert "diffusers' own AutoencoderKLWan computes" in record.message
+    fast.decoder.mid_block.attentions[0].proj = fast.decoder.mid_block.attentions[0].proj.inner
+    both_ways(fast, clip)
+    assert fast._made is not None
 
 
 def test_from_diffusers_and_back_share_the_parameters(clip: torch.Tensor) -> None:

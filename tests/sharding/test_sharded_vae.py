@@ -156,6 +156,11 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
                 sharded.encode(random_video(1, 3, 4))
             case "one does not fit":
                 sharded.encode(random_video(1, 4 - dist.get_rank(), 4))
+            case "one has impossible passes in a stream":
+                latents = [random_latents(config, 3, 2, 2)]
+                list(sharded.decode_stream(latents, latents_per_pass=1 - dist.get_rank()))
+            case "one has an impossible plan":
+                sharded.plan("decode", frames=5, height=4 - dist.get_rank(), width=4, memory="1GiB")
             case "gradients":
                 with torch.enable_grad():
                     sharded.decode(random_latents(config, 1, 2, 2).requires_grad_(True))
@@ -185,6 +190,8 @@ def message_of(group: dist.ProcessGroup, mistake: str) -> str:
         ("too small", "2 devices cannot share a picture of 1x1 latents; 1 could."),
         ("does not fit", "The height 3 is not a multiple of 2; 2 or 4 would fit."),
         ("one does not fit", "The height 3 is not a multiple of 2; 2 or 4 would fit."),
+        ("one has impossible passes in a stream", "latents_per_pass"),
+        ("one has an impossible plan", "The height 3 is not a multiple of 2; 2 or 4 would fit."),
         ("gradients", "Clips in shards pass without gradients; call it inside torch.no_grad(),"),
         ("autocast", "A clip in shards is computed without gradients, autocast and torch.compile;"),
         ("another size", "A chunk is (1, 3, 2, 4, 6), but the ones before it are 4 high and 4 wide."),

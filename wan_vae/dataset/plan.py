@@ -144,6 +144,8 @@ class CacheOptions:
         for name in ("architecture", "store"):  # caches from before these were options stay
             if values[name] is None:
                 del values[name]
+        if (self.architecture or "").startswith("qwen_image"):
+            values["version"] = f"{_VERSION}, sides of 32 pixels, no time"  # what was cached before was of no use
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ from wan_vae.inference.planner import Part, Plan, PlanRequest, choose
 from wan_vae.inference.tiling import Tiling
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.model.halo import Halo, NoNeighbors
+from wan_vae.model.layers import is_altered
 from wan_vae.model.stages import LocalStage
 from wan_vae.ops import needs_plain_ops
 from wan_vae.ops.cpu.build import ensure_kernels, library
@@ -69,7 +70,9 @@ def make_plan(
     if model.training:
         raise UserError("A budget of memory is for eval mode; call vae.eval() first.")
     if needs_plain_ops():
-        raise UserError("A budget of memory leaves no gradients, graphs or autocast; call this in torch.no_grad().")
+        raise UserError(
+            "A budget of memory leaves no gradients, tangents, graphs or autocast; call this in torch.no_grad() alone."
+        )
     device = model.device if device is None else device
     if device.type == "cpu":
         ensure_kernels()
@@ -148,7 +151,7 @@ def _check_size(batch: int, frames: int, height: int, width: int) -> None:
 def _fingerprint(model: nn.Module) -> Hashable:
     """Return what tells models apart whose calls take different memory: the modules, and their weights' types."""
     return (
-        tuple((name, type(module)) for name, module in model.named_modules()),
+        tuple((name, type(module), is_altered(module)) for name, module in model.named_modules()),
         tuple((tensor.shape, tensor.dtype) for tensor in model.parameters()),
     )
 
@@ -237,9 +240,13 @@ def _meta_copy(model: Autoencoder) -> Autoencoder:
         tensors = [*module._buffers.values(), *(value for value in vars(module).values() if isinstance(value, Tensor))]
         memo |= {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors if tensor is not None}
     twin = copy.deepcopy(model, memo)
-    for module in twin.modules():  # hooks of profilers and the like have no business in a dry run
-        module._forward_hooks.clear()
+    for module in twin.modules():
+        # Hooks of profilers and the like have no business in a dry run, but where there are any, memory is needed.
+        has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
         module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+        if has_hooks:
+            module.register_forward_hook(lambda *_: None)
     return twin
 
 

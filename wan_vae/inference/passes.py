@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
 
 from wan_vae.errors import UserError
 from wan_vae.inference.chunk_size import ChunkSize, choose_chunk_size
@@ -103,9 +102,7 @@ def _prepare(model: Autoencoder) -> None:
 
 
 def records_gradients(model: Autoencoder, x: Tensor) -> bool:
-    """Return whether a call with `x` would record gradients, or carry a tangent of forward-mode differentiation."""
-    if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
-        return True
+    """Return whether a call with `x` would record gradients."""
     weights = (parameter.requires_grad for parameter in model.parameters())
     return torch.is_grad_enabled() and (x.requires_grad or any(weights))
 

@@ -249,10 +249,8 @@ def _padded_chunks(network: WanVAE, images: Tensor) -> Iterator[Tensor]:
 
 
 def _with_alpha(x: Tensor, channels: int) -> Tensor:
-    """Return (n, c, ...) in [-1, 1] with so many channels: opaque, where there is no alpha."""
-    if x.shape[1] >= channels:
-        return x
-    return torch.cat([x, x.new_ones(x.shape[0], channels - x.shape[1], *x.shape[2:])], dim=1)
+    """Return RGB or RGBA (n, c, ...) in [-1, 1] for a network of so many channels: opaque, where there is no alpha."""
+    return torch.cat([x, torch.ones_like(x[:, :1])], dim=1) if (x.shape[1], channels) == (3, 4) else x
 
 
 def decode_images(

@@ -160,11 +160,12 @@ class FastAutoencoderKLWan(AutoencoderKLWan):
 
     def _acceleration(self) -> Acceleration | None:
         # At the first call, as the parameters are replaced while they are loaded.
-        if "_made" not in self.__dict__:
+        made: Acceleration | None = self.__dict__.get("_made")
+        if made is None:
             try:
-                self.__dict__["_made"] = Acceleration(self)
-            except UserError as error:  # layers were wrapped before
-                self.__dict__["_made"] = None
-                _logger.warning(f"diffusers' own AutoencoderKLWan computes: {str(error).rstrip('.')}.")
-        made: Acceleration | None = self.__dict__["_made"]
+                made = self.__dict__["_made"] = Acceleration(self)
+            except UserError as error:  # layers are wrapped, perhaps not for ever
+                if self.__dict__.get("_said") != str(error):
+                    _logger.warning(f"diffusers' own AutoencoderKLWan computes: {str(error).rstrip('.')}.")
+                self.__dict__["_said"] = str(error)
         return made

@@ -31,17 +31,19 @@ operation is PyTorch's.
 """
 
 import torch
+from torch.autograd import forward_ad
 
 MIN_NORM = 1e-12
 """The smallest norm that RMS norms divide by, as in Wan's `F.normalize`."""
 
 
 def needs_plain_ops() -> bool:
-    """Whether only PyTorch's out-of-place operations may run: under autograd, tracing, compilation or autocast."""
+    """Whether only PyTorch's out-of-place operations may run: under autograd, or where `is_traced`."""
     return torch.is_grad_enabled() or is_traced()
 
 
 def is_traced() -> bool:
-    """Whether operations are recorded or changed by PyTorch: under tracing, compilation or autocast."""
+    """Whether operations are recorded or changed by PyTorch: in tracing, compilation, autocast or forward-mode AD."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return traced or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    autocast = traced or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return autocast or forward_ad._current_level >= 0

@@ -203,7 +203,8 @@ class ShardedVAE:
         ranks'.
         """
         size = {"batch": batch, "frames": frames, "height": height, "width": width}
-        x = dummy_input(self._model, direction, **size, streaming=streaming)
+        with self._group.telling_errors():
+            x = dummy_input(self._model, direction, **size, streaming=streaming)
         self._group.check_alike(f"a plan for {tuple(x.shape)}")
         with torch.no_grad():
             return self._plan(x, direction, latents_per_pass, memory, streaming=streaming)
@@ -263,8 +264,9 @@ class ShardedVAE:
     def _stream(
         self, chunks: Iterable[Tensor], direction: Direction, latents_per_pass: int | None, memory: Budget | None
     ) -> Iterator[Tensor]:
-        check_type("chunks", chunks, Iterable, "an iterable of tensors, such as [video]")
-        check_latents_per_pass(latents_per_pass)
+        with self._group.telling_errors():
+            check_type("chunks", chunks, Iterable, "an iterable of tensors, such as [video]")
+            check_latents_per_pass(latents_per_pass)
         stream: ClipStream | None = None
         share, iterator = cast(Share, None), iter(chunks)
         settings = self._settings(latents_per_pass, memory)
