@@ -390,7 +390,7 @@ def is_first_rank(model: "Model | LinearPreview") -> bool:
 
 
 def model_name(vae: "Model | LinearPreview | str | Path", unnamed: str = "the model") -> str:
-    """Return what messages call a model: by default `unnamed` where it is none of a file."""
+    """Return what messages call a model: the name or path it was given by, or `unnamed`."""
     return str(vae) if isinstance(vae, str | Path) else unnamed
 
 

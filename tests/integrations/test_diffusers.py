@@ -208,6 +208,7 @@ def test_fast_class_with_layers_wrapped_before_its_first_call_steps_aside_with_o
     fast.decoder.mid_block.attentions[0].proj = fast.decoder.mid_block.attentions[0].proj.inner
     both_ways(fast, clip)
     assert fast._made is not None
+    assert fast._made._network is not None
 
 
 def test_from_diffusers_and_back_share_the_parameters(clip: torch.Tensor) -> None:

@@ -30,15 +30,14 @@ class Origin:
 
     def digest(self, model: nn.Module) -> str | None:
         """Return the checkpoint's digest if neither its file nor a weight of the model has changed, else None."""
-        if self._versions != _versions(model) or not self._file.path.is_file():
+        if self._versions != _versions(model):
             return None
-        samples = _samples(model)
         # Of weights that were converted since, as they would be now.
-        pairs = zip(self._samples, samples, strict=False)
-        same = all(torch.equal(then.to(now.dtype).double(), now.double()) for then, now in pairs)
-        if not same or len(samples) != len(self._samples):
+        pairs = zip(self._samples, _samples(model), strict=True)
+        if not all(torch.equal(then.to(now.dtype).double(), now.double()) for then, now in pairs):
             return None
-        return _digest(self._path, self._file) if self._file == _version_of(self._file.path) else None
+        same = self._file.path.is_file() and self._file == _version_of(self._file.path)
+        return _digest(self._path, self._file) if same else None
 
 
 def _version_of(path: Path) -> _FileVersion:

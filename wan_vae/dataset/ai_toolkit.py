@@ -28,6 +28,11 @@ _LATENT_VERSION = 1
 _USUAL_FPS = 24  # its default, which its names leave out
 
 
+def is_of_images(architecture: str) -> bool:
+    """Whether a model, by its `arch`, is one of images: its latents are (z, h, w), its sides multiples of 32."""
+    return architecture.startswith("qwen_image")
+
+
 class Placement(NamedTuple):
     """How a picture is brought to its bucket: scaled, then cut."""
 

@@ -16,6 +16,7 @@ from wan_vae.config import VAEConfig
 from wan_vae.dataset.ai_toolkit import (
     ToolkitWriter,
     crop_facts,
+    is_of_images,
     to_toolkit_bucket,
     toolkit_bucket,
     toolkit_path,
@@ -137,7 +138,7 @@ class AiToolkitOutput(CacheOutput):
         extract = options.extract
         self._num_frames = None if extract is None or extract.extraction == "full" else extract.target_frames[0]
         self._architecture = options.architecture or ("wan22_5b" if config.spatial_compression == 16 else "wan21")
-        self._of_images = self._architecture.startswith("qwen_image")
+        self._of_images = is_of_images(self._architecture)
         # Twice the side of a latent pixel, since the transformers join 2x2 of these; and twice that, as it has it.
         self._step = (4 if self._of_images else 2) * config.spatial_compression
 

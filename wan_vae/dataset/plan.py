@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from wan_vae.arguments import check_clip_options
 from wan_vae.config import preset_names, read_preset
+from wan_vae.dataset.ai_toolkit import is_of_images
 from wan_vae.dataset.manifest import Key, Manifest
 from wan_vae.dataset.parts import STEP, Extract
 from wan_vae.dataset.sources import Source
@@ -144,7 +145,7 @@ class CacheOptions:
         for name in ("architecture", "store"):  # caches from before these were options stay
             if values[name] is None:
                 del values[name]
-        if (self.architecture or "").startswith("qwen_image"):
+        if self.architecture is not None and is_of_images(self.architecture):
             values["version"] = f"{_VERSION}, sides of 32 pixels, no time"  # what was cached before was of no use
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
+from wan_vae.checkpoints.detect import config_from_diffusers
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget
 from wan_vae.vae import WanVAE
@@ -50,6 +51,7 @@ def accelerate(pipeline_or_vae: Any, *, memory: Budget | None = None) -> "Accele
         known = " or ".join(kind.__name__ for kind in _CLASSES)
         raise UserError(f"{type(vae).__name__} is no VAE that can be accelerated; pass a pipeline with an {known}.")
     acceleration = Acceleration(vae, memory)
+    acceleration.connect()
     vae.__dict__.update(_encode=acceleration.encode, _decode=acceleration.decode)
     return acceleration
 
@@ -65,10 +67,15 @@ class Acceleration:
         self.vae = vae
         self.memory = memory
         self._class = next(kind for kind in _CLASSES if isinstance(vae, kind))
-        self._network: WanVAE | None = WanVAE.from_diffusers(vae)
-        self._config = self._network.config
-        self._parameters = list(vae.parameters())
+        self._config = config_from_diffusers(vae.config)
+        # Made on the VAE's parameters at the first call, and again when these were replaced.
+        self._network: WanVAE | None = None
+        self._parameters: list[Tensor] = []
         self._said: set[str] = set()
+
+    def connect(self) -> None:
+        """Make the network on the VAE's present parameters; a UserError if its structure is not Wan's."""
+        self._network, self._parameters = WanVAE.from_diffusers(self.vae), list(self.vae.parameters())
 
     def restore(self) -> None:
         """Give the VAE back diffusers' own methods."""
@@ -106,7 +113,7 @@ class Acceleration:
                 assert self._network is not None
                 return self._network.eval()
             try:
-                self._network, self._parameters = WanVAE.from_diffusers(self.vae), parameters
+                self.connect()
                 return self._network
             except UserError as error:
                 obstacle = str(error).rstrip(".")
@@ -147,25 +154,13 @@ class FastAutoencoderKLWan(AutoencoderKLWan):
     """
 
     def _encode(self, x: Tensor) -> Tensor:
-        made = self._acceleration()
-        moments: Tensor = AutoencoderKLWan._encode(self, x) if made is None else made.encode(x)
-        return moments
+        return self._acceleration().encode(x)
 
     def _decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        made = self._acceleration()
-        if made is None:
-            result: DecoderOutput | tuple[Tensor] = AutoencoderKLWan._decode(self, z, return_dict=return_dict)
-            return result
-        return made.decode(z, return_dict)
+        return self._acceleration().decode(z, return_dict)
 
-    def _acceleration(self) -> Acceleration | None:
-        # At the first call, as the parameters are replaced while they are loaded.
-        made: Acceleration | None = self.__dict__.get("_made")
-        if made is None:
-            try:
-                made = self.__dict__["_made"] = Acceleration(self)
-            except UserError as error:  # layers are wrapped, perhaps not for ever
-                if self.__dict__.get("_said") != str(error):
-                    _logger.warning(f"diffusers' own AutoencoderKLWan computes: {str(error).rstrip('.')}.")
-                self.__dict__["_said"] = str(error)
+    def _acceleration(self) -> Acceleration:
+        if "_made" not in self.__dict__:
+            self.__dict__["_made"] = Acceleration(self)
+        made: Acceleration = self.__dict__["_made"]
         return made

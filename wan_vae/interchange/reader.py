@@ -259,7 +259,7 @@ def _list(path: Path) -> TensorFile:
 def _find(listed: TensorFile, key: str | None, form: str) -> StoredTensor:
     """Return the tensor of latents: of a name, or the one among all that could be."""
     # ai-toolkit leaves the time out for models of images.
-    dimensions = (3, 4) if form == "ai-toolkit" else (4, 5)
+    dimensions = (3, 4, 5) if form == "ai-toolkit" else (4, 5)
     able = [
         name
         for name, stored in listed.tensors.items()

@@ -26,7 +26,7 @@ The optimizations, when each applies, and where it is:
 12. Weights in cuDNN's order (`conv3d.lay_out_weights`): stored so once, not copied at every call. On devices
    of type cuda, ROCm's included.
 
-All of them apply while no gradients, graphs or autocast are recorded (`needs_plain_ops`); otherwise every
+All of them apply while no gradients, tangents, graphs or autocast are recorded (`needs_plain_ops`); otherwise every
 operation is PyTorch's.
 """
 
@@ -45,5 +45,6 @@ def needs_plain_ops() -> bool:
 def is_traced() -> bool:
     """Whether operations are recorded or changed by PyTorch: in tracing, compilation, autocast or forward-mode AD."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    autocast = traced or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    return autocast or forward_ad._current_level >= 0
+    if traced or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return True
+    return forward_ad._current_level >= 0
