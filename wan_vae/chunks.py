@@ -16,7 +16,7 @@ from wan_vae.inference.budget import Budget, format_bytes, parse_bytes, reports_
 from wan_vae.inference.passes import Direction
 from wan_vae.inference.planner import BudgetError, Plan
 from wan_vae.io import Clip
-from wan_vae.io.frames import Frames
+from wan_vae.io.frames import Frames, to_host
 from wan_vae.posterior import LatentStatistics, Posterior
 from wan_vae.tiny import TinyVAE, check_no_budget
 from wan_vae.vae import WanVAE
@@ -72,7 +72,24 @@ def encode_chunks(
         raise refusal from None
 
 
-def normalized_moments(model: Model, moments: Tensor) -> tuple[Tensor, Tensor]:
+def latents_on_host(
+    model: "WanVAE | TinyVAE | ShardedVAE",
+    video: Iterable[Tensor],
+    height: int,
+    width: int,
+    memory: Budget,
+    *,
+    posterior: bool = False,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Encode as `encode_chunks` does to normalized latents (1, z, n, h, w) in the host's memory.
+
+    With `posterior`, each comes with its log-variance, of the same shape.
+    """
+    encoded = encode_chunks(model, video, height, width, memory, moments=posterior)
+    return to_host((_normalized_moments(model, part) if posterior else (part,) for part in encoded), model.device)
+
+
+def _normalized_moments(model: Model, moments: Tensor) -> tuple[Tensor, Tensor]:
     """Return normalized latents and their log-variance from (1, 2z, n, h, w) of raw ones."""
     posterior = Posterior.from_moments(moments)
     statistics = LatentStatistics.of(model.config, moments.dtype, moments.device)

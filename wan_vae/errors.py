@@ -17,6 +17,11 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+def reason(error: Exception) -> str:
+    """Return the text of an error of PyAV, Pillow or the system, without error numbers and file names."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def printable(text: object) -> str:
     """Return text as one line that a terminal only shows.
 

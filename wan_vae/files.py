@@ -38,7 +38,7 @@ from torch import Tensor
 
 from wan_vae.alpha_pair import AlphaPair
 from wan_vae.arguments import check_flag, check_path, check_type, shown
-from wan_vae.chunks import Model, decode_chunks, encode_chunks, normalized_moments, read_clip
+from wan_vae.chunks import Model, decode_chunks, latents_on_host, read_clip
 from wan_vae.config import MODEL_OF_CHANNELS, load_config
 from wan_vae.errors import ClipError, LatentsError, UserError
 from wan_vae.inference.budget import Budget, parse_bytes
@@ -49,7 +49,7 @@ from wan_vae.io import AudioSource, Clip, ClipInfo, create_clip, open_clip
 from wan_vae.io.atomic_output import check_output
 from wan_vae.io.color import over_black
 from wan_vae.io.fit import Fit, Size
-from wan_vae.io.frames import FramesToTensors, tensors_to_frames, to_device, to_host
+from wan_vae.io.frames import FramesToTensors, tensors_to_frames, to_device
 from wan_vae.io.latents_file import LatentsFile, LatentsWriter
 from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.io.timing import exact_rate
@@ -177,9 +177,8 @@ def encode_file(
         progress(0, info.frames)
         begun = time.perf_counter()
         shape: tuple[int, ...] = ()
-        encoded = encode_chunks(model, tensors, info.height, info.width, memory, moments=posterior)
-        parts = (normalized_moments(model, moments) for moments in encoded) if posterior else zip(encoded)
-        for chunk, *logvar in to_host(parts, model.device):
+        encoded = latents_on_host(model, tensors, info.height, info.width, memory, posterior=posterior)
+        for chunk, *logvar in encoded:
             shape = (*chunk.shape[:2], chunk.shape[2] + (shape[2] if shape else 0), *chunk.shape[3:])
             if writer is not None and logvar:
                 writer.write_posterior(chunk, *logvar)

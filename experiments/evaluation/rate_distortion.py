@@ -33,8 +33,8 @@ from wan_vae.evaluation.metrics import Metrics
 from wan_vae.io import open_clip
 from wan_vae.io.atomic_output import check_distinct, check_output, written_beside
 from wan_vae.io.color import UNSPECIFIED, RgbConverter, Scaler, eight_bits, frame_of, stored_color
-from wan_vae.io.suffixes import VIDEO_SUFFIXES
-from wan_vae.training.data import find_sources
+from wan_vae.io.file_names import VIDEO_SUFFIXES
+from wan_vae.training.data import list_files
 from wan_vae.training.initialization import fit_linear_skip, init_for_training
 from wan_vae.training.validation import with_latent_statistics
 from wan_vae.vae import WanVAE
@@ -145,7 +145,7 @@ def rate_distortion(
         check_output(output, overwrite=overwrite, inputs=(bench,))
     check_distinct(*outputs)
     listed = read_evaluation_set(bench, clips)
-    found = find_sources(fit, VIDEO_SUFFIXES)
+    found = list_files(fit, VIDEO_SUFFIXES)
     fitted = [read(Shot(path, 20, 20 + FIT_FRAMES), FIT_SIDE) for path in found]
     model = WanVAE.from_pretrained(checkpoint, device="cpu", dtype="float32")
     linear_codes = [linear_code(values, fitted) for values in LINEAR_CODES]

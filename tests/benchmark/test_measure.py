@@ -22,7 +22,7 @@ from wan_vae.benchmark.measure import (
     count_work,
     describe_machine,
     matmul_ceiling,
-    peak_memory,
+    measure_memory,
     time_by_layer,
     time_by_operation,
 )
@@ -35,7 +35,7 @@ MIB = 2**20
 
 PEAK = """
 import torch
-from wan_vae.benchmark.measure import peak_memory
+from wan_vae.benchmark.measure import measure_memory
 MIB = 2**20
 held = torch.ones(64 * MIB, dtype=torch.uint8)
 def call():
@@ -43,7 +43,7 @@ def call():
     return torch.ones(32 * MIB, dtype=torch.uint8) + held[: 32 * MIB]
 used = []
 for _ in range(4):  # the rest of the process may grow meanwhile, so the least counts
-    result, peak = peak_memory(call, torch.device("cpu"))
+    result, peak = measure_memory(call, torch.device("cpu"))
     assert result.numel() == 32 * MIB
     assert peak.reserved is None
     used.append(peak.used)
@@ -53,12 +53,12 @@ print(min(used))
 
 CACHED = """
 import torch
-from wan_vae.benchmark.measure import peak_memory
+from wan_vae.benchmark.measure import measure_memory
 def call():
     # Each too small for glibc to map it by itself.
     _ = [torch.ones(2**16, dtype=torch.uint8) for _ in range(512)]
 call()
-print(peak_memory(call, torch.device("cpu"))[1].used)
+print(measure_memory(call, torch.device("cpu"))[1].used)
 """
 
 
@@ -69,23 +69,23 @@ def printed_by(program: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux only")
-def test_peak_memory_includes_temporaries_and_the_result() -> None:
+def test_measure_memory_includes_temporaries_and_the_result() -> None:
     assert 96 * MIB <= printed_by(PEAK) + MIB < 104 * MIB
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux only")
-def test_peak_memory_of_cached_memory_counts() -> None:
+def test_measure_memory_of_cached_memory_counts() -> None:
     assert printed_by(CACHED) > 30 * MIB
 
 
-def test_peak_memory_without_procfs_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_memory_without_procfs_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_PROCESS", tmp_path / "nowhere")
-    assert peak_memory(lambda: 3, CPU) == (3, PeakMemory(None))
+    assert measure_memory(lambda: 3, CPU) == (3, PeakMemory(None))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_peak_memory_on_cuda_counts_tensors() -> None:
-    result, peak = peak_memory(lambda: torch.ones(64 * MIB, dtype=torch.uint8, device="cuda"), torch.device("cuda"))
+def test_measure_memory_on_cuda_counts_tensors() -> None:
+    result, peak = measure_memory(lambda: torch.ones(64 * MIB, dtype=torch.uint8, device="cuda"), torch.device("cuda"))
     assert peak.used == result.numel()
     assert peak.reserved >= peak.used
 

@@ -16,7 +16,7 @@ from tests.helpers import small_config
 from tests.io.sources import encode, rgb_frames, smooth_pictures
 from tests.training.runs import HELD_OUT, Material, small_recipe, stage_values
 from wan_vae.errors import UserError
-from wan_vae.io.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from wan_vae.io.file_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from wan_vae.training import Recipe
 from wan_vae.training import data as data_module
 from wan_vae.training.data import (
@@ -27,8 +27,8 @@ from wan_vae.training.data import (
     center_crop,
     check_sources,
     clips_too_short,
-    find_sources,
     ken_burns,
+    list_files,
     pass_object,
     random_crop,
     store_clip,
@@ -408,15 +408,15 @@ def test_find_sources_searches_folders(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     for name in ("b.MP4", "a.mkv", "inner/c.gif", "photo.png", "notes.txt", "._b.MP4", "inner/.d.partial.gif"):
         (tmp_path / name).touch()
-    assert find_sources(None, VIDEO_SUFFIXES) == []
-    found = find_sources(tmp_path, VIDEO_SUFFIXES)
+    assert list_files(None, VIDEO_SUFFIXES) == []
+    found = list_files(tmp_path, VIDEO_SUFFIXES)
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a.mkv", "b.MP4", str(Path("inner/c.gif"))]
-    assert find_sources(tmp_path, IMAGE_SUFFIXES) == [tmp_path / "photo.png"]
-    assert find_sources(tmp_path / "notes.txt", VIDEO_SUFFIXES) == [tmp_path / "notes.txt"]
+    assert list_files(tmp_path, IMAGE_SUFFIXES) == [tmp_path / "photo.png"]
+    assert list_files(tmp_path / "notes.txt", VIDEO_SUFFIXES) == [tmp_path / "notes.txt"]
     with pytest.raises(UserError, match=r"nowhere is neither a file nor a folder"):
-        find_sources(tmp_path / "nowhere", VIDEO_SUFFIXES)
+        list_files(tmp_path / "nowhere", VIDEO_SUFFIXES)
     with pytest.raises(UserError, match=r"inner holds no file ending in \.avif"):
-        find_sources(tmp_path / "inner", IMAGE_SUFFIXES)
+        list_files(tmp_path / "inner", IMAGE_SUFFIXES)
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"link\.png is a link to a file that does not exist"):
-        find_sources(tmp_path, IMAGE_SUFFIXES)
+        list_files(tmp_path, IMAGE_SUFFIXES)

@@ -60,7 +60,7 @@ class PeakMemory:
     reserved: int | None = None  # on CUDA, memory taken by PyTorch's allocator, with the gaps between tensors
 
 
-def peak_memory(call: Callable[[], Result], device: torch.device) -> tuple[Result, PeakMemory]:
+def measure_memory(call: Callable[[], Result], device: torch.device) -> tuple[Result, PeakMemory]:
     """Return a call's result and its peak memory above the memory in use before it; the result is included.
 
     Allocators release their caches first, because a call that reuses cached memory would appear to need none. On a CPU,

@@ -136,7 +136,7 @@ def call_seconds(direction: str, dtype: str) -> float:
 def call_memory(direction: str, dtype: str, output: Path | None) -> measure.PeakMemory:
     """Return the peak memory of one call; write its output to a safetensors file if one is given."""
     with _inference(direction, dtype) as (call, device):
-        result, peak = measure.peak_memory(call, device)
+        result, peak = measure.measure_memory(call, device)
     if output is not None:
         _write(result, output)
     return peak

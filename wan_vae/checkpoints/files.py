@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wan_vae.checkpoints.detect import CONFIG_KEY, Model, config_of, config_to_diffusers, is_average
 from wan_vae.checkpoints.layouts import LAYOUTS, stored_names, stored_shape
-from wan_vae.checkpoints.sources import DIFFUSERS_FILE, config_beside, open_source, resolve_checkpoint
+from wan_vae.checkpoints.sources import DIFFUSERS_FILE, config_beside, open_checkpoint, resolve_checkpoint
 from wan_vae.checkpoints.tensor_files import StoredTensor, TensorFile
 from wan_vae.config import VAEConfig
 from wan_vae.errors import CheckpointError, UserError
@@ -63,7 +63,7 @@ def load_checkpoint(source: str | Path, *, notices: bool = True) -> Checkpoint:
         CheckpointError: It is missing, damaged, incomplete, of another model, or holds NaN or infinite weights.
     """
     origin = resolve_checkpoint(source)
-    path, listed, models, diffusers_config = open_source(origin)
+    path, listed, models, diffusers_config = open_checkpoint(origin)
     model = models[0]
     # A file of a folder that is named itself has no config.json of its own: the one beside it may be of another file.
     if diffusers_config is None and CONFIG_KEY not in listed.metadata and model.layout == "diffusers":

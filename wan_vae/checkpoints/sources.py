@@ -28,7 +28,7 @@ _HUB_ID = re.compile(
 _LOGGER = logging.getLogger("wan_vae")
 
 
-class Source(NamedTuple):
+class CheckpointTensors(NamedTuple):
     """The tensors of a checkpoint, the VAEs among them, and the config.json that belongs to them, if there is one."""
 
     path: Path  # the file, or the index of several
@@ -74,7 +74,7 @@ def resolve_checkpoint(source: str | Path) -> Path:
     return path.parent
 
 
-def open_source(origin: Path) -> Source:
+def open_checkpoint(origin: Path) -> CheckpointTensors:
     """List the tensors of a file, or of the file in a folder that holds a Wan VAE.
 
     Raises:
@@ -82,14 +82,14 @@ def open_source(origin: Path) -> Source:
     """
     if not origin.is_dir():
         listed = list_tensors(origin)
-        return Source(origin, listed, _models(listed, origin), None)
+        return CheckpointTensors(origin, listed, _models(listed, origin), None)
     for folder in (origin, origin / "vae"):
         config = _vae_config(folder)
         if (folder / DIFFUSERS_FILE).is_file():
             listed = list_tensors(folder / DIFFUSERS_FILE)
             # A transformer's file has the same name.
             if config is not None or _holds_model(listed):
-                return Source(folder / DIFFUSERS_FILE, listed, _models(listed, origin), config)
+                return CheckpointTensors(folder / DIFFUSERS_FILE, listed, _models(listed, origin), config)
         found = list(_search(folder))
         if len(found) > 1:
             names = [path.name for path, _ in found]
@@ -97,7 +97,7 @@ def open_source(origin: Path) -> Source:
             raise CheckpointError(f"{folder} holds {len(names)} checkpoints, {listing}; name one of these files.")
         if found:
             path, listed = found[0]
-            return Source(path, listed, _models(listed, origin), config)
+            return CheckpointTensors(path, listed, _models(listed, origin), config)
     raise CheckpointError(
         f"{origin} is no diffusers folder, and no file ending in {', '.join(SUFFIXES)} in it or in its vae/ holds a Wan"
         " VAE."

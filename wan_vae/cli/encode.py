@@ -108,7 +108,7 @@ def _clips_and_latents(paths: list[Path], form: options.LatentsFormat | None) ->
     """Tell the clips from the output: the last of several paths, or else a default."""
     from wan_vae.dataset.sources import is_data_set
     from wan_vae.interchange.formats import LATENTS_SUFFIXES
-    from wan_vae.io.suffixes import CLIP_SUFFIXES
+    from wan_vae.io.file_names import CLIP_SUFFIXES
 
     if len(paths) > 1:
         *clips, latents = paths

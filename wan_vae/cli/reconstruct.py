@@ -58,7 +58,7 @@ def reconstruct(
     selection = options.parse_selection(size, fit, frames, fps, length)
     options.set_threads(threads)
     if out is None:
-        from wan_vae.io.suffixes import IMAGE_SUFFIXES
+        from wan_vae.io.file_names import IMAGE_SUFFIXES
 
         is_image = clip.suffix.lower() in IMAGE_SUFFIXES - {".webp"}  # which may be an animation
         out = default_output(clip, "_reconstructed.png" if is_image else "_reconstructed.mp4")

@@ -19,7 +19,7 @@ from wan_vae.dataset.plan import CacheOptions, CheckpointDigests, Job, Todo, fin
 from wan_vae.dataset.sources import Source, list_sources, named_sources, some_of, with_twins
 from wan_vae.dataset.storage import Store, remove_output
 from wan_vae.errors import UserError
-from wan_vae.io.suffixes import CLIP_SUFFIXES
+from wan_vae.io.file_names import CLIP_SUFFIXES
 
 if TYPE_CHECKING:
     from wan_vae.dataset.engines import Done, Loader, Work

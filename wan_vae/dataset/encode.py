@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wan_vae.chunks import encode_chunks, normalized_moments
+from wan_vae.chunks import latents_on_host
 from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.outputs import CACHE_OUTPUTS, Begin
@@ -30,7 +30,7 @@ from wan_vae.errors import ClipError
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, open_clip
 from wan_vae.io.color import eight_bits
-from wan_vae.io.frames import Frames, FramesToTensors, to_host
+from wan_vae.io.frames import Frames, FramesToTensors
 from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.vae import WanVAE
 
@@ -200,11 +200,8 @@ class PartEncoder:
         )
 
     def _encoded(self, video: Iterable[Tensor], info: ClipInfo) -> Iterator[tuple[Tensor, ...]]:
-        """Yield normalized latents, with their log-variance if it is asked for, in the memory of the host."""
-        vae, moments = self._vae, self._options.posterior
-        encoded = encode_chunks(vae, video, info.height, info.width, self._memory, moments=moments)
-        parts = (normalized_moments(vae, chunk) for chunk in encoded) if moments else zip(encoded)
-        return to_host(parts, vae.device)
+        size = info.height, info.width
+        return latents_on_host(self._vae, video, *size, self._memory, posterior=self._options.posterior)
 
     def _first_and_zeros(self, first: Tensor, info: ClipInfo) -> Iterator[Tensor]:
         """Yield a frame and then 0.0, between black and white, as many frames as a clip has, a pass at a time."""

@@ -117,12 +117,12 @@ def encode_jobs(
                     raise UserError(f"The disk of {encoder.place} is full; make room and start again.") from failure
                 for record in records:
                     remove_output(encoder.place, record.output)
-                records, error, passing = [], reason(failure), is_passing(failure)
+                records, error, passing = [], failure_text(failure), is_passing(failure)
             yield Done(job, records, error, passing, ahead.waited - waited)
             waited = ahead.waited
 
 
-def reason(error: Exception) -> str:
+def failure_text(error: Exception) -> str:
     """Return what failures.jsonl says of an error."""
     return printable(str(error)) if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
 
@@ -258,7 +258,7 @@ def _encode_in_child(work: Work, number: int, processes: int, todo: Any, done: A
     except CancelledError:
         return
     except Exception as error:
-        done.put(reason(error))
+        done.put(failure_text(error))
 
 
 def usable_cores() -> int:

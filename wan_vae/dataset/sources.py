@@ -16,7 +16,7 @@ from typing import Any
 
 from wan_vae.arguments import shown
 from wan_vae.errors import UserError
-from wan_vae.io.suffixes import CLIP_SUFFIXES, IMAGE_SUFFIXES
+from wan_vae.io.file_names import CLIP_SUFFIXES, IMAGE_SUFFIXES
 
 LIST_SUFFIXES = (".txt", ".jsonl", ".csv")
 

@@ -12,7 +12,8 @@ import av
 import av.error
 import av.filter
 
-from wan_vae.errors import ClipError
+from wan_vae.errors import ClipError, reason
+from wan_vae.io.file_names import file_url
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 _logger = logging.getLogger("wan_vae")
-
-
-def file_url(path: str | os.PathLike[str]) -> str:
-    """URL of a file for FFmpeg, which would read "a:b.mp4" as protocol "a"."""
-    return f"file:{os.fspath(path)}"
-
-
-def reason(error: Exception) -> str:
-    """Text of an error of PyAV, Pillow or the system, without error numbers and file names."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ import av
 import av.error
 from av.stream import Disposition
 
-from wan_vae.errors import ClipError
-from wan_vae.io.audio import AudioSource, file_url, reason
+from wan_vae.errors import ClipError, reason
+from wan_vae.io.audio import AudioSource
 from wan_vae.io.clip import LARGEST_SIDE, LOGGER, MOST_PIXELS, ClipInfo
 from wan_vae.io.color import RgbConverter, bit_depth, is_transparent, kind_of
 from wan_vae.io.containers import read_structure
+from wan_vae.io.file_names import file_url
 from wan_vae.io.orientation import Orientation, Picture, from_frame
 from wan_vae.io.packets import Timeline, number_of
 from wan_vae.io.timing import Timing, measure, sort_by_time

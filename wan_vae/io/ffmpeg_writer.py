@@ -14,9 +14,10 @@ import av.filter
 import torch
 
 from wan_vae.errors import ClipError
-from wan_vae.io.audio import AudioCopy, AudioSource, file_url
+from wan_vae.io.audio import AudioCopy, AudioSource
 from wan_vae.io.clip import LOGGER, ClipSink
 from wan_vae.io.color import Color, Scaler, frame_of
+from wan_vae.io.file_names import file_url
 from wan_vae.io.orientation import Picture
 from wan_vae.io.timing import FASTEST, SLOWEST
 

@@ -18,7 +18,7 @@ import av.error
 import numpy as np
 from PIL import ExifTags, GifImagePlugin, Image, ImageCms, TiffImagePlugin, features
 
-from wan_vae.errors import ClipError
+from wan_vae.errors import ClipError, reason
 from wan_vae.io.animations import (
     avif_bit_depth,
     avif_picture_count,
@@ -27,9 +27,9 @@ from wan_vae.io.animations import (
     tiff_page_count,
     webp_durations,
 )
-from wan_vae.io.audio import file_url, reason
 from wan_vae.io.clip import LARGEST_SIDE, LOGGER, MOST_PIXELS
 from wan_vae.io.color import UNSPECIFIED, RgbConverter, bit_depth
+from wan_vae.io.file_names import file_url
 from wan_vae.io.orientation import Orientation, Picture, from_exif
 
 # Tags of TIFF.

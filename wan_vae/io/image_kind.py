@@ -5,9 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from wan_vae.errors import ClipError
-from wan_vae.io.audio import reason
-from wan_vae.io.suffixes import IMAGE_SUFFIXES
+from wan_vae.errors import ClipError, reason
+from wan_vae.io.file_names import IMAGE_SUFFIXES
 
 _ANY_IMAGE_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".apng"}
 _PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")

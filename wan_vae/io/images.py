@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from wan_vae.errors import ClipError
-from wan_vae.io.audio import AudioSource, reason
+from wan_vae.errors import ClipError, reason
+from wan_vae.io.audio import AudioSource
 from wan_vae.io.clip import LOGGER, ClipInfo
 from wan_vae.io.color import RGB, is_transparent
+from wan_vae.io.file_names import IMAGE_SUFFIXES
 from wan_vae.io.image_file import ImageHeader, read_header, read_pictures
 from wan_vae.io.image_kind import image_kind
 from wan_vae.io.orientation import Picture
-from wan_vae.io.suffixes import IMAGE_SUFFIXES
 from wan_vae.io.timing import measure
 
 _MOST_PIXELS_LOOKED_AT = 1 << 24  # of a picture that is decoded to see whether it is transparent

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from wan_vae.arguments import check_clip_options
-from wan_vae.errors import ClipError
-from wan_vae.io.audio import reason
+from wan_vae.errors import ClipError, reason
 from wan_vae.io.clip import LARGEST_SIDE, Clip, ClipInfo, ClipSource
 from wan_vae.io.ffmpeg_reader import AvSource
 from wan_vae.io.fit import Fit, Size, check_fit

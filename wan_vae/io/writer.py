@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wan_vae.errors import ClipError
+from wan_vae.errors import ClipError, reason
 from wan_vae.io.atomic_output import OutputTakenError, check_output, written_beside
-from wan_vae.io.audio import AudioSource, reason
+from wan_vae.io.audio import AudioSource
 from wan_vae.io.clip import LOGGER, ClipSink
 from wan_vae.io.color import RGB, Color
 from wan_vae.io.ffmpeg_writer import LOSSY, LOSSY_ALPHA, AvSink, formats

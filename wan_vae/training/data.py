@@ -24,8 +24,8 @@ from wan_vae.evaluation.lpips import SMALLEST_SIDES
 from wan_vae.io import open_clip
 from wan_vae.io.atomic_output import remove_partial, written_beside
 from wan_vae.io.color import eight_bits
+from wan_vae.io.file_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from wan_vae.io.frames import Frames
-from wan_vae.io.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from wan_vae.training.recipe import DataSection, Recipe, Stage
 
 LARGEST_ZOOM_OUT = 2.5
@@ -65,7 +65,7 @@ class Sources:
         return sum(clip.path.stat().st_size for clips in vars(self).values() for clip in clips)
 
 
-def find_sources(place: Path | None, suffixes: Collection[str]) -> list[Path]:
+def list_files(place: Path | None, suffixes: Collection[str]) -> list[Path]:
     """Return the file `place`, or the files in and below the folder `place` that have one of the suffixes, sorted.
 
     Names that begin with a dot are hidden, as are those below them.
@@ -131,8 +131,8 @@ def store_sources(data: DataSection, folder: Path) -> Sources:
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder)
-    paths = [(path, True) for path in find_sources(data.videos, VIDEO_SUFFIXES)]
-    paths += [(path, False) for path in find_sources(data.photos, IMAGE_SUFFIXES)]
+    paths = [(path, True) for path in list_files(data.videos, VIDEO_SUFFIXES)]
+    paths += [(path, False) for path in list_files(data.photos, IMAGE_SUFFIXES)]
     unknown = set(data.held_out) - {path.name for path, _ in paths}
     if unknown:
         raise UserError(f"held_out names {min(unknown)}, which is not among the training data.")
