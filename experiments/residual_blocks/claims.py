@@ -20,6 +20,7 @@ Resource = Literal["multiply-adds", "CPU seconds"]
 LEVEL = 0.05
 MARGIN = 0.5  # dB that a user would not miss
 TRAINED = 1.0  # dB above a guess that looks at nothing
+_FLOOR = f" or {TRAINED:g} dB above the mean color where that is more"
 LARGE = 10.0  # times a gradient may grow or shrink from the last block to the first
 MARKED = 2.0  # times less is markedly less
 HIGH, MEDIUM, LOW = 3, 2, 1
@@ -127,6 +128,9 @@ def _shallow(study: Study) -> Verdict:
 def _stability(study: Study) -> Verdict:
     figures, orders = [], []
     entries = {kind: study.by_depth[kind][1] for kind in (STANDARD, "preact")}
+    failures = {
+        kind: {rate: fails(entry, study) for rate, entry in by_rate.items()} for kind, by_rate in study.by_rate.items()
+    }
 
     def compare(name: str, values: dict[Kind, list[float]]) -> None:
         orders.append(order(values[STANDARD], values["preact"]))
@@ -136,11 +140,18 @@ def _stability(study: Study) -> Verdict:
         )
 
     compare(
-        f"rates of {', '.join(f'{rate:g}' for rate in study.by_rate[STANDARD])} at which a seed does not train",
+        "rates at which a seed does not train",
         {
-            kind: [float(sum(seed)) for seed in zip(*(fails(one, study) for one in by_rate.values()), strict=True)]
-            for kind, by_rate in study.by_rate.items()
+            kind: [float(sum(seed)) for seed in zip(*by_rate.values(), strict=True)]
+            for kind, by_rate in failures.items()
         },
+    )
+    figures.append(
+        "seeds that do not train "
+        + ", ".join(
+            f"at {rate:g}, standard {sum(failed)}, pre-activation {sum(failures['preact'][rate])}"
+            for rate, failed in failures[STANDARD].items()
+        )
     )
     compare(
         "distance of the final PSNR from the mean over seeds, dB",
@@ -156,7 +167,7 @@ def _stability(study: Study) -> Verdict:
         translation="For networks of medium depth (10 to 50 layers), pre-activation can be chosen for more stability.",
         rule=f"At {entries[STANDARD].network.layers} layers, three measures against the standard block: learning rates"
         " at which a seed does not train, the spread of the final PSNR over seeds, and spikes of the gradient norm, the"
-        " latter two at each kind's better rate. Held if pre-activation is better in one and worse in none; did not"
+        " latter two at each kind's chosen rate. Held if pre-activation is better in one and worse in none; did not"
         " hold if it is worse in one and better in none.",
         outcome=_outcome(max(orders) > 0 and min(orders) >= 0, min(orders) < 0 and max(orders) <= 0),
         figures=f"{'; '.join(figures)}. {_psnr_of(entries)}.",
@@ -183,7 +194,7 @@ def _bottlenecks(study: Study) -> Verdict:
         source="对于**超深网络**（>50层），瓶颈残差块可显著降低计算成本",
         translation="For very deep networks (over 50 layers), bottlenecks can markedly lower the cost of computing.",
         rule=f"At {standard.network.layers} layers, two bottleneck networks: one of the standard network's parameters,"
-        f" one of its channels between blocks. The quality is the lowest final PSNR of any seed of the two."
+        f" one of its channels between blocks. The quality is the lowest final PSNR of any seed of the two,{_FLOOR}."
         f" Held if one of the two reaches it with less than 1/{MARKED:g} of the standard's multiply-adds and in"
         " less CPU"
         f" time; did not hold if each takes more than 1/{MARKED:g} of the multiply-adds or more time, or does"
@@ -265,8 +276,10 @@ def _gradients(study: Study, *, trained: bool) -> Verdict:
     }
     at_risk = median(decades["plain"]) > math.log10(LARGE)
     found = order(decades["plain"], decades["wan"])
+    nearer = [kind for kind in ("wan", *ADVISED) if order(decades["plain"], decades[kind]) > 0]
     return Verdict(
-        title=f"Gradients neither vanish nor explode, {'after training' if trained else 'at initialization'}",
+        title="With Wan's skip gradients neither vanish nor explode, "
+        f"{'after training' if trained else 'at initialization'}",
         source="在深度网络中，梯度可以通过跳跃连接直接向后传播，减轻了梯度消失/爆炸问题",
         translation="In deep networks gradients can pass back through the skips, which eases vanishing and exploding.",
         rule=f"At {study.by_depth['plain'][-1].network.layers} layers, the gradient at the first block relative to that"
@@ -276,7 +289,7 @@ def _gradients(study: Study, *, trained: bool) -> Verdict:
         outcome=_outcome(at_risk and found > 0, not at_risk or found < 0),
         figures=f"Wan's block {_range(shares['wan'])}, without its skip {_range(shares['plain'])}; "
         + ", ".join(f"{kind} {_range(shares[kind])}" for kind in ADVISED)
-        + ".",
+        + f". Off by less than without a skip: {', '.join(nearer) or 'none'}.",
     )
 
 
@@ -321,9 +334,9 @@ def _convergence(study: Study) -> Verdict:
         title="Faster convergence",
         source="残差连接使网络可以更快地收敛，加速训练过程",
         translation="Skips let networks converge faster and speed up training.",
-        rule="Steps until the lowest final PSNR of any seed of the two networks is first reached, at each depth at"
-        " which the one without skips trains with every seed. Held if there are such depths and Wan's block takes"
-        " fewer steps at each; did not hold if it takes more at any.",
+        rule=f"Steps until the lowest final PSNR of any seed of the two networks,{_FLOOR}, is first reached, at each"
+        " depth at which the one without skips trains with every seed. Held if there are such depths and Wan's block"
+        " takes fewer steps at each; did not hold if it takes more at any.",
         outcome=_outcome(bool(orders) and min(orders) > 0, any(one < 0 for one in orders)),
         figures=f"{'; '.join(figures)}.",
     )
@@ -353,7 +366,7 @@ def _compute(study: Study, resource: Resource) -> Verdict:
         title=f"Efficiency of compute, by {resource}",
         source="计算效率：标准残差块 中，瓶颈残差块 高，预激活残差块 中，密集连接 低",
         translation="(Table) Compute: standard medium, bottleneck high, pre-activation medium, dense low efficiency.",
-        setting=f"{resource} to the same quality, the lowest final PSNR of any seed of the four",
+        setting=f"{resource} to the same quality, the lowest final PSNR of any seed of the four,{_FLOOR}",
         claimed=COMPUTE,
         values={kind: tuple(-one for one in values) for kind, values in taken.items()},
         layers=entries[STANDARD].network.layers,

@@ -1,5 +1,6 @@
 """Pictures for the ablation, cut out of scikit-image's own photos, which need no download."""
 
+import hashlib
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from experiments.residual_blocks.settings import PhotoSection, TrainingSection
 from wan_vae.errors import UserError
-from wan_vae.training.data import ken_burns
 
 _VALIDATION, _SMALL_SET = 1_000_000_007, 1_000_000_009  # no step of a training has these numbers
 
@@ -71,9 +71,24 @@ def validation_pictures(photos: PhotoSection, training: TrainingSection) -> Tens
     return _cut_out(photos.held_out, photos.short_side, training, training.validation_pictures, random)
 
 
+def digest_of_pictures(photos: PhotoSection, training: TrainingSection) -> str:
+    """Return a digest of the held-out pictures and of a batch, which tells pictures of other code or photos apart."""
+    batch = _training_pictures(photos, training, training.batch, np.random.default_rng((0, 0)))
+    found = hashlib.sha256()
+    for pictures in (validation_pictures(photos, training), batch):
+        found.update(pictures.numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
 def _cut_out(
     names: tuple[str, ...], short_side: int, training: TrainingSection, count: int, random: np.random.Generator
 ) -> Tensor:
-    chosen = [photo(names[random.integers(len(names))], short_side) for _ in range(count)]
-    cut = [ken_burns(image, 1, training.crop, random)[0] for image in chosen]
-    return torch.stack(cut) / 127.5 - 1
+    """Cut squares of random place and size, at most half of the photo's short side, and scale them to the crop."""
+    crop, pictures = training.crop, []
+    for _ in range(count):
+        image = Image.fromarray(photo(names[random.integers(len(names))], short_side))
+        side = random.uniform(crop, max(crop, min(image.size) / 2))
+        left, top = (random.uniform(0, length - side) for length in image.size)
+        square = image.resize((crop, crop), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        pictures.append(torch.from_numpy(np.array(square)).permute(2, 0, 1)[:, None])
+    return torch.stack(pictures) / 127.5 - 1

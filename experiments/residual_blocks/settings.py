@@ -91,7 +91,7 @@ class TrainingSection(Frozen):
         steps: Optimizer steps.
         batch: Pictures in a batch.
         crop: Side of a picture, in pixels.
-        learning_rates: Each network takes that which serves it best on the first seed.
+        learning_rates: Each network takes that which serves it best on the first seed; stability is tried at all.
         warmup: Steps over which the rate rises from 0.
         validate_every: Steps between two validations.
         validation_pictures: Pictures of a validation.
@@ -137,7 +137,6 @@ class Ablation(Frozen):
         network: What they have in common.
         photos: What they are trained and validated on.
         training: How.
-        stability_rates: Learning rates at which networks of middle depth are tried for stability.
         small_set: Pictures of the small training set; elsewhere, every picture is new.
         stack: The synthetic tasks.
     """
@@ -147,7 +146,6 @@ class Ablation(Frozen):
     network: NetworkSection
     photos: PhotoSection
     training: TrainingSection
-    stability_rates: Annotated[tuple[Positive, ...], Field(min_length=1)]
     small_set: Count
     stack: StackSection
 

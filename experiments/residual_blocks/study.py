@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from experiments.residual_blocks.data import validation_pictures
+from experiments.residual_blocks.data import digest_of_pictures, validation_pictures
 from experiments.residual_blocks.jobs import perform, stored_at
 from experiments.residual_blocks.networks import Cost, Network, cost
 from experiments.residual_blocks.settings import KINDS, Ablation, Kind
@@ -77,6 +77,7 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
         say: Is told how much is left to do.
     """
     training, widths = settings.training, settings.network.widths
+    pictures = digest_of_pictures(settings.photos, training)
 
     def network(kind: Kind, depth: int, width: int) -> Network:
         return Network(kind=kind, units=settings.depths[depth], width=width, common=settings.network)
@@ -86,6 +87,7 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
             network=network,
             photos=settings.photos,
             training=training,
+            pictures=pictures,
             learning_rate=rate,
             seed=seed,
             set_size=set_size,
@@ -105,7 +107,7 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
         one: max(training.learning_rates, key=lambda rate: found[job(one, rate, settings.seeds[0])].psnr[-1])
         for one in networks
     }
-    by_rate = [(grid[kind][1], rate, None) for kind in TRIED_FOR_STABILITY for rate in settings.stability_rates]
+    by_rate = [(grid[kind][1], rate, None) for kind in TRIED_FOR_STABILITY for rate in training.learning_rates]
     small = [(grid[kind][1], rates[grid[kind][1]], settings.small_set) for kind in ADVISED]
     runs = [*((one, rates[one], None) for one in networks), *by_rate, *small]
     # Kinds take turns, so that other load on the machine affects the seconds of all of them.
@@ -119,8 +121,7 @@ def run_study(settings: Ablation, folder: Path, workers: int, say: Callable[[str
         by_depth={kind: tuple(entry(one, rates[one]) for one in row) for kind, row in grid.items()},
         narrow=entry(narrow, rates[narrow]),
         by_rate={
-            kind: {rate: entry(grid[kind][1], rate) for rate in settings.stability_rates}
-            for kind in TRIED_FOR_STABILITY
+            kind: {rate: entry(grid[kind][1], rate) for rate in training.learning_rates} for kind in TRIED_FOR_STABILITY
         },
         small_set={one.kind: entry(one, rate, size) for one, rate, size in small},
         stacks=_fit_stacks(settings, folder, workers),

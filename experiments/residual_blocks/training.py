@@ -38,11 +38,15 @@ class TrainingResult(Frozen):
 
 
 class TrainingJob(Frozen):
-    """One network to train, on a set of `set_size` pictures or, without one, on pictures that are always new."""
+    """One network to train, on a set of `set_size` pictures or, without one, on pictures that are always new.
+
+    `pictures` is from `digest_of_pictures`, so that results with other pictures are not taken for this job's.
+    """
 
     network: Network
     photos: PhotoSection
     training: TrainingSection
+    pictures: str
     learning_rate: float
     seed: int
     set_size: int | None = None

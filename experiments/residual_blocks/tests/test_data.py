@@ -1,7 +1,9 @@
 import torch
 
-from experiments.residual_blocks.data import photo, training_batches, validation_pictures
-from experiments.residual_blocks.settings import Ablation
+from experiments.residual_blocks.data import digest_of_pictures, photo, training_batches, validation_pictures
+from experiments.residual_blocks.settings import Ablation, load_ablation
+from experiments.residual_blocks.tests.conftest import ROOT
+from experiments.residual_blocks.training import constant_psnr
 
 
 def test_a_batch_depends_on_seed_and_step_alone(quick: Ablation) -> None:
@@ -40,3 +42,22 @@ def test_every_photo_comes_with_scikit_image(quick: Ablation) -> None:
         image = photo(name, 32)
         assert min(image.shape[:2]) == 32
         assert image.shape[2] == 3
+
+
+def test_the_digest_of_pictures_tells_other_photos_and_sizes(quick: Ablation) -> None:
+    photos, training = quick.photos, quick.training
+    found = digest_of_pictures(photos, training)
+    assert found == digest_of_pictures(photos, training)
+    others = [
+        digest_of_pictures(photos.model_copy(update={"training": ("camera",)}), training),
+        digest_of_pictures(photos.model_copy(update={"held_out": ("rocket",)}), training),
+        digest_of_pictures(photos, training.model_copy(update={"crop": 12})),
+    ]
+    assert len({found, *others}) == 4
+
+
+def test_the_document_is_of_the_pictures_that_the_code_cuts_now() -> None:
+    settings = load_ablation(ROOT / "experiments" / "residual_blocks" / "configs" / "default.yaml")
+    found = constant_psnr(validation_pictures(settings.photos, settings.training))
+    document = (ROOT / "docs" / "residual_blocks.md").read_text(encoding="utf-8")
+    assert f"The mean color of all held-out pictures, everywhere, has a PSNR of {found:.2f} dB." in document

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.residual_blocks.data import digest_of_pictures
 from experiments.residual_blocks.jobs import perform, stored_at
 from experiments.residual_blocks.networks import Network
 from experiments.residual_blocks.settings import Ablation
@@ -44,6 +45,7 @@ def test_a_training_depends_on_its_job_alone_but_for_its_seconds(quick: Ablation
             network=network,
             photos=quick.photos,
             training=quick.training,
+            pictures=digest_of_pictures(quick.photos, quick.training),
             learning_rate=0.01,
             seed=seed,
             set_size=set_size,
