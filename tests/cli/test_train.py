@@ -188,6 +188,7 @@ def test_train_options_override_the_recipe(
     del values["model"]
     (tmp_path / "named.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     options = ("--checkpoint", "vae.safetensors", "--videos", material.videos, "--photos", material.photos)
+    options += ("--held-out", "one.png", "--held-out", HELD_OUT)
     backbone = write_backbone(tmp_path / "alex.safetensors")
     outcome = run(capsys, "train", "named.yaml", *options, "--lpips-backbone", backbone, "--json")
     assert json.loads(outcome.out)["run"] == str(Path("runs") / "named")
@@ -195,6 +196,7 @@ def test_train_options_override_the_recipe(
     state = read_state(tmp_path / "runs" / "named")
     assert state["recipe"]["model"]["checkpoint"] == "vae.safetensors"
     assert state["recipe"]["data"]["videos"] == str(material.videos)
+    assert state["recipe"]["data"]["held_out"] == ["one.png", HELD_OUT]
 
 
 def test_train_recipe_name_is_that_of_a_recipe_beside_a_folder_of_the_name(

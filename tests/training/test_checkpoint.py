@@ -1,5 +1,9 @@
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -39,8 +43,8 @@ def test_save_state_failing_keeps_the_previous_file(tmp_path: Path, monkeypatch:
     save_state(tmp_path, recipe_of(), STATE)
     before = (tmp_path / FILE_NAME).read_bytes()
 
-    def full_disk(content: object, path: Path) -> None:
-        path.write_bytes(b"half a state")
+    def full_disk(content: object, file: BinaryIO) -> None:
+        file.write(b"half a state")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -77,7 +81,7 @@ def test_load_state_damaged_file_raises(spoil: Any, tmp_path: Path) -> None:
     [
         ({"seed": 1}, "seed = 0, not 1"),
         ({"model": {"checkpoint": "nano"}}, r"model\.checkpoint = None, not 'nano'"),
-        ({"stages": [stage_values(learning_rate=0.5)]}, r"stages\.0\.learning_rate = 0\.002, not 0\.5"),
+        ({"stages": [stage_values(warmup=2)]}, r"stages\.0\.warmup = 0, not 2"),
         ({"stages": [stage_values(lengths={3: 0.5, 5: 0.4})]}, r"stages\.0\.lengths\.5 = 0\.5, not 0\.4"),
         ({"data": {"videos": "clips", "photos": "photos"}}, r"data\.held_out\.0 = 'a\.mp4', not None"),
         ({"lpips": {"network": "vgg", "backbone": "vgg.safetensors"}}, r"lpips\.network = 'alex', not 'vgg'"),
@@ -115,6 +119,45 @@ def test_load_state_accepts_other_paths_and_intervals(tmp_path: Path) -> None:
         validation_frames=9,
     )
     assert (load_state(tmp_path, elsewhere) or {})["step"] == 3
+
+
+def test_load_state_accepts_other_rates_and_clipping_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_state(tmp_path, recipe_of(), STATE)
+    recipe = recipe_of(stages=[stage_values(learning_rate=0.5)], gradient_clip=0.1)
+    assert (load_state(tmp_path, recipe) or {})["step"] == 3
+    assert [message.partition(" goes on with ")[2] for message in caplog.messages] == [
+        "gradient_clip = 0.1, which was 1.0 before.",
+        "stages.0.learning_rate = 0.5, which was 0.002 before.",
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of a file's size")
+@pytest.mark.parametrize(
+    "write", ["save_state(folder, recipe_of(), state)", "save_batch(folder / 'a.safetensors', batch)"]
+)
+def test_writing_to_a_full_disk_raises_an_oserror_and_leaves_nothing(write: str, tmp_path: Path) -> None:
+    # A limit of the process stands for a disk; it is in a process of its own, since it cannot be lifted.
+    script = f"""
+import resource, signal, sys
+from pathlib import Path
+import torch
+from tests.training.test_checkpoint import recipe_of
+from wan_vae.training.checkpoint import save_batch, save_state
+from wan_vae.training.data import TrainingBatch
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+zeros = torch.zeros(10**6)
+folder, state, batch = Path(sys.argv[1]), {{"step": 3, "weights": zeros}}, TrainingBatch(zeros, ())
+try:
+    {write}
+except OSError as error:
+    print(error.strerror)
+"""
+    found = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == os.strerror(errno.EFBIG)
+    assert not list(tmp_path.iterdir())
 
 
 def test_check_finite_names_the_nonfinite_value() -> None:

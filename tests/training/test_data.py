@@ -77,6 +77,20 @@ def test_store_sources_removes_partial_files_of_a_killed_run(material: Material,
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("length", [0, 100, -1])
+def test_store_sources_decodes_a_damaged_file_again(length: int, material: Material, tmp_path: Path) -> None:
+    def stored() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    data = small_recipe(material).data
+    store_sources(data, tmp_path)
+    whole = stored()
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:length])
+    store_sources(data, tmp_path)
+    assert stored() == whole
+
+
 def test_store_sources_holds_out_photos_and_does_not_enlarge_them(material: Material, tmp_path: Path) -> None:
     data = DataSection(videos=material.videos, photos=material.photos, held_out=("two.jpg",), video_short_side=16)
     found = store_sources(data, tmp_path / "frames")
@@ -87,7 +101,7 @@ def test_store_sources_holds_out_photos_and_does_not_enlarge_them(material: Mate
 
 
 def test_store_sources_invalid_held_out_raises(material: Material, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"held_out names other\.mkv, which is not among"):
+    with pytest.raises(UserError, match=r"held_out names other\.mkv, which is not among .*--held-out"):
         store_sources(DataSection(videos=material.videos, held_out=("other.mkv", HELD_OUT)), tmp_path)
     names = tuple(path.name for path in material.photos.iterdir())
     with pytest.raises(UserError, match="held_out names every source"):
@@ -297,7 +311,7 @@ def test_center_crop_of_a_model_of_pictures_is_one_frame(sources: Sources) -> No
     assert len(frames) == 1
 
 
-@pytest.mark.parametrize(("kind", "side"), [("videos", 2), ("photos", 2), ("held_out", 31)])
+@pytest.mark.parametrize(("kind", "side"), [("videos", 2), ("photos", 2), ("held_out", 32)])
 def test_check_sources_names_the_one_that_is_too_small(
     kind: str, side: int, sources: Sources, tmp_path: Path, material: Material
 ) -> None:

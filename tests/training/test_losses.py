@@ -16,7 +16,7 @@ from wan_vae.training.losses import (
     DiscriminatorLoss,
     PatchDiscriminator,
     kl_per_value,
-    negative_psnr,
+    mean_psnr,
     random_frames,
     training_losses,
 )
@@ -57,16 +57,16 @@ def test_kl_per_value_divides_by_the_values_of_a_clip() -> None:
     assert kl_per_value(Posterior(torch.zeros_like(mean), torch.zeros_like(mean)), video) == 0
 
 
-def test_negative_psnr_is_the_mean_of_the_frames_up_to_the_error_of_rounding() -> None:
+def test_mean_psnr_is_the_mean_of_the_frames_up_to_the_error_of_rounding() -> None:
     video = torch.zeros(2, 3, 3, 4, 4)
     # In [0, 1] the errors of the frames are 0.1, 0.01 and nothing at all: 20, 40 and, from rounding alone, 58.9 dB.
     errors = torch.tensor([0.2, 0.02, 0.0]).view(3, 1, 1)
-    assert negative_psnr(video + errors, video).item() == pytest.approx(-(20 + 40 + 58.9) / 3, abs=0.05)
+    assert mean_psnr(video + errors, video).item() == pytest.approx((20 + 40 + 58.9) / 3, abs=0.05)
 
 
-def test_negative_psnr_weighs_frames_with_large_and_small_errors_alike() -> None:
+def test_mean_psnr_weighs_frames_with_large_and_small_errors_alike() -> None:
     errors = torch.tensor([0.2, 0.05]).view(2, 1, 1).expand(1, 3, 2, 4, 4).clone().requires_grad_(True)
-    negative_psnr(errors, torch.zeros_like(errors)).backward()
+    mean_psnr(errors, torch.zeros_like(errors)).backward()
     assert errors.grad is not None
     relative = (errors.grad * errors).sum(dim=(0, 1, 3, 4))
     assert relative.tolist() == pytest.approx([relative[0].item()] * 2, rel=0.02)
@@ -101,12 +101,12 @@ def test_training_losses_are_weighted_in_the_total_only() -> None:
     expected = {
         "l1": 0.25,
         "mse": 0.0625,
-        "psnr": 10 * log10(0.125**2 + ROUNDING_ERROR),
+        "psnr": -10 * log10(0.125**2 + ROUNDING_ERROR),
         "kl": kl,
         "lpips": 2.0,
         "adversarial": -5.0,
     }
-    expected["total"] = 0.5 + 0.5 * 0.0625 + 0.1 * expected["psnr"] + 3 * kl + 10 - 35
+    expected["total"] = 0.5 + 0.5 * 0.0625 - 0.1 * expected["psnr"] + 3 * kl + 10 - 35
     assert found == pytest.approx(expected)
 
 

@@ -98,6 +98,18 @@ BAD: dict[str, tuple[Any, str]] = {
     "no stages": (minimal(stages=[]), "stages: "),
     "no lengths": (minimal(stages=[stage_values(lengths={})]), r"stages\.0: .*lengths"),
     "a longer warm-up": (minimal(stages=[stage_values(warmup=5)]), r"stages\.0: warmup is 5, but there are 4 steps"),
+    "nothing but KL": (
+        minimal(stages=[stage_values(loss={"l1": 0})]),
+        "l1, mse, psnr and lpips must be above 0",
+    ),
+    "a warm-up of nothing": (
+        minimal(stages=[stage_values(loss={"adversarial_warmup": 3})]),
+        r"stages\.0\.loss: adversarial_warmup has no effect while adversarial is 0",
+    ),
+    "an adversary that never comes": (
+        minimal(stages=[stage_values(loss={"adversarial": 0.1, "adversarial_warmup": 4})]),
+        r"stages\.0: adversarial_warmup is 4, but there are 4 steps; it must be less",
+    ),
     "lengths without shares": (minimal(stages=[stage_values(lengths={5: 0.0})]), r"stages\.0: .*lengths"),
     "a length that is none": (minimal(stages=[stage_values(lengths={"long": 1.0})]), r"stages\.0\.lengths\.long"),
     "both sources": (minimal(model={"preset": "nano", "checkpoint": "nano"}), "model: .*either a preset or a checkpo"),

@@ -14,6 +14,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -241,6 +242,30 @@ def test_trainer_nonfinite_discriminator_raises_and_saves_the_batch(
     assert (tmp_path / "bad_batch_step_0_process_1.safetensors").exists()
 
 
+def test_trainer_nonfinite_loss_is_told_though_the_batch_cannot_be_written(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(path: Path, batch: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wan_vae.training.trainer.save_batch", full_disk)
+    recipe = small_recipe(material, stage_values(learning_rate=1e30), checkpoint_every=1)
+    with pytest.raises(UserError, match=r"not a number .* could not be written to .*\(No space left on device\)"):
+        train(recipe, tmp_path / "run")
+
+
+def test_trainer_after_a_nonfinite_loss_goes_on_with_a_lower_rate(material: Material, tmp_path: Path) -> None:
+    def recipe(rate: float) -> Recipe:
+        return small_recipe(material, stage_values(learning_rate=rate), checkpoint_every=1)
+
+    with pytest.raises(UserError, match="A lower learning_rate or gradient_clip in the recipe may help"):
+        train(recipe(1e30), tmp_path)
+    done = read_state(tmp_path)["step"]
+    assert 0 < done < recipe(1e-3).steps
+    # What was computed until then may be spoiled, so this checks that the run is taken up, not how well it ends.
+    assert Trainer(recipe(1e-3), tmp_path).step == done
+
+
 @pytest.mark.parametrize("trainable", ["all", "decoder"])
 @pytest.mark.parametrize("block", ["wan", "resnet"])
 def test_trainer_gradient_checkpointing_gives_the_same_weights(
@@ -344,7 +369,7 @@ def test_trainer_without_held_out_clips_returns_the_losses_of_the_last_step(mate
     metrics = Trainer(
         small_recipe(material, data={"videos": str(material.videos), "video_short_side": 32}, log_every=1000), tmp_path
     ).run(2)
-    assert {"l1", "kl", "total"} <= metrics.keys()
+    assert {"train_l1", "train_kl", "train_total"} <= metrics.keys()
     log = EventAccumulator(str(tmp_path / "log")).Reload()
     assert [event.step for event in log.Scalars("train/l1")] == [2]
 
@@ -353,7 +378,7 @@ def test_trainer_with_photos_only_returns_losses(material: Material, tmp_path: P
     data = {"photos": str(material.photos), "photo_short_side": 48}
     run = Trainer(small_recipe(material, data=data, log_every=1), tmp_path)
     figures = run.run(2)
-    assert {"l1", "kl", "total", "gradient_norm", "learning_rate"} <= figures.keys()
+    assert {"train_l1", "train_total", "train_gradient_norm", "train_learning_rate"} <= figures.keys()
     vae = WanVAE.from_pretrained(tmp_path / WEIGHTS_NAME)
     assert vae.config.latent_std != small_config().latent_std
 
@@ -379,7 +404,7 @@ def test_trainer_reduces_the_loss(material: Material, tmp_path: Path) -> None:
     recipe = small_recipe(material, stage, data=data, log_every=1, model={"preset": str(preset)})
     first = Trainer(recipe, tmp_path / "run").run(1)
     last = Trainer(recipe, tmp_path / "run").run()
-    assert last["l1"] < 0.85 * first["l1"]
+    assert last["train_l1"] < 0.85 * first["train_l1"]
 
 
 def test_trainer_request_stop_ends_after_the_step(material: Material, tmp_path: Path) -> None:
@@ -453,6 +478,16 @@ def test_trainer_fp16_raises(material: Material, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(UserError, match=r"set mixed_precision to fp16, .*bf16 or no\."):
         Trainer(small_recipe(material, mixed_precision=None), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_trainer_weights_split_over_processes_raises(
+    kind: str, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType(kind))
+    with pytest.raises(UserError, match=rf"set distributed_type to {kind}, .*--multi_gpu"):
+        Trainer(small_recipe(material), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -26,6 +26,10 @@ def train(
     ] = None,
     videos: Annotated[Path | None, typer.Option(help="Train on this clip or folder of clips.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Train on this image or folder of images.")] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Validate on the file of this name and do not train on it; may be given several times."),
+    ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Start from these weights instead of the recipe's.", metavar="NAME|PATH")
     ] = None,
@@ -50,7 +54,11 @@ def train(
     from wan_vae.training import WEIGHTS_NAME, Trainer, load_recipe
 
     changes: dict[str, dict[str, Any]] = {}
-    data = {name: str(path) for name, path in (("videos", videos), ("photos", photos)) if path is not None}
+    data: dict[str, Any] = {
+        name: str(path) for name, path in (("videos", videos), ("photos", photos)) if path is not None
+    }
+    if held_out:
+        data["held_out"] = held_out
     if data:
         changes["data"] = data
     if lpips_backbone is not None:
@@ -65,8 +73,8 @@ def train(
             def show(done: int, total: int, losses: Mapping[str, float]) -> None:
                 if bar.total is None:
                     bar.begin("training", total, initial=done)
-                if "total" in losses:
-                    bar.set_postfix_str(f"loss {losses['total']:.4f}", refresh=False)
+                if "train_total" in losses:
+                    bar.set_postfix_str(f"loss {losses['train_total']:.4f}", refresh=False)
                 bar.update(done - bar.n)
 
             with signals.deferred(trainer.request_stop):

@@ -6,6 +6,7 @@ what a killed process left has no lock any more, on whatever host or in whatever
 Imports neither torch nor PyAV, since the command line checks its outputs before it loads either.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -133,6 +134,7 @@ def written_beside(path: str | os.PathLike[str], *, overwrite: bool = True) -> I
         # safetensors gives its files mode 0600.
         permissions = path.stat().st_mode if path.is_file() else 0o666 & ~mask
         for file in (file for file in (temporary, *temporary.rglob("*")) if file.is_file()):
+            _store(file)
             file.chmod(permissions)
         named = True
         try:
@@ -219,6 +221,21 @@ def _lock(path: Path) -> tuple[int, Path]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         if lock.exists():  # `remove_partial` may have come first
             return descriptor, lock
+        os.close(descriptor)
+
+
+def _store(file: Path) -> None:
+    """Wait until a file is on its disk: its name may get there first, and a power failure would leave it empty.
+
+    Some file systems tell only here that they are full.
+    """
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot be asked
+            raise
+    finally:
         os.close(descriptor)
 
 

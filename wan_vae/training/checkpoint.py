@@ -1,11 +1,12 @@
 """Files that resume or explain a training run: its state, and the batch behind an infinite or NaN loss."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from wan_vae.errors import UserError
@@ -20,6 +21,10 @@ _MAY_DIFFER = {
     "log_every", "validate_every", "checkpoint_every", "validation_clips", "validation_frames",
     "model.compile", "model.gradient_checkpointing", "data.videos", "data.photos", "data.workers", "lpips.backbone",
 }  # fmt: skip
+
+# What a run that failed at a step needs another of.
+_RATES = {"learning_rate", "gradient_clip"}
+_LOGGER = logging.getLogger("wan_vae")
 
 
 class NonFiniteError(ArithmeticError):
@@ -36,20 +41,28 @@ def check_finite(values: Mapping[str, Tensor]) -> None:
 
 def save_batch(path: Path, batch: TrainingBatch) -> None:
     """Write a batch to a safetensors file, with the origins of its clips in the file's metadata."""
+    data = save({"video": batch.video}, {"origins": "\n".join(batch.origins)})
     with written_beside(path) as beside:
-        save_file({"video": batch.video}, beside, {"origins": "\n".join(batch.origins)})
+        beside.write_bytes(data)  # safetensors has an error of its own for full disks
 
 
 def save_state(folder: Path, recipe: Recipe, state: dict[str, Any]) -> None:
     """Replace the state file of the run in `folder` atomically."""
-    with written_beside(folder / FILE_NAME) as beside:
-        torch.save({"recipe": recipe.model_dump(mode="json"), **state}, beside)
+    with written_beside(folder / FILE_NAME) as beside, beside.open("wb") as file:
+        try:
+            torch.save({"recipe": recipe.model_dump(mode="json"), **state}, file)
+        except RuntimeError as error:
+            # On a full disk torch cannot end the file either, and raises an error of its own about that.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_state(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     """Return the state of the run in `folder`, or None if there is none.
 
-    The recipe must be the one that the run began with, except for stages not yet begun and the entries `_MAY_DIFFER`.
+    The recipe must be the one that the run began with, except for stages not yet begun, the entries `_MAY_DIFFER`, and
+    learning rates and the clipping of gradients, whose change is logged.
 
     Raises:
         UserError: The file is damaged or belongs to another recipe; the message names the entry that differs.
@@ -70,6 +83,11 @@ def load_state(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     was, now = (_fixed_entries(one, stages_begun) for one in (saved, recipe))
     for name in sorted({*was, *now}):
         if was.get(name) != now.get(name):
+            if name.rpartition(".")[2] in _RATES:
+                _LOGGER.warning(
+                    f"{folder} goes on with {name} = {now.get(name)!r}, which was {was.get(name)!r} before."
+                )
+                continue
             raise UserError(
                 f"{folder} holds a run whose recipe has {name} = {was.get(name)!r}, not {now.get(name)!r}; go on with"
                 f" that recipe, or name another --out."

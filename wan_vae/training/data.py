@@ -98,7 +98,8 @@ def store_clip(source: Path, folder: Path, *, short_side: int, most_frames: int,
     identity = [str(source.resolve()), status.st_size, status.st_mtime_ns, short_side, most_frames, enlarge]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = folder / f"{source.stem}-{digest}.npy"
-    if not path.exists():
+    count = _count(path)
+    if count is None:
         with open_clip(source) as clip:
             scale = min(short_side / min(clip.info.width, clip.info.height), math.inf if enlarge else 1.0)
             size = round(clip.info.width * scale), round(clip.info.height * scale)
@@ -107,7 +108,17 @@ def store_clip(source: Path, folder: Path, *, short_side: int, most_frames: int,
             written_beside(path) as beside,
         ):
             _write_array(beside, (clip.info.frames, size[1], size[0], 3), clip.chunks(16))
-    return StoredClip(source.name, path, count=len(np.load(path, mmap_mode="r")))
+        count = _count(path)
+        assert count is not None, path
+    return StoredClip(source.name, path, count)
+
+
+def _count(path: Path) -> int | None:
+    """Return the frames of a stored clip, or None where it is missing or damaged, as after a power failure."""
+    try:
+        return len(np.load(path, mmap_mode="r"))
+    except (EOFError, FileNotFoundError, ValueError):
+        return None
 
 
 def _write_array(path: Path, shape: tuple[int, int, int, int], chunks: Iterator[Frames]) -> None:
@@ -135,7 +146,10 @@ def store_sources(data: DataSection, folder: Path) -> Sources:
     paths += [(path, False) for path in list_files(data.photos, IMAGE_SUFFIXES)]
     unknown = set(data.held_out) - {path.name for path, _ in paths}
     if unknown:
-        raise UserError(f"held_out names {min(unknown)}, which is not among the training data.")
+        raise UserError(
+            f"held_out names {min(unknown)}, which is not among the training data; name files that are, with --held-out"
+            " or in the recipe's section data."
+        )
     stored: dict[str, list[StoredClip]] = {"videos": [], "photos": [], "held_out": []}
     for path, is_video in paths:
         short_side = data.video_short_side if is_video else data.photo_short_side
@@ -157,8 +171,10 @@ def check_sources(sources: Sources, recipe: Recipe, config: VAEConfig) -> None:
     for clips, side in ((sources.videos, least), (sources.photos, least), (sources.held_out, measured)):
         for clip in clips:
             height, width = clip.frames().shape[1:3]
-            if min(height, width) < side:
-                raise UserError(f"{clip.name} is {width}x{height}, and sides of {side} are needed; take it out.")
+            # Those held out are cropped to what the model takes.
+            if min(height, width) // least * least < side:
+                needed = -(-side // least) * least
+                raise UserError(f"{clip.name} is {width}x{height}, and sides of {needed} are needed; take it out.")
 
 
 def clips_too_short(sources: Sources, stage: Stage) -> list[StoredClip]:

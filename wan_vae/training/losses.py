@@ -25,13 +25,13 @@ def kl_per_value(posterior: Posterior, video: Tensor) -> Tensor:
     return posterior.kl().mean() / video[0].numel()
 
 
-def negative_psnr(reconstruction: Tensor, video: Tensor) -> Tensor:
-    """Negative PSNR in dB, the mean over the frames of two videos (B, 3, T, H, W) in [-1, 1] (Chen et al. 2021, HINet).
+def mean_psnr(reconstruction: Tensor, video: Tensor) -> Tensor:
+    """PSNR in dB, the mean over the frames of two videos (B, 3, T, H, W) in [-1, 1]; as a loss in Chen et al. 2021.
 
     By this logarithm all frames weigh the same, where the mean squared error is mostly that of a few with fine texture.
     """
     error = ((reconstruction - video) / 2).square().mean(dim=(1, 3, 4))
-    return 10 * torch.log10(error + ROUNDING_ERROR).mean()
+    return -10 * torch.log10(error + ROUNDING_ERROR).mean()
 
 
 def random_frames(reconstruction: Tensor, video: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -144,10 +144,12 @@ def training_losses(
     if stage.loss.mse:
         losses["mse"] = (reconstruction - video).square().mean()
     if stage.loss.psnr:
-        losses["psnr"] = negative_psnr(reconstruction, video)
+        losses["psnr"] = mean_psnr(reconstruction, video)
     if stage.loss.lpips and lpips is not None:
         losses["lpips"] = lpips(*random_frames(reconstruction, video, stage.loss.lpips_frames)).mean()
     if stage.loss.adversarial and discriminator is not None and step >= stage.loss.adversarial_warmup:
         losses["adversarial"] = discriminator.generator_loss(reconstruction)
-    total = torch.stack([getattr(stage.loss, name) * loss for name, loss in losses.items()]).sum()
+    signs = {"psnr": -1}  # the only one of which more is better
+    terms = [signs.get(name, 1) * getattr(stage.loss, name) * loss for name, loss in losses.items()]
+    total = torch.stack(terms).sum()
     return {**losses, "total": total}

@@ -62,13 +62,21 @@ class LossSection(_Section):
 
     l1: Weight = 1.0  # of the mean absolute error
     mse: Weight = 0.0  # of the mean squared error
-    psnr: Weight = 0.0  # of the negative mean PSNR of the frames, in dB
+    psnr: Weight = 0.0  # of the mean PSNR of the frames in dB, which is subtracted
     kl: Weight = 1.0e-6  # of the posterior's KL divergence from a standard normal, summed over latents, per pixel value
     lpips: Weight = 0.0  # of the LPIPS distance (Zhang et al. 2018)
     adversarial: Weight = 0.0  # of the hinge loss against a 3-D patch discriminator
     # Steps at the start of the stage in which only the discriminator is trained with the hinge loss.
     adversarial_warmup: Annotated[int, Field(ge=0)] = 0
     lpips_frames: Count = 1  # random frames of each clip that LPIPS is computed on
+
+    @model_validator(mode="after")
+    def _entries_have_an_effect(self) -> "LossSection":
+        if not any((self.l1, self.mse, self.psnr, self.lpips)):
+            raise ValueError("one of l1, mse, psnr and lpips must be above 0, or nothing is learned")
+        if self.adversarial_warmup and not self.adversarial:
+            raise ValueError("adversarial_warmup has no effect while adversarial is 0; leave it out")
+        return self
 
 
 class Stage(_Section):
@@ -93,6 +101,9 @@ class Stage(_Section):
             raise ValueError("lengths must name a clip length with a share above 0")
         if self.warmup > self.steps:
             raise ValueError(f"warmup is {self.warmup}, but there are {self.steps} steps; it must not be more")
+        if self.loss.adversarial and self.loss.adversarial_warmup >= self.steps:
+            warmup = f"adversarial_warmup is {self.loss.adversarial_warmup}"
+            raise ValueError(f"{warmup}, but there are {self.steps} steps; it must be less")
         return self
 
 

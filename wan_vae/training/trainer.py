@@ -11,12 +11,12 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from wan_vae.errors import UserError
+from wan_vae.errors import UserError, reason
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.inference.budget import format_bytes
 from wan_vae.io.atomic_output import written_beside
@@ -39,6 +39,8 @@ from wan_vae.vae import WanVAE
 
 WEIGHTS_NAME = "vae.safetensors"
 _BATCHES_FOR_LINEAR_SKIP = 256
+# In which no process holds the whole weights, which the moving average and the run's state need.
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _LOGGER = logging.getLogger("wan_vae")
 
 Progress: TypeAlias = Callable[[int, int, Mapping[str, float]], object]
@@ -103,6 +105,11 @@ class Trainer:
                 f"accelerate's launcher set mixed_precision to {self._accelerator.mixed_precision}, in which gradients"
                 " would have to be scaled; set it to bf16 or no."
             )
+        if self._accelerator.distributed_type in _SHARDED:
+            raise UserError(
+                f"accelerate's launcher set distributed_type to {self._accelerator.distributed_type.value}, which"
+                " splits the weights; start it with --multi_gpu, by which every process holds them."
+            )
         self.is_main: bool = self._accelerator.is_main_process
         folder.mkdir(parents=True, exist_ok=True)
         state = load_state(folder, recipe)
@@ -160,8 +167,8 @@ class Trainer:
                 to be done in total, and the last losses that were logged.
 
         Returns:
-            The metrics of the last validation, or the last losses if nothing is held out. If the recipe starts from a
-            checkpoint, also the metrics before training, as `psnr_at_start` and so on.
+            The metrics of the last validation, or the last losses as `train_l1` and so on if nothing is held out. If
+            the recipe starts from a checkpoint, also the metrics before training, as `psnr_at_start` and so on.
 
         Raises:
             UserError: A loss or gradient was infinite or NaN; its batch was written to the folder.
@@ -186,8 +193,9 @@ class Trainer:
                 self._ema.update(self._vae, self.step)
                 self.step += 1
                 if self.step % self._recipe.log_every == 0 or self.step == last:
-                    metrics = {name: loss.item() for name, loss in losses.items()}
-                    _add_scalars(log, "train", metrics, self.step)
+                    values = {name: loss.item() for name, loss in losses.items()}
+                    _add_scalars(log, "train", values, self.step)
+                    metrics = {f"train_{name}": value for name, value in values.items()}
                 report(self.step, last, metrics)
                 if self.step % self._recipe.validate_every == 0 or self.step == last:
                     metrics = self._validate(log) or metrics
@@ -278,10 +286,15 @@ class Trainer:
         # Several processes may fail in the same step, each with another batch.
         process = f"_process_{self._accelerator.process_index}" if self._accelerator.num_processes > 1 else ""
         path = self._folder / f"bad_batch_step_{self.step}{process}.safetensors"
-        save_batch(path, batch)
+        try:
+            save_batch(path, batch)
+            where = f"is in {path}"
+        except OSError as failure:  # which is not to hide what happened first
+            where = f"could not be written to {path} ({reason(failure)})"
         return UserError(
-            f"step {self.step}: the loss or its gradient is not a number ({error}); the batch is in {path} and came"
-            f" from {'; '.join(batch.origins)}. A lower learning rate may help."
+            f"step {self.step}: the loss or its gradient is not a number ({error}); the batch {where} and came from"
+            f" {'; '.join(batch.origins)}. A lower learning_rate or gradient_clip in the recipe may help; the run then"
+            " goes on from its last saved step."
         )
 
     def _validate(self, log: SummaryWriter | None) -> dict[str, float]:
