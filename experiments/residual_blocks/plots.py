@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments.residual_blocks.probes import BlockProbe
 from experiments.residual_blocks.settings import Kind
-from experiments.residual_blocks.study import Entry, Study
+from experiments.residual_blocks.study import STANDARD, Entry, Study
 from experiments.residual_blocks.training import TrainingResult
 
 # Okabe and Ito's palette, which the color-blind can tell apart; dashes and markers do so without color.
@@ -132,6 +132,9 @@ def _choices(study: Study) -> Figure:
         curves = np.array([entry.final_psnr for entry in by_rate.values()]).T
         _band(rates, kind, list(by_rate), curves.tolist())
     rates.set(xscale="log", title=f"{_title(study, 1)}: pre-activation for stability", xlabel="learning rate")
+    tried = list(study.by_rate[STANDARD])
+    rates.set_xticks(tried, [f"{rate:g}" for rate in tried])
+    rates.set_xticks([], minor=True)
     rates.legend(frameon=False)
     for panel in (rates, small):
         panel.axhline(study.constant_psnr, color="gray", linewidth=1)
