@@ -42,9 +42,22 @@ def test_raw_latents_are_those_of_both(pair: AlphaPair) -> None:
     torch.testing.assert_close(pair.decode(raw, raw=True), pair.decode(latents), rtol=0, atol=1e-12)
 
 
-def test_plan_is_of_half_the_budget(pair: AlphaPair) -> None:
+def test_plan_of_a_stream_is_of_half_the_budget_and_of_a_clip_of_what_the_result_leaves(pair: AlphaPair) -> None:
     size = {"frames": 5, "height": 64, "width": 64}
-    assert pair.plan("decode", memory="1GiB", **size) == pair.color.plan("decode", memory="512MiB", **size)
+    half = pair.color.plan("decode", memory="512MiB", streaming=True, **size)
+    assert pair.plan("decode", memory="1GiB", streaming=True, **size) == half
+    result = 4 * 5 * 64 * 64 * pair.color.decoder_dtype.itemsize
+    assert pair.plan("decode", memory="1GiB", **size) == pair.color.plan("decode", memory=2**30 - result, **size)
+    with pytest.raises(UserError, match="decodes only; plan for the model that encodes"):
+        pair.plan("encode", memory="1GiB", **size)
+
+
+def test_latents_per_pass_are_those_of_both(pair: AlphaPair) -> None:
+    latents = random_latents(CONFIG, 3, 4, 4)
+    expected = pair.decode(latents)
+    torch.testing.assert_close(pair.decode(latents, latents_per_pass=1), expected, rtol=0, atol=1e-12)
+    streamed = torch.cat(list(pair.decode_stream([latents], latents_per_pass=2)), dim=2)
+    torch.testing.assert_close(streamed, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("call", ["decode", "decode_stream", "plan"])

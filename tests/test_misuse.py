@@ -309,6 +309,10 @@ def states() -> Iterator[tuple[str, Case]]:
         "state, numbers as names",
         Case(lambda: EncodeStream(vae()).load_state_dict(state | {5: state["position"]}), "5"),
     )
+    yield (
+        "stream, stages that the network does not have",
+        Case(lambda: EncodeStream(vae(), tiling=Tiling(2, 2, 0, 9)), "9"),
+    )
     tiled = EncodeStream(vae(), tiling=Tiling(2, 2, 0, 2))
     tiled.push(video())
     state_of_tiles = tiled.state_dict()

@@ -61,3 +61,10 @@ def test_sample_compiled_for_clips_of_any_size_draws_what_it_draws_uncompiled() 
         expected = drawn(mean)
         torch.manual_seed(0)
         assert torch.equal(compiled(mean), expected)
+
+
+def test_posteriors_compare_by_identity_like_tensors_in_a_set() -> None:
+    one, other = (Posterior(torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2)) for _ in range(2))
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2

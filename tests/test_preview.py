@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.cli.running import read_clip, run, write_clip
-from tests.helpers import small_config
+from tests.helpers import random_latents, small_config
 from wan_vae import LatentsError, UserError, WanVAE, encode_file, preview_file
 from wan_vae.config import load_config
 from wan_vae.interchange import write_latents
@@ -48,6 +48,21 @@ def test_preview_is_linear_and_keeps_to_the_range() -> None:
         preview(latents[:, :3], WAN)
     with pytest.raises(UserError, match="list"):
         preview([1], WAN)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16])
+def test_preview_is_float32_whatever_the_defaults_of_torch_are(default: torch.dtype) -> None:
+    latents = random_latents(WAN, 2, 4, 4, dtype=torch.float32)
+    expected = preview(latents, WAN)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        with torch.device("meta"):
+            found = preview(latents, WAN)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
 
 
 def test_preview_is_where_the_latents_are() -> None:

@@ -1,6 +1,8 @@
 """The public class: what it takes, what it refuses, and what it says then."""
 
 import dataclasses
+import pickle
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from wan_vae.checkpoints.files import DIFFUSERS_FILE
 from wan_vae.config import preset_names
 from wan_vae.inference.stream import EncodeStream
 from wan_vae.model.halo import Halo
+from wan_vae.validation import Dtypes, best_device
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,24 @@ def test_streams_record_no_gradients(vae: WanVAE) -> None:
     assert torch.is_grad_enabled()
 
 
+def test_from_pretrained_auto_is_what_the_device_is_fast_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
+    for encoder, decoder in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)):
+        chosen = Dtypes(encoder, decoder)
+        monkeypatch.setattr("wan_vae.vae.choose_dtypes", lambda dtype, device, chosen=chosen: chosen)
+        vae = WanVAE.from_pretrained(tmp_path / "vae.safetensors", device="auto", dtype="auto")
+        assert (vae.dtype, vae.decoder_dtype, vae.device) == (*chosen, best_device())
+        assert vae.digest() == load_checkpoint(tmp_path / "vae.safetensors").digest()
+
+
+def test_from_weights_leaves_the_gradients_of_the_given_weights() -> None:
+    trained = random_vae(small_config()).requires_grad_(True)
+    made = WanVAE.from_weights(trained.config, trained.state_dict(keep_vars=True))
+    assert all(weight.requires_grad for weight in trained.parameters())
+    assert not any(weight.requires_grad for weight in made.parameters())
+    assert made.quant_conv.weight.data_ptr() == trained.quant_conv.weight.data_ptr()
+
+
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
 def test_defaults_of_torch_do_not_matter(default: torch.dtype) -> None:
     vae = random_vae(small_config()).to(torch.float32)
@@ -242,6 +263,19 @@ def test_digest_tells_of_a_write_to_one_tap(tap: tuple[int, int, int], tmp_path:
     before = vae.digest()
     vae.encoder.middle.block1.conv1.weight.data[(..., *tap)] += 0.25
     assert vae.digest() != before
+
+
+@pytest.mark.parametrize("copy_of", [deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))])
+def test_digest_of_a_copy_is_that_of_the_model(copy_of: Callable[[WanVAE], WanVAE], tmp_path: Path) -> None:
+    random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")
+    vae = WanVAE.from_pretrained(tmp_path / "vae.safetensors")
+    before = vae.digest()
+    found = copy_of(vae)
+    assert found.digest() == vae.digest() == before
+    found.decoder.conv_in.weight.data += 0.25
+    assert found.digest() != before
+    assert copy_of(found).digest() == found.digest() == weights_digest(found.state_dict())
+    assert vae.digest() == before
 
 
 def test_digest_of_weights_that_were_rounded_is_their_own(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wan_vae.files import encode_file as encode_file
     from wan_vae.files import preview_file as preview_file
     from wan_vae.inference.budget import Budget as Budget
+    from wan_vae.inference.planner import BudgetError as BudgetError
     from wan_vae.inference.planner import Plan as Plan
     from wan_vae.inference.stream import DecodeStream as DecodeStream
     from wan_vae.inference.stream import EncodeStream as EncodeStream
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from wan_vae.reconstruction import reconstruct_file as reconstruct_file
     from wan_vae.sharding import ShardedVAE as ShardedVAE
     from wan_vae.tiny import TinyVAE as TinyVAE
+    from wan_vae.tiny import load_vae as load_vae
     from wan_vae.vae import WanVAE as WanVAE
 
 __version__ = "0.2.0"
@@ -60,7 +62,7 @@ _NAMES = {
         "preview_file",
     ),
     "inference.budget": ("Budget",),
-    "inference.planner": ("Plan",),
+    "inference.planner": ("BudgetError", "Plan"),
     "inference.stream": ("DecodeStream", "EncodeStream"),
     "inference.tiling": ("Tiling",),
     "io.latents_info": ("LatentsInfo",),
@@ -70,7 +72,7 @@ _NAMES = {
     "posterior": ("Posterior",),
     "reconstruction": ("ReconstructResult", "reconstruct_file"),
     "sharding": ("ShardedVAE",),
-    "tiny": ("TinyVAE",),
+    "tiny": ("TinyVAE", "load_vae"),
     "vae": ("WanVAE",),
 }
 _MODULES = {name: f"wan_vae.{module}" for module, names in _NAMES.items() for name in names}

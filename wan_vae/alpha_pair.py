@@ -1,6 +1,5 @@
 """Wan-Alpha's pair of models: both decode the same latents, one to colors, the other to their transparency."""
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -13,6 +12,7 @@ from torch import Tensor
 from wan_vae.arguments import check_type
 from wan_vae.errors import UserError
 from wan_vae.inference.budget import Budget, parse_bytes
+from wan_vae.inference.passes import Direction
 from wan_vae.inference.planner import BudgetError, Plan
 from wan_vae.inference.stream import DecodeStream
 from wan_vae.vae import WanVAE
@@ -68,29 +68,51 @@ class AlphaPair:
         """Return the latents per pass, as `WanVAE.default_chunk_size`."""
         return self.color.default_chunk_size(height, width)
 
-    def plan(self, *args: Any, memory: Budget, **size: Any) -> Plan:
-        """Return how each of the two models would keep to its half of a budget; arguments as of `WanVAE.plan`."""
-        with self._sharing(memory, of=2) as budget:
-            assert budget is not None
-            return self.color.plan(*args, memory=budget, **size)
+    def plan(
+        self, direction: Direction, *, frames: int, height: int, width: int, memory: Budget, streaming: bool = False
+    ) -> Plan:
+        """Return how each of the two models would decode within its share of a budget; see `WanVAE.plan`.
 
-    def decode(self, latents: Tensor, *, raw: bool = False, memory: Budget | None = None) -> Tensor:
+        Raises:
+            UserError: As by `WanVAE.plan`; or the direction is "encode", which the pair does not do.
+        """
+        if direction != "decode":
+            raise UserError("A pair of models for colors and alpha decodes only; plan for the model that encodes.")
+        scale = self.config.output_upscale
+        result = self._bytes_of_result(1, frames, height * scale, width * scale)
+        shares = {"of": 2} if streaming else {"besides": result}
+        with self._sharing(memory, **shares) as budget:
+            assert budget is not None
+            return self.color.plan(
+                direction, frames=frames, height=height, width=width, memory=budget, streaming=streaming
+            )
+
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        raw: bool = False,
+        latents_per_pass: int | None = None,
+        memory: Budget | None = None,
+    ) -> Tensor:
         """Latents (B, z, t, h, w) -> video (B, 4, T, H, W) in [-1, 1]; arguments and errors as of `WanVAE.decode`."""
         check_latents(latents, self.config, whole=True)
         batch, _, length, height, width = latents.shape
         time, side = self.config.temporal_compression, self.config.spatial_compression * self.config.output_upscale
-        shape = batch, 4, 1 + time * (length - 1), height * side, width * side
-        # Beside each call there is the joined video: that of the colors ends before it is made.
-        with self._sharing(memory, besides=math.prod(shape) * self.color.decoder_dtype.itemsize) as budget:
-            color = self.color.decode(latents, raw=raw, memory=budget)
-            video = color.new_empty(shape)
+        size = 1 + time * (length - 1), height * side, width * side
+        with self._sharing(memory, besides=self._bytes_of_result(batch, *size)) as budget:
+            options: dict[str, Any] = {"raw": raw, "latents_per_pass": latents_per_pass, "memory": budget}
+            color = self.color.decode(latents, **options)
+            video = color.new_empty((batch, 4, *size))
             video[:, :3] = color
             del color
-            alpha = self.alpha.decode(latents, raw=raw, memory=budget)
+            alpha = self.alpha.decode(latents, **options)
             video[:, 3:] = alpha.mean(dim=1, keepdim=True)
         return video
 
-    def decode_stream(self, chunks: Iterable[Tensor], *, memory: Budget | None = None) -> Iterator[Tensor]:
+    def decode_stream(
+        self, chunks: Iterable[Tensor], *, latents_per_pass: int | None = None, memory: Budget | None = None
+    ) -> Iterator[Tensor]:
         """Decode normalized latents (B, z, n, h, w) as they arrive, as `WanVAE.decode_stream`; yields (B, 4, m, H, W).
 
         `memory` is for both models together.
@@ -98,13 +120,17 @@ class AlphaPair:
         check_type("chunks", chunks, Iterable, "an iterable of tensors, such as [latents]")
         with (
             self._sharing(memory, of=2) as budget,
-            DecodeStream(self.color, memory=budget) as color,
-            DecodeStream(self.alpha, memory=budget) as alpha,
+            DecodeStream(self.color, latents_per_pass=latents_per_pass, memory=budget) as color,
+            DecodeStream(self.alpha, latents_per_pass=latents_per_pass, memory=budget) as alpha,
         ):
             for chunk in chunks:
                 first, second = color.push(chunk), alpha.push(chunk)
                 if first is not None and second is not None:
                     yield torch.cat([first, second.mean(dim=1, keepdim=True)], dim=1)
+
+    def _bytes_of_result(self, batch: int, frames: int, height: int, width: int) -> int:
+        """Return the bytes of the joined video, which is there beside each call: that of the colors ends before."""
+        return batch * 4 * frames * height * width * self.color.decoder_dtype.itemsize
 
     @contextmanager
     def _sharing(self, memory: Budget | None, *, of: int = 1, besides: int = 0) -> Iterator[int | None]:

@@ -31,7 +31,7 @@ from wan_vae.io.atomic_output import check_output, written_beside
 from wan_vae.io.fit import Fit, Size
 from wan_vae.report.facts import clip_facts, model_facts
 from wan_vae.report.page import Report, check_page
-from wan_vae.tiny import TinyVAE, load_vae
+from wan_vae.tiny import TinyVAE, load_on_best_device
 from wan_vae.vae import WanVAE
 
 _CHUNK = 16  # frames
@@ -80,7 +80,7 @@ def report_file(
     """
     source, reconstruction = check_path("source", source), check_path("reconstruction", reconstruction)
     progress = progress or no_progress
-    check_options("auto", progress, load_vae, overwrite=overwrite)
+    check_options("auto", progress, load_on_best_device, overwrite=overwrite)
     out = _check_out(out, overwrite, source, reconstruction)
     distance = None if lpips is None else LPIPS("alex", check_path("lpips", lpips))
     with ExitStack() as stack:
@@ -126,7 +126,7 @@ def compare_file(
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
-    load: Loader = load_vae,
+    load: Loader = load_on_best_device,
 ) -> ReportResult:
     """Reconstruct a clip with one model after the other, and write a page that shows the results side by side.
 

@@ -25,7 +25,8 @@ BLOCK_KINDS = ("wan", "resnet", "bottleneck", "preact", "dense", "plain")
 class VAEConfig:
     """The architecture of one VAE.
 
-    Numbers are 1 to 4096, those of blocks, dense layers, patches and upscaling 1 to 64, where nothing else is said.
+    Where nothing else is said, whole numbers are from 1 to 4096; those of blocks, dense layers, patches and upscaling
+    from 1 to 64.
 
     Attributes:
         latent_channels: Channels z of the latents; the encoder emits 2 z, mean and log-variance. With a linear skip at

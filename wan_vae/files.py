@@ -16,7 +16,8 @@ take these arguments:
 - `overwrite`: Replace outputs that exist.
 - `progress`: Called with the number of frames done and in total: with 0 once all inputs are open, then after every
   chunk. It may raise an exception to cancel the call.
-- `load`: Loads `vae` if it is a name or path; default `wan_vae.tiny.load_vae`, for files of either kind.
+- `load`: Loads `vae` if it is a name or path; by default on a GPU if there is one, in the dtype it is stored in. The
+  commands also choose the dtype that is fast there: `functools.partial(wan_vae.load_vae, device="auto", dtype="auto")`.
 
 They raise a UserError if a file, the model or an option cannot be used, or if the budget is too small.
 """
@@ -55,7 +56,7 @@ from wan_vae.io.latents_info import LatentsInfo
 from wan_vae.io.timing import exact_rate
 from wan_vae.io.writer import check_clip
 from wan_vae.preview import LinearPreview
-from wan_vae.tiny import TinyVAE, load_vae
+from wan_vae.tiny import TinyVAE, load_on_best_device
 from wan_vae.vae import WanVAE
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def encode_file(
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
-    load: Loader = load_vae,
+    load: Loader = load_on_best_device,
 ) -> EncodeResult:
     """Encode a clip into a latents file: ours holds all that `decode_file` needs to restore the clip.
 
@@ -131,7 +132,7 @@ def encode_file(
         fit: "stretch", "crop" or "pad" where the size has another shape; None stretches, with a notice.
         frames: First frame and the frame after the last, counted from 0 after resampling; None for the clip's ends.
         fps: Rate to resample the clip to; None keeps its own.
-        length: Number of frames, from the first of `frames` on, which then has no end; None for all.
+        length: Number of frames to take from `frames[0]` on, whose `frames[1]` is then None; None for all.
         format: "wan-vae", "comfyui", "musubi", "fastvideo" or "tensor" (see docs/latents.md); None for that of the
             ending: "comfyui" for .latent, "tensor" for .pt, .pth and .npy, else "wan-vae".
         values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.
@@ -202,7 +203,7 @@ def decode_file(
     lossless: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    load: Loader = load_vae,
+    load: Loader = load_on_best_device,
 ) -> DecodeResult:
     """Decode a latents file into a clip of the size, length and rate that the encoded clip had, where the file tells.
 

@@ -16,7 +16,7 @@ _LATENTS_LOOKED_AT = 2
 _CLEARLY_RAW = 0.1  # nats per value; raw latents of clips are tenths more likely to be raw than normalized
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth
 class Posterior:
     """A diagonal normal distribution over raw latents (Kingma and Welling 2013, https://arxiv.org/abs/1312.6114).
 

@@ -22,7 +22,7 @@ FACTORS_FILE = Path(__file__).parent / "weights" / "preview.json"
 _LATENTS_AT_ONCE = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreviewFactors:
     """A linear map from normalized latents to RGB in [-1, 1].
 
@@ -52,7 +52,11 @@ def load_factors(config: VAEConfig) -> PreviewFactors:
     entries = json.loads(FACTORS_FILE.read_text(encoding="utf-8"))
     for entry in entries.values():
         if (tuple(entry["latent_mean"]), tuple(entry["latent_std"])) == (config.latent_mean, config.latent_std):
-            return PreviewFactors(torch.tensor(entry["factors"]), torch.tensor(entry["bias"]), entry["origin"])
+            # Whatever torch's defaults are.
+            factors, bias = (
+                torch.tensor(entry[name], dtype=torch.float32, device="cpu") for name in ("factors", "bias")
+            )
+            return PreviewFactors(factors, bias, entry["origin"])
     raise LatentsError(
         f"there is no preview of this model's latents, only of those of {', '.join(entries)} and their kin; decode"
         " without --preview, or fit one with scripts/fit_preview.py."

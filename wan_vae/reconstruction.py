@@ -47,7 +47,7 @@ from wan_vae.io.fit import Fit, Size
 from wan_vae.io.writer import check_clip
 from wan_vae.report.facts import clip_facts, model_facts
 from wan_vae.report.page import Report, check_page
-from wan_vae.tiny import TinyVAE, load_vae
+from wan_vae.tiny import TinyVAE, load_on_best_device
 from wan_vae.vae import WanVAE
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def reconstruct_file(
     memory: Budget = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
-    load: Loader = load_vae,
+    load: Loader = load_on_best_device,
 ) -> ReconstructResult:
     """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
 

@@ -27,7 +27,16 @@ from wan_vae.model.tiny import FRAMES_PER_LATENT, Memory, TinyConfig, run_tiny, 
 from wan_vae.ops.precision import tf32
 from wan_vae.posterior import LatentStatistics, warn_if_raw
 from wan_vae.vae import WanVAE
-from wan_vae.validation import TF32, check_device, check_latents, check_video, parse_device, parse_dtype
+from wan_vae.validation import (
+    TF32,
+    check_device,
+    check_latents,
+    check_video,
+    choose_dtypes,
+    parse_device,
+    parse_dtype,
+    parse_dtypes,
+)
 
 _PIXELS_PER_PASS = 2**19  # of the pictures of one latent; more are hardly faster on a CPU, and take more memory
 
@@ -74,8 +83,8 @@ class TinyVAE(nn.Module):
             raw: Whether the network works on raw latents. That changes what it is fed, not what callers pass, and a
                 wrong value gives wrong colors. Nothing in a file tells: None goes by the file's name, lighttae* for raw
                 and taew* for normalized latents, and takes any other for normalized, with a notice.
-            device: Where the weights go; default the CPU.
-            dtype: What they are converted to; default as stored, or the widest of those stored.
+            device: Where the weights go, as of `WanVAE.from_pretrained`.
+            dtype: What they are converted to, as of `WanVAE.from_pretrained`.
 
         Raises:
             CheckpointError: The file is missing, damaged, incomplete, of another model, or holds NaN.
@@ -83,15 +92,16 @@ class TinyVAE(nn.Module):
         """
         check_type("source", source, (str, Path), "a path")
         check_type("raw", raw, (bool, type(None)), "True, False or None")
-        rounds = dtype == TF32
-        device, dtype = parse_device(device), parse_dtype(dtype)
+        rounds, chooses = dtype == TF32, dtype == "auto"
+        device, dtype = parse_device(device), parse_dtype(None if chooses else dtype)
         config, weights = load_tiny(resolve_checkpoint(source), raw=raw)
         wanted = dtype or reduce(torch.promote_types, (weight.dtype for weight in weights.values()))
         with torch.device("meta"):
             vae = cls(config)
         vae.load_state_dict({name: weight.to(device, wanted) for name, weight in weights.items()}, assign=True)
         vae.encoder_tf32 = vae.decoder_tf32 = rounds
-        return vae.eval().requires_grad_(False)
+        vae.eval().requires_grad_(False)
+        return vae.set_dtypes(**choose_dtypes("auto", vae.device)._asdict()) if chooses else vae
 
     def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> normalized latents (B, z, t, h, w), in the encoder's dtype.
@@ -120,7 +130,8 @@ class TinyVAE(nn.Module):
 
         Args:
             latents: The clip.
-            raw: Whether these latents are raw, as those of diffusers and ComfyUI, whatever the network works on.
+            raw: Whether these latents are raw, as those of diffusers and ComfyUI. What the network works on, the `raw`
+                of `from_pretrained`, does not matter here.
             latents_per_pass: Latents per pass; default `default_chunk_size`.
             memory: None; see `encode`.
 
@@ -226,9 +237,10 @@ class TinyVAE(nn.Module):
         return max(1, _PIXELS_PER_PASS // pixels)
 
     def set_dtypes(self, *, encoder: torch.dtype | str, decoder: torch.dtype | str) -> "TinyVAE":
-        """Convert the weights of each half in place."""
-        self.encoder.to(parse_dtype(encoder))
-        self.decoder.to(parse_dtype(decoder))
+        """Convert the weights of each half in place, as `WanVAE.set_dtypes`."""
+        encoding, decoding = parse_dtypes(encoder, decoder)
+        self.encoder.to(encoding)
+        self.decoder.to(decoding)
         self.encoder_tf32, self.decoder_tf32 = encoder == TF32, decoder == TF32
         return self
 
@@ -261,6 +273,8 @@ def load_vae(
 ) -> WanVAE | TinyVAE:
     """Load a checkpoint of either kind, told by its tensors; `raw` is for tiny autoencoders alone.
 
+    `device` and `dtype` are those of `WanVAE.from_pretrained`.
+
     Raises:
         UserError: As by `WanVAE.from_pretrained` and `TinyVAE.from_pretrained`; or `raw` is given for a `WanVAE`.
     """
@@ -274,6 +288,15 @@ def load_vae(
             " out."
         )
     return WanVAE.from_pretrained(path, device=device, dtype=dtype)
+
+
+def load_on_best_device(source: str | Path) -> WanVAE | TinyVAE:
+    """Load a checkpoint of either kind in its own dtype, on a GPU if there is one.
+
+    Raises:
+        UserError: As by `load_vae`.
+    """
+    return load_vae(source, device="auto")
 
 
 def check_no_budget(memory: Budget | None) -> None:

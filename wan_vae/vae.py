@@ -32,8 +32,10 @@ from wan_vae.validation import (
     check_latents,
     check_video,
     check_weights,
+    choose_dtypes,
     parse_device,
     parse_dtype,
+    parse_dtypes,
 )
 
 if TYPE_CHECKING:
@@ -87,22 +89,24 @@ class WanVAE(Autoencoder):
             source: A name ("nano", in this package; "wan2.1", "wan2.2", "qwen-image", "qwen-image-layered",
                 "qwen-image-2.1", "lightvae", fetched from the Hugging Face hub and cached), a hub repository, a
                 checkpoint file in any layout, or a folder in diffusers' layout.
-            device: Where the weights go; default the CPU.
+            device: Where the weights go; default the CPU. "auto" is a GPU if there is one.
             dtype: What they are converted to, a dtype or its name such as "bfloat16"; default as stored, or the widest
                 of those stored. "tf32" is float32 whose convolutions may round to TF32 on an NVIDIA GPU; those of
-                float32 never do in inference.
+                float32 never do in inference. "auto" is what the commands take: bfloat16 where it is fast, except that
+                CPUs encode in float32.
 
         Raises:
             CheckpointError: The checkpoint is missing, damaged, incomplete, of another model, or holds NaN.
             UserError: There is no such device or dtype.
         """
         check_type("source", source, (str, Path), "a name or a path")
-        parse_dtype(dtype)  # before anything is loaded
+        wanted = None if dtype == "auto" else dtype
+        parse_dtype(wanted)  # before anything is loaded
         device = parse_device(device)
         checkpoint = load_checkpoint(source)
-        vae = cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=dtype)
+        vae = cls.from_weights(checkpoint.config, checkpoint.weights, device=device, dtype=wanted)
         vae._origin = Origin(checkpoint, vae)
-        return vae
+        return vae.set_dtypes(**choose_dtypes("auto", vae.device)._asdict()) if dtype == "auto" else vae
 
     @classmethod
     def from_weights(
@@ -127,7 +131,8 @@ class WanVAE(Autoencoder):
         floating = [weight.dtype for weight in weights.values() if weight.is_floating_point()]
         wanted = dtype or reduce(torch.promote_types, floating)
         converted = {
-            name: weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
+            # Detached, since the caller's may be trained.
+            name: weight.detach().to(device=device, dtype=wanted if weight.is_floating_point() else None)
             for name, weight in weights.items()
         }
         vae.load_state_dict(converted, assign=True)
@@ -205,16 +210,20 @@ class WanVAE(Autoencoder):
     def encode(self, video: Tensor, *, latents_per_pass: int | None = None, memory: Budget | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> normalized latents (B, z, t, h, w), contiguous: the posterior's mean.
 
+        They are in the encoder's dtype, whatever floating-point dtype the video has.
+
         Args:
-            video: The clip.
-            latents_per_pass: Latents per pass, or at most, if there is a budget.
+            video: The clip, on the device of the model.
+            latents_per_pass: Latent frames per pass; an upper limit if `memory` is given.
             memory: A budget for everything the call takes in addition to the loaded model and `video`, the latents
-                included: bytes, text such as "4GiB", or "auto" for what the device has left. Where whole pictures would
-                take more, the network's larger levels run tile by tile, which changes nothing but the time (see
-                `plan`).
+                included: bytes, text such as "4GiB", or "auto" for four fifths of what is free. Where whole pictures
+                would take more, the network's larger levels run tile by tile, which takes longer and gives the same up
+                to rounding (see `plan`). A call with a budget records no gradients.
 
         Raises:
-            UserError: T, H or W does not fit, or the budget is too small; the message says what would work.
+            UserError: The video has another shape, dtype or device than is possible, or the budget is too small; the
+                message says what would work. With a budget also in training mode, under autocast, and where weights
+                would record gradients.
         """
         mean, _ = self._moments(video, latents_per_pass, memory).chunk(2, dim=1)
         return self.normalize(mean)
@@ -251,7 +260,7 @@ class WanVAE(Autoencoder):
         Args:
             latents: The clip.
             raw: Whether the latents are raw, as those of diffusers and ComfyUI.
-            latents_per_pass: Latents per pass, or at most, if there is a budget.
+            latents_per_pass: Latent frames per pass; an upper limit if `memory` is given.
             memory: A budget for everything the call takes in addition to the loaded model and `latents`, the video
                 included; see `encode`.
 
@@ -384,7 +393,7 @@ class WanVAE(Autoencoder):
             mesh: The processes, one per device: in rows and columns, or in one dimension, to be arranged by the
                 picture's shape; default all processes of the default group.
             gather: Whether every process gets the whole result, or its own part alone (`ShardedVAE.share` says which):
-                gathering frames sends half as many bytes as everything else, or more.
+                gathering decoded frames adds half to the bytes that are sent, or more.
 
         Raises:
             UserError: There is no process group, or the mesh does not hold this process.
@@ -397,7 +406,7 @@ class WanVAE(Autoencoder):
     def default_chunk_size(self, height: int, width: int) -> int:
         """Return the latents per pass for a video of height x width pixels.
 
-        Pushing that many latents at a time to a stream, or the frames of as many, is the fastest.
+        Streams are fastest with chunks of this many latent frames, or of the video frames of as many.
         """
         height, width = check_count("height", height), check_count("width", width)
         side = self.config.spatial_compression
@@ -430,9 +439,7 @@ class WanVAE(Autoencoder):
         Raises:
             UserError: There is no such dtype.
         """
-        for name, given in (("encoder", encoder), ("decoder", decoder)):
-            check_type(name, given, (str, torch.dtype), "a dtype")
-        encoding, decoding = parse_dtype(encoder), parse_dtype(decoder)
+        encoding, decoding = parse_dtypes(encoder, decoder)
         for half, dtype in (
             (self.encoder, encoding),
             (self.quant_conv, encoding),
@@ -443,12 +450,24 @@ class WanVAE(Autoencoder):
         self.encoder_tf32, self.decoder_tf32 = encoder == TF32, decoder == TF32
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickled model has, which is of the checkpoint as long as this one is."""
+        state = self.__dict__.copy()
+        if self._origin is not None and not self._origin.holds(self):
+            state["_origin"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._origin is not None:
+            self._origin = self._origin.of(self)
+
     def digest(self) -> str:
         """Return the SHA-256 of the weights, which latents files keep to tell by which weights they were encoded.
 
         It is that of the loaded checkpoint, whatever dtype the weights were converted to, as long as neither its file
-        nor a weight has changed; otherwise that of the weights as they are, also of those that were converted to a
-        narrower dtype and back. Where weights were written to by `weight.data`, some values of each are compared.
+        nor a weight has changed; otherwise that of the weights as they are. Converting them to a narrower dtype and
+        back counts as a change. Where weights were written to by `weight.data`, some values of each are compared.
         """
         found = None if self._origin is None else self._origin.digest(self)
         return weights_digest(self.state_dict()) if found is None else found

@@ -38,6 +38,17 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return DTYPES[name]
 
 
+def parse_dtypes(encoder: torch.dtype | str, decoder: torch.dtype | str) -> tuple[torch.dtype, torch.dtype]:
+    """Return the dtypes of a model's halves, as of `parse_dtype`, which are not None."""
+    found = []
+    for name, given in (("encoder", encoder), ("decoder", decoder)):
+        check_type(name, given, (str, torch.dtype), "a dtype")
+        parsed = parse_dtype(given)
+        assert parsed is not None
+        found.append(parsed)
+    return found[0], found[1]
+
+
 class Dtypes(NamedTuple):
     """The dtypes of a model's halves: the arguments of `WanVAE.set_dtypes`."""
 
@@ -75,14 +86,24 @@ def choose_dtypes(dtype: str, device: torch.device) -> Dtypes:
     return Dtypes(torch.float32, torch.bfloat16 if fast else torch.float32)
 
 
+def best_device() -> torch.device:
+    """Return a GPU if there is one, else the CPU.
+
+    MPS is only used where it is named: PyTorch's 3-D convolutions gave wrong results there in several releases.
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def parse_device(device: str | torch.device | None, *, present: bool = True) -> torch.device | None:
-    """Return the device that a text such as "cuda:1" names; None is returned as it is.
+    """Return the device that a text such as "cuda:1" names; "auto" is `best_device`, and None is returned as it is.
 
     Raises:
         UserError: torch knows no such device or, where it must be `present`, cannot use it here.
     """
     if device is None:
         return None
+    if device == "auto":
+        return best_device()
     try:
         parsed = torch.device(device)
         if present:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.checkpoints.variants import assert_same_weights, native, standard_vae
 from wan_vae import CheckpointError, UserError, WanVAE
-from wan_vae.checkpoints import load_checkpoint, resolve_checkpoint
+from wan_vae.checkpoints import load_checkpoint, resolve_checkpoint, weights_digest
 from wan_vae.checkpoints.sources import DIFFUSERS_FILE
 from wan_vae.cli.info import describe
+from wan_vae.dataset.plan import checkpoint_stamp
 
 VAE = standard_vae()
 WEIGHTS = native(VAE)
@@ -151,6 +152,19 @@ def test_load_checkpoint_of_a_folder_finds_the_file_of_the_vae(kind: str, place:
     assert_same_weights(loaded, VAE)
     assert loaded.digest() == VAE.digest()  # reads the file again, without the folder
     assert describe(str(tmp_path / "folder"))["kind"] == "checkpoint"
+
+
+def test_digest_of_a_checkpoint_in_several_files_tells_of_a_change_of_one(tmp_path: Path) -> None:
+    write_folder(tmp_path / "vae", "shards")
+    index = tmp_path / "vae" / f"{DIFFUSERS_FILE}.index.json"
+    loaded, stamp = WanVAE.from_pretrained(index), checkpoint_stamp(index)
+    assert loaded.digest() == VAE.digest()
+    first = min((tmp_path / "vae").glob("*-00001-of-00002.safetensors"))
+    save_file({name: weight + 1 for name, weight in load_file(first).items()}, first)
+    assert checkpoint_stamp(index) != stamp
+    assert loaded.digest() == weights_digest(loaded.state_dict())  # of the weights in memory, not of the new file
+    changed = WanVAE.from_pretrained(index)
+    assert changed.digest() == load_checkpoint(index).digest() != loaded.digest()
 
 
 def test_load_checkpoint_of_a_folder_with_several_names_them(tmp_path: Path) -> None:

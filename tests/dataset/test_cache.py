@@ -1,5 +1,6 @@
 """Caches: what is done, what is skipped, what is listed, and what is left after accidents."""
 
+import errno
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.cli.running import write_clip
 from tests.dataset.files import outputs
@@ -25,7 +26,7 @@ from wan_vae import WanVAE
 from wan_vae.dataset import CacheOptions, Extract, LatentDataset, cache_latents, estimate_cache, verify_cache
 from wan_vae.dataset.ahead import ReadingAhead
 from wan_vae.dataset.engines import is_passing
-from wan_vae.errors import UserError
+from wan_vae.errors import LatentsError, UserError
 from wan_vae.io import Clip, load_latents, read_clip
 
 
@@ -76,6 +77,24 @@ def test_second_run_does_nothing_and_does_not_load_the_model(vae: WanVAE, clips:
     again = cache_latents(clips, tmp_path / "out", tmp_path / "vae.safetensors", load=load)
     assert (again.kept, again.cached, again.failed) == (first.cached, 0, 1)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_what_was_encoded_in_another_dtype_is_encoded_again(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    vae.save(tmp_path / "vae.safetensors")
+    path, out = tmp_path / "vae.safetensors", tmp_path / "out"
+
+    def load(dtype: str) -> WanVAE:
+        return WanVAE.from_pretrained(path, dtype=dtype)
+
+    assert cache_latents(clips, out, load("float32")).cached == 3
+    assert cache_latents(clips, out, load("bfloat16")).cached == 3
+    assert load_latents(out / "a.mkv.safetensors")[0].dtype == torch.bfloat16
+    assert cache_latents(clips, out, path, options=CacheOptions(dtype="bfloat16")).kept == 3
+    assert cache_latents(clips, out, path, options=CacheOptions(dtype="float32")).cached == 3
+    assert load_latents(out / "a.mkv.safetensors")[0].dtype == torch.float32
+    assert cache_latents(clips, out, load("tf32")).cached == 3
+    with pytest.raises(UserError, match="dtype is 'nonsense'"):
+        cache_latents(clips, out, path, options=CacheOptions(dtype="nonsense"))
 
 
 @pytest.mark.parametrize("change", ["clip", "caption", "options", "weights", "output", "manifest"])
@@ -269,6 +288,11 @@ def test_estimate_cache_is_what_is_done(vae: WanVAE, clips: Path, tmp_path: Path
     assert later.seconds > 0
 
 
+def test_estimate_cache_of_a_share_that_is_none_is_refused(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the shard is 5; it must be a whole number from 0 to 1"):
+        estimate_cache(clips, tmp_path / "out", vae, shard=(5, 2))
+
+
 def test_stretching_is_told_once_for_all_clips(
     vae: WanVAE, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -429,6 +453,121 @@ def test_outputs_of_clips_that_are_gone_stay_with_a_notice_until_they_are_pruned
     assert cache_latents(clips, out, vae).kept == 2
     assert "also holds" not in caplog.text
     assert [record.source for record in LatentDataset(out).records] == ["c.png", "sub/d.mkv"]
+
+
+@pytest.mark.parametrize("reason", ["link", "unreadable"])
+def test_outputs_of_clips_in_a_folder_that_is_left_out_are_not_pruned(
+    vae: WanVAE, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    out = tmp_path / "out"
+    cache_latents(clips, out, vae)
+    if reason == "link":
+        (clips / "sub").rename(tmp_path / "elsewhere")
+        (clips / "sub").symlink_to(tmp_path / "elsewhere")
+    else:
+        scandir = os.scandir
+
+        def fail(path: Any) -> Any:
+            if Path(path) == clips / "sub":
+                raise OSError(errno.ESTALE, "Stale file handle", os.fspath(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", fail)
+    (clips / "a.mkv").unlink()
+    assert estimate_cache(clips, out, vae, prune=True).pruned == 1
+    assert cache_latents(clips, out, vae, prune=True).pruned == 1
+    assert sorted(outputs(out)) == ["c.png.safetensors", "sub/b.mkv.safetensors"]
+
+
+def test_clip_that_is_missing_for_a_while_keeps_its_outputs(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    out, listed = tmp_path / "out", tmp_path / "list.txt"
+    listed.write_text("clips/a.mkv\nclips/c.png\n", encoding="utf-8")
+    cache_latents(listed, out, vae)
+    clips.rename(tmp_path / "unmounted")
+    missing = cache_latents(listed, out, vae, prune=True)
+    assert (missing.failed, missing.pruned) == (2, 0)
+    assert len(LatentDataset(out)) == 2
+    (tmp_path / "unmounted").rename(clips)
+    again = cache_latents(listed, out, vae, prune=True)
+    assert (again.kept, again.cached, again.failed, again.pruned) == (2, 0, 0, 0)
+    assert lines(out / "failures.jsonl") == []
+
+
+def test_spans_with_the_same_frames_are_told_and_the_first_stays(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    rows = [{"path": "a.mkv", "start": 0, "stop": stop} for stop in (9, 20)]
+    (clips / "list.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for kept in (0, 1):
+        result = cache_latents(clips / "list.jsonl", tmp_path / "out", vae)
+        assert (result.kept, result.cached, result.failed) == (kept, 1 - kept, 1)
+        assert [record.source for record in LatentDataset(tmp_path / "out").records] == ["a.mkv[0:9]"]
+    (failure,) = lines(tmp_path / "out" / "failures.jsonl")
+    assert "it has the same frames as a.mkv[0:9], and so the same file" in failure["error"]
+
+
+@pytest.mark.parametrize("output", ["../victim.txt", "{folder}/victim.txt"])
+def test_manifest_that_names_files_outside_of_the_cache_is_refused(
+    vae: WanVAE, clips: Path, tmp_path: Path, output: str
+) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim.txt"
+    cache_latents(clips, out, vae)
+    victim.write_text("mine", encoding="utf-8")
+    text = (out / "manifest.jsonl").read_text(encoding="utf-8")
+    changed = text.replace("a.mkv.safetensors", output.format(folder=tmp_path))
+    (out / "manifest.jsonl").write_text(changed, encoding="utf-8")
+    with pytest.raises(UserError, match=r"manifest\.jsonl cannot be used: an output is .*victim\.txt', outside of the"):
+        cache_latents(clips, out, vae, prune=True)
+    assert victim.read_text(encoding="utf-8") == "mine"
+
+
+def test_file_that_no_cache_made_is_not_replaced(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.mkv.safetensors").write_text("my own file", encoding="utf-8")
+    save_file({"weight": torch.zeros(3)}, out / "c.png.safetensors")
+    result = cache_latents(clips, out, vae)
+    assert (result.cached, result.failed) == (1, 3)
+    assert (out / "a.mkv.safetensors").read_text(encoding="utf-8") == "my own file"
+    assert list(load_file(out / "c.png.safetensors")) == ["weight"]
+    errors = " ".join(failure["error"] for failure in lines(out / "failures.jsonl"))
+    assert errors.count("is no file of a cache and is not replaced; move it, or name another folder") == 2
+
+
+def test_folder_of_images_whose_file_is_overwritten_is_encoded_again(vae: WanVAE, tmp_path: Path) -> None:
+    folder = tmp_path / "shot"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / f"{number}.png")
+    assert cache_latents([folder], tmp_path / "out", vae).cached == 1
+    assert cache_latents([folder], tmp_path / "out", vae).kept == 1
+    Image.new("RGB", (16, 16), (0, 200, 0)).save(folder / "1.png")
+    assert cache_latents([folder], tmp_path / "out", vae).cached == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_ends_the_run_and_blames_no_clip(
+    vae: WanVAE, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(self: Any, latents: Any) -> None:
+        raise LatentsError("cannot be written") from OSError(number, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wan_vae.io.latents_file.LatentsWriter.write", fail)
+        with pytest.raises(UserError, match=r"The disk of .* is full; make room and start again"):
+            cache_latents(clips, tmp_path / "out", vae)
+    assert cache_latents(clips, tmp_path / "out", vae).cached == 3
+
+
+def test_faults_of_disks_and_networks_are_tried_again(
+    vae: WanVAE, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, latents: Any) -> None:
+        raise LatentsError("cannot be written") from OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wan_vae.io.latents_file.LatentsWriter.write", fail)
+        assert cache_latents(clips, tmp_path / "out", vae).failed == 4
+    result = cache_latents(clips, tmp_path / "out", vae)
+    assert (result.cached, result.failed) == (3, 1)
 
 
 def test_only_what_is_the_fault_of_a_clip_is_not_tried_again(

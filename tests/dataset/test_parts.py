@@ -52,7 +52,9 @@ def test_parts_are_within_the_clip_sorted_and_whole_latents(
     [
         ({"extraction": "middle"}, "extraction is 'middle'; it must be head, chunk"),
         ({"extraction": "chunk"}, "needs the lengths of parts"),
-        ({"target_frames": (0,)}, r"target_frames is \[0\]"),
+        ({"target_frames": (0,)}, "A length of target_frames is 0; it must be a whole number above 0"),
+        ({"target_frames": 17}, r"target_frames is 17; it must be the lengths of parts, such as \(17,\)"),
+        ({"extraction": "slide", "target_frames": (5,), "stride": 1.5}, r"stride is 1\.5; it must be a whole number"),
         ({"extraction": "slide", "target_frames": (5,), "stride": 0}, "stride is 0"),
     ],
 )

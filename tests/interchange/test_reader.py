@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tests.helpers import small_config
-from wan_vae import LatentsError
+from wan_vae import LatentsError, UserError
 from wan_vae.config import load_config
 from wan_vae.interchange import ForeignLatents, open_latents, read_latents
 from wan_vae.interchange.formats import clip_of
@@ -82,6 +82,9 @@ def test_latents_of_other_programs_are_recognized_and_read_in_chunks(kind: str, 
     assert (read.shape, read.dtype, read.values) == (tuple(expected.shape), "F32", values)
     assert torch.equal(torch.cat(list(read.chunks(2)), dim=2), expected)
     assert [chunk.shape[2] for chunk in read.chunks(2)] == [2, 2, 1]
+    for count in (0, -1, 1.5):
+        with pytest.raises(UserError, match=f"count is {count}; it must be a whole number above 0"):
+            read.chunks(count)  # type: ignore[arg-type]
 
 
 def test_raw_latents_are_normalized_and_normalized_ones_are_kept(tmp_path: Path) -> None:

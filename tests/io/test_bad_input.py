@@ -1,5 +1,7 @@
 """Files that cannot be read, or not wholly, are refused in one clear sentence."""
 
+import io
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -158,3 +160,26 @@ def test_a_damaged_picture_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:3000])
     with pytest.raises(ClipError, match=r"1\.png cannot be read"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["list.mp4", "list.txt", "list"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile clip.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nclip.mp4\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 45678 RTP/AVP 32\n",
+    ],
+    ids=["concat", "hls", "sdp"],
+)
+def test_text_that_names_other_files_or_addresses_is_refused_at_once(
+    text: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "clip.mp4", rgb_frames(smooth_pictures(3, 16, 16), "yuv420p"), codec="libx264")
+    Path(name).write_text(text, encoding="utf-8")
+    begun = time.monotonic()
+    for source in (name, io.BytesIO(text.encode())):
+        with pytest.raises(ClipError, match=r"is a list of other files|cannot be read as a video"):
+            open_clip(source)
+    assert time.monotonic() - begun < 10  # a stream from the network would be waited for

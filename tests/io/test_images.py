@@ -256,6 +256,13 @@ def test_tiff_pages_of_16_bits_are_frames(tmp_path: Path) -> None:
     assert (pictures == np.stack(deep)[..., None]).all()
 
 
+def test_photo_with_more_pictures_is_one_picture_also_without_a_name(tmp_path: Path) -> None:
+    content = image_bytes("MPO", [IMAGES[0], IMAGES[1].resize((15, 10))])  # as phones store a map of the gain
+    for source in (written(tmp_path / "a.jpg", content), written(tmp_path / "a", content), io.BytesIO(content)):
+        with open_clip(source) as clip:
+            assert (clip.info.container, clip.info.frames) == ("image", 1)
+
+
 def test_tiff_previews_are_no_frames_and_pages_of_other_sizes_are_refused(tmp_path: Path) -> None:
     small = IMAGES[1].resize((15, 10))
     small.encoderinfo = {"tiffinfo": {254: 1}}

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import os
 import random
@@ -215,6 +216,22 @@ def test_load_latents_of_another_dtype_is_refused() -> None:
         content = safetensors.torch.save({"latents": latents.to(dtype)}, info(latents).to_metadata())
         with pytest.raises(LatentsError, match=r"its latents are (F8_E4M3|I32), not one of F64, F32, BF16, F16"):
             load_latents(io.BytesIO(content))
+
+
+def test_latents_info_takes_rates_as_numbers_and_refuses_other_types() -> None:
+    color, config = Color("bt709", False), small_config()
+    made = LatentsInfo(5, 8, 8, 29.97002997, 1, color, config, "0123")  # type: ignore[arg-type]
+    assert made.fps == Fraction(30000, 1001)
+    assert LatentsInfo.from_metadata(made.to_metadata()) == made
+    for changes, message in (
+        ({"frames": 4.5}, r"frames is 4\.5; it must be a whole number"),
+        ({"checkpoint": 5}, "checkpoint is 5; it must be a str"),
+        ({"config": None}, "config is None; it must be a VAEConfig"),
+        ({"color": "bt709"}, "color is 'bt709'; it must be a Color"),
+        ({"fps": "24"}, "'24' frames a second is not possible"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(made, **changes)
 
 
 @settings(max_examples=50)

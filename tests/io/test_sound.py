@@ -91,6 +91,15 @@ def test_sound_whose_times_go_back_is_left_out_until_they_are_beyond(
     assert open_clip(tmp_path / "b.mkv").info.frames == 100
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_of_a_transport_stream_is_brought_to_the_form_of_its_container(tmp_path: Path, suffix: str) -> None:
+    source = encode(tmp_path / "a.ts", rgb_frames(PICTURES, "yuv420p"), codec="libx264", sound="aac")
+    copy(source, tmp_path / f"b{suffix}")
+    with av.open(str(tmp_path / f"b{suffix}")) as container:
+        samples = sum(frame.samples for frame in container.decode(audio=0))
+        assert samples > 0.9 * 50 / RATE * container.streams.audio[0].rate
+
+
 def test_audio_ends_with_the_last_frame(tmp_path: Path, source: Path) -> None:
     copy(source, tmp_path / "b.mkv", count=17)
     assert packets(tmp_path / "b.mkv")[-1][0] < 17 / RATE

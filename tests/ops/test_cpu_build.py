@@ -251,6 +251,8 @@ class TestEnsure:
         ensure_kernels()
         assert builds == []
         monkeypatch.setenv("WAN_VAE_BUILD_KERNELS", "0")
+        with pytest.raises(UserError, match="enabled is '0'; it must be True or False"):
+            set_kernel_building("0")  # type: ignore[arg-type]
         set_kernel_building(True)
         ensure_kernels()
         assert len(builds) == 1

@@ -1,9 +1,11 @@
 """Requests that are not served: each gets its status, and the server lives."""
 
+import errno
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -173,6 +175,47 @@ def test_a_request_that_finds_no_file_gives_its_place_back(failing: int, monkeyp
         assert requests.post(f"{address}/decode", BODY, params=PARAMS).status_code == 200
 
 
+class FullDisk:
+    """A file on a full disk, which says so when it is written to and when it is closed."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> "FullDisk":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def write(self, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        self._file.close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_request_that_finds_no_room_gets_507_and_gives_its_place_back(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, made = tempfile.TemporaryFile, []
+
+    def is_full_once() -> object:
+        made.append(1)
+        return FullDisk(opened()) if len(made) == failing else opened()
+
+    with serving(small_vae(), waiting=1) as address:
+        monkeypatch.setattr(tempfile, "TemporaryFile", is_full_once)
+        full = requests.post(f"{address}/decode", BODY, params=PARAMS)
+        assert full.status_code == 507
+        assert full.json()["detail"] == "The server has no room for this request; try again later."
+        assert requests.post(f"{address}/decode", BODY, params=PARAMS).status_code == 200
+
+
 def test_a_request_for_which_the_memory_of_the_host_is_too_little_gets_503(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = small_vae()
     monkeypatch.setattr(vae, "decode_stream", lambda *args, **options: torch.empty(2**55))
@@ -202,3 +245,14 @@ def test_many_clients_at_once_lose_no_request() -> None:
         assert answers == 48 * [expected(VAE)]
         metrics = requests.get(f"{address}/metrics").text
         assert 'wan_vae_requests_total{path="/decode",status="200"} 48.0' in metrics
+
+
+def test_an_mp4_larger_than_the_format_takes_is_refused() -> None:
+    vae = small_vae()
+    side = 2**14 // vae.config.spatial_compression + 1
+    body = torch.zeros(1, vae.config.latent_channels, 1, 1, side)
+    params = {"shape": list(body.shape), "dtype": "float32", "output_type": "mp4", "fps": 24}
+    with serving(vae, pixels=10**6) as address:
+        answer = requests.post(f"{address}/decode", body.numpy().tobytes(), params=params)
+    assert answer.status_code == 422
+    assert "takes sides of 16384; ask for raw ones" in answer.json()["detail"]

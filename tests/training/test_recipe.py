@@ -107,8 +107,8 @@ BAD: dict[str, tuple[Any, str]] = {
         r"stages\.0\.loss: adversarial_warmup has no effect while adversarial is 0",
     ),
     "an adversary that never comes": (
-        minimal(stages=[stage_values(loss={"adversarial": 0.1, "adversarial_warmup": 4})]),
-        r"stages\.0: adversarial_warmup is 4, but there are 4 steps; it must be less",
+        minimal(stages=[stage_values(loss={"adversarial": 0.1, "adversarial_warmup": 5})]),
+        r"stages\.0: adversarial_warmup is 5, but there are 4 steps; it must not be more",
     ),
     "lengths without shares": (minimal(stages=[stage_values(lengths={5: 0.0})]), r"stages\.0: .*lengths"),
     "a length that is none": (minimal(stages=[stage_values(lengths={"long": 1.0})]), r"stages\.0\.lengths\.long"),

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wan_vae.arguments import check_path
 from wan_vae.checkpoints.detect import CONFIG_KEY, Model, config_of, config_to_diffusers, is_average
 from wan_vae.checkpoints.layouts import LAYOUTS, stored_names, stored_shape
 from wan_vae.checkpoints.sources import DIFFUSERS_FILE, config_beside, open_checkpoint, resolve_checkpoint
@@ -20,6 +21,7 @@ from wan_vae.checkpoints.tensor_files import StoredTensor, TensorFile
 from wan_vae.config import VAEConfig
 from wan_vae.errors import CheckpointError, UserError
 from wan_vae.io.atomic_output import check_output, written_beside
+from wan_vae.io.safetensors_file import Version
 from wan_vae.model.autoencoder import Autoencoder
 from wan_vae.validation import DTYPES
 
@@ -32,7 +34,8 @@ class Checkpoint:
     """A checkpoint in memory."""
 
     origin: Path  # the file or the folder that was named
-    path: Path  # file that holds the weights
+    path: Path  # file that holds the weights, or the index of several
+    versions: Mapping[Path, Version]  # of all files that were read
     layout: str  # how the file names them: one of `LAYOUTS`, or "wan_vae" for the names of `WanVAE.state_dict()`
     config: VAEConfig
     weights: dict[str, Tensor]  # every weight, named as in `WanVAE.state_dict()`, in its stored dtype
@@ -94,11 +97,11 @@ def load_checkpoint(source: str | Path, *, notices: bool = True) -> Checkpoint:
                 f"{origin}: {len(narrow)} weights in float8 are loaded as bfloat16, which holds them exactly."
             )
         _log_left_out(origin, listed, models, set(names.values()))
-    return Checkpoint(origin, path, model.layout, config, weights)
+    return Checkpoint(origin, path, listed.versions, model.layout, config, weights)
 
 
 def write_checkpoint(
-    path: Path, config: VAEConfig, weights: Mapping[str, Tensor], *, layout: str, overwrite: bool = True
+    path: str | Path, config: VAEConfig, weights: Mapping[str, Tensor], *, layout: str, overwrite: bool = True
 ) -> None:
     """Write weights named as in `WanVAE.state_dict()`; missing parent folders are created.
 
@@ -112,6 +115,7 @@ def write_checkpoint(
     Raises:
         UserError: There is no such layout, it cannot hold this config, or `path` names no safetensors file.
     """
+    path = check_path("path", path)
     if layout not in LAYOUTS:
         raise UserError(f"There is no layout {layout!r}; the layouts are {' and '.join(LAYOUTS)}.")
     diffusers_config = config_to_diffusers(config) if layout == "diffusers" else None

@@ -1,23 +1,21 @@
 """The checkpoint that a model was loaded from, and whether the model's weights are still its own."""
 
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from wan_vae.checkpoints.files import Checkpoint, load_checkpoint
+from wan_vae.io.safetensors_file import Version, version_at
 
 _SAMPLE = 256  # values of a weight
 
 
-class _FileVersion(NamedTuple):
-    """A file, with what changes when it is written."""
-
-    path: Path
-    size: int  # in bytes
-    modified: int  # in nanoseconds
+_Versions: TypeAlias = frozenset[tuple[Path, Version]]
+"""Files, with what changes when they are written."""
 
 
 class Origin:
@@ -25,28 +23,31 @@ class Origin:
 
     def __init__(self, checkpoint: Checkpoint, model: nn.Module) -> None:
         self._path = checkpoint.origin.absolute()
-        self._file = _version_of(checkpoint.path.absolute())
+        self._files: _Versions = frozenset((path.absolute(), found) for path, found in checkpoint.versions.items())
         self._versions, self._samples = _versions(model), _samples(model)
 
     def digest(self, model: nn.Module) -> str | None:
         """Return the checkpoint's digest if neither its file nor a weight of the model has changed, else None."""
+        same = all(path.is_file() and found == version_at(path) for path, found in self._files)
+        return _digest(self._path, self._files) if same and self.holds(model) else None
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether no weight of the model has changed since it was loaded."""
         if self._versions != _versions(model):
-            return None
+            return False
         # Of weights that were converted since, as they would be now.
         pairs = zip(self._samples, _samples(model), strict=True)
-        if not all(torch.equal(then.to(now.dtype).double(), now.double()) for then, now in pairs):
-            return None
-        same = self._file.path.is_file() and self._file == _version_of(self._file.path)
-        return _digest(self._path, self._file) if same else None
+        return all(torch.equal(then.to(now.dtype).double(), now.double()) for then, now in pairs)
 
-
-def _version_of(path: Path) -> _FileVersion:
-    status = path.stat()
-    return _FileVersion(path, status.st_size, status.st_mtime_ns)
+    def of(self, model: nn.Module) -> "Origin":
+        """Return the origin of a model with equal weights, such as a copy."""
+        found = copy(self)
+        found._versions = _versions(model)
+        return found
 
 
 @lru_cache  # a caller of encode_file loops over clips
-def _digest(origin: Path, version: _FileVersion) -> str:
+def _digest(origin: Path, files: _Versions) -> str:
     return load_checkpoint(origin, notices=False).digest()
 
 

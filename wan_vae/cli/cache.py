@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from wan_vae.cli import options, signals
-from wan_vae.cli.common import load_model, print_result
+from wan_vae.cli.common import encoder_dtype, load_model, print_result
 from wan_vae.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def cache(
         extract=extract,
         posterior=posterior,
         i2v=i2v,
-        dtype=f"{dtype} {device}",
+        dtype=encoder_dtype(device, dtype),
         architecture=architecture,
         store=store,
     )

@@ -31,13 +31,18 @@ def load_model(
 ) -> "WanVAE | TinyVAE":
     """Load a checkpoint as `--checkpoint`, `--device`, `--dtype` and `--checkpoint-values` ask."""
     from wan_vae.tiny import load_vae
-    from wan_vae.validation import choose_dtypes
 
     keep_freed_memory()
     logging.getLogger("wan_vae").info(f"loading {checkpoint}")
-    on = torch_device(device)
-    vae = load_vae(checkpoint, raw=None if values is None else values == "raw", device=on)
-    return vae.set_dtypes(**choose_dtypes(dtype, on)._asdict())
+    raw = None if values is None else values == "raw"
+    return load_vae(checkpoint, raw=raw, device=torch_device(device), dtype=dtype)
+
+
+def encoder_dtype(device: Device, dtype: Precision) -> str:
+    """Return the name of the dtype that `load_model` gives the encoder."""
+    from wan_vae.validation import choose_dtypes
+
+    return str(choose_dtypes(dtype, torch_device(device)).encoder).removeprefix("torch.")
 
 
 def model_loader(

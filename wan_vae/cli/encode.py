@@ -8,7 +8,7 @@ import typer
 
 from wan_vae.cli import options
 from wan_vae.cli.cache import run_cache
-from wan_vae.cli.common import Progress, default_output, load_model, model_loader, print_file_result
+from wan_vae.cli.common import Progress, default_output, encoder_dtype, load_model, model_loader, print_file_result
 from wan_vae.errors import UserError
 
 
@@ -78,7 +78,7 @@ def encode(
 
         wanted = CacheOptions(
             format="wan-vae" if format is None else format,
-            dtype=f"{dtype} {device}",
+            dtype=encoder_dtype(device, dtype),
             **chosen,
         )
         load_one = partial(load_model, device=device, dtype=dtype, values=checkpoint_values)

@@ -113,7 +113,7 @@ MemoryOption = Annotated[
     typer.Option(
         help="Memory for the network in addition to the model and its input, result included: such as 4GiB, or auto for"
         " four fifths of the free memory. Where whole pictures need more, they pass tile by tile, which takes longer"
-        " and changes nothing else. Of several processes it is the memory of each.",
+        " and gives the same up to rounding. Of several processes it is the memory of each.",
         metavar="SIZE",
     ),
 ]
@@ -196,10 +196,11 @@ def torch_device(device: Device) -> "torch.device":
     """Return the device asked for; a UserError if this machine, or this build of torch, has none."""
     import torch
 
+    from wan_vae.validation import best_device
+
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        # PyTorch's 3-D convolutions gave wrong results on MPS in several releases, so it is used only if asked for.
-        return torch.device("cuda" if available["cuda"] else "cpu")
+        return best_device()
     if not available[device]:
         present = " and ".join(name for name, has in available.items() if has)
         raise UserError(f"--device {device} is not available to torch {torch.__version__} here; {present} is.")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -100,25 +101,23 @@ def cache_latents(
             several, whose new files might be among them.
         progress: Called before the first clip and after every pass; with several processes, several times a second. It
             may raise an exception to cancel.
-        load: Loads `vae` if it is a name or path; default `WanVAE.from_pretrained`. Several processes need one that can
-            be pickled.
+        load: Loads `vae` if it is a name or path; by default on a GPU if there is one, in the dtype of the options.
+            Several processes need one that can be pickled.
 
     Raises:
         UserError: There is nothing to cache, an option cannot be used, the disk is full, a process died, or the
             storage of `options.store` cannot be reached.
     """
-    options = CacheOptions() if options is None else options
+    options = complete_options(options, vae)
     folder = check_path("out", out)
     check_count("threads", threads)
     check_count("devices", devices)
-    number, count = shard
-    check_count("the number of shards", count)
-    check_count("the shard", number, 0, count - 1)
+    number, count = check_shard(shard)
     if not isinstance(vae, str | Path) and (devices > 1 or ray is not None):
         raise UserError("vae is a model, which other processes cannot share; give its checkpoint's name or path.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the outputs.")
-    listed = find_sources(source, folder, options)
+    listed, unread = find_sources(source, folder, options)
     sources = listed[number::count]
     store = None if options.store is None else Store(options.store)
     if store is not None:
@@ -129,9 +128,10 @@ def cache_latents(
     result = CacheResult(total=len(sources))
     tells = prune or not _names_clips(source)
     if number == 0 and tells:
-        result.pruned = _prune({item.label for item in listed}, manifest, prune)
+        result.pruned = _prune({item.label for item in listed}, unread, manifest, prune)
 
     def finish() -> CacheResult:
+        manifest.settle()
         if count == 1 and tells:
             result.pruned += _prune_former(manifest, prune)
         return result
@@ -145,7 +145,7 @@ def cache_latents(
     from wan_vae.dataset.engines import CancelledError, Work, memory_share
 
     share = memory_share(memory, 1 if ray is not None else devices)  # of a cluster, each actor knows its node's
-    work = Work(vae, load or default_loader(), folder, options, share, threads)
+    work = Work(vae, load or default_loader(options), folder, options, share, threads)
     model = work.model()
     found = model.digest()
     if isinstance(vae, str | Path):
@@ -156,11 +156,30 @@ def cache_latents(
         work = replace(work, vae=model)
     del model  # the processes that do the work have their own
     try:
-        _run(todo, manifest, work, devices, ray, result, progress)
+        _run(todo, manifest, work, devices, ray, result, progress, {item.label for item in listed})
     except CancelledError as cancelled:
         raise cancelled.args[0] from None
-    manifest.settle()
     return finish()
+
+
+def complete_options(options: CacheOptions | None, vae: "WanVAE | str | Path") -> CacheOptions:
+    """Return options with the dtype that the network computes in: that of a model, and for "auto" what is chosen."""
+    options = CacheOptions() if options is None else options
+    if isinstance(vae, str | Path) and options.dtype != "auto":
+        return options
+    from wan_vae.validation import TF32, best_device, choose_dtypes
+
+    if isinstance(vae, str | Path):
+        dtype = choose_dtypes("auto", best_device()).encoder
+    else:
+        dtype = TF32 if vae.encoder_tf32 else vae.dtype
+    return replace(options, dtype=str(dtype).removeprefix("torch."))
+
+
+def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
+    """Return the number of a process, from 0, and how many there are; a UserError if that cannot be."""
+    number, count = shard
+    return check_count("the shard", number, 0, check_count("the number of shards", count) - 1), count
 
 
 def _names_clips(source: str | Path | Sequence[str | Path]) -> bool:
@@ -168,9 +187,18 @@ def _names_clips(source: str | Path | Sequence[str | Path]) -> bool:
     return not isinstance(source, str | Path) or Path(source).suffix.lower() in CLIP_SUFFIXES
 
 
-def _prune(labels: set[str], manifest: Manifest, wanted: bool) -> int:
-    """Remove the outputs of clips that have other names, or tell of them; return the number of files."""
-    gone = sorted(manifest.sources - labels)
+def gone_clips(manifest: Manifest, labels: set[str], unread: Sequence[str]) -> list[str]:
+    """Return the clips of a cache that the source does not name any more; see `find_sources` for `unread`."""
+    below = tuple(f"{place}/" for place in unread)
+    return sorted(label for label in manifest.sources - labels if not label.startswith(below))
+
+
+def _prune(labels: set[str], unread: Sequence[str], manifest: Manifest, wanted: bool) -> int:
+    """Remove the outputs of clips that have other names, or tell of them; return the number of files.
+
+    Those of clips below the folders `unread` stay: whether the clips are there is not known.
+    """
+    gone = gone_clips(manifest, labels, unread)
     if gone and not wanted:
         _LOGGER.warning(
             f"{manifest.folder} also holds outputs of {some_of(gone)}, which the source does not name; they stay in the"
@@ -180,7 +208,7 @@ def _prune(labels: set[str], manifest: Manifest, wanted: bool) -> int:
     files = 0
     for source in gone:
         for output in manifest.outputs_of(source):
-            remove_output(manifest.folder, output)
+            remove_output(manifest.folder, output, manifest.store)
             files += 1
         manifest.remove(source)
     return files
@@ -196,7 +224,7 @@ def _prune_former(manifest: Manifest, wanted: bool) -> int:
         )
         return 0
     for output in former:
-        remove_output(manifest.folder, output)
+        remove_output(manifest.folder, output, manifest.store)
     return len(former)
 
 
@@ -209,14 +237,19 @@ def _count(todo: Todo, manifest: Manifest, result: CacheResult) -> None:
         )
 
 
-def find_sources(source: str | Path | Sequence[str | Path], folder: Path, options: CacheOptions) -> list[Source]:
-    """Return the clips of `cache_latents`, which have different names; those in `folder` are left out.
+def find_sources(
+    source: str | Path | Sequence[str | Path], folder: Path, options: CacheOptions
+) -> tuple[list[Source], list[str]]:
+    """Return the clips of `cache_latents`, which have different names, and folders whose clips are left out unseen.
+
+    Clips in `folder` are left out.
 
     Raises:
         UserError: There is none, or two are the same.
     """
+    unread: list[str] = []
     if isinstance(source, str | Path):
-        sources = list_sources(check_path("source", source), outside=folder)
+        sources = list_sources(check_path("source", source), outside=folder, unread=unread)
     else:
         sources = named_sources([check_path("source", path) for path in source])
     seen = set()
@@ -224,7 +257,7 @@ def find_sources(source: str | Path | Sequence[str | Path], folder: Path, option
         if item.label in seen:
             raise UserError(f"{item.path} is named twice; outputs are named by the clips and their first frames.")
         seen.add(item.label)
-    return with_twins(sources, options.format)
+    return with_twins(sources, options.format), unread
 
 
 def _run(
@@ -235,6 +268,7 @@ def _run(
     ray: str | None,
     result: CacheResult,
     progress: "Progress | None",
+    labels: set[str],
 ) -> None:
     from wan_vae.dataset.engines import CancelledError
     from wan_vae.io import atomic_output
@@ -252,7 +286,7 @@ def _run(
     for place, _, _ in os.walk(manifest.folder):
         atomic_output.remove_partial(Path(place))  # of runs that were killed
     for job, reason in todo.refused:
-        _fail(job, reason, True, manifest, result)
+        _fail(job, reason, True, manifest, result, keep=True)
     tick()
     if not todo.jobs:
         return
@@ -264,7 +298,12 @@ def _run(
         )
     with closing(_done(todo.jobs, work, devices, ray, tick)) as finished:
         for done in finished:
-            if done.error is None:
+            taken = {output: manifest.owner_of(output) for output in (record.output for record in done.records)}
+            other = next((owner for owner in taken.values() if owner not in (None, done.job.source.label)), None)
+            if other is not None and other in labels:
+                reason = f"it has the same frames as {other}, and so the same file; take one of the two out."
+                _fail(done.job, reason, False, manifest, result)
+            elif done.error is None:
                 atomic_output.named = True  # other processes say that to themselves only
                 for record in done.records:
                     manifest.add(record)
@@ -291,14 +330,14 @@ def _done(
     return encode_jobs(work.model(), jobs, work, tick)
 
 
-def _fail(job: Job, reason: str, passing: bool, manifest: Manifest, result: CacheResult) -> None:
-    manifest.add(Failure(job.source.label, reason, job.passing_key if passing else job.key))
+def _fail(job: Job, reason: str, passing: bool, manifest: Manifest, result: CacheResult, *, keep: bool = False) -> None:
+    manifest.add(Failure(job.source.label, reason, job.passing_key if passing else job.key), keep=keep)
     result.failed += 1
     _LOGGER.warning(f"{job.source.label} is left out: {reason}")
 
 
-def default_loader() -> "Loader":
-    """Return what loads a checkpoint where nothing else is asked for."""
-    from wan_vae.vae import WanVAE
+def default_loader(options: CacheOptions) -> "Loader":
+    """Return what loads a checkpoint where nothing else is asked for; `options` are from `complete_options`."""
+    from wan_vae.tiny import load_vae
 
-    return WanVAE.from_pretrained
+    return partial(load_vae, device="auto", dtype=options.dtype)

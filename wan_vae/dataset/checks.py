@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wan_vae.arguments import check_count, check_path
-from wan_vae.dataset.cache import default_loader, find_sources
+from wan_vae.dataset.cache import check_shard, complete_options, default_loader, find_sources, gone_clips
 from wan_vae.dataset.manifest import Manifest
 from wan_vae.dataset.plan import CacheOptions, find_jobs
 from wan_vae.dataset.storage import Outputs, Store
@@ -66,13 +66,17 @@ def estimate_cache(
     prune: bool = False,
     load: "Loader | None" = None,
 ) -> Estimate:
-    """Return what `cache_latents` would do with the same arguments. Clips are opened, but not decoded."""
+    """Return what `cache_latents` would do with the same arguments. Clips are opened, but not decoded.
+
+    Those that only tell who does the work (`threads`, `devices`, `ray`) are not taken. A UserError as by
+    `cache_latents`.
+    """
     from wan_vae.dataset.encode import cut, open_source
     from wan_vae.inference.budget import parse_bytes
 
-    options = CacheOptions() if options is None else options
-    folder = check_path("out", out)
-    listed = find_sources(source, folder, options)
+    options = complete_options(options, vae)
+    folder, shard = check_path("out", out), check_shard(shard)
+    listed, unread = find_sources(source, folder, options)
     sources = listed[shard[0] :: shard[1]]
     store = None if options.store is None else Store(options.store)
     manifest, model = Manifest(folder, shard, store), _work(vae, load, folder, options).model()
@@ -99,7 +103,7 @@ def estimate_cache(
     clips = len(todo.jobs) + len(todo.failed) + len(todo.refused) - failed
     pruned = len(manifest.former()) if prune and shard[1] == 1 else 0
     if prune and shard[0] == 0:
-        gone = manifest.sources - {item.label for item in listed}
+        gone = gone_clips(manifest, {item.label for item in listed}, unread)
         pruned += sum(len(manifest.outputs_of(label)) for label in gone)
     return Estimate(clips, outputs, frames, todo.kept, failed, size, seconds, pruned)
 
@@ -123,7 +127,7 @@ def verify_cache(
     out: str | Path,
     vae: "WanVAE | str | Path",
     *,
-    options: CacheOptions,
+    options: CacheOptions | None = None,
     count: int = 8,
     memory: "Budget" = "auto",
     load: "Loader | None" = None,
@@ -137,11 +141,11 @@ def verify_cache(
     """
     from wan_vae.dataset.engines import encode_jobs
 
-    folder = check_path("out", out)
+    folder, options = check_path("out", out), complete_options(options, vae)
     cached = {(record.source, record.part): record.output for record in Manifest.of_cache(folder).records}
     names = sorted({source for source, _ in cached})
     wanted = set(names[:: max(1, len(names) // check_count("count", count))][:count])
-    sources = [item for item in find_sources(source, folder, options) if item.label in wanted]
+    sources = [item for item in find_sources(source, folder, options)[0] if item.label in wanted]
     if not sources:
         raise UserError(f"{source} has none of the clips of {folder}.")
     differing, outputs, options = [], Outputs(folder), replace(options, store=None)
@@ -172,4 +176,4 @@ def _work(
 ) -> "Work":
     from wan_vae.dataset.engines import Work
 
-    return Work(vae, load or default_loader(), folder, options, memory, threads=2)
+    return Work(vae, load or default_loader(options), folder, options, memory, threads=2)

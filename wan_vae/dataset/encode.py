@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wan_vae.checkpoints.tensor_files import list_tensors
 from wan_vae.chunks import latents_on_host
 from wan_vae.config import VAEConfig
 from wan_vae.dataset.manifest import Record
@@ -25,8 +26,8 @@ from wan_vae.dataset.outputs import CACHE_OUTPUTS, Begin
 from wan_vae.dataset.parts import MUSUBI_FPS, Part, musubi_frames
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.dataset.sources import Source
-from wan_vae.dataset.storage import Store
-from wan_vae.errors import ClipError
+from wan_vae.dataset.storage import Store, remove_output
+from wan_vae.errors import CheckpointError, ClipError, LatentsError
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, open_clip
 from wan_vae.io.color import eight_bits
@@ -151,11 +152,16 @@ class PartEncoder:
         self._temporary = None if self._store is None else TemporaryDirectory(prefix="wan_vae_cache_")
         self.place = out if self._temporary is None else Path(self._temporary.name)
 
+    def remove(self, output: str) -> None:
+        """Remove what was made of a clip that then failed."""
+        remove_output(self.place, output, self._store)
+
     def encode(self, job: Job, begin: Begin, frames: Iterator[Frames], tick: Callable[[], object]) -> Record:
         """Encode the frames of a part, write its file in one step, and describe it; `tick` is called after a pass."""
         info, vae, begun = begin.info, self._vae, time.perf_counter()
         below = self._output.path(job, begin)
         path = self.place / below
+        _check_replaceable(path)
         statistics = _Statistics()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
@@ -210,6 +216,17 @@ class PartEncoder:
         count = self._vae.default_chunk_size(info.height, info.width) * config.temporal_compression
         for begin in range(1, info.frames, count):
             yield torch.zeros_like(first).expand(-1, -1, min(count, info.frames - begin), -1, -1)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise a LatentsError for a file in the place of an output that no cache made: it is the user's."""
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            names = list(list_tensors(path).shapes())
+        except CheckpointError:
+            names = []
+        if not any(name.startswith("latent") for name in names):
+            raise LatentsError(f"{path} is no file of a cache and is not replaced; move it, or name another folder.")
 
 
 class _First:

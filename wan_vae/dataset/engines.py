@@ -3,6 +3,7 @@
 Each way gives the same for a clip, `Done`, since all end in `encode_jobs`.
 """
 
+import errno
 import multiprocessing
 import os
 import queue
@@ -21,7 +22,7 @@ from wan_vae.dataset.encode import Item, PartEncoder, read_parts
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.outputs import Begin
 from wan_vae.dataset.plan import CacheOptions, Job
-from wan_vae.dataset.storage import remove_output
+from wan_vae.dataset.storage import StorageError
 from wan_vae.errors import UserError, memory_shortage, printable
 from wan_vae.inference.budget import Budget, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import BudgetError
@@ -35,6 +36,11 @@ Loader: TypeAlias = "Callable[[str | Path], WanVAE | TinyVAE]"
 
 _HELD = 4  # chunks that a thread reads ahead
 _LEAST_ROOM = 2**20  # bytes on the disk
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+# Of disks, networks and limits of the process.
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH} | {
+    errno.ENETUNREACH, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.EROFS
+}  # fmt: skip
 _SECONDS_TO_STOP = 10.0  # for the pass that a process is in
 
 
@@ -112,11 +118,13 @@ def encode_jobs(
             try:
                 for record in _encode_parts(job, items, encoder, tick):
                     records.append(record)
+            except StorageError:  # which is not the clip's fault, and would meet the next ones, too
+                raise
             except Exception as failure:  # of one clip, whatever it is: the others are not to be lost for it
-                if shutil.disk_usage(encoder.place).free < _LEAST_ROOM:
+                if _causes(failure) & _FULL or shutil.disk_usage(encoder.place).free < _LEAST_ROOM:
                     raise UserError(f"The disk of {encoder.place} is full; make room and start again.") from failure
                 for record in records:
-                    remove_output(encoder.place, record.output)
+                    encoder.remove(record.output)
                 records, error, passing = [], failure_text(failure), is_passing(failure)
             yield Done(job, records, error, passing, ahead.waited - waited)
             waited = ahead.waited
@@ -132,7 +140,18 @@ def is_passing(error: BaseException | None) -> bool:
     if error is None:
         return False
     lacks_memory = isinstance(error, Exception) and memory_shortage(error) is not None
-    return lacks_memory or isinstance(error, BudgetError | PermissionError) or is_passing(error.__cause__)
+    if lacks_memory or isinstance(error, BudgetError | PermissionError) or _causes(error) & _PASSING:
+        return True
+    return is_passing(error.__cause__)
+
+
+def _causes(error: BaseException | None) -> set[int]:
+    """Return the system's numbers of an error and its causes; FFmpeg's are left out, which say so of damaged clips."""
+    if error is None:
+        return set()
+    own = isinstance(error, OSError) and not type(error).__module__.startswith("av.")
+    found = {error.errno} if own and isinstance(error, OSError) and error.errno is not None else set()
+    return found | _causes(error.__cause__)
 
 
 def _encode_parts(

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from wan_vae.dataset.storage import Store, is_url
+from wan_vae.arguments import shown
+from wan_vae.dataset.storage import Store, is_below, is_url
 from wan_vae.errors import UserError
 
 Item = TypeVar("Item")
@@ -101,6 +102,7 @@ class Manifest:
 
     Attributes:
         folder: The cache.
+        store: The storage of its outputs, None for the folder.
         failures: The failures by source, of all processes.
     """
 
@@ -112,7 +114,7 @@ class Manifest:
         number, count = shard
         own = "" if count == 1 else f"-{number + 1:05d}-of-{count:05d}"
         self._own = {kind: folder / f"{kind}{own}{_SUFFIX}" for kind in (MANIFEST, FAILURES)}
-        self.folder = folder
+        self.folder, self.store = folder, store
         self._parts: dict[str, dict[int, Record]] = {}
         self._owners: dict[str, tuple[str, int]] = {}  # clips and parts by all outputs that there ever were
         self.failures: dict[str, Failure] = {}
@@ -173,6 +175,10 @@ class Manifest:
         """Return outputs that are still there, but of no clip as it is now: made of another file, or otherwise."""
         return sorted(output for output in self._owners if not self._owns(output) and self._size(output) is not None)
 
+    def owner_of(self, output: str) -> str | None:
+        """Return the clip that an output is of, None for one that is of none as it is now."""
+        return self._owners[output][0] if output in self._owners and self._owns(output) else None
+
     def _owns(self, output: str) -> bool:
         source, part = self._owners[output]
         record = self._parts.get(source, {}).get(part)
@@ -208,13 +214,17 @@ class Manifest:
             self._append(Removal(source, key))
         self._parts.pop(source, None)
 
-    def add(self, item: Record | Failure) -> None:
-        """Append a line, which is on the disk when this returns; earlier outputs of a clip that failed are removed."""
+    def add(self, item: Record | Failure, *, keep: bool = False) -> None:
+        """Append a line, which is on the disk when this returns.
+
+        Earlier outputs of a clip that failed are taken out, unless `keep`: a clip that is missing may come back.
+        """
         if isinstance(item, Record):
             self._take(item)
             self.failures.pop(item.source, None)
         else:
-            self.remove(item.source)
+            if not keep:
+                self.remove(item.source)
             self.failures[item.source] = item
         self._append(item)
 
@@ -238,7 +248,10 @@ class Manifest:
         path = self._own[FAILURES]
         if not path.exists():
             return
-        left = {line.item.source: line for line in _lines(path, _failure) if line.item.source in self.failures}
+        lines = list(_lines(path, _failure))
+        left = {line.item.source: line for line in lines if line.item.source in self.failures}
+        if len(left) == len(lines):
+            return
         temporary = path.with_suffix(".tmp")
         temporary.write_bytes(b"".join(line.to_bytes() for line in left.values()))
         temporary.replace(path)
@@ -291,6 +304,8 @@ def _lines(path: Path, parse: Callable[[dict[str, Any]], Item]) -> Iterator[_Lin
                 values = json.loads(line)
                 written = int(values.pop("written", 0))
                 item = parse(values)
+            except UserError as error:
+                raise UserError(f"{path} cannot be used: {error}") from error
             except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
                 if not ours and line.startswith(b"{") and b'"key"' not in line and line.rstrip().endswith(b"}"):
                     raise UserError(
@@ -306,6 +321,8 @@ def _entry(values: dict[str, Any]) -> Record | Removal:
     key = Key(**values["key"])
     if "removed" in values:
         return Removal(values["removed"], key)
+    if not is_url(values["output"]) and not is_below(values["output"]):
+        raise UserError(f"an output is {shown(values['output'])}, outside of the cache; take that line out.")
     return Record(**{**values, "key": key, "shape": tuple(values["shape"])})
 
 

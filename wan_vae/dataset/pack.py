@@ -15,6 +15,7 @@ from typing import Any
 from wan_vae.arguments import check_count, check_path, shown
 from wan_vae.dataset.manifest import Manifest, Record
 from wan_vae.dataset.shards import SHARD_FORMATS, ShardFormat
+from wan_vae.dataset.storage import is_below
 from wan_vae.errors import UserError
 from wan_vae.io.atomic_output import check_distinct, written_beside
 
@@ -181,13 +182,9 @@ def read_index(target: Path, name: str) -> dict[str, _Entry]:
         raise UserError(f"{path} is damaged ({error}); name another folder, or remove it with its shards.") from error
     if found != name:
         raise UserError(f"{target} holds shards of the format {shown(found)}; name another folder for {name}.")
-    if not all(_is_below(path) for path in entries):
+    if not all(is_below(path) for path in entries):
         raise UserError(f"{path} names files outside of {target}; name another folder.")
     return entries
-
-
-def _is_below(path: object) -> bool:
-    return isinstance(path, str) and not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
 def _write_index(target: Path, name: str, entries: dict[str, _Entry]) -> None:

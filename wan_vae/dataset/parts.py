@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wan_vae.arguments import check_count, check_type
 from wan_vae.errors import ClipError, UserError
 
 Extraction: TypeAlias = Literal["head", "chunk", "slide", "uniform", "full"]
@@ -52,10 +53,11 @@ class Extract:
             known = ", ".join(get_args(Extraction))
             raise UserError(f"extraction is {self.extraction!r}; it must be {known}.")
         for name in ("stride", "samples", "most_frames"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be a whole number above 0.")
-        if any(target < 1 for target in self.target_frames):
-            raise UserError(f"target_frames is {list(self.target_frames)}; lengths are whole numbers above 0.")
+            check_count(name, getattr(self, name))
+        check_type("target_frames", self.target_frames, (tuple, list), "the lengths of parts, such as (17,)")
+        for target in self.target_frames:
+            check_count("A length of target_frames", target)
+        object.__setattr__(self, "target_frames", tuple(self.target_frames))
         if self.extraction != "full" and not self.target_frames:
             raise UserError(f"extraction is {self.extraction!r}, which needs the lengths of parts: give target_frames.")
 

@@ -36,8 +36,8 @@ class CacheOptions:
         fps: Rate that clips are resampled to; None keeps theirs.
         frames: First frame and the one after the last, as of `encode_file`, of clips whose list does not say.
         length: Number of frames to take, from the first one on.
-        source_fps: Rate that all videos are taken for in the format "musubi", which keeps the same frames of them to
-            have 16 a second as musubi-tuner does with its option of this name. None keeps all.
+        source_fps: For the format "musubi": the frame rate that every video is taken to have. Frames are left out to
+            have 16 a second, the same ones as by musubi-tuner's option of this name. None keeps all.
         resolution: Width and height whose area the buckets have: each clip is scaled and cut to the bucket of its
             aspect. None for no buckets.
         buckets: Whether there are buckets; else each clip is scaled and cut to `resolution` itself.
@@ -46,7 +46,9 @@ class CacheOptions:
         posterior: Whether files of the format "wan-vae" hold the log-variance, too.
         i2v: Whether the files of "musubi" also hold what its training of image-to-video models takes: the latents of
             the first frame followed by zeros, and a mask of it.
-        dtype: What the network computes in, as named by the caller.
+        dtype: What the network of a name or path computes in, as of `WanVAE.from_pretrained`; "auto" is bfloat16 on a
+            GPU where that is fast, and float32 elsewhere. With another, clips are encoded again. A model has its own,
+            and a `load` of your own decides itself.
         architecture: The model that is trained, by the name that "ai-toolkit" has for it; None for the usual one.
         store: URL of the folder that outputs go to, of any storage that fsspec knows; None for the cache's folder.
     """
@@ -197,8 +199,7 @@ def find_jobs(
     for source in sources:
         reason = None
         try:
-            status = source.path.stat()
-            size, modified = status.st_size, status.st_mtime_ns
+            size, modified = _version_of(source.path)
         except OSError:
             size = modified = 0
             reason = f"{source.path} does not exist."
@@ -207,6 +208,7 @@ def find_jobs(
         job = Job(source, Key(size, modified, source.caption, digest, checkpoint))
         if reason is None and manifest.holds(source.label, job.key):
             kept += 1
+            manifest.failures.pop(source.label, None)  # it was missing for a while
         elif not retry and manifest.failed(source.label, job.key):
             failed.append(source.label)
         elif reason is None:
@@ -214,6 +216,18 @@ def find_jobs(
         else:
             refused.append((job, reason))
     return Todo(jobs, kept, failed, refused)
+
+
+def _version_of(clip: Path) -> tuple[int, int]:
+    """Return the bytes of a clip, and a number that changes when it is written: its time, or for a folder a digest."""
+    status = clip.stat()
+    if not clip.is_dir():
+        return status.st_size, status.st_mtime_ns
+    # The time of a folder does not change when a file in it is overwritten.
+    files = [(entry.name, entry.stat()) for entry in os.scandir(clip) if entry.is_file()]
+    facts = sorted((name, status.st_size, status.st_mtime_ns) for name, status in files)
+    digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape")).digest()
+    return sum(size for _, size, _ in facts), int.from_bytes(digest[:7], "big")
 
 
 class CheckpointDigests:
@@ -257,7 +271,11 @@ def checkpoint_stamp(checkpoint: str | Path) -> str | None:
     if path.is_dir():
         files = sorted(file for file in (*path.iterdir(), *(path / "vae").glob("*")) if file.is_file())
         return "\n".join(map(_file_stamp, files))
-    return _file_stamp(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    # A list of files stays the same when one of the files changes.
+    beside = sorted(path.parent.glob("*.safetensors")) if path.suffix == ".json" else []
+    return "\n".join(map(_file_stamp, (path, *beside)))
 
 
 def _file_stamp(path: Path) -> str:

@@ -58,7 +58,7 @@ class Source:
         return f"{self.name}[{'' if self.start is None else self.start}:{'' if self.stop is None else self.stop}]"
 
 
-def list_sources(origin: Path, *, outside: Path | None = None) -> list[Source]:
+def list_sources(origin: Path, *, outside: Path | None = None, unread: list[str] | None = None) -> list[Source]:
     """Return the clips of a folder and its subfolders, or of a list, in the order of their names or of the list.
 
     A list is text with a path a line; JSON Lines of objects; or CSV with a header. Objects and rows have a path (a
@@ -68,12 +68,13 @@ def list_sources(origin: Path, *, outside: Path | None = None) -> list[Source]:
     Args:
         origin: The folder or the list.
         outside: A folder whose files are left out, where the outputs go.
+        unread: Receives the folders below that are left out, links and those that cannot be listed.
 
     Raises:
         UserError: There is no such folder or list, it holds no clip, or a line of it cannot be used.
     """
     if origin.is_dir():
-        sources = list(_of_folder(origin, outside))
+        sources = list(_of_folder(origin, outside, [] if unread is None else unread))
         if not sources:
             raise UserError(f"{origin} holds no clip: no video and no image, in it or in a folder below.")
         return sources
@@ -137,17 +138,20 @@ def with_twins(sources: Iterable[Source], form: str) -> list[Source]:
     return marked
 
 
-def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
+def _of_folder(folder: Path, outside: Path | None, unread: list[str]) -> Iterator[Source]:
     ignored = Counter[str]()
-    unread: list[str] = []
+    reasons: list[str] = []
     holds_cache = outside is not None and outside.resolve() == folder.resolve()  # as trainers have it beside the clips
 
-    def note(error: OSError) -> None:
-        unread.append(f"{error.filename} ({error.strerror})")
+    def leave_out(place: Path, reason: object) -> None:
+        unread.append(place.relative_to(folder).as_posix())
+        reasons.append(f"{place} ({reason})")
 
-    for place, folders, files in os.walk(folder, onerror=note):
+    for place, folders, files in os.walk(folder, onerror=lambda error: leave_out(Path(error.filename), error.strerror)):
         below = Path(place)
-        unread += [f"{below / name} (a link)" for name in folders if (below / name).is_symlink()]
+        for name in folders:
+            if (below / name).is_symlink():
+                leave_out(below / name, "a link")
         folders[:] = sorted(
             name
             for name in folders
@@ -161,8 +165,8 @@ def _of_folder(folder: Path, outside: Path | None) -> Iterator[Source]:
                 yield Source(path, path.relative_to(folder).as_posix(), _caption_beside(path))
             elif path.suffix.lower() != ".txt" and not (holds_cache and path.suffix in _CACHE_SUFFIXES):
                 ignored[path.suffix.lower() or "no ending"] += 1
-    if unread:
-        _LOGGER.warning(f"Folders are left out: {some_of(sorted(unread))}.")
+    if reasons:
+        _LOGGER.warning(f"Folders are left out: {some_of(sorted(reasons))}.")
     if ignored:
         kinds = ", ".join(f"{count} of {suffix}" for suffix, count in ignored.most_common(5))
         more = " and others" if len(ignored) > 5 else ""

@@ -9,6 +9,10 @@ from typing import Any
 from wan_vae.errors import UserError
 
 
+class StorageError(UserError):
+    """A storage cannot be used, whatever clip it is for."""
+
+
 def check_store(url: object) -> None:
     """Raise a UserError unless `url` names a storage; whether it can be reached is not asked."""
     protocol, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
@@ -44,7 +48,7 @@ class Store:
         except UserError:
             raise
         except Exception as error:  # each storage has its own
-            raise UserError(f"{self._url} {fault} ({str(error) or type(error).__name__}).") from error
+            raise StorageError(f"{self._url} {fault} ({str(error) or type(error).__name__}).") from error
 
     def create(self) -> None:
         """Make the folder, so that a run that cannot write to it ends before it computes.
@@ -72,7 +76,7 @@ class Store:
         """Upload a file, and return its URL.
 
         Raises:
-            UserError: It cannot be.
+            StorageError: It cannot be.
         """
         name = f"{self._root.rstrip('/')}/{below.as_posix()}"
         with self._reported("takes no files"):
@@ -87,16 +91,20 @@ class Store:
         """Download the file at a URL of this storage.
 
         Raises:
-            UserError: It cannot be.
+            StorageError: It cannot be.
         """
         with self._reported("cannot be read"):
             self._files.get_file(self._name(url), str(path))
+
+    def holds(self, url: str) -> bool:
+        """Whether a URL is of a file below this folder, which may not be there."""
+        return self._name(url).startswith(f"{self._root.rstrip('/')}/") and ".." not in url.split("/")
 
     def remove(self, url: str) -> None:
         """Remove the file at a URL of this storage, if it is there.
 
         Raises:
-            UserError: It cannot be.
+            StorageError: It cannot be.
         """
         with self._reported("cannot be removed"), suppress(FileNotFoundError):
             self._files.rm_file(self._name(url))
@@ -109,21 +117,28 @@ class Store:
         return name
 
 
+def is_below(output: object) -> bool:
+    """Whether an output is a path that stays in its folder."""
+    return isinstance(output, str) and not Path(output).is_absolute() and ".." not in Path(output).parts
+
+
 def is_url(output: str) -> bool:
     """Whether the `output` of a record is a URL rather than a file below the cache's folder."""
     return "://" in output
 
 
-def remove_output(folder: Path, output: str) -> None:
+def remove_output(folder: Path, output: str, store: Store | None) -> None:
     """Remove the `output` of a record of the cache in `folder`, if it is there.
 
     Raises:
-        UserError: It is at a URL, and cannot be removed.
+        UserError: It is at a URL, and cannot be removed, or is not of the storage that the cache is in.
     """
-    if is_url(output):
-        Store(output).remove(output)
-    else:
+    if not is_url(output):
         (folder / output).unlink(missing_ok=True)
+    elif store is None or not store.holds(output):
+        raise UserError(f"{output} is not removed: name the storage that it is in as --store (in Python, store).")
+    else:
+        store.remove(output)
 
 
 class Outputs:

@@ -68,7 +68,8 @@ class LatentStream(IterableDataset[dict[str, Any]]):
                 " smaller --shard-size."
             )
         # Shared, so that workers that outlive an epoch see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        epoch = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._epoch = epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random order of the next iteration."""

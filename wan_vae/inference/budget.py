@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from wan_vae.arguments import shown
@@ -11,7 +12,10 @@ from wan_vae.errors import UserError
 from wan_vae.ops.cuda_graph import captured_bytes
 
 Budget = int | str
-"""Bytes, a number with a unit such as "4GiB", or "auto" for what the device has left."""
+"""Bytes, a number with a unit such as "4GiB", or "auto" for four fifths of what the device has left.
+
+K, M, G and T are powers of 1000, Ki, Mi, Gi and Ti of 1024; with or without a B, capital or not.
+"""
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -44,7 +48,8 @@ def parse_bytes(budget: Budget, device: torch.device) -> int:
             raise UserError(f"The memory is {shown(budget)}; write bytes, a number with a unit such as 4GiB, or auto.")
         size = parsed
     else:
-        size = budget if isinstance(budget, int) and not isinstance(budget, bool) else 0
+        given: object = budget
+        size = int(given) if isinstance(given, int | np.integer) and not isinstance(given, bool) else 0
     if not 0 < size < 2**63:
         raise UserError(
             f"The memory is {shown(budget)}; it must be bytes, a whole number from 1 to 2**63 - 1, a number with a unit"

@@ -25,7 +25,8 @@ Self = TypeVar("Self", bound="ClipStream")
 class ClipStream:
     """A clip on its way through a model, in chunks of any size.
 
-    `push` returns everything that can be computed so far; `flush` ends the clip and has nothing left to return. A
+    `push` returns everything that can be computed so far; `flush` ends the clip and returns
+    nothing, because `push` has already returned every result. A
     stream keeps a copy of frames that wait for a whole latent, and records no gradients, in any mode of PyTorch.
 
     As a context manager, a stream is flushed when its block ends, and only closed when an exception ends the block.
@@ -70,6 +71,12 @@ class ClipStream:
         latents = check_latents_per_pass(latents_per_pass)
         if moments and self._direction == "decode":
             raise UserError("Decoding gives frames, not moments; only an EncodeStream has them.")
+        if tiling is not None:
+            stages = len((vae.encoder if self._direction == "encode" else vae.decoder).local_stages())
+            if tiling.last > stages:
+                raise UserError(
+                    f"The tiling's last is {tiling.last}, and this network has {stages} stages; take that of a plan."
+                )
         if tiling is not None and memory is not None:
             raise UserError("A budget decides the tiling itself; pass either memory or tiling.")
         if neighbors is not None and memory is not None:

@@ -20,7 +20,7 @@ from wan_vae.ops.workspace import Workspace
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a clip is cut into tiles.
+    """How a clip is cut into tiles; `Plan.tiling` is one that fits, of a network of `Plan.stages` stages.
 
     Attributes:
         rows: Rows of tiles.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wan_vae.arguments import check_count
 from wan_vae.checkpoints import load_checkpoint
 from wan_vae.checkpoints.tensor_files import StoredTensor, TensorFile, list_tensors, tensor_format
 from wan_vae.config import VAEConfig, load_config, preset_names
@@ -114,7 +115,12 @@ class ForeignLatents:
 
         Raises:
             LatentsError: A value is NaN or infinite, or the file has changed since it was opened.
+            UserError: `count` is no whole number above 0.
         """
+        check_count("count", count)
+        return self._chunks(count)
+
+    def _chunks(self, count: int) -> Iterator[Tensor]:
         name, place = str(self._path), self._stored.place
         if place is not None and self._stored.like.is_contiguous() and not self._stored.like.is_neg():
             path, start = place

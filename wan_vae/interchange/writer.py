@@ -95,7 +95,7 @@ class ForeignWriter(LatentsWriter):
             return
         kind = DTYPE_NAMES[dtype]
         if self._suffix == ".npy":
-            description = np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype).numpy().dtype)
+            description = np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype, device="cpu").numpy().dtype)
             np.lib.format.write_array_header_1_0(file, {"descr": description, "fortran_order": False, "shape": stored})
         elif self._name_of_format == "comfyui":
             tensors = {COMFYUI_TENSOR: (kind, stored), COMFYUI_VERSION: ("F32", (0,))}

@@ -13,7 +13,7 @@ import av.error
 import av.filter
 
 from wan_vae.errors import ClipError, reason
-from wan_vae.io.file_names import file_url
+from wan_vae.io.file_names import open_container
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -47,7 +47,7 @@ class AudioCopy:
         self._last: int | None = None  # time of the last packet
         self._has_warned = False
         try:
-            self._container = av.open(file_url(source.path), metadata_errors="replace")
+            self._container = open_container(source.path)
         except (av.error.FFmpegError, OSError) as error:
             raise ClipError(f"the sound of {source.path} cannot be read ({reason(error)}).") from error
         try:

@@ -23,7 +23,7 @@ from wan_vae.io.audio import AudioSource
 from wan_vae.io.clip import LARGEST_SIDE, LOGGER, MOST_PIXELS, ClipInfo
 from wan_vae.io.color import RgbConverter, bit_depth, is_transparent, kind_of
 from wan_vae.io.containers import read_structure
-from wan_vae.io.file_names import file_url
+from wan_vae.io.file_names import open_container
 from wan_vae.io.orientation import Orientation, Picture, from_frame
 from wan_vae.io.packets import Timeline, number_of
 from wan_vae.io.timing import Timing, measure, sort_by_time
@@ -111,9 +111,7 @@ class AvSource:
         try:
             if not isinstance(self._source, Path):
                 self._source.seek(0)
-            source = file_url(self._source) if isinstance(self._source, Path) else self._source
-            # Titles in other encodings than UTF-8 are of no interest here.
-            with av.open(source, "r", metadata_errors="replace") as container:
+            with open_container(self._source) as container:
                 stream = self._video_stream(container)
                 try:
                     yield container, stream

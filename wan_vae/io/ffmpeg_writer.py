@@ -149,8 +149,9 @@ class AvSink(ClipSink):
         """Create the file as `form`, whatever the suffix of `path`; for the other arguments see `create_clip`."""
         self._fps = fps
         self._count = 0
-        # Without "bitexact", Matroska files get random numbers, and no two runs are alike.
-        options = {"fflags": "bitexact", **form.muxer}
+        # Without "bitexact", Matroska files get random numbers, and no two runs are alike. The other flags stay: one of
+        # them converts sound that comes from MPEG-TS.
+        options = {"fflags": "+bitexact", **form.muxer}
         if form.container in ("mp4", "mov") and fps < 1:
             # FFmpeg's time unit is below 1/10000 s, of which a long clip with slow frames has more than it can count.
             options["video_track_timescale"] = str(fps.numerator)

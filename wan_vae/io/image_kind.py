@@ -25,6 +25,7 @@ _HEIF_BRANDS = frozenset(
 )
 _VIDEO = rb"....(?:ftyp|moov|mdat|free|skip|wide|moof|styp)|RIFF....AVI |\x1aE\xdf\xa3"
 
+_MOST_OF_HEAD = 2**18  # bytes of a JPEG file in which its segments are, the preview included
 _NEXT_PICTURE = {"PNG": b"IEND\xaeB`\x82\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd9\xff\xd8\xff"}
 """What separates the pictures of a video that is a sequence of image files."""
 
@@ -41,8 +42,9 @@ def image_kind(source: Path | BinaryIO, name: str) -> str | None:
             file.seek(0)
             head = file.read(256)
             kind = _kind(file, head)
-            # Images that follow one another in a file are a video. The previews in photos look the same.
-            stream = _NEXT_PICTURE.get(kind or "") if kind != "JPEG" or suffix not in _PHOTO_SUFFIXES else None
+            # Images that follow one another in a file are a video. The previews and gain maps of photos look the same.
+            is_photo = kind == "JPEG" and (suffix in _PHOTO_SUFFIXES or _lists_pictures(file))
+            stream = None if is_photo else _NEXT_PICTURE.get(kind or "")
             if stream and _contains(file, stream):
                 return None
     except OSError as error:
@@ -53,6 +55,12 @@ def image_kind(source: Path | BinaryIO, name: str) -> str | None:
     if kind is None and suffix in _ANY_IMAGE_SUFFIXES and not re.match(_VIDEO, head, re.DOTALL):
         raise ClipError(f"{name} cannot be read as an image (it begins like none); fetch or copy it again.")
     return kind
+
+
+def _lists_pictures(file: BinaryIO) -> bool:
+    """Whether a JPEG file has a list of the pictures that belong to it, of CIPA DC-007, as photos have."""
+    file.seek(0)
+    return b"\xff\xe2" in (head := file.read(_MOST_OF_HEAD)) and b"MPF\0" in head
 
 
 def _kind(file: BinaryIO, head: bytes) -> str | None:

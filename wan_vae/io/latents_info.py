@@ -16,14 +16,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
-from wan_vae.arguments import shown
+from wan_vae.arguments import check_type, shown
 from wan_vae.config import VAEConfig
 from wan_vae.errors import LatentsError
 from wan_vae.io.clip import LARGEST_ASPECT, ClipInfo
 from wan_vae.io.color import Color
-from wan_vae.io.timing import FASTEST, SLOWEST
+from wan_vae.io.timing import FASTEST, SLOWEST, exact_rate
 
 FORMAT = "wan_vae.latents"
 VERSION = "1"
@@ -32,10 +33,21 @@ _LARGEST_INTEGER = 2**31 - 1  # numerators and denominators are 32 bits in FFmpe
 
 @dataclass(frozen=True)
 class LatentsInfo:
-    """Properties of the clip and of the model that encoded it; the fields are explained at the top of this module.
+    """Properties of the clip and of the model that encoded it.
+
+    Attributes:
+        frames: Of the clip.
+        width: In pixels, before padding.
+        height: In pixels, before padding.
+        fps: Frames a second, from 1/65536 to 65536; any number is taken, and the fraction that is meant is kept.
+        pixel_aspect: Width of a pixel by its height, from 1/65536 to 65536; 1 for square ones.
+        color: The clip's color, such as `wan_vae.io.Color("bt709", full_range=False)`.
+        config: The model's architecture, `vae.config`.
+        checkpoint: What tells by which weights the clip was encoded, `vae.digest()`.
 
     Raises:
         LatentsError: A number is out of range: no file can hold it.
+        UserError: A value is of another type.
     """
 
     frames: int
@@ -48,7 +60,14 @@ class LatentsInfo:
     checkpoint: str
 
     def __post_init__(self) -> None:
+        for name, kind in (("color", Color), ("config", VAEConfig), ("checkpoint", str)):
+            check_type(name, getattr(self, name), kind, f"a {kind.__name__}")
+        given: Any = self.fps
+        if not isinstance(given, Fraction):
+            object.__setattr__(self, "fps", exact_rate(self.fps))
+        check_type("pixel_aspect", self.pixel_aspect, (Fraction, int), "a whole number or a fraction")
         for name in ("frames", "width", "height"):
+            check_type(name, getattr(self, name), Integral, "a whole number")
             if not 1 <= getattr(self, name) <= _LARGEST_INTEGER:
                 raise LatentsError(f"{name} is {getattr(self, name)}; it must be from 1 to {_LARGEST_INTEGER}.")
         ranges = {"fps": (SLOWEST, FASTEST), "pixel_aspect": (Fraction(1, LARGEST_ASPECT), LARGEST_ASPECT)}

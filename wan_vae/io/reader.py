@@ -52,7 +52,7 @@ def open_clip(
         frames: First frame and the one after the last, counted from 0 after resampling to `fps`, as in a slice.
         fps: Frame rate to resample to, with the same duration; None for that of the source. Images have no frame rate
             and are given this one.
-        length: Number of frames to read, from the first of `frames` on, which then has no end.
+        length: Number of frames to read from `frames[0]` on, whose `frames[1]` is then None.
         alpha: Read RGB and straight alpha, full for sources that have none. Resizing weights colors by alpha.
 
     Raises:
@@ -134,7 +134,8 @@ def read_clip(
     """
     with open_clip(source, size=size, fit=fit, frames=frames, fps=fps, length=length, alpha=alpha) as clip:
         info, count = clip.info, 0
-        video = torch.empty(1, 4 if alpha else 3, info.frames, info.height, info.width)
+        shape = 1, 4 if alpha else 3, info.frames, info.height, info.width
+        video = torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
         for chunk in clip.chunks(16):
             video[:, :, count : count + len(chunk)] = frames_to_tensor(chunk)
             count += len(chunk)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
@@ -129,5 +130,13 @@ class Version(NamedTuple):
 
 def version(file: BinaryIO) -> Version:
     """Return the version of an open file."""
-    status = os.fstat(file.fileno())
+    return _version(os.fstat(file.fileno()))
+
+
+def version_at(path: Path) -> Version:
+    """Return the version of the file that is at a path now."""
+    return _version(path.stat())
+
+
+def _version(status: os.stat_result) -> Version:
     return Version(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

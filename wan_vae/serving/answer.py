@@ -1,10 +1,12 @@
 """From a request to its answer: admission, the body, the wait for the worker, and the bytes as they come."""
 
 import asyncio
+import errno
 import logging
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 
@@ -43,9 +45,12 @@ async def answer(
         if job.error is not None:
             raise job.error
     except BaseException as error:
-        if job.work is None and body is not None:
-            body.close()
-        job.abandon()
+        try:
+            if job.work is None and body is not None:
+                with suppress(OSError):  # a full disk, which writing has told already
+                    body.close()
+        finally:
+            job.abandon()
         raise _refusal(error) from error
     return _Spooled(job, worker.limits.seconds)
 
@@ -114,6 +119,8 @@ def _refusal(error: BaseException) -> BaseException:
         return RefusedError(499, "The client has gone.")
     if isinstance(error, Exception) and memory_shortage(error) is not None:
         return RefusedError(503, "There is not enough memory for this request; send a smaller one.")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RefusedError(507, "The server has no room for this request; try again later.")
     return error
 
 

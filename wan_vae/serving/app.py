@@ -22,6 +22,7 @@ from wan_vae.serving.page import render_page
 from wan_vae.serving.work import Scaling, Server
 from wan_vae.serving.worker import Worker
 
+_MOST_CONNECTIONS = 512  # far more than requests are admitted; the others find out at once
 _PATHS = frozenset({"/", "/decode", "/encode", "/decode/stream", "/encode/stream", "/report", "/healthz", "/metrics"})
 
 Shape = Annotated[list[int] | None, Query()]
@@ -177,6 +178,7 @@ def make_server(server: Server, token: str | None = None) -> GracefulServer:
         proxy_headers=False,
         timeout_graceful_shutdown=int(2 * server.limits.seconds),
         h11_max_incomplete_event_size=2**16,
+        limit_concurrency=_MOST_CONNECTIONS,
     )
     return GracefulServer(config, worker)
 

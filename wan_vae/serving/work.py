@@ -126,6 +126,11 @@ class Server:
     def decode_mp4(self, body: BinaryIO, head: TensorHead, scaling: Scaling, fps: Fraction, media: str) -> Answer:
         """Latents of one clip -> fragmented mp4 (H.264), as it comes."""
         _, _, height, width = head.check_latents(self.model.config)
+        largest = FRAGMENTED.largest_side
+        if max(height, width) > largest:
+            raise UserError(
+                f"The video would be {width}x{height}, and mp4 holds sides of {largest}; ask for raw frames."
+            )
         videos = self._decoded(body, head, scaling)
 
         def pieces() -> Iterator[bytes]:

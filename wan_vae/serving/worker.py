@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import BinaryIO, TypeAlias
 
 import torch
@@ -108,8 +109,11 @@ class Job:
 
     def _close(self) -> None:
         if not self._file.closed:
-            self._file.close()
-            self._release()
+            try:
+                with suppress(OSError):  # a full disk, which writing has told already
+                    self._file.close()
+            finally:
+                self._release()
 
 
 class Worker:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wan_vae.arguments import shown
+from wan_vae.arguments import check_path, shown
 from wan_vae.config import VAEConfig, config_folder, read_yaml, recipe_names
 from wan_vae.errors import UserError
 from wan_vae.evaluation.lpips import SMALLEST_SIDES
@@ -101,9 +101,9 @@ class Stage(_Section):
             raise ValueError("lengths must name a clip length with a share above 0")
         if self.warmup > self.steps:
             raise ValueError(f"warmup is {self.warmup}, but there are {self.steps} steps; it must not be more")
-        if self.loss.adversarial and self.loss.adversarial_warmup >= self.steps:
+        if self.loss.adversarial and self.loss.adversarial_warmup > self.steps:
             warmup = f"adversarial_warmup is {self.loss.adversarial_warmup}"
-            raise ValueError(f"{warmup}, but there are {self.steps} steps; it must be less")
+            raise ValueError(f"{warmup}, but there are {self.steps} steps; it must not be more")
         return self
 
 
@@ -192,7 +192,7 @@ class Recipe(_Section):
                 )
 
 
-def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) -> Recipe:
+def load_recipe(path: str | Path, changes: dict[str, dict[str, Any]] | None = None) -> Recipe:
     """Read a YAML file, or the shipped recipe of that name, such as "finetune_decoder".
 
     Args:
@@ -202,7 +202,7 @@ def load_recipe(path: Path, changes: dict[str, dict[str, Any]] | None = None) ->
     Raises:
         UserError: The file is missing or not a valid recipe; the message names all entries that are wrong.
     """
-    names = recipe_names()
+    path, names = check_path("path", path), recipe_names()
     if str(path) in names and not path.is_file():
         path = config_folder() / "train" / f"{path}.yaml"
     missing = f"There is no recipe {path}; name a YAML file, or one of {', '.join(names)}."

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
+from wan_vae.arguments import check_path
 from wan_vae.errors import UserError, reason
 from wan_vae.evaluation.lpips import LPIPS
 from wan_vae.inference.budget import format_bytes
@@ -77,6 +78,10 @@ class Trainer:
 
     A missing folder is created; one that already holds a run of the same recipe is resumed.
 
+    Args:
+        recipe: From `load_recipe`.
+        folder: The run's folder.
+
     Attributes:
         step: Number of optimizer steps done.
         stopped: Whether `run` ended early because of `request_stop`.
@@ -86,7 +91,8 @@ class Trainer:
         UserError: The data cannot be read, the recipe does not fit the model, or the folder holds another run.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: str | Path) -> None:
+        folder = check_path("folder", folder)
         self.stopped = False
         self._recipe = recipe
         self._folder = folder

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  (loads the OpenMP runtime that the library binds to)
 
+from wan_vae.arguments import check_flag
 from wan_vae.errors import UserError
 from wan_vae.ops.autotune import cache_folder
 
@@ -83,7 +84,11 @@ def set_kernel_building(enabled: bool) -> None:
 
     Args:
         enabled: Whether the first inference on a CPU may compile the kernels.
+
+    Raises:
+        UserError: It is neither True nor False.
     """
+    check_flag("enabled", enabled)
     global _may_build, _ensured
     with _lock:
         _may_build, _ensured = enabled, False
