@@ -255,4 +255,4 @@ def test_an_mp4_larger_than_the_format_takes_is_refused() -> None:
     with serving(vae, pixels=10**6) as address:
         answer = requests.post(f"{address}/decode", body.numpy().tobytes(), params=params)
     assert answer.status_code == 422
-    assert "takes sides of 16384; ask for raw ones" in answer.json()["detail"]
+    assert "mp4 holds sides of 16384; ask for raw frames" in answer.json()["detail"]
