@@ -208,7 +208,7 @@ def _prune(labels: set[str], unread: Sequence[str], manifest: Manifest, wanted: 
     files = 0
     for source in gone:
         for output in manifest.outputs_of(source):
-            remove_output(manifest.folder, output, manifest.store)
+            remove_output(manifest.folder, output)
             files += 1
         manifest.remove(source)
     return files
@@ -224,7 +224,7 @@ def _prune_former(manifest: Manifest, wanted: bool) -> int:
         )
         return 0
     for output in former:
-        remove_output(manifest.folder, output, manifest.store)
+        remove_output(manifest.folder, output)
     return len(former)
 
 

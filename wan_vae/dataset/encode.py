@@ -21,7 +21,7 @@ from torch import Tensor
 from wan_vae.checkpoints.tensor_files import list_tensors
 from wan_vae.chunks import latents_on_host
 from wan_vae.config import VAEConfig
-from wan_vae.dataset.manifest import Record
+from wan_vae.dataset.manifest import Manifest, Record
 from wan_vae.dataset.outputs import CACHE_OUTPUTS, Begin
 from wan_vae.dataset.parts import MUSUBI_FPS, Part, musubi_frames
 from wan_vae.dataset.plan import CacheOptions, Job
@@ -154,14 +154,14 @@ class PartEncoder:
 
     def remove(self, output: str) -> None:
         """Remove what was made of a clip that then failed."""
-        remove_output(self.place, output, self._store)
+        remove_output(self.place, output)
 
     def encode(self, job: Job, begin: Begin, frames: Iterator[Frames], tick: Callable[[], object]) -> Record:
         """Encode the frames of a part, write its file in one step, and describe it; `tick` is called after a pass."""
         info, vae, begun = begin.info, self._vae, time.perf_counter()
         below = self._output.path(job, begin)
         path = self.place / below
-        _check_replaceable(path)
+        self._check_replaceable(below)
         statistics = _Statistics()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
@@ -205,6 +205,18 @@ class PartEncoder:
             extra=dict(job.source.extra),
         )
 
+    def _check_replaceable(self, below: Path) -> None:
+        """Raise a LatentsError for a file in the place of an output that no cache made: it is the user's."""
+        path = self.place / below
+        if path.suffix != ".safetensors" or not path.is_file():
+            return
+        try:
+            names = list(list_tensors(path).shapes())
+        except CheckpointError:
+            names = []
+        if not any(name.startswith("latent") for name in names) and not Manifest(self.place).lists(below.as_posix()):
+            raise LatentsError(f"{path} is no file of a cache and is not replaced; move it, or name another folder.")
+
     def _encoded(self, video: Iterable[Tensor], info: ClipInfo) -> Iterator[tuple[Tensor, ...]]:
         size = info.height, info.width
         return latents_on_host(self._vae, video, *size, self._memory, posterior=self._options.posterior)
@@ -216,17 +228,6 @@ class PartEncoder:
         count = self._vae.default_chunk_size(info.height, info.width) * config.temporal_compression
         for begin in range(1, info.frames, count):
             yield torch.zeros_like(first).expand(-1, -1, min(count, info.frames - begin), -1, -1)
-
-
-def _check_replaceable(path: Path) -> None:
-    """Raise a LatentsError for a file in the place of an output that no cache made: it is the user's."""
-    if path.suffix == ".safetensors" and path.is_file():
-        try:
-            names = list(list_tensors(path).shapes())
-        except CheckpointError:
-            names = []
-        if not any(name.startswith("latent") for name in names):
-            raise LatentsError(f"{path} is no file of a cache and is not replaced; move it, or name another folder.")
 
 
 class _First:

@@ -102,7 +102,6 @@ class Manifest:
 
     Attributes:
         folder: The cache.
-        store: The storage of its outputs, None for the folder.
         failures: The failures by source, of all processes.
     """
 
@@ -114,7 +113,7 @@ class Manifest:
         number, count = shard
         own = "" if count == 1 else f"-{number + 1:05d}-of-{count:05d}"
         self._own = {kind: folder / f"{kind}{own}{_SUFFIX}" for kind in (MANIFEST, FAILURES)}
-        self.folder, self.store = folder, store
+        self.folder = folder
         self._parts: dict[str, dict[int, Record]] = {}
         self._owners: dict[str, tuple[str, int]] = {}  # clips and parts by all outputs that there ever were
         self.failures: dict[str, Failure] = {}
@@ -174,6 +173,10 @@ class Manifest:
     def former(self) -> list[str]:
         """Return outputs that are still there, but of no clip as it is now: made of another file, or otherwise."""
         return sorted(output for output in self._owners if not self._owns(output) and self._size(output) is not None)
+
+    def lists(self, output: str) -> bool:
+        """Whether an output is of this cache, or was."""
+        return output in self._owners
 
     def owner_of(self, output: str) -> str | None:
         """Return the clip that an output is of, None for one that is of none as it is now."""

@@ -96,10 +96,6 @@ class Store:
         with self._reported("cannot be read"):
             self._files.get_file(self._name(url), str(path))
 
-    def holds(self, url: str) -> bool:
-        """Whether a URL is of a file below this folder, which may not be there."""
-        return self._name(url).startswith(f"{self._root.rstrip('/')}/") and ".." not in url.split("/")
-
     def remove(self, url: str) -> None:
         """Remove the file at a URL of this storage, if it is there.
 
@@ -127,18 +123,16 @@ def is_url(output: str) -> bool:
     return "://" in output
 
 
-def remove_output(folder: Path, output: str, store: Store | None) -> None:
+def remove_output(folder: Path, output: str) -> None:
     """Remove the `output` of a record of the cache in `folder`, if it is there.
 
     Raises:
-        UserError: It is at a URL, and cannot be removed, or is not of the storage that the cache is in.
+        UserError: It is at a URL, and cannot be removed.
     """
-    if not is_url(output):
-        (folder / output).unlink(missing_ok=True)
-    elif store is None or not store.holds(output):
-        raise UserError(f"{output} is not removed: name the storage that it is in as --store (in Python, store).")
+    if is_url(output):
+        Store(output).remove(output)
     else:
-        store.remove(output)
+        (folder / output).unlink(missing_ok=True)
 
 
 class Outputs:
