@@ -58,7 +58,7 @@ from wan_vae.benchmark.measure import (
     count_work,
     describe_machine,
     matmul_ceiling,
-    peak_memory,
+    measure_memory,
     synchronize,
     time_by_layer,
     time_by_operation,
@@ -219,7 +219,7 @@ class Measurer:
         for name, call in dict(calls).items():
             try:
                 first[name] = timed(call, self.device)[1]  # compiles
-                peaks[name] = peak_memory(call, self.device)[1]
+                peaks[name] = measure_memory(call, self.device)[1]
             # An implementation that needs more memory than there is leaves the other one.
             except Exception as error:
                 self.say(stage, **about, implementation=name, error=_last_line(error))

@@ -73,7 +73,7 @@ def measured(
     """Run one call in this process, after a small one that compiles and allocates what every call needs."""
     import torch
 
-    from wan_vae.benchmark.measure import peak_memory
+    from wan_vae.benchmark.measure import measure_memory
     from wan_vae.ops.cpu.build import ensure_kernels
 
     ensure_kernels()
@@ -91,7 +91,7 @@ def measured(
         x, small = inputs(call, config, frames, height, width), inputs(call, config, 5, 64, 64)
         run(small, False)
         start = time.perf_counter()
-        result, peak = peak_memory(lambda: run(x, True), torch.device("cpu"))
+        result, peak = measure_memory(lambda: run(x, True), torch.device("cpu"))
         seconds = time.perf_counter() - start
     return {
         "peak": peak.used,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_config, small_configs
 from wan_vae import DecodeStream, UserError, VAEConfig, WanVAE
-from wan_vae.benchmark.measure import peak_memory
+from wan_vae.benchmark.measure import measure_memory
 from wan_vae.config import load_config
 from wan_vae.inference import planner
 from wan_vae.inference.planner import BudgetError
@@ -141,7 +141,7 @@ def test_a_call_keeps_to_its_budget(call: str) -> None:
         whole = vae.plan(call, **size, memory="1TiB")
         for budget in (whole.peak, int(0.6 * whole.peak)):
             plan = vae.plan(call, **size, memory=budget)
-            _, peak = peak_memory(lambda budget=budget: run(x, memory=budget), CPU)
+            _, peak = measure_memory(lambda budget=budget: run(x, memory=budget), CPU)
             if peak.used is None:
                 pytest.skip("this system does not tell")
             assert plan.tiling is None or budget < whole.peak
