@@ -46,6 +46,7 @@ def test_std_and_var_are_those_of_the_log_variance() -> None:
 def test_from_moments_clamps_the_log_variance() -> None:
     extreme = Posterior.from_moments(torch.tensor([0.0, 1e9]).view(1, 2, 1, 1, 1))
     assert extreme.logvar.item() == 20
+    assert Posterior.from_moments(torch.tensor([0.0, -1e9]).view(1, 2, 1, 1, 1)).logvar.item() == -30
     assert torch.isfinite(extreme.kl()).all()
 
 

@@ -244,6 +244,15 @@ def test_digest_of_loaded_weights_is_that_of_the_file(tmp_path: Path) -> None:
     assert vae.digest() not in (expected, random_vae(small_config(), torch.float32).digest())
 
 
+def test_digest_after_the_file_changed_is_that_of_the_weights_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    random_vae(small_config(), torch.float32).save(path)
+    vae = WanVAE.from_pretrained(path, dtype="bfloat16")
+    assert vae.digest() == load_checkpoint(path).digest()
+    random_vae(small_config(), torch.float32, seed=1).save(path)
+    assert vae.digest() == weights_digest(vae.state_dict()) != load_checkpoint(path).digest()
+
+
 @pytest.mark.parametrize("converted", [False, True])
 def test_digest_is_that_of_weights_with_a_merged_adapter(converted: bool, tmp_path: Path) -> None:
     random_vae(small_config(), torch.float32).save(tmp_path / "vae.safetensors")

@@ -99,10 +99,32 @@ def test_stream_that_runs_out_of_memory_anywhere_gives_the_same_result(
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("encodes", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"level_shortcuts": True, "width_multipliers": (1, 1)}, {"block": "dense"}])
+def test_temporal_reach_is_no_less_than_what_a_latent_changes(changes: dict[str, object], encodes: bool) -> None:
+    for more in ({}, {"temporal_downsample": (True, True), "width_multipliers": (1, 1, 1)}):
+        vae = random_vae(small_config(**changes | more))
+        unit = vae.config.temporal_compression
+        reach = temporal_reach(vae.encoder if encodes else vae.decoder, unit if encodes else 1)
+        clip = clip_of(vae.config, reach + 6, encodes=encodes)
+        clip[:, :, 1 + unit if encodes else 2] = torch.nan  # the first frame of the latent of number 2
+        found = vae.encode(clip) if encodes else vae.decode(clip)
+        last = int(found.isnan().any(dim=(0, 1, 3, 4)).nonzero().max())
+        assert (last if encodes else -(-last // unit)) <= 2 + reach
+
+
 # More latents than any result depends on, so that the caches come from a part of the clip.
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("encodes", [True, False])
-@pytest.mark.parametrize("changes", [{}, {"level_shortcuts": True, "width_multipliers": (1, 1)}, {"block": "dense"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"level_shortcuts": True, "width_multipliers": (1, 1)},
+        {"block": "dense"},
+        {"temporal_downsample": (True, True), "width_multipliers": (1, 1, 1)},
+    ],
+)
 def test_caches_come_from_the_last_inputs_alone(changes: dict[str, object], encodes: bool, times: int) -> None:
     vae = random_vae(small_config(**changes))
     kind, half = (EncodeStream, vae.encoder) if encodes else (DecodeStream, vae.decoder)
@@ -115,7 +137,8 @@ def test_caches_come_from_the_last_inputs_alone(changes: dict[str, object], enco
         stream = kind(vae, latents_per_pass=1)
         found = pushed(stream, chunks)
     assert memory.refused == times
-    assert reach + 8 < memory.calls <= (1 + times) * (reach + 8)
+    levels = sum(vae.config.temporal_downsample)
+    assert reach + 8 < memory.calls <= (1 + times * levels) * (reach + 8)
     assert sum(piece.shape[2] for piece in stream._stream._history._pieces) <= (reach + 2) * unit
     assert relative_difference(found, expected) <= (0 if times == 1 else 1e-12)
 

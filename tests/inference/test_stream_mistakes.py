@@ -50,6 +50,15 @@ def test_push_after_the_model_changed_its_dtype_raises_one_sentence() -> None:
         stream.push(video[:, :, 1:])
 
 
+def test_push_after_the_mode_was_switched_raises_one_sentence() -> None:
+    vae = random_vae(small_config())
+    stream = DecodeStream(vae)
+    stream.push(random_latents(vae.config, 1, 2, 2))
+    vae.train()
+    with pytest.raises(UserError, match="finish it before changing"):
+        stream.push(random_latents(vae.config, 1, 2, 2))
+
+
 def test_push_in_training_mode_with_batch_norm_raises_one_sentence() -> None:
     vae = random_vae(small_config(block="resnet")).train()
     with pytest.raises(UserError, match="batch norm is in training mode"):

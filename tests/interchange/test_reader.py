@@ -60,6 +60,7 @@ WRITERS: dict[str, tuple[Callable[[Path, torch.Tensor], None], str, str | None]]
     "pt": (lambda path, latents: torch.save(latents[0], path), "a bare tensor", None),
     "old pt": (legacy, "a bare tensor", None),
     "strided pt": (lambda path, latents: torch.save(latents.transpose(3, 4), path), "a bare tensor", None),
+    "negated pt": (lambda path, latents: torch.save(torch._neg_view(-latents), path), "a bare tensor", None),
     "dictionary": (lambda path, x: torch.save({"samples": x, "noise": x + 1}, path), "a bare tensor", None),
     "one tensor": (lambda path, latents: save_file({"any": latents}, path), "a bare tensor", None),
     "named": (

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import random_latents, random_vae, random_video, relative_difference, small_config
 from wan_vae import WanVAE
+from wan_vae.config import BLOCK_KINDS
 from wan_vae.model import blocks, resample
 from wan_vae.model.layers import AfterBias
 
@@ -73,3 +74,18 @@ def test_biases_are_left_to_the_next_pass_only_where_that_is_told(monkeypatch: p
 def run(vae: WanVAE, video: torch.Tensor) -> None:
     with torch.inference_mode():
         vae.encode(video)
+
+
+@pytest.mark.parametrize("block", BLOCK_KINDS)
+def test_dropout_of_every_kind_acts_in_training_only(block: str) -> None:
+    vae, video = random_vae(small_config(block=block, dropout=0.5)), random_video(3, 4, 6)
+
+    def reconstruction(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return vae(video)[0]
+
+    assert torch.equal(reconstruction(0), reconstruction(1))
+    vae.train()
+    assert not torch.equal(reconstruction(0), reconstruction(1))
+    assert torch.equal(reconstruction(0), reconstruction(0))

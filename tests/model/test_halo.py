@@ -19,6 +19,7 @@ from tests.helpers import (
 from wan_vae import UserError, VAEConfig, WanVAE
 from wan_vae.config import BLOCK_KINDS
 from wan_vae.model.halo import CachedHalo, Halo
+from wan_vae.model.layers import CausalConv3d
 
 
 def fitting_video(config: VAEConfig, latents: int) -> torch.Tensor:
@@ -179,14 +180,19 @@ def test_compiles_with_sampling_and_checkpointing() -> None:
 
 @pytest.mark.parametrize("block", BLOCK_KINDS)
 def test_gradient_checkpointing_changes_no_gradient(block: str) -> None:
+    calls: list[bool] = []
+
     def gradients(enabled: bool) -> list[torch.Tensor]:
         vae = random_vae(small_config(block=block)).requires_grad_(True)
         vae.set_gradient_checkpointing(enabled)
+        conv = next(module for module in vae.encoder.levels[0].blocks.modules() if isinstance(module, CausalConv3d))
+        conv.register_forward_hook(lambda *_: calls.append(enabled))
         reconstruction, posterior = vae(random_video(5, 4, 6))
         (reconstruction.square().mean() + posterior.kl().mean()).backward()
         return [parameter.grad for parameter in vae.parameters() if parameter.grad is not None]
 
     kept, recomputed = gradients(False), gradients(True)
+    assert calls == [False, True, True]  # once more in the backward pass
     assert len(kept) == len(recomputed) == sum(1 for _ in random_vae(small_config(block=block)).parameters())
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
 

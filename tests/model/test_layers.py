@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.helpers import randomize
 from wan_vae.model.halo import Halo
@@ -25,6 +26,15 @@ def test_a_norm_in_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
         half = norm.to(dtype)(x)
         exact = norm.to(torch.float64)(x.to(torch.float64))
     assert ((half - exact).abs() <= torch.finfo(dtype).eps * exact.abs()).all()
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-14])
+def test_a_norm_of_almost_nothing_divides_by_its_length_or_its_bound(scale: float) -> None:
+    x = scale * torch.randn(1, 4, 1, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    norm = RMSNorm(4).to(torch.float64)
+    with torch.no_grad():
+        randomize(norm)
+        torch.testing.assert_close(norm(x), 2 * F.normalize(x, dim=1, eps=1e-12) * norm.gamma, rtol=1e-12, atol=0)
 
 
 def test_a_norm_of_zeros_is_zero() -> None:

@@ -1,15 +1,13 @@
 """What the kernels of this package compute, in plain PyTorch.
 
-`norm_silu` is the twin of that in `triton_norm_silu.py`, `add_bias_and_residual` of that in `triton_add.py`, and
-`causal_conv3d` computes what every way of `triton_conv3d.candidates` does. Tensors are (B, C, T, H, W) of
+`norm_silu` and `add_bias_and_residual` are twins of those in `wan_vae/ops/triton`, and `causal_conv3d` computes what
+every one of `wan_vae.ops.triton.conv3d.candidates` does. Tensors are (B, C, T, H, W) of
 any floating dtype and any strides; the arithmetic is in float32, or in float64 where the tensors are.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from wan_vae.ops import MIN_NORM
 
 
 def norm_silu(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,7 +26,7 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None)
     scale = gamma.to(wide.dtype).reshape(-1, 1, 1, 1) * x.shape[1] ** 0.5
     # The bound is inside the root, as in the network's own layer, which is what this must equal.
     squared_length = wide.square().sum(dim=1, keepdim=True)
-    return out.copy_(F.silu(wide * squared_length.clamp_min(MIN_NORM**2).rsqrt() * scale))
+    return out.copy_(F.silu(wide * squared_length.clamp_min(1e-24).rsqrt() * scale))
 
 
 def add_bias_and_residual(x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:

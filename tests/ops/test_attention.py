@@ -18,6 +18,13 @@ def test_a_few_queries_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch,
         torch.testing.assert_close(attention(query, key, value), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_few_queries_at_a_time_take_scores_that_overflow_the_exponential() -> None:
+    query, key, value = torch.randn(3, 2, 1, 35, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = module._by_rows(1e3 * query, key, value)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(1e3 * query, key, value))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rows_of_scores_round_no_more_than_the_fused_kernel(dtype: torch.dtype) -> None:
     wide = torch.randn(3, 2, 1, 300, 384, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -28,14 +28,16 @@ def serving(vae: WanVAE, token: str | None = None, **limits: float) -> Iterator[
     """Yield the address of a server, which is stopped afterwards."""
     listening = socket.create_server(("127.0.0.1", 0))
     server = make_server(Server(vae, "auto", Limits(**limits), "small"), token)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:  # a test that fails must not leave a thread that the process waits for
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive()
 
 

@@ -62,6 +62,24 @@ def test_optimizer_reduces_the_loss_and_keeps_frozen_weights(kind: str) -> None:
     assert all(torch.equal(weight, frozen[name]) for name, weight in vae.encoder.named_parameters())
 
 
+def test_muon_steps_are_those_of_its_formula() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv3d(4, 6, 3)
+    rate, decay, weight, momentum = 1e-2, 0.1, layer.weight.detach().clone(), torch.zeros(6, 108)
+    optimizer = make_optimizer(layer, "muon", (0.9, 0.95), decay)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    for _ in range(2):
+        gradient = torch.randn_like(weight)
+        layer.weight.grad = gradient.clone()
+        optimizer.step()
+        # Nesterov's momentum, then an update of the RMS that AdamW's has, 0.2.
+        momentum = 0.95 * momentum + 0.05 * gradient.flatten(1)
+        update = orthogonalized(0.05 * gradient.flatten(1) + 0.95 * momentum)
+        weight = (1 - rate * decay) * weight - rate * 0.2 * 108**0.5 * update.view_as(weight)
+        torch.testing.assert_close(layer.weight.detach(), weight, rtol=1e-5, atol=1e-7)
+
+
 def test_muon_resumed_from_its_state_continues_identically() -> None:
     results = []
     for interrupted in (False, True):

@@ -228,6 +228,17 @@ def test_trainer_nonfinite_loss_raises_and_saves_the_batch(material: Material, t
     assert not (tmp_path / "run" / WEIGHTS_NAME).exists()
 
 
+def test_trainer_clips_the_gradients_of_the_model(material: Material, tmp_path: Path) -> None:
+    lengths = {}
+    for clip in (1e-3, 1e3):
+        run = Trainer(small_recipe(material, gradient_clip=clip, betas=[0.5, 0.95]), tmp_path / str(clip))
+        run.run(1)
+        momenta = [state["exp_avg"] for state in run._optimizer.state_dict()["state"].values()]
+        lengths[clip] = 2 * torch.cat([momentum.flatten() for momentum in momenta]).norm().item()
+    assert lengths[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert lengths[1e3] > 0.01
+
+
 def test_trainer_nonfinite_discriminator_raises_and_saves_the_batch(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
