@@ -280,6 +280,8 @@ def test_output_in_an_unwritable_folder_is_refused(
         (("--device", "tpu"), ("tpu", "auto")),
         (("--dtype", "fp8"), ("fp8",)),
         (("--nonsense",), ("--nonsense",)),
+        (("--threads", "100000"), ("--threads is 100000", "at most 1024")),
+        (("--checkpoint", ""), ("an argument is empty",)),
     ],
 )
 def test_bad_option_prints_one_sentence(

@@ -89,6 +89,11 @@ def test_clips_without_a_place_for_their_latents_are_refused(
     assert_one_sentence(outcome, "The last of several paths is that of the latents", "clip.mkv ends like a clip")
     outcome = run(capsys, "encode", clip, clip, tmp_path / "out.safetensors", "--checkpoint", checkpoint)
     assert_one_sentence(outcome, "The latents of several clips go to a folder", "out.safetensors ends like a file")
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / clip.name).symlink_to(clip)
+    before = listing(tmp_path)
+    outcome = run(capsys, "encode", tmp_path / "clips", tmp_path / "out.latent", "--checkpoint", checkpoint)
+    assert_one_sentence(outcome, "The latents of several clips go to a folder", "out.latent ends like a file")
     outcome = run(capsys, "encode", clip, clip, tmp_path / "out", "--checkpoint", checkpoint, "--overwrite")
     assert_one_sentence(outcome, "--overwrite is for a single clip")
     assert listing(tmp_path) == before

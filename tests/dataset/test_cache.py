@@ -314,6 +314,14 @@ def test_verify_cache_finds_what_differs(vae: WanVAE, clips: Path, tmp_path: Pat
     assert verify_cache(clips, tmp_path / "out", vae, options=options).differing == ["a.mkv.safetensors"]
 
 
+def test_verify_cache_with_other_options_says_so(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cache_latents(clips, out, vae, options=CacheOptions(fps=5))
+    with pytest.raises(UserError, match="was made with other options than these; give those that it was made with"):
+        verify_cache(clips, out, vae)
+    assert verify_cache(clips, out, vae, options=CacheOptions(fps=5)).differing == []
+
+
 def test_verify_cache_says_which_clip_is_gone(vae: WanVAE, clips: Path, tmp_path: Path) -> None:
     listed = [clips / "a.mkv"]
     cache_latents(listed, tmp_path / "out", vae)
@@ -650,6 +658,9 @@ def test_latent_dataset_gives_what_the_files_hold(vae: WanVAE, clips: Path, tmp_
         ({"source_fps": 30.0}, "source_fps is for the format musubi, without fps"),
         ({"source_fps": 30.0, "fps": 16, "format": "musubi"}, "source_fps is for the format musubi, without fps"),
         ({"source_fps": float("nan"), "format": "musubi"}, "source_fps is nan; it must be from 0.001 to 1000"),
+        ({"resolution": "832x480"}, "resolution is '832x480'; it must be None or two whole numbers"),
+        ({"resolution": (832.5, 480)}, r"A side of resolution is 832\.5; it must be a whole number"),
+        ({"extract": "head"}, "extract is 'head'; it must be None or an Extract"),
         ({"i2v": True}, "i2v is for the format musubi, not wan-vae"),
         ({"buckets": False}, "Without buckets, clips get the size of resolution, which must be given"),
     ],

@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
     stdout = sys.stdout
     with signals.handled():
         try:
-            code, message = _run(list(sys.argv[1:] if arguments is None else arguments), program)
+            given = list(sys.argv[1:] if arguments is None else arguments)
+            if "" in given:  # a path of no name would be the current folder
+                code, message = 2, "an argument is empty, such as a variable without a value; name a file or a folder."
+            else:
+                code, message = _run(given, program)
             # typer returns this code for Ctrl-C; older versions raise an exception of their own.
             interrupted = code == signals.INTERRUPTED
         except SystemExit as error:

@@ -1,5 +1,6 @@
 """The commands, and the messages for their errors."""
 
+import errno
 import functools
 import inspect
 import re
@@ -159,6 +160,8 @@ def explain(error: Exception) -> tuple[int, str | None]:
     elif isinstance(error, OSError):
         # A full disk or a missing permission: the system's sentence, and the path that it is about.
         text = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"{text}; make room, or name another place for the output"
     elif is_connection_loss(error):
         # The process that was lost has printed why.
         return 2, LOST if is_main() else None

@@ -117,7 +117,8 @@ def _clips_and_latents(paths: list[Path], form: options.LatentsFormat | None) ->
                 f"The last of several paths is that of the latents, and {latents} ends like a clip; add"
                 " a file that ends in .safetensors, or a folder for those of several clips."
             )
-        if len(clips) > 1 and latents.suffix.lower() in LATENTS_SUFFIXES and not latents.is_dir():
+        several = len(clips) > 1 or is_data_set(clips[0])
+        if several and latents.suffix.lower() in LATENTS_SUFFIXES and not latents.is_dir():
             raise UserError(
                 f"The latents of several clips go to a folder, and {latents} ends like a file; name a folder."
             )

@@ -184,9 +184,14 @@ def parse_fps(text: str | None) -> Fraction | None:
     return Fraction(text)
 
 
+_MOST_THREADS = 1024
+
+
 def set_threads(count: int | None) -> None:
     """Have torch compute with this number of CPU threads; None is its own choice."""
     if count is not None:
+        if count > _MOST_THREADS:
+            raise UserError(f"--threads is {count}; it is at most {_MOST_THREADS}, and best the number of cores.")
         import torch
 
         torch.set_num_threads(count)

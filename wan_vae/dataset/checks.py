@@ -142,7 +142,10 @@ def verify_cache(
     from wan_vae.dataset.engines import encode_jobs
 
     folder, options = check_path("out", out), complete_options(options, vae)
-    cached = {(record.source, record.part): record.output for record in Manifest.of_cache(folder).records}
+    records = Manifest.of_cache(folder).records
+    cached = {(record.source, record.part): record.output for record in records}
+    if all(record.key.options != options.digest() for record in records):
+        raise UserError(f"{folder} was made with other options than these; give those that it was made with.")
     names = sorted({source for source, _ in cached})
     wanted = set(names[:: max(1, len(names) // check_count("count", count))][:count])
     sources = [item for item in find_sources(source, folder, options)[0] if item.label in wanted]

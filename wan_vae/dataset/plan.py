@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from wan_vae.arguments import check_clip_options
+from wan_vae.arguments import check_clip_options, check_count, check_type
 from wan_vae.config import preset_names, read_preset
 from wan_vae.dataset.ai_toolkit import is_of_images
 from wan_vae.dataset.manifest import Key, Manifest
@@ -81,6 +81,12 @@ class CacheOptions:
                 f"Files of the format {self.format} have no place for the log-variance; those of wan-vae do."
             )
         check_clip_options(self.size, self.frames, self.length)
+        if self.resolution is not None:
+            check_type("resolution", self.resolution, (tuple, list), "None or two whole numbers, such as (832, 480)")
+            for side in self.resolution:
+                check_count("A side of resolution", side)
+            object.__setattr__(self, "resolution", tuple(self.resolution))
+        check_type("extract", self.extract, (Extract, type(None)), "None or an Extract")
         start, stop = self.frames
         if min(start or 0, stop or 0) >= 0 and stop is not None and stop <= (start or 0):
             raise UserError(f"frames is {start or 0}:{stop}, which holds no frame; the second must be larger.")

@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from wan_vae.config import MODEL_OF_CHANNELS
-from wan_vae.errors import UserError
+from wan_vae.errors import UserError, printable
 from wan_vae.io.timing import exact_rate
 from wan_vae.serving.answer import answer
 from wan_vae.serving.limits import Limits, RefusedError, is_authorized, shape_of
@@ -68,6 +69,13 @@ def make_app(server: Server, worker: Worker, token: str | None = None) -> FastAP
         status = error.status if isinstance(error, RefusedError) else 422
         headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(status)
         return JSONResponse({"detail": str(error)}, status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_parameters(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = first["loc"][1] if len(first["loc"]) > 1 else first["loc"][0]
+        hint = "; give it once for each of the five sizes" if name == "shape" else ""
+        return JSONResponse({"detail": f"{name} is {printable(first.get('input'))}: {first['msg']}{hint}."}, 422)
 
     text, policy = render_page(server.name, limits, token=token is not None)
 

@@ -78,7 +78,7 @@ def list_files(place: Path | None, suffixes: Collection[str]) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise UserError(f"{place} is neither a file nor a folder; name where the training data is.")
+        raise UserError(f"{place} is neither a file nor a folder; name the training data (--videos, --photos).")
     named = (path for path in place.rglob("*") if path.suffix.lower() in suffixes)
     found = sorted(path for path in named if not any(part.startswith(".") for part in path.relative_to(place).parts))
     if missing := [path for path in found if not path.exists()]:
