@@ -298,9 +298,9 @@ def _run(
         )
     with closing(_done(todo.jobs, work, devices, ray, tick)) as finished:
         for done in finished:
-            taken = {output: manifest.owner_of(output) for output in (record.output for record in done.records)}
-            other = next((owner for owner in taken.values() if owner not in (None, done.job.source.label)), None)
-            if other is not None and other in labels:
+            owners = {manifest.owner_of(record.output) for record in done.records} - {done.job.source.label}
+            other = next((owner for owner in owners if owner in labels), None)
+            if other is not None:
                 reason = f"it has the same frames as {other}, and so the same file; take one of the two out."
                 _fail(done.job, reason, False, manifest, result)
             elif done.error is None:

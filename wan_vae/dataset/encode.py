@@ -26,7 +26,7 @@ from wan_vae.dataset.outputs import CACHE_OUTPUTS, Begin
 from wan_vae.dataset.parts import MUSUBI_FPS, Part, musubi_frames
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.dataset.sources import Source
-from wan_vae.dataset.storage import Store, remove_output
+from wan_vae.dataset.storage import Store
 from wan_vae.errors import CheckpointError, ClipError, LatentsError
 from wan_vae.inference.budget import Budget
 from wan_vae.io import Clip, ClipInfo, open_clip
@@ -151,10 +151,6 @@ class PartEncoder:
         # What goes elsewhere is complete on this machine first; a cluster's nodes need not have the cache's folder.
         self._temporary = None if self._store is None else TemporaryDirectory(prefix="wan_vae_cache_")
         self.place = out if self._temporary is None else Path(self._temporary.name)
-
-    def remove(self, output: str) -> None:
-        """Remove what was made of a clip that then failed."""
-        remove_output(self.place, output)
 
     def encode(self, job: Job, begin: Begin, frames: Iterator[Frames], tick: Callable[[], object]) -> Record:
         """Encode the frames of a part, write its file in one step, and describe it; `tick` is called after a pass."""

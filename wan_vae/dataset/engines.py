@@ -22,7 +22,7 @@ from wan_vae.dataset.encode import Item, PartEncoder, read_parts
 from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.outputs import Begin
 from wan_vae.dataset.plan import CacheOptions, Job
-from wan_vae.dataset.storage import StorageError
+from wan_vae.dataset.storage import StorageError, remove_output
 from wan_vae.errors import UserError, memory_shortage, printable
 from wan_vae.inference.budget import Budget, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import BudgetError
@@ -124,7 +124,7 @@ def encode_jobs(
                 if _causes(failure) & _FULL or shutil.disk_usage(encoder.place).free < _LEAST_ROOM:
                     raise UserError(f"The disk of {encoder.place} is full; make room and start again.") from failure
                 for record in records:
-                    encoder.remove(record.output)
+                    remove_output(encoder.place, record.output)
                 records, error, passing = [], failure_text(failure), is_passing(failure)
             yield Done(job, records, error, passing, ahead.waited - waited)
             waited = ahead.waited
@@ -149,9 +149,10 @@ def _causes(error: BaseException | None) -> set[int]:
     """Return the system's numbers of an error and its causes; FFmpeg's are left out, which say so of damaged clips."""
     if error is None:
         return set()
-    own = isinstance(error, OSError) and not type(error).__module__.startswith("av.")
-    found = {error.errno} if own and isinstance(error, OSError) and error.errno is not None else set()
-    return found | _causes(error.__cause__)
+    found = _causes(error.__cause__)
+    if isinstance(error, OSError) and error.errno is not None and not type(error).__module__.startswith("av."):
+        found.add(error.errno)
+    return found
 
 
 def _encode_parts(
