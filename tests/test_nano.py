@@ -23,7 +23,7 @@ def test_nano_is_small_and_compresses_like_wan21() -> None:
 def test_nano_reconstructs_the_demo_clip() -> None:
     metrics = reconstructed(WanVAE.from_pretrained("nano"))
     mean = metrics.score().psnr
-    assert mean > 28.4
+    assert mean > 28.5
     # No trails towards the end.
     assert min(frame.psnr for frame in metrics.frames) > mean - 3
 
