@@ -203,7 +203,7 @@ def test_benchmark_alone_profiles_a_checkpoint(
         (("--size", "30x16"), ("30x16", "32x16")),
         (("--size", "large"), ("large", "WIDTHxHEIGHT")),
         (("--dtype", "fp32,fp8"), ("fp32,fp8", "bf16")),
-        (("--dtype", ""), ("--dtype", "fp32")),
+        (("--dtype", ""), ("--dtype is empty",)),
         (("--directions", "both"), ("both", "encode, decode")),
         (("--runs", "0"), ("--runs",)),
         (("--threads", "0"), ("--threads",)),

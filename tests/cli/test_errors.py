@@ -281,7 +281,9 @@ def test_output_in_an_unwritable_folder_is_refused(
         (("--dtype", "fp8"), ("fp8",)),
         (("--nonsense",), ("--nonsense",)),
         (("--threads", "100000"), ("--threads is 100000", "at most 1024")),
-        (("--checkpoint", ""), ("an argument is empty",)),
+        (("--checkpoint", ""), ("--checkpoint is empty",)),
+        (("--size=",), ("--size is empty",)),
+        (("",), ("argument number 6 is empty",)),
     ],
 )
 def test_bad_option_prints_one_sentence(

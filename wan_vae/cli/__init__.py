@@ -38,10 +38,11 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
     with signals.handled():
         try:
             given = list(sys.argv[1:] if arguments is None else arguments)
-            if "" in given:  # a path of no name would be the current folder
-                code, message = 2, "an argument is empty, such as a variable without a value; name a file or a folder."
-            else:
+            empty = _empty(given)
+            if empty is None:
                 code, message = _run(given, program)
+            else:
+                code, message = 2, f"{empty} is empty, such as by a variable without a value; give it one."
             # typer returns this code for Ctrl-C; older versions raise an exception of their own.
             interrupted = code == signals.INTERRUPTED
         except SystemExit as error:
@@ -66,6 +67,17 @@ def main(arguments: Sequence[str] | None = None, program: "typer.Typer | None" =
 
         leave(code)
     sys.exit(code)
+
+
+def _empty(words: list[str]) -> str | None:
+    """Return the argument that is empty, if one is: a path of no name would be the current folder."""
+    for number, word in enumerate(words):
+        before = words[number - 1] if number else ""
+        if word == "":
+            return before if before.startswith("--") else f"argument number {number + 1}"
+        if word.startswith("--") and word.endswith("="):
+            return word[:-1]
+    return None
 
 
 def _run(words: list[str], program: "typer.Typer | None") -> tuple[int | str | None, str | None]:
