@@ -9,6 +9,9 @@ import errno
 import logging
 import re
 
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The system's numbers for no room on a disk."""
+
 _LONGEST = 1000  # characters of a message; a name in a damaged file can have millions
 
 

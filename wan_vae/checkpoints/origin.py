@@ -14,7 +14,7 @@ from wan_vae.io.safetensors_file import Version, version_at
 _SAMPLE = 256  # values of a weight
 
 
-_Versions: TypeAlias = frozenset[tuple[Path, Version]]
+_Files: TypeAlias = frozenset[tuple[Path, Version]]
 """Files, with what changes when they are written."""
 
 
@@ -23,7 +23,7 @@ class Origin:
 
     def __init__(self, checkpoint: Checkpoint, model: nn.Module) -> None:
         self._path = checkpoint.origin.absolute()
-        self._files: _Versions = frozenset((path.absolute(), found) for path, found in checkpoint.versions.items())
+        self._files: _Files = frozenset((path.absolute(), found) for path, found in checkpoint.versions.items())
         self._versions, self._samples = _versions(model), _samples(model)
 
     def digest(self, model: nn.Module) -> str | None:
@@ -47,7 +47,7 @@ class Origin:
 
 
 @lru_cache  # a caller of encode_file loops over clips
-def _digest(origin: Path, files: _Versions) -> str:
+def _digest(origin: Path, files: _Files) -> str:
     return load_checkpoint(origin, notices=False).digest()
 
 

@@ -1,6 +1,5 @@
 """The commands, and the messages for their errors."""
 
-import errno
 import functools
 import inspect
 import re
@@ -24,7 +23,7 @@ from wan_vae.cli.reconstruct import reconstruct
 from wan_vae.cli.report import report
 from wan_vae.cli.serve import serve
 from wan_vae.cli.train import train
-from wan_vae.errors import UserError, memory_shortage, printable
+from wan_vae.errors import FULL_DISK, UserError, memory_shortage, printable
 
 # typer contains click or depends on it, according to its version; this is the class in both cases.
 UsageError: Any = typer.BadParameter.__base__
@@ -160,7 +159,7 @@ def explain(error: Exception) -> tuple[int, str | None]:
     elif isinstance(error, OSError):
         # A full disk or a missing permission: the system's sentence, and the path that it is about.
         text = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL_DISK:
             text = f"{text}; make room, or name another place for the output"
     elif is_connection_loss(error):
         # The process that was lost has printed why.

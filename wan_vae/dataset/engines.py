@@ -23,7 +23,7 @@ from wan_vae.dataset.manifest import Record
 from wan_vae.dataset.outputs import Begin
 from wan_vae.dataset.plan import CacheOptions, Job
 from wan_vae.dataset.storage import StorageError, remove_output
-from wan_vae.errors import UserError, memory_shortage, printable
+from wan_vae.errors import FULL_DISK, UserError, memory_shortage, printable
 from wan_vae.inference.budget import Budget, parse_bytes, reports_free_memory
 from wan_vae.inference.planner import BudgetError
 from wan_vae.io.frames import Frames
@@ -36,7 +36,6 @@ Loader: TypeAlias = "Callable[[str | Path], WanVAE | TinyVAE]"
 
 _HELD = 4  # chunks that a thread reads ahead
 _LEAST_ROOM = 2**20  # bytes on the disk
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 # Of disks, networks and limits of the process.
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH} | {
     errno.ENETUNREACH, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.EROFS
@@ -121,7 +120,7 @@ def encode_jobs(
             except StorageError:  # which is not the clip's fault, and would meet the next ones, too
                 raise
             except Exception as failure:  # of one clip, whatever it is: the others are not to be lost for it
-                if _causes(failure) & _FULL or shutil.disk_usage(encoder.place).free < _LEAST_ROOM:
+                if _causes(failure) & FULL_DISK or shutil.disk_usage(encoder.place).free < _LEAST_ROOM:
                     raise UserError(f"The disk of {encoder.place} is full; make room and start again.") from failure
                 for record in records:
                     remove_output(encoder.place, record.output)

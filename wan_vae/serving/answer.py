@@ -1,7 +1,6 @@
 """From a request to its answer: admission, the body, the wait for the worker, and the bytes as they come."""
 
 import asyncio
-import errno
 import logging
 import tempfile
 import time
@@ -14,7 +13,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from wan_vae.errors import UserError, memory_shortage
+from wan_vae.errors import FULL_DISK, UserError, memory_shortage
 from wan_vae.serving.limits import Limits, RefusedError
 from wan_vae.serving.work import Answer
 from wan_vae.serving.worker import Job, Worker
@@ -119,7 +118,7 @@ def _refusal(error: BaseException) -> BaseException:
         return RefusedError(499, "The client has gone.")
     if isinstance(error, Exception) and memory_shortage(error) is not None:
         return RefusedError(503, "There is not enough memory for this request; send a smaller one.")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
         return RefusedError(507, "The server has no room for this request; try again later.")
     return error
 
