@@ -38,8 +38,9 @@ def open_container(source: str | os.PathLike[str] | BinaryIO) -> "InputContainer
     import av
 
     file, protocol = (source, "none") if not isinstance(source, str | os.PathLike) else (file_url(source), "file")
-    # Titles in other encodings than UTF-8 are of no interest here.
-    container = av.open(file, "r", options={"protocol_whitelist": protocol}, metadata_errors="replace")
+    # `options` would be for the streams too, and PyAV 16.0 crashes then where streams come late, as in FLV. Titles in
+    # other encodings than UTF-8 are of no interest here.
+    container = av.open(file, "r", container_options={"protocol_whitelist": protocol}, metadata_errors="replace")
     if _LISTS & set(container.format.name.split(",")):
         container.close()
         name = str(source) if protocol == "file" else "The file"
