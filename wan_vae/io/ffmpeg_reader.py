@@ -185,20 +185,17 @@ class AvSource:
         return tuple(word for kind, word in words.items() if counts[kind] > 0)
 
     def _survey(self, container: "InputContainer", stream: "VideoStream") -> Timing:
-        """Read all packets without decoding, for the number of frames and their timestamps."""
+        """Read all packets, where possible without decoding, for the number of frames and their timestamps."""
         structure, timeline = self._structure, self._timeline
         if structure.damage is not None:
             self._refuse(f"is {structure.damage}")
-        try:
-            timing = measure(
-                sort_by_time(timeline.survey(container, stream, _decoder(stream))),
-                tick=stream.time_base or Fraction(1),
-                rates=[rate for rate in (stream.average_rate, stream.base_rate) if rate],
-                frames=self._frames,
-                fps=self._fps,
-            )
-        finally:
-            self._check_unchanged()
+        timing = self._measure(container, stream)
+        if timeline.may_be_pictureless(stream):
+            with self._opened() as (reopened, its_stream):
+                timeline.find_pictureless(reopened, its_stream, _decoder(its_stream))
+            if timeline.pictureless:
+                with self._opened() as (reopened, its_stream):
+                    timing = self._measure(reopened, its_stream)
         place = {"avi": stream.index, "matroska,webm": _pictures(container).index(stream)}.get(
             container.format.name, stream.id
         )
@@ -219,6 +216,18 @@ class AvSource:
                 f"decoded and are left out; the other {timing.total} are read."
             )
         return timing
+
+    def _measure(self, container: "InputContainer", stream: "VideoStream") -> Timing:
+        try:
+            return measure(
+                sort_by_time(self._timeline.survey(container, stream, _decoder(stream))),
+                tick=stream.time_base or Fraction(1),
+                rates=[rate for rate in (stream.average_rate, stream.base_rate) if rate],
+                frames=self._frames,
+                fps=self._fps,
+            )
+        finally:
+            self._check_unchanged()
 
     def _refuse(self, fault: str) -> None:
         """Raise a ClipError, or warn where only frames up to some number are wanted, which can be before the damage."""

@@ -1,9 +1,11 @@
 """The packets of a video stream and the times of its pictures, before anything is decoded.
 
-Not every packet is a picture: recordings that were cut begin with some whose references are gone. And not every clock
-runs on: where recordings were joined, it starts again. `Timeline.survey` finds both, and `Timeline.packets` applies it.
+Not every packet is a picture: recordings that were cut begin with some whose references are gone, a packet can be the
+second field of a picture, or repeat the one before. And not every clock runs on: where recordings were joined, it
+starts again. `Timeline.survey` and `Timeline.find_pictureless` find this, and `Timeline.packets` applies it.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
@@ -25,6 +27,9 @@ _JOINABLE = ("mpegts", "mpeg")  # files that can be joined end to end, each with
 _LONGEST_START = 1000  # packets to decode at most in search of the first picture
 _LOOKED_AT = 16  # packets after the first picture; codecs move no picture by more places than this
 _DECODED = 64  # packets after the first picture to decode if some of those may not be pictures
+_SHORT = 19  # bytes; by FFmpeg, a frame of MPEG-4 that repeats the one before is not longer
+_SAMPLE = 128  # packets that tell whether fields are packets of their own
+_DELAY = 32  # packets at most that a decoder with threads takes in before it yields a frame
 _JUMP = 10  # seconds by which a clock that runs on may jump; FFmpeg's own limit
 
 
@@ -44,6 +49,8 @@ class Timeline:
 
     Attributes:
         undecodable: Numbers of the packets that are no pictures, since their references are missing.
+        pictureless: Numbers of the packets that are no pictures, since they belong to the one before.
+        short: Number of packets of a few bytes.
         found: Number of packets that are not hidden by an edit list.
         first: The first picture of a surveyed stream, None if none of its first packets can be decoded.
     """
@@ -51,7 +58,8 @@ class Timeline:
     def __init__(self, name: str, *, joined: bool) -> None:
         """`name` stands for the source in messages; `joined` tells that the clock can start again in any container."""
         self.undecodable: set[int] = set()
-        self.found = 0
+        self.pictureless: set[int] = set()
+        self.found = self.short = 0
         self.first: VideoFrame | None = None
         self._ends: dict[Fraction, int] = {}  # latest end of a packet, by time base
         self._name = name
@@ -71,6 +79,8 @@ class Timeline:
         Pictures are in decoding order. A ClipError if packets are damaged. The decoder must copy the `opaque` of
         packets to their frames, for `number_of`.
         """
+        self.undecodable.clear()
+        self._offsets.clear()
         end, period = Fraction(0), 1 / (stream.average_rate or Fraction(24))
         has_parts = self._has_parts(container)
         for part, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
@@ -79,11 +89,47 @@ class Timeline:
             self._offsets.append(end - min(starts, default=end) if part else Fraction(0))
             for entry, time in self._timed(chain(head, group)):
                 if time is not None:
-                    yield time, entry.duration
+                    ends = itertools.count(entry.number + 1)  # packets without a picture show this one on
+                    packets = next(number for number in ends if number not in self.pictureless) - entry.number
+                    yield time, entry.duration * packets
                     if has_parts:
-                        end = max(end, time + (entry.duration or period))
+                        end = max(end, time + (entry.duration or period) * packets)
         if not self.found:
             raise ClipError(f"{self._name} is damaged or cut short: it has no frames; fetch or copy it again.")
+
+    def may_be_pictureless(self, stream: "VideoStream") -> bool:
+        """Whether a surveyed stream can have packets for `find_pictureless` to find."""
+        if stream.codec_context.name == "mpeg4":
+            return self.short > 0
+        return stream.codec_context.name == "h264" and self.first is not None and self.first.interlaced_frame
+
+    def find_pictureless(
+        self, container: "InputContainer", stream: "VideoStream", decoder: "VideoCodecContext"
+    ) -> None:
+        """Decode a stream to find the packets that belong to the picture before: second fields, and repetitions.
+
+        Only decoding tells. It ends early where fields are not packets of their own. Damage is not looked for.
+        """
+        seen: dict[int, bool] = {}  # of packets that were decoded without an error: whether they are short
+        shown: set[int] = set()
+        fields = decoder.name == "h264"
+        for entry in chain(self._entries(container, stream), [None]):
+            try:
+                frames = decoder.decode(entry and entry.packet)
+            except av.error.FFmpegError:
+                continue
+            shown.update(number_of(frame) for frame in frames)
+            if entry is not None:
+                seen[entry.number] = entry.packet.size <= _SHORT
+            if fields and len(seen) == _SAMPLE <= len(shown) + _DELAY:
+                break
+        else:
+            candidates = {number for number in seen if number not in shown}
+            if not fields:
+                self.pictureless = {number for number in candidates if seen[number]}
+            elif 4 * len(candidates) >= len(seen):  # a picture that is missing here and there is a damaged one
+                self.pictureless = {number for number in candidates if number - 1 in shown}
+        decoder.flush_buffers()
 
     def packets(
         self, container: "InputContainer", stream: "VideoStream"
@@ -102,6 +148,7 @@ class Timeline:
         time = Fraction(0)
         for entry in entries:
             if not self._is_picture(entry):
+                time += entry.duration if entry.number in self.pictureless else 0
                 yield entry, None
                 continue
             time = time + entry.duration if entry.time is None else entry.time + self._offsets[entry.part]
@@ -115,7 +162,7 @@ class Timeline:
         behind: deque[Fraction] = deque(maxlen=2)
         ahead: deque[Packet[VideoStream]] = deque()
         gaps = _Gaps(self._name, stream)
-        part = number = self.found = 0
+        part = number = self.found = self.short = 0
         for packet in chain(self._read(container, stream, joinable), [None]):
             if packet is not None:
                 ahead.append(packet)
@@ -131,9 +178,11 @@ class Timeline:
                 timestamp = current.dts if by_decoding or current.pts is None else current.pts
                 time = None if timestamp is None else timestamp * current.time_base
                 self.found += not current.is_discard
+                self.short += current.size <= _SHORT
                 current.opaque = (number,)  # PyAV tells objects apart by identity, and equal numbers are one
                 duration = (current.duration or 0) * current.time_base
-                yield Entry(number, part, current, _shows_picture(current), time, duration)
+                is_shown = number not in self.pictureless and _shows_picture(current)
+                yield Entry(number, part, current, is_shown, time, duration)
                 number += 1
 
     def _read(

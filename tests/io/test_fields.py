@@ -1,0 +1,73 @@
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from tests.io.field_coding import gray_planes, write_fields
+from tests.io.sources import Array, encode, read_all, rgb_frames, smooth_pictures
+
+
+def _gray_pictures(count: int) -> Array:
+    """Of luma, each brighter than the one before, on a slope that tells rows and columns apart."""
+    rows, columns = np.mgrid[:64, :48]
+    return np.stack([30 + rows + columns + 2 * number for number in range(count)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("ending", ["ts", "mp4", "mkv", "h264"])
+def test_frames_of_two_fields_are_read_at_the_rate_of_frames(
+    tmp_path: Path, ending: str, apart: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = _gray_pictures(12)
+    path = write_fields(tmp_path / f"a.{ending}", gray_planes(pictures), 25, apart=apart)
+    info, back = read_all(path)
+    assert (info.frames, info.fps, info.variable_frame_rate) == (12, 25, False)
+    expected = (pictures.astype(float) - 16) / 219 * 255
+    assert abs(back[..., 1].astype(float) - expected).max() <= 1
+    assert not caplog.records
+
+
+def test_selection_of_a_clip_of_fields_counts_frames(tmp_path: Path) -> None:
+    path = write_fields(tmp_path / "a.ts", gray_planes(_gray_pictures(12)), 25, apart=True)
+    whole = read_all(path)[1]
+    info, some = read_all(path, frames=(5, 9))
+    assert (info.frames, info.fps) == (4, 25)
+    np.testing.assert_array_equal(some, whole[5:9])
+
+
+def test_clip_of_fields_longer_than_the_sample_is_read_to_its_end(tmp_path: Path) -> None:
+    path = write_fields(tmp_path / "a.ts", gray_planes(_gray_pictures(80)), 25, apart=True)
+    assert read_all(path)[0].frames == 80
+
+
+def _leave_out(path: Path, source: Path, numbers: set[int]) -> Path:
+    """Replace frames of MPEG-4 with ones that say that nothing changed (ISO 14496-2, 6.2.5: vop_coded is 0)."""
+    with av.open(str(source)) as reader, av.open(str(path), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for number, packet in enumerate(packet for packet in reader.demux() if packet.size):
+            if number in numbers:
+                # Predicted, in the same second, a marker, 5 bits of the time at 25 frames a second, a marker, no data.
+                bits = f"01{0}1{number % 25:05b}10"
+                bits += "0" + "1" * (-(len(bits) + 1) % 8)
+                data = b"\0\0\1\xb6" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+                empty = av.Packet(data)
+                empty.pts, empty.dts, empty.time_base, empty.duration = number, number, Fraction(1, 25), 1
+                packet = empty
+            packet.stream = stream
+            writer.mux(packet)
+    return path
+
+
+def test_frames_of_mpeg4_without_content_lengthen_those_before(tmp_path: Path) -> None:
+    pictures = smooth_pictures(24, 64, 96)
+    source = encode(tmp_path / "source.avi", rgb_frames(pictures, "yuv420p"), codec="mpeg4", options={"b": "4M"})
+    path = _leave_out(tmp_path / "a.avi", source, {7, 8, 23})
+    info, back = read_all(path)
+    assert (info.frames, info.variable_frame_rate) == (22, True)  # FFmpeg shows the last picture again
+    even, repeated = read_all(path, fps=Fraction(25))
+    assert (even.frames, even.fps) == (24, 25)
+    np.testing.assert_array_equal(repeated[6], repeated[8])
+    np.testing.assert_array_equal(repeated[9:], back[7:])
+    np.testing.assert_array_equal(repeated[23], repeated[22])
