@@ -133,7 +133,7 @@ class EncodeVideo(io.ComfyNode):
             display_name="Wan VAE: encode video",
             category=_CATEGORY,
             description="Encode a clip of any size and length, a few frames at a time. The latents remember size,"
-            " length, rate and sound, for 'Wan VAE: decode video'.",
+            " length, rate and audio, for 'Wan VAE: decode video'.",
             inputs=[
                 io.MultiType.Input("video", [io.Video, io.Image], tooltip="A video, or images as frames."),
                 io.Vae.Input("vae"),
@@ -176,7 +176,7 @@ class DecodeVideo(io.ComfyNode):
             display_name="Wan VAE: decode video",
             category=_CATEGORY,
             description="Decode latents, a few frames at a time. Latents of 'Wan VAE: encode video' become a video of"
-            " the clip's size, length and rate, with its sound, whatever a sampler did to them. With alpha, the images"
+            " the clip's size, length and rate, with its audio, whatever a sampler did to them. With alpha, the images"
             " have it, but not the video.",
             inputs=[
                 io.Latent.Input("samples"),
@@ -184,7 +184,7 @@ class DecodeVideo(io.ComfyNode):
                 _memory_input(),
                 _fps_input(),
                 io.Audio.Input(
-                    "audio", optional=True, tooltip="Sound of the video instead of that of the encoded clip."
+                    "audio", optional=True, tooltip="Audio of the video instead of that of the encoded clip."
                 ),
             ],
             outputs=[io.Video.Output(), io.Image.Output()],

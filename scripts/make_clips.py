@@ -51,8 +51,8 @@ def cut(path: Path, draw: random.Random) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
-def sound(path: Path, draw: random.Random) -> None:
-    """Write a file with nothing but sound."""
+def audio(path: Path, draw: random.Random) -> None:
+    """Write a file with nothing but audio."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("aac", rate=48000, layout="mono")
         tone = (8000 * np.sin(np.arange(9600) / draw.randint(10, 40))).astype(np.float32)[None] / 32768
@@ -73,11 +73,11 @@ KINDS: dict[str, tuple[str, Callable[[Path, random.Random], object]]] = {
     "png": (".png", image),
     "jpeg": (".jpg", image),
     "cut": (".mp4", cut),
-    "sound": (".mp4", sound),
+    "audio": (".mp4", audio),
     "noise": (".mp4", lambda path, draw: path.write_bytes(draw.randbytes(5000))),
 }
-"""Endings and writers of the kinds; the last three are no clips."""
-BAD = ("cut", "sound", "noise")
+"""Extensions and writers of the kinds; the last three are no clips."""
+BAD = ("cut", "audio", "noise")
 
 
 def film(path: Path, draw: random.Random) -> None:

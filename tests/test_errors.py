@@ -29,7 +29,7 @@ def test_user_error_with_control_characters_is_escaped() -> None:
 
 
 def test_warning_with_control_characters_is_escaped(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("wan_vae").warning("%s has sound.", FORGED)
+    logging.getLogger("wan_vae").warning("%s has audio.", FORGED)
     assert "\n" not in caplog.messages[0]
     assert "\\x1b" in caplog.messages[0]
 

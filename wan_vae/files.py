@@ -134,7 +134,7 @@ def encode_file(
         fps: Rate to resample the clip to; None keeps its own.
         length: Number of frames to take from `frames[0]` on, whose `frames[1]` is then None; None for all.
         format: "wan-vae", "comfyui", "musubi", "fastvideo" or "tensor" (see docs/latents.md); None for that of the
-            ending: "comfyui" for .latent, "tensor" for .pt, .pth and .npy, else "wan-vae".
+            extension: "comfyui" for .latent, "tensor" for .pt, .pth and .npy, else "wan-vae".
         values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.
         posterior: Also store the logarithm of the variance of the normalized latents, which only our own file holds.
     """
@@ -158,7 +158,7 @@ def encode_file(
             check(latents)
         if info.has_audio:
             _logger.warning(
-                f"{clip} has sound, which {latents} does not hold; `reconstruct` carries it over, and after `decode` it"
+                f"{clip} has audio, which {latents} does not hold; `reconstruct` carries it over, and after `decode` it"
                 " can be added from the clip."
             )
         warn_of_rest(source, clip, latents)
@@ -210,7 +210,7 @@ def decode_file(
     Args:
         latents: A file that `encode_file` wrote, or latents of ComfyUI, musubi-tuner, FastVideo or ai-toolkit, or a
             bare tensor (.pt, .pth, .npy, .safetensors); told by its content (see docs/latents.md).
-        clip: The clip to write; its ending decides the format, and none is a folder of PNG files.
+        clip: The clip to write; its extension decides the format, and none is a folder of PNG files.
         fps: Rate of the clip; None for that of the file, or where it names none 16, or 24 for Wan2.2's latents.
         values: Whether latents of other programs are "raw" or "normalized"; None takes what the format or the file
             says, or else guesses by their statistics, with a notice.
@@ -338,14 +338,14 @@ class DecodedClip:
 
     Args:
         place: Completes the file under its name, or removes it after an exception.
-        path: The file; its ending decides the format.
+        path: The file; its extension decides the format.
         info: Rate and colors.
         width: In pixels.
         height: In pixels.
         model: What decodes; where it gives alpha that the format cannot keep, a warning says so.
         lossless: Whether pixels are kept exactly.
         overwrite: Whether an existing file is replaced.
-        audio: Sound, if there is any.
+        audio: Audio to write with the frames, if there is any.
     """
 
     def __init__(

@@ -96,11 +96,11 @@ def reconstruct_file(
 ) -> ReconstructResult:
     """Encode a clip and decode it again, and measure how close the decoded frames are to the source's.
 
-    PSNR and SSIM are of the frames before `out` is compressed. Sound is carried over where the format of `out` can hold
+    PSNR and SSIM are of the frames before `out` is compressed. Audio is carried over where the format of `out` can hold
     it. `clip`, `size`, `fit`, `frames`, `fps` and `length` are those of `encode_file`.
 
     Args:
-        out: The clip to write; its ending decides the format, and none is a folder of PNG files.
+        out: The clip to write; its extension decides the format, and none is a folder of PNG files.
         side_by_side: Also write this clip: the source on the left, the reconstruction on the right.
         contact_sheet: Also write this PNG file of a few frames: source, reconstruction, error.
         report: Also write this HTML page, which shows source, reconstruction, errors, metrics and latents of all

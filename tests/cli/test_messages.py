@@ -24,8 +24,8 @@ LOGGER = logging.getLogger("wan_vae")
 
 @pytest.fixture
 def loud(tmp_path: Path) -> Path:
-    """A clip whose sound a latents file does not hold."""
-    return encode(tmp_path / "loud.mkv", rgb_frames(smooth_pictures(2, 16, 24)), sound="pcm_s16le")
+    """A clip whose audio a latents file does not hold."""
+    return encode(tmp_path / "loud.mkv", rgb_frames(smooth_pictures(2, 16, 24)), audio_codec="pcm_s16le")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_verbosity_options_choose_what_is_printed(
     arguments = ("encode", loud, tmp_path / "l.safetensors", "--checkpoint", checkpoint, *([option] if option else []))
     outcome = run(capsys, *arguments)
     assert outcome.code == 0
-    assert outcome.err.startswith(f"wan-vae: {loud} has sound") is notice
+    assert outcome.err.startswith(f"wan-vae: {loud} has audio") is notice
     assert (f"wan-vae: loading {checkpoint}\n" in outcome.err) is activity
     assert "output" in outcome.out
     assert (LOGGER.handlers, LOGGER.level) == ([], logging.NOTSET)

@@ -32,7 +32,7 @@ def test_side_by_side_holds_source_and_reconstruction(
 
 
 def test_side_by_side_carries_the_sound(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clip = encode(tmp_path / "loud.mkv", rgb_frames(smooth_pictures(6, 16, 24)), sound="pcm_s16le")
+    clip = encode(tmp_path / "loud.mkv", rgb_frames(smooth_pictures(6, 16, 24)), audio_codec="pcm_s16le")
     pairs = tmp_path / "pairs.mkv"
     options = ("--checkpoint", checkpoint, "--side-by-side", pairs)
     assert run(capsys, "reconstruct", clip, tmp_path / "out.mkv", *options).code == 0
@@ -166,10 +166,10 @@ def test_failure_leaves_none_of_the_outputs(
 def test_encode_and_reconstruct_say_what_they_leave_out(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    clip = encode(tmp_path / "loud.mkv", rgb_frames(smooth_pictures(2, 16, 24)), sound="pcm_s16le")
+    clip = encode(tmp_path / "loud.mkv", rgb_frames(smooth_pictures(2, 16, 24)), audio_codec="pcm_s16le")
     assert run(capsys, "encode", clip, tmp_path / "l.safetensors", "--checkpoint", checkpoint).code == 0
     assert [
-        record.message for record in caplog.records if "has sound" in record.message and "reconstruct" in record.message
+        record.message for record in caplog.records if "has audio" in record.message and "reconstruct" in record.message
     ]
     caplog.clear()
     assert run(capsys, "reconstruct", clip, tmp_path / "out.mkv", "--checkpoint", checkpoint).code == 0

@@ -19,7 +19,7 @@ from wan_vae import UserError, WanVAE
 from wan_vae.io import load_latents
 
 IMAGES = torch.rand(6, 35, 50, 3, generator=torch.Generator().manual_seed(0))
-SOUND = {"waveform": torch.zeros(1, 2, 100), "sample_rate": 48000}
+AUDIO = {"waveform": torch.zeros(1, 2, 100), "sample_rate": 48000}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def nano(comfy: Comfy) -> Any:
 
 
 def video_of(comfy: Comfy, **changes: Any) -> Any:
-    components = {"images": IMAGES, "audio": SOUND, "frame_rate": Fraction(24)} | changes
+    components = {"images": IMAGES, "audio": AUDIO, "frame_rate": Fraction(24)} | changes
     return comfy.latest.InputImpl.VideoFromComponents(comfy.latest.Types.VideoComponents(**components))
 
 
@@ -53,7 +53,7 @@ def test_video_becomes_latents_and_a_video_of_its_size_with_its_sound(comfy: Com
     components = video.get_components()
     assert components.images.data_ptr() == images.data_ptr()
     assert images.shape == IMAGES.shape
-    assert components.audio is SOUND
+    assert components.audio is AUDIO
     assert components.frame_rate == 24
 
 

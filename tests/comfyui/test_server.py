@@ -90,7 +90,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (base / "custom_nodes" / "probe.py").write_text(PROBE)
     for name, shift in (("warm.mp4", 0), ("clip.mp4", 5)):
         pictures = smooth_pictures(11, 64, 72)[shift : shift + 6]
-        encode(base / "input" / name, rgb_frames(pictures, "yuv420p"), codec="libx264", sound="aac", rate=Fraction(12))
+        encode(
+            base / "input" / name,
+            rgb_frames(pictures, "yuv420p"),
+            codec="libx264",
+            audio_codec="aac",
+            rate=Fraction(12),
+        )
     # Not every version of ComfyUI takes a narrower one.
     checkpoint = base / "models" / "vae" / "wan_2.1_vae.safetensors"
     random_vae(load_config("wan2.1"), torch.float32).save(checkpoint)

@@ -41,8 +41,8 @@ def clips(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> list[str]:
-    endings = (".pt", ".safetensors")
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in endings)
+    suffixes = (".pt", ".safetensors")
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in suffixes)
 
 
 def error_of(folder: Path, source: str) -> str:

@@ -28,7 +28,7 @@ from wan_vae.integrations.comfyui import (
 from wan_vae.io import load_latents, open_clip, write_clip
 
 CPU = torch.device("cpu")
-SOUND = {"waveform": torch.zeros(1, 2, 100), "sample_rate": 48000}
+AUDIO = {"waveform": torch.zeros(1, 2, 100), "sample_rate": 48000}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def random_images(frames: int, height: int, width: int) -> torch.Tensor:
 @given(frames=st.integers(1, 7), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_clip_of_any_size_comes_back_in_its_size(vae: WanVAE, frames: int, height: int, width: int) -> None:
     images = random_images(frames, height, width)
-    latent = encode_images(vae, images, fps=Fraction(24), audio=SOUND)
+    latent = encode_images(vae, images, fps=Fraction(24), audio=AUDIO)
     assert latent["samples"].shape == (1, 3, 1 + frames // 2, -(-height // 2), -(-width // 2))
-    assert latent[CLIP_KEY] == ClipFacts(frames, height, width, Fraction(24), SOUND)
+    assert latent[CLIP_KEY] == ClipFacts(frames, height, width, Fraction(24), AUDIO)
     decoded = decode_images(vae, latent)
     assert decoded.shape == (frames, height, width, 3)
     whole = decode_images(vae, {"samples": latent["samples"]})
@@ -134,9 +134,9 @@ def test_latents_of_another_model_are_an_error(vae: WanVAE) -> None:
 
 
 def test_clip_facts_of_latents_that_changed_size_keep_rate_and_sound(vae: WanVAE) -> None:
-    latent = encode_images(vae, random_images(3, 5, 5), fps=Fraction(24), audio=SOUND)
+    latent = encode_images(vae, random_images(3, 5, 5), fps=Fraction(24), audio=AUDIO)
     latent["samples"] = torch.zeros(1, 3, 4, 6, 6)
-    assert clip_facts(vae, latent) == ClipFacts(7, 12, 12, Fraction(24), SOUND)
+    assert clip_facts(vae, latent) == ClipFacts(7, 12, 12, Fraction(24), AUDIO)
     assert clip_facts(vae, {"samples": torch.zeros(1, 3, 4, 4)}) == ClipFacts(1, 8, 8)
 
 
@@ -183,10 +183,10 @@ def test_save_latent_writes_a_file_for_each_clip_of_a_batch(vae: WanVAE, tmp_pat
 def test_save_latent_tells_what_a_file_does_not_hold(
     vae: WanVAE, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    latent = encode_images(vae, random_images(3, 4, 4), audio=SOUND)
+    latent = encode_images(vae, random_images(3, 4, 4), audio=AUDIO)
     save_latent(vae, latent | {"noise_mask": torch.ones(1)}, [tmp_path / "a.safetensors"])
     assert [record.message for record in caplog.records] == [
-        "The latents come with sound and a noise mask, which a latents file does not hold."
+        "The latents come with audio and a noise mask, which a latents file does not hold."
     ]
 
 

@@ -74,7 +74,7 @@ WRITERS: dict[str, tuple[Callable[[Path, torch.Tensor], None], str, str | None]]
 @pytest.mark.parametrize("kind", WRITERS)
 def test_latents_of_other_programs_are_recognized_and_read_in_chunks(kind: str, tmp_path: Path) -> None:
     write, title, values = WRITERS[kind]
-    path = tmp_path / "file"  # the ending says nothing
+    path = tmp_path / "file"  # the extension says nothing
     write(path, Z)
     expected = Z.transpose(3, 4) if kind == "strided pt" else Z
     read = open_latents(path)

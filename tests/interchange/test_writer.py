@@ -38,24 +38,24 @@ def test_fastvideo_tensor_is_raw_float32_without_a_batch(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("values", [None, "raw", "normalized"])
-@pytest.mark.parametrize("ending", ["pt", "pth", "npy", "safetensors"])
-def test_bare_tensors_hold_what_is_asked_for(ending: str, values: str | None, tmp_path: Path) -> None:
-    path = tmp_path / f"x.{ending}"
+@pytest.mark.parametrize("extension", ["pt", "pth", "npy", "safetensors"])
+def test_bare_tensors_hold_what_is_asked_for(extension: str, values: str | None, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{extension}"
     write_latents(path, Z, CONFIG, format="tensor", values=values)
-    if ending == "npy":
+    if extension == "npy":
         loaded = torch.from_numpy(np.load(path))
     else:
-        loaded = load_file(path)["latents"] if ending == "safetensors" else torch.load(path, weights_only=True)
+        loaded = load_file(path)["latents"] if extension == "safetensors" else torch.load(path, weights_only=True)
     assert torch.equal(loaded, RAW if values == "raw" else Z)
     torch.testing.assert_close(read_latents(path, CONFIG, values=values or "normalized"), Z)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_bare_tensors_keep_the_dtype_that_the_format_has(dtype: torch.dtype, tmp_path: Path) -> None:
-    for ending in ("pt", "npy", "safetensors"):
-        write_latents(tmp_path / f"x.{ending}", Z.to(dtype), CONFIG, format="tensor")
-        read = read_latents(tmp_path / f"x.{ending}", CONFIG, values="normalized")
-        kept = torch.float32 if (ending, dtype) == ("npy", torch.bfloat16) else dtype
+    for extension in ("pt", "npy", "safetensors"):
+        write_latents(tmp_path / f"x.{extension}", Z.to(dtype), CONFIG, format="tensor")
+        read = read_latents(tmp_path / f"x.{extension}", CONFIG, values="normalized")
+        kept = torch.float32 if (extension, dtype) == ("npy", torch.bfloat16) else dtype
         assert read.dtype == kept
         assert torch.equal(read, Z.to(dtype).to(kept))
 

@@ -87,7 +87,7 @@ def encode(
     full_range: bool | None = None,
     rotation: int = 0,
     container_options: dict[str, str] | None = None,
-    sound: str | None = None,
+    audio_codec: str | None = None,
     metadata: dict[str, str] | None = None,
     pixel_aspect: Fraction = Fraction(1),
 ) -> Path:
@@ -106,7 +106,7 @@ def encode(
                 pytest.skip("this PyAV cannot write rotated video")
             stream.set_display_rotation(rotation)
         stream.metadata.update(metadata or {})
-        audio: Any = container.add_stream(sound, rate=48000, layout="stereo") if sound else None
+        audio: Any = container.add_stream(audio_codec, rate=48000, layout="stereo") if audio_codec else None
         if audio is not None:
             samples = int(len(frames) / rate * 48000)
             tone = (8000 * np.sin(np.arange(samples) / 20)).astype(np.int16)

@@ -341,7 +341,7 @@ def test_create_clip_with_alpha_in_a_format_without_it_is_refused_before_any_wor
     [
         ("a.webm", {"lossless": True}, r"cannot be lossless with alpha; these can: a folder, \.mov, \.mkv, \.webp\."),
         ("a.mkv", {"fps": 5000}, "cannot hold 5000 frames a second; give from .* to 1000, or name a .mov"),
-        ("a.xyz", {}, "unknown ending"),
+        ("a.xyz", {}, "unknown extension"),
     ],
 )
 def test_create_clip_with_alpha_of_an_impossible_output_is_refused(

@@ -51,7 +51,7 @@ def test_open_clip_without_video_is_refused(tmp_path: Path) -> None:
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
         frame.sample_rate, frame.pts = 8000, 0
         container.mux(stream.encode(frame))
-    refused(path, "holds only sound")
+    refused(path, "holds only audio")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.io.sources import encode, psnr, read_all, rgb_frames, smooth_pictures
 
-# Ending, encoder, pixel format.
+# Extension, encoder, pixel format.
 CLIPS = [
     ("mp4", "libx264", "yuv420p"),
     ("mp4", "libx264", "yuv444p"),
@@ -79,19 +79,19 @@ SIZES = {"h263p": (176, 144), "dnxhd": (1280, 720), "cinepak": (96, 64)}
 COARSE = {"gif": 15.0, "cinepak": 25.0}  # dB
 
 
-@pytest.mark.parametrize(("ending", "codec", "pixel_format"), CLIPS)
+@pytest.mark.parametrize(("extension", "codec", "pixel_format"), CLIPS)
 def test_clip_of_a_codec_and_container_is_read_right(
-    tmp_path: Path, ending: str, codec: str, pixel_format: str
+    tmp_path: Path, extension: str, codec: str, pixel_format: str
 ) -> None:
     width, height = SIZES.get(codec, (96, 64))
     pictures = smooth_pictures(6, height, width)
     options = {"libaom-av1": {"cpu-used": "8", "crf": "10", "b": "0"}, "dnxhd": {"b": "60M"}}.get(codec, {})
     quality = {} if codec.startswith(("libaom", "dnx", "libsvt")) else {"b": "4M"}
-    path = tmp_path / f"a.{ending}"
+    path = tmp_path / f"a.{extension}"
     try:
         encode(path, rgb_frames(pictures, pixel_format), codec=codec, options=options | quality)
     except (av.error.FFmpegError, ValueError) as error:
-        pytest.skip(f"this FFmpeg cannot write {codec} to {ending}: {error}")
+        pytest.skip(f"this FFmpeg cannot write {codec} to {extension}: {error}")
     info, back = read_all(path)
     assert (info.width, info.height, info.frames, info.fps) == (width, height, 6, Fraction(25))
     assert not info.variable_frame_rate

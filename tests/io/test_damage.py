@@ -38,7 +38,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         "live.mkv": encode(folder / "2.mkv", yuv, codec="libx264", container_options={"live": "1"}),
         "h264.mp4": encode(folder / "1.mp4", yuv, codec="libx264"),
         "frag.mp4": encode(folder / "2.mp4", yuv, codec="libx264", options={"g": "5"}, container_options=fragments),
-        "sound.mov": encode(folder / "1.mov", yuv, codec="libx264", sound="pcm_s16le"),
+        "audio.mov": encode(folder / "1.mov", yuv, codec="libx264", audio_codec="pcm_s16le"),
         "h264.ts": encode(folder / "1.ts", yuv, codec="libx264", options={"g": "10"}),
         "h264.vob": encode(folder / "1.vob", yuv, codec="mpeg2video"),
     }
@@ -117,7 +117,7 @@ def test_read_of_a_file_with_frames_that_ffmpeg_skips_is_refused(
 
 
 @pytest.mark.parametrize("tail", [b"\n", bytes(1000), b"TAG" + b" " * 125, b"\0\0\1\0free1234", b"\xff" * 300])
-@pytest.mark.parametrize("name", ["h264.mp4", "frag.mp4", "sound.mov", "h264.mkv", "live.mkv", "mpeg4.avi"])
+@pytest.mark.parametrize("name", ["h264.mp4", "frag.mp4", "audio.mov", "h264.mkv", "live.mkv", "mpeg4.avi"])
 def test_read_with_trailing_bytes_gives_all_frames(
     tmp_path: Path, clips: dict[str, bytes], caplog: pytest.LogCaptureFixture, name: str, tail: bytes
 ) -> None:
@@ -346,16 +346,16 @@ def test_left_out_names_what_is_neither_picture_nor_first_sound(tmp_path: Path) 
     with av.open(str(path), "w") as container:
         video: Any = container.add_stream("ffv1", rate=25)
         video.width, video.height, video.pix_fmt = 32, 32, "bgr0"
-        sounds: list[Any] = [container.add_stream("pcm_s16le", rate=8000, layout="mono") for _ in range(2)]
-        for sound in sounds:
+        tracks: list[Any] = [container.add_stream("pcm_s16le", rate=8000, layout="mono") for _ in range(2)]
+        for audio in tracks:
             heard = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
             heard.sample_rate, heard.pts = 8000, 0
-            container.mux(sound.encode(heard))
+            container.mux(audio.encode(heard))
         for frame in rgb_frames(smooth_pictures(2, 32, 32)):
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
     with open_clip(path) as clip:
-        assert clip.left_out == ("further sound tracks",)
+        assert clip.left_out == ("further audio tracks",)
 
 
 def test_left_out_names_chapters(tmp_path: Path) -> None:

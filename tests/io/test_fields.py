@@ -16,12 +16,12 @@ def _gray_pictures(count: int) -> Array:
 
 
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("ending", ["ts", "mp4", "mkv", "h264"])
+@pytest.mark.parametrize("extension", ["ts", "mp4", "mkv", "h264"])
 def test_frames_of_two_fields_are_read_at_the_rate_of_frames(
-    tmp_path: Path, ending: str, apart: bool, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, extension: str, apart: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     pictures = _gray_pictures(12)
-    path = write_fields(tmp_path / f"a.{ending}", gray_planes(pictures), 25, apart=apart)
+    path = write_fields(tmp_path / f"a.{extension}", gray_planes(pictures), 25, apart=apart)
     info, back = read_all(path)
     assert (info.frames, info.fps, info.variable_frame_rate) == (12, 25, False)
     expected = (pictures.astype(float) - 16) / 219 * 255
@@ -49,10 +49,9 @@ def _leave_out(path: Path, source: Path, numbers: set[int]) -> Path:
         for number, packet in enumerate(packet for packet in reader.demux() if packet.size):
             if number in numbers:
                 # Predicted, in the same second, a marker, 5 bits of the time at 25 frames a second, a marker, no data.
-                bits = f"01{0}1{number % 25:05b}10"
-                bits += "0" + "1" * (-(len(bits) + 1) % 8)
-                data = b"\0\0\1\xb6" + int(bits, 2).to_bytes(len(bits) // 8, "big")
-                empty = av.Packet(data)
+                bits = f"0101{number:05b}100"
+                bits += "1" * (-len(bits) % 8)
+                empty = av.Packet(b"\0\0\1\xb6" + int(bits, 2).to_bytes(len(bits) // 8, "big"))
                 empty.pts, empty.dts, empty.time_base, empty.duration = number, number, Fraction(1, 25), 1
                 packet = empty
             packet.stream = stream
@@ -60,10 +59,11 @@ def _leave_out(path: Path, source: Path, numbers: set[int]) -> Path:
     return path
 
 
-def test_frames_of_mpeg4_without_content_lengthen_those_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extension", ["avi", "mkv", "mp4"])
+def test_frames_of_mpeg4_without_content_lengthen_those_before(tmp_path: Path, extension: str) -> None:
     pictures = smooth_pictures(24, 64, 96)
     source = encode(tmp_path / "source.avi", rgb_frames(pictures, "yuv420p"), codec="mpeg4", options={"b": "4M"})
-    path = _leave_out(tmp_path / "a.avi", source, {7, 8, 23})
+    path = _leave_out(tmp_path / f"a.{extension}", source, {7, 8, 23})
     info, back = read_all(path)
     assert (info.frames, info.variable_frame_rate) == (22, True)  # FFmpeg shows the last picture again
     even, repeated = read_all(path, fps=Fraction(25))

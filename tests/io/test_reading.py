@@ -340,7 +340,7 @@ def test_read_clip_from_any_source_gives_the_whole_video(exact: Path, kind: str)
 
 
 def test_file_objects_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    path = encode(tmp_path / "a.mp4", rgb_frames(PICTURES, "yuv420p"), codec="libx264", sound="aac")
+    path = encode(tmp_path / "a.mp4", rgb_frames(PICTURES, "yuv420p"), codec="libx264", audio_codec="aac")
     data = path.read_bytes()
     for content, message in (
         (b"", "is empty"),

@@ -152,7 +152,9 @@ def test_primaries_and_transfer_come_back_or_are_warned_of(
     ("name", "side"), [("a.webp", 2**14), ("a.jpg", 65501), ("a.mp4", 2**14 + 1), ("a.gif", 2**14 + 1)]
 )
 def test_create_clip_of_too_long_a_side_is_refused(tmp_path: Path, name: str, side: int) -> None:
-    with pytest.raises(ClipError, match=f"cannot be {side}x16; with this ending, sides have up to {side - 1} pixels"):
+    with pytest.raises(
+        ClipError, match=f"cannot be {side}x16; with this extension, sides have up to {side - 1} pixels"
+    ):
         create_clip(tmp_path / name, width=side, height=16, fps=25)
 
 
@@ -189,7 +191,7 @@ def test_odd_sizes_in_h264_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("a.xyz", {}, r"unknown ending; known are \.mp4.*folder"),
+        ("a.xyz", {}, r"unknown extension; known are \.mp4.*folder"),
         ("a.gif", {"lossless": True}, r"cannot be lossless; these can: .*\.mkv"),
         ("a.jpg", {"lossless": True}, r"cannot be lossless.*\.png"),
         ("a.gif", {"fps": Fraction(60)}, "60 frames a second; give from 0.0015.* to 50, or name an .mp4"),

@@ -65,7 +65,7 @@ def make_samples(folder: Path) -> dict[str, list[Sample]]:
     with torch.inference_mode():
         encode_file(found["video"][0].path, latents, vae.eval())
     found["latents"] = [Sample(latents, FRAMES)]
-    names = [f"latents.{ending}" for ending in ("latent", "pt", "npy")]
+    names = [f"latents.{extension}" for extension in ("latent", "pt", "npy")]
     for name in names:
         write_latents(folder / name, read_latents(latents, vae.config), vae.config)
     found["foreign"] = [Sample(folder / name, FRAMES) for name in names]

@@ -81,10 +81,10 @@ def parse_bytes_of(text: str, option: str) -> int:
     return size
 
 
-def default_output(source: Path, ending: str) -> Path:
+def default_output(source: Path, suffix: str) -> Path:
     """Return the output in the working directory that is meant where only an input is named."""
     source = Path(os.path.abspath(source))  # noqa: PTH100  # `resolve` would name it after what a link leads to
-    return Path((source.name if source.is_dir() else source.stem) + ending)
+    return Path((source.name if source.is_dir() else source.stem) + suffix)
 
 
 def keep_freed_memory() -> None:

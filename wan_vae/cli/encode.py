@@ -39,7 +39,7 @@ def encode(
     format: Annotated[  # noqa: A002  # the option's name
         options.LatentsFormat | None,
         typer.Option(
-            help="The program to write for; default by the ending: .latent is comfyui, .pt, .pth and .npy are tensor,"
+            help="Program to write for; default by the extension: .latent is comfyui, .pt, .pth and .npy are tensor,"
             " and all else is wan-vae, the only one that keeps the clip's size, length and rate."
         ),
     ] = None,
@@ -125,5 +125,5 @@ def _clips_and_latents(paths: list[Path], form: options.LatentsFormat | None) ->
         return clips, latents
     if is_data_set(paths[0]) or form == "musubi":
         return paths, default_output(paths[0], "_latents")
-    endings = {"comfyui": ".latent", "fastvideo": ".pt"}
-    return paths, default_output(paths[0], ".safetensors" if form is None else endings.get(form, ".safetensors"))
+    suffixes = {"comfyui": ".latent", "fastvideo": ".pt"}
+    return paths, default_output(paths[0], ".safetensors" if form is None else suffixes.get(form, ".safetensors"))

@@ -52,7 +52,7 @@ def reconstruct(
 ) -> None:
     """Encode a clip, decode it again, and print how close they are.
 
-    PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Sound is carried over where
+    PSNR and SSIM compare the decoded frames with the source's, before OUT is compressed. Audio is carried over where
     OUT's format can hold it.
     """
     selection = options.parse_selection(size, fit, frames, fps, length)

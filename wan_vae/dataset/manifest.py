@@ -200,7 +200,7 @@ class Manifest:
         ]:
             del parts[number]
         parts[record.part] = record
-        # A clip that was renamed to another ending may have the same output; the file is of one of them.
+        # A clip that was renamed to another extension may have the same output; the file is of one of them.
         owner, part = self._owners.get(record.output, (record.source, record.part))
         if owner != record.source:
             self._parts.get(owner, {}).pop(part, None)

@@ -90,7 +90,7 @@ class OwnOutput(CacheOutput):
         place = Path(job.source.name)
         is_part = begin.parts > 1 or job.source.start is not None or self._options.extract is not None
         position = f"_{begin.start:05d}-{begin.info.frames:03d}" if is_part and not begin.is_image else ""
-        # The clip's own ending stays, since a.mp4 and a.png may lie side by side.
+        # The clip's own extension stays, since a.mp4 and a.png may lie side by side.
         return place.with_name(f"{place.name}{position}.safetensors")
 
     def writer(self, job: Job, path: Path, begin: Begin) -> LatentsWriter:

@@ -164,14 +164,14 @@ def _of_folder(folder: Path, outside: Path | None, unread: list[str]) -> Iterato
             if path.suffix.lower() in CLIP_SUFFIXES:
                 yield Source(path, path.relative_to(folder).as_posix(), _caption_beside(path))
             elif path.suffix.lower() != ".txt" and not (holds_cache and path.suffix in _CACHE_SUFFIXES):
-                ignored[path.suffix.lower() or "no ending"] += 1
+                ignored[path.suffix.lower() or "no extension"] += 1
     if reasons:
         _LOGGER.warning(f"Folders are left out: {some_of(sorted(reasons))}.")
     if ignored:
         kinds = ", ".join(f"{count} of {suffix}" for suffix, count in ignored.most_common(5))
         more = " and others" if len(ignored) > 5 else ""
         _LOGGER.warning(
-            f"{folder} also holds files that are no clips by their endings, and are left out: {kinds}{more}."
+            f"{folder} also holds files that are no clips by their extensions, and are left out: {kinds}{more}."
         )
 
 

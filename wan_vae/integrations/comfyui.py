@@ -174,7 +174,7 @@ class ClipFacts:
     Attributes:
         frames, height, width: Its size before padding.
         fps: Its rate; None for pictures without one.
-        audio: Its sound as ComfyUI has it.
+        audio: Its audio as ComfyUI has it.
     """
 
     frames: int
@@ -200,7 +200,7 @@ def encode_images(
         images: The clip, (T, H, W, 3) or, with alpha, (T, H, W, 4); in [0, 1], on any device. A network of RGB leaves
             alpha out, with a notice.
         fps: Its rate.
-        audio: Its sound.
+        audio: Its audio.
         memory: A budget for the network in addition to its weights, as for `encode_file`.
         progress: Called after every chunk.
 
@@ -337,7 +337,7 @@ def save_latent(network: WanVAE, latent: Mapping[str, Any], paths: Sequence[Path
         UserError: A path is taken or cannot be written, or the latents are of another model, NaN or infinite.
     """
     samples, facts = _samples(network, latent), clip_facts(network, latent)
-    present = {"sound": facts.audio is not None, "a noise mask": "noise_mask" in latent}
+    present = {"audio": facts.audio is not None, "a noise mask": "noise_mask" in latent}
     if any(present.values()):
         left_out = " and ".join(name for name, is_there in present.items() if is_there)
         _logger.warning(f"The latents come with {left_out}, which a latents file does not hold.")

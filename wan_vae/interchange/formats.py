@@ -47,7 +47,7 @@ class Format:
 
     Attributes:
         title: What messages and `wan-vae info` call a file of it.
-        suffixes: Endings of its files; "" for a folder, in which files get their names by a rule.
+        suffixes: Suffixes of its files; "" for a folder, in which files get their names by a rule.
         values: Whether its values are raw or normalized; None where a file may hold either.
         dtype: What it is written in; None for what the model computed in, float32 for raw values.
         batch: Whether the tensor is (1, z, t, h, w) rather than (z, t, h, w).
@@ -81,10 +81,10 @@ def check_values(values: object) -> None:
 
 
 def output_format(path: Path, name: str | None, values: Values | None) -> str:
-    """Return the name of the format that a file is written in: the one asked for, or that of its ending.
+    """Return the name of the format that a file is written in: the one asked for, or that of its extension.
 
     Raises:
-        UserError: There is no such format, it has other endings, or its values are not those asked for.
+        UserError: There is no such format, it has other extensions, or its values are not those asked for.
     """
     suffix = path.suffix.lower()
     if name is None:
@@ -96,8 +96,10 @@ def output_format(path: Path, name: str | None, values: Values | None) -> str:
     if values is not None and stored not in (None, values):
         raise UserError(f"The format {name} holds {stored} latents, not {values} ones; --format tensor holds either.")
     if form is not None and suffix not in form.suffixes:
-        endings = " or ".join(form.suffixes)
-        kind = f"a file that ends in {endings}" if endings else "a folder; the file in it is named as musubi-tuner does"
+        suffixes = " or ".join(form.suffixes)
+        kind = (
+            f"a file that ends in {suffixes}" if suffixes else "a folder; the file in it is named as musubi-tuner does"
+        )
         raise UserError(f"{path} cannot be written in the format {name}, which takes {kind}.")
     return name
 

@@ -138,7 +138,7 @@ def write_latents(
         path: The file.
         latents: float64, float32, bfloat16 or float16, on any device.
         config: The architecture of the model that encoded them, `vae.config`.
-        format: One of "comfyui", "fastvideo" and "tensor"; None for that of the ending. Caches of musubi-tuner,
+        format: One of "comfyui", "fastvideo" and "tensor"; None for that of the extension. Caches of musubi-tuner,
             whose names tell of the clip, are written by `encode_file`, our own files by `save_latents`.
         values: Whether a bare tensor is to hold "raw" or "normalized" latents; None for normalized.
         overwrite: Replace an existing file.

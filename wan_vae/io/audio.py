@@ -49,10 +49,10 @@ class AudioCopy:
         try:
             self._container = open_container(source.path)
         except (av.error.FFmpegError, OSError) as error:
-            raise ClipError(f"the sound of {source.path} cannot be read ({reason(error)}).") from error
+            raise ClipError(f"the audio of {source.path} cannot be read ({reason(error)}).") from error
         try:
             if not self._container.streams.audio:
-                raise ClipError(f"{source.path} has no sound to carry over.")
+                raise ClipError(f"{source.path} has no audio to carry over.")
             stream = self._container.streams.audio[0]
             _check_fits(stream, output.format.name)
             self._copy = output.add_stream_from_template(stream)
@@ -79,7 +79,7 @@ class AudioCopy:
                 # Recordings that were joined, or a time that is damaged; no container takes times that go back.
                 if not self._has_warned:
                     _logger.warning(
-                        f"The times of the sound of {self._source.path} go back at {float(self._last * unit):.3f} s;"
+                        f"The times of the audio of {self._source.path} go back at {float(self._last * unit):.3f} s;"
                         " what follows is left out until they are beyond."
                     )
                 self._has_warned = True
@@ -100,7 +100,7 @@ class AudioCopy:
             yield from (packet for packet in self._container.demux(stream) if packet.size)
         except av.error.FFmpegError as error:
             raise ClipError(
-                f"the sound of {self._source.path} is damaged ({reason(error)}); fetch or copy the file again."
+                f"the audio of {self._source.path} is damaged ({reason(error)}); fetch or copy the file again."
             ) from error
 
     def close(self) -> None:
@@ -111,11 +111,11 @@ class AudioCopy:
 def _check_fits(stream: "AudioStream", container: str) -> None:
     """Try to write a header with this stream to memory: FFmpeg's table of codecs per container has gaps."""
     if stream.codec_context is None:
-        raise ClipError("the sound is of a kind that the installed FFmpeg does not know.")
+        raise ClipError("the audio is of a kind that the installed FFmpeg does not know.")
     codec = stream.codec_context.name
     try:
         with av.open(io.BytesIO(), "w", format=container) as trial:
             trial.add_stream_from_template(stream)
             trial.start_encoding()
     except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError(f"{container} files cannot hold {codec} sound; those ending in .mkv can.") from error
+        raise ClipError(f"{container} files cannot hold {codec} audio; those ending in .mkv can.") from error

@@ -75,7 +75,7 @@ class ClipSource(Protocol):
     timing: Timing
     info: ClipInfo  # before resizing and resampling
     audio: AudioSource | None
-    left_out: tuple[str, ...]  # what the file holds in addition to the pictures and the first track of sound
+    left_out: tuple[str, ...]  # what the file holds in addition to the pictures and the first track of audio
     alpha_is_unset: bool  # alpha is 0 in all of the first frame, as from programs that do not set it, and not given
     scaled: tuple[int, int] | None  # width and height that pictures are to be scaled to; they may come in others
 
@@ -104,7 +104,7 @@ class Clip:
         info: Properties of the clip.
         audio: Audio of the selected frames, for `create_clip`. None if there is none, or if the clip was opened from a
             file object, which cannot be read at two places at once.
-        left_out: What the file holds in addition to its pictures and its first track of sound: "subtitles" and so on.
+        left_out: What the file holds in addition to its pictures and its first track of audio: "subtitles" and so on.
         alpha: Whether `chunks` gives alpha; it may be set before.
     """
 

@@ -145,7 +145,7 @@ class AvSource:
         streams = _pictures(container)
         # FFmpeg plays text files as ANSI art.
         if not streams or container.format.name == "tty":
-            held = "only sound" if container.streams.audio else "no video"
+            held = "only audio" if container.streams.audio else "no video"
             raise ClipError(f"{self.name} holds {held}; name a file with pictures in it.")
         decodable = [stream for stream in streams if stream.codec_context is not None]
         if not decodable:
@@ -163,7 +163,7 @@ class AvSource:
         return best
 
     def _others(self, container: "InputContainer", chosen: "VideoStream") -> tuple[str, ...]:
-        """Describe the streams other than the chosen one and the first of sound; warn of further pictures."""
+        """Describe the streams other than the chosen one and the first of audio; warn of further pictures."""
         pictures = [stream for stream in _pictures(container) if stream.index != chosen.index]
         if pictures:
             LOGGER.warning(
@@ -176,7 +176,7 @@ class AvSource:
         counts["audio"] -= 1
         counts["chapter"] = len(container.chapters())
         words = {
-            "audio": "further sound tracks",
+            "audio": "further audio tracks",
             "subtitle": "subtitles",
             "data": "data tracks",
             "attachment": "attachments",

@@ -150,7 +150,7 @@ class AvSink(ClipSink):
         self._fps = fps
         self._count = 0
         # Without "bitexact", Matroska files get random numbers, and no two runs are alike. The other flags stay: one of
-        # them converts sound that comes from MPEG-TS.
+        # them converts audio that comes from MPEG-TS.
         options = {"fflags": "+bitexact", **form.muxer}
         if form.container in ("mp4", "mov") and fps < 1:
             # FFmpeg's time unit is below 1/10000 s, of which a long clip with slow frames has more than it can count.
@@ -186,7 +186,7 @@ class AvSink(ClipSink):
                 try:
                     self._audio = AudioCopy(audio, self._container)
                 except ClipError as error:
-                    LOGGER.warning(f"the output is without sound: {error}")
+                    LOGGER.warning(f"the output is without audio: {error}")
         except BaseException:
             self._container.close()
             raise

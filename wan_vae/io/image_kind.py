@@ -51,7 +51,7 @@ def image_kind(source: Path | BinaryIO, name: str) -> str | None:
         raise ClipError(f"{name} cannot be read ({reason(error)}); name a file that can be.") from error
     if not head:
         raise ClipError(f"{name} is empty (0 bytes); name a video or an image.")
-    # FFmpeg goes by the ending where the content says nothing.
+    # FFmpeg goes by the extension where the content says nothing.
     if kind is None and suffix in _ANY_IMAGE_SUFFIXES and not re.match(_VIDEO, head, re.DOTALL):
         raise ClipError(f"{name} cannot be read as an image (it begins like none); fetch or copy it again.")
     return kind

@@ -125,7 +125,7 @@ class ImageSource:
 def _file_of_folder(path: Path) -> _ImageFile:
     kind = image_kind(path, str(path))
     if kind is None:
-        raise ClipError(f"{path} is no image, which its ending says; take it out of the folder.")
+        raise ClipError(f"{path} is no image, which its extension says; take it out of the folder.")
     header = read_header(path, str(path), kind)
     if len(header.pictures) > 1:
         LOGGER.warning(f"{path} holds {len(header.pictures)} pictures, of which the folder's clip has the first.")

@@ -6,8 +6,9 @@ starts again. `Timeline.survey` and `Timeline.find_pictureless` find this, and `
 """
 
 import itertools
+import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -27,9 +28,11 @@ _JOINABLE = ("mpegts", "mpeg")  # files that can be joined end to end, each with
 _LONGEST_START = 1000  # packets to decode at most in search of the first picture
 _LOOKED_AT = 16  # packets after the first picture; codecs move no picture by more places than this
 _DECODED = 64  # packets after the first picture to decode if some of those may not be pictures
-_SHORT = 19  # bytes; by FFmpeg, a frame of MPEG-4 that repeats the one before is not longer
 _SAMPLE = 128  # packets that tell whether fields are packets of their own
 _DELAY = 32  # packets at most that a decoder with threads takes in before it yields a frame
+_LONGEST_HEADER = 19  # bytes, of a picture of MPEG-4 without more; FFmpeg's own limit
+_LAYER = re.compile(r".{9}(?:0|1.{7})(?:1111.{16}|(?!1111).{4})(?:0|1.{3}(?:0|1.{79}))..1(.{16})")
+"""The header of a stream of MPEG-4 up to its resolution of time: 9 bits, identifier, aspect, control, shape."""
 _JUMP = 10  # seconds by which a clock that runs on may jump; FFmpeg's own limit
 
 
@@ -50,7 +53,7 @@ class Timeline:
     Attributes:
         undecodable: Numbers of the packets that are no pictures, since their references are missing.
         pictureless: Numbers of the packets that are no pictures, since they belong to the one before.
-        short: Number of packets of a few bytes.
+        repeating: Numbers of the packets of MPEG-4 that say that nothing has changed since the picture before.
         found: Number of packets that are not hidden by an edit list.
         first: The first picture of a surveyed stream, None if none of its first packets can be decoded.
     """
@@ -59,7 +62,8 @@ class Timeline:
         """`name` stands for the source in messages; `joined` tells that the clock can start again in any container."""
         self.undecodable: set[int] = set()
         self.pictureless: set[int] = set()
-        self.found = self.short = 0
+        self.repeating: set[int] = set()
+        self.found = 0
         self.first: VideoFrame | None = None
         self._ends: dict[Fraction, int] = {}  # latest end of a packet, by time base
         self._name = name
@@ -100,7 +104,7 @@ class Timeline:
     def may_be_pictureless(self, stream: "VideoStream") -> bool:
         """Whether a surveyed stream can have packets for `find_pictureless` to find."""
         if stream.codec_context.name == "mpeg4":
-            return self.short > 0
+            return bool(self.repeating)
         return stream.codec_context.name == "h264" and self.first is not None and self.first.interlaced_frame
 
     def find_pictureless(
@@ -110,8 +114,7 @@ class Timeline:
 
         Only decoding tells. It ends early where fields are not packets of their own. Damage is not looked for.
         """
-        seen: dict[int, bool] = {}  # of packets that were decoded without an error: whether they are short
-        shown: set[int] = set()
+        decoded, shown = set[int](), set[int]()
         fields = decoder.name == "h264"
         for entry in chain(self._entries(container, stream), [None]):
             try:
@@ -120,15 +123,16 @@ class Timeline:
                 continue
             shown.update(number_of(frame) for frame in frames)
             if entry is not None:
-                seen[entry.number] = entry.packet.size <= _SHORT
-            if fields and len(seen) == _SAMPLE <= len(shown) + _DELAY:
+                decoded.add(entry.number)
+            if fields and len(decoded) == _SAMPLE <= len(shown) + _DELAY:
                 break
         else:
-            candidates = {number for number in seen if number not in shown}
+            rest = decoded - shown
             if not fields:
-                self.pictureless = {number for number in candidates if seen[number]}
-            elif 4 * len(candidates) >= len(seen):  # a picture that is missing here and there is a damaged one
-                self.pictureless = {number for number in candidates if number - 1 in shown}
+                # Where a packet holds two pictures, as of DivX, one that seems to repeat stands for the second.
+                self.pictureless = rest & self.repeating
+            elif 4 * len(rest) >= len(decoded):  # where it is one here and there, it is damaged
+                self.pictureless = {number for number in rest if number - 1 in shown}
         decoder.flush_buffers()
 
     def packets(
@@ -162,7 +166,8 @@ class Timeline:
         behind: deque[Fraction] = deque(maxlen=2)
         ahead: deque[Packet[VideoStream]] = deque()
         gaps = _Gaps(self._name, stream)
-        part = number = self.found = self.short = 0
+        part = number = self.found = 0
+        repeats = _repeats_of(stream)
         for packet in chain(self._read(container, stream, joinable), [None]):
             if packet is not None:
                 ahead.append(packet)
@@ -178,7 +183,8 @@ class Timeline:
                 timestamp = current.dts if by_decoding or current.pts is None else current.pts
                 time = None if timestamp is None else timestamp * current.time_base
                 self.found += not current.is_discard
-                self.short += current.size <= _SHORT
+                if repeats(current):
+                    self.repeating.add(number)
                 current.opaque = (number,)  # PyAV tells objects apart by identity, and equal numbers are one
                 duration = (current.duration or 0) * current.time_base
                 is_shown = number not in self.pictureless and _shows_picture(current)
@@ -295,6 +301,33 @@ def _is_earlier(entry: Entry, first: Entry) -> bool:
     """A packet is before the first picture in decoding order or in time, or may be."""
     unknown = entry.time is None or first.time is None or entry.time < first.time
     return entry.is_shown and (entry.number < first.number or (entry.number > first.number and unknown))
+
+
+def _repeats_of(stream: "VideoStream") -> Callable[["Packet[VideoStream]"], bool]:
+    """What tells whether a packet is no more than a header of MPEG-4's that its picture is not coded.
+
+    ISO/IEC 14496-2, 6.2.3 and 6.2.5: the header of the stream has the resolution of time, by which it is as long.
+    """
+    context = stream.codec_context
+    header = (context.extradata or b"") if context.name == "mpeg4" else b""
+    places = re.search(b"\0\0\1[\x20-\x2f]", header)
+    layer = places and _LAYER.match(_bits(header[places.end() : places.end() + 40]))
+    if not layer:
+        return lambda _: False
+    length = max(1, (int(layer[1], 2) - 1).bit_length())
+    uncoded = re.compile(rf"..1*01.{{{length}}}10(01*)?")
+
+    def repeats(packet: "Packet[VideoStream]") -> bool:
+        if packet.size > _LONGEST_HEADER:
+            return False
+        data = bytes(packet)
+        return data.startswith(b"\0\0\1\xb6") and uncoded.fullmatch(_bits(data[4:])) is not None
+
+    return repeats
+
+
+def _bits(data: bytes) -> str:
+    return "".join(f"{byte:08b}" for byte in data)
 
 
 def _shows_picture(packet: "Packet[VideoStream]") -> bool:

@@ -173,9 +173,9 @@ def create_clip(
     if width < 1 or height < 1:
         raise ClipError(f"a clip of {width}x{height} pixels is not possible; both must be above 0.")
     if max(width, height) > largest:
-        raise ClipError(f"{path} cannot be {width}x{height}; with this ending, sides have up to {largest} pixels.")
+        raise ClipError(f"{path} cannot be {width}x{height}; with this extension, sides have up to {largest} pixels.")
     if audio is not None and (form is None or suffix in (".gif", ".webp")):
-        LOGGER.warning(f"{path} cannot hold sound; that of {audio.path} is left out.")
+        LOGGER.warning(f"{path} cannot hold audio; that of {audio.path} is left out.")
         audio = None
     if pixel_aspect != 1 and not (form and form.stores_aspect):
         LOGGER.warning(
@@ -205,9 +205,9 @@ def check_clip(path: Path, *, fps: Fraction, lossless: bool, alpha: bool = False
     suffix = path.suffix.lower()
     if suffix and suffix not in LOSSY and suffix not in STILL_SUFFIXES:
         known = ", ".join((*LOSSY, *STILL_SUFFIXES))
-        raise ClipError(f"{path} has an unknown ending; known are {known}, and none for a folder of PNG files.")
+        raise ClipError(f"{path} has an unknown extension; known are {known}, and none for a folder of PNG files.")
     if suffix and path.is_dir():
-        raise ClipError(f"{path} is a folder; name a file, or a folder without an ending for PNG files.")
+        raise ClipError(f"{path} is a folder; name a file, or a folder without an extension for PNG files.")
     if not suffix and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ClipError(f"{path} exists and is not an empty folder; name a new folder for the PNG files.")
     if lossless and suffix in JPEG_SUFFIXES:
@@ -296,7 +296,7 @@ class PictureSink(ClipSink):
         if self._picture is not None:
             raise ClipError(
                 f"an image file ({self._path.suffix}) holds one picture, not several; name a folder, that is, a path "
-                "without an ending."
+                "without an extension."
             )
         self._picture = picture.copy()
 
