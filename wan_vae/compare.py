@@ -96,11 +96,11 @@ def report_file(
         progress(0, info.frames)
         begun = time.perf_counter()
         for frame, decoded in zip_longest(_frames(one), _frames(other)):
-            if frame is None or decoded is None:  # interlaced video with more fields than frames
+            if frame is None or decoded is None:
                 ended = source if frame is None else reconstruction
                 raise ClipError(
                     f"{ended} ends after {len(metrics.frames)} frames, before the other clip; only clips of one length"
-                    " compare, so store both without interlacing."
+                    " compare."
                 )
             metrics.add(frame, decoded)
             report.add(0, frame, decoded, metrics.frames[-1])

@@ -4,7 +4,7 @@ ITU-T H.264, 7.3: macroblocks are of the type I_PCM, samples as they are.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -95,23 +95,27 @@ def fields_of(frames: list[list[Array]], rate: int) -> Iterator[tuple[bytes, byt
         yield top, head + _field(planes, number, bottom=True)
 
 
-def write_fields(path: Path, frames: list[list[Array]], rate: int, *, apart: bool) -> Path:
-    """Write frames to a container, fields as packets of their own or with both of a frame in one packet."""
-    fields = list(fields_of(frames, rate))
+def write_fields(path: Path, frames: list[list[Array]], rate: int, *, apart: Collection[int], group: int = 0) -> Path:
+    """Write frames to a container, one packet each, but those of the numbers in `apart` as two, one a field.
+
+    Every `group` frames, the stream can be joined: a frame there, as the first, is an IDR picture.
+    """
+    step = group or len(frames)
+    fields = [pair for begin in range(0, len(frames), step) for pair in fields_of(frames[begin : begin + step], rate)]
     raw = path.with_suffix(".h264")
     raw.write_bytes(b"".join(map(b"".join, fields)))
     if path == raw:
         return path
     with av.open(str(raw)) as source, av.open(str(path), "w") as container:
         stream: Any = container.add_stream_from_template(source.streams.video[0])
-        packets = [field for pair in fields for field in pair] if apart else [b"".join(pair) for pair in fields]
-        duration = 1 if apart else 2
-        for number, data in enumerate(packets):
-            packet = av.Packet(data)
-            packet.stream, packet.time_base = stream, Fraction(1, 2 * rate)
-            packet.pts = packet.dts = number * duration
-            packet.duration, packet.is_keyframe = duration, not number
-            container.mux(packet)
+        for number, pair in enumerate(fields):
+            packets = pair if number in apart else [b"".join(pair)]
+            for place, data in enumerate(packets):
+                packet = av.Packet(data)
+                packet.stream, packet.time_base = stream, Fraction(1, 2 * rate)
+                packet.pts = packet.dts = 2 * number + place
+                packet.duration, packet.is_keyframe = 2 // len(packets), not (number % step or place)
+                container.mux(packet)
     return path
 
 

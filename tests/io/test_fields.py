@@ -7,12 +7,13 @@ import pytest
 
 from tests.io.field_coding import gray_planes, write_fields
 from tests.io.sources import Array, encode, read_all, rgb_frames, smooth_pictures
+from wan_vae.errors import ClipError
 
 
 def _gray_pictures(count: int) -> Array:
-    """Of luma, each brighter than the one before, on a slope that tells rows and columns apart."""
+    """Of luma, on a slope that tells rows and columns apart; each differs from the one before."""
     rows, columns = np.mgrid[:64, :48]
-    return np.stack([30 + rows + columns + 2 * number for number in range(count)]).astype(np.uint8)
+    return np.stack([30 + rows + columns + 2 * (number % 40) for number in range(count)]).astype(np.uint8)
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -21,7 +22,7 @@ def test_frames_of_two_fields_are_read_at_the_rate_of_frames(
     tmp_path: Path, extension: str, apart: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     pictures = _gray_pictures(12)
-    path = write_fields(tmp_path / f"a.{extension}", gray_planes(pictures), 25, apart=apart)
+    path = write_fields(tmp_path / f"a.{extension}", gray_planes(pictures), 25, apart=range(12) if apart else ())
     info, back = read_all(path)
     assert (info.frames, info.fps, info.variable_frame_rate) == (12, 25, False)
     expected = (pictures.astype(float) - 16) / 219 * 255
@@ -30,16 +31,48 @@ def test_frames_of_two_fields_are_read_at_the_rate_of_frames(
 
 
 def test_selection_of_a_clip_of_fields_counts_frames(tmp_path: Path) -> None:
-    path = write_fields(tmp_path / "a.ts", gray_planes(_gray_pictures(12)), 25, apart=True)
+    path = write_fields(tmp_path / "a.ts", gray_planes(_gray_pictures(12)), 25, apart=range(12))
     whole = read_all(path)[1]
     info, some = read_all(path, frames=(5, 9))
     assert (info.frames, info.fps) == (4, 25)
     np.testing.assert_array_equal(some, whole[5:9])
 
 
-def test_clip_of_fields_longer_than_the_sample_is_read_to_its_end(tmp_path: Path) -> None:
-    path = write_fields(tmp_path / "a.ts", gray_planes(_gray_pictures(80)), 25, apart=True)
-    assert read_all(path)[0].frames == 80
+@pytest.mark.parametrize("apart", [range(150), range(130, 150), range(0, 150, 5)], ids=["all", "the last", "every 5th"])
+def test_clip_of_some_frames_in_fields_is_read_to_its_end(tmp_path: Path, apart: range) -> None:
+    path = write_fields(tmp_path / "a.mp4", gray_planes(_gray_pictures(150)), 25, apart=apart)
+    info, _ = read_all(path)
+    assert (info.frames, info.fps, info.variable_frame_rate) == (150, 25, False)
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mkv", "ts"])
+def test_interlaced_clip_without_fields_apart_is_read_to_its_end(tmp_path: Path, extension: str) -> None:
+    frames = rgb_frames(smooth_pictures(150, 32, 32), "yuv420p")
+    options = {"flags": "+ildct+ilme", "x264-params": "tff=1"}
+    info, _ = read_all(encode(tmp_path / f"a.{extension}", frames, codec="libx264", options=options))
+    assert (info.frames, info.fps) == (150, 25)
+
+
+def _packet_starts(data: bytes) -> list[int]:
+    """Where the packets of the video of an MPEG transport stream begin (ISO/IEC 13818-1, 2.4.3.2)."""
+    packets = range(0, len(data), 188)
+    return [at for at in packets if data[at + 1] & 0x40 and (data[at + 1] & 31) << 8 | data[at + 2] == 256]
+
+
+def test_joined_clips_of_fields_are_read_as_one(tmp_path: Path) -> None:
+    data = write_fields(tmp_path / "a.ts", gray_planes(_gray_pictures(12)), 25, apart=range(12), group=6).read_bytes()
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(data + data[_packet_starts(data)[12] :])
+    info, _ = read_all(joined)
+    assert (info.frames, info.fps, info.variable_frame_rate) == (18, 25, False)
+
+
+def test_clip_that_lacks_a_field_is_refused(tmp_path: Path) -> None:
+    data = write_fields(tmp_path / "a.ts", gray_planes(_gray_pictures(12)), 25, apart=range(12)).read_bytes()
+    starts = _packet_starts(data)
+    (tmp_path / "a.ts").write_bytes(data[: starts[10]] + data[starts[11] :])
+    with pytest.raises(ClipError, match="is damaged"):
+        read_all(tmp_path / "a.ts")
 
 
 def _leave_out(path: Path, source: Path, numbers: set[int]) -> Path:

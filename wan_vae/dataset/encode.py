@@ -118,8 +118,7 @@ def read_parts(job: Job, options: CacheOptions, vae: WanVAE) -> Generator[Item, 
                     if (frame := next(frames, None)) is None:
                         raise ClipError(
                             f"{job.source.path} ends after {first + len(held)} of the {info.frames} frames that it"
-                            " announces, as interlaced clips in separate fields do; convert it to whole frames first,"
-                            " for example with ffmpeg."
+                            " announces; fetch or copy it again."
                         )
                     held.append(frame)
                     if first + len(held) <= min(begin, following):

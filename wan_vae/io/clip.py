@@ -39,8 +39,7 @@ class ClipInfo:
     Attributes:
         width, height: Size of the frames in pixels, after rotation and resizing.
         fps: Exact frame rate; the average if the rate is variable.
-        frames: Number of frames, counted without decoding. Decoding yields fewer for interlaced video that stores the
-            two fields of a frame apart; for all other video, fewer is an error.
+        frames: Number of frames, counted when the clip was opened; decoding yields as many, or fails.
         color: Relation of RGB to the stored samples.
         pixel_aspect: Width of a pixel over its height, 1 for square pixels. Stretching to a size preserves the display
             aspect, cropping and padding make pixels square.

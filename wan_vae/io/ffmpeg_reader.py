@@ -1,8 +1,8 @@
 """Reading clips through FFmpeg.
 
-`AvSource` reads all packets once without decoding them, for the number of frames, their rate and damage, and decodes
-when frames are asked for. What FFmpeg finds is compared with what the structure of the file says (`containers.py`),
-since FFmpeg plays many truncated files without an error.
+`AvSource` reads all packets once, as a rule without decoding them, for the number of frames, their rate and damage, and
+decodes when frames are asked for. What FFmpeg finds is compared with what the structure of the file says
+(`containers.py`), since FFmpeg plays many truncated files without an error.
 """
 
 from collections import Counter
@@ -297,7 +297,6 @@ class AvSource:
         """Decode all frames in display order, with their times; a ClipError if one is damaged or missing."""
         context = _decoder(stream)
         number = 0
-        interlaced = False
         for part in self._timeline.packets(container, stream):
             times: list[Fraction] = []  # of the pictures that have not come out of the decoder
             begun = False
@@ -318,13 +317,11 @@ class AvSource:
                         self._check_unchanged()
                         raise ClipError(self._damaged_at(number))
                     begun = True
-                    interlaced = interlaced or frame.interlaced_frame
                     yield heappop(times) if times else self.timing.end, frame
                     number += 1
             context.flush_buffers()
         self._check_unchanged()
-        # Each field of an interlaced frame can be a packet.
-        if number < self.timing.total and not interlaced:
+        if number < self.timing.total:
             raise ClipError(self._damaged_at(number))
 
     def _damaged_at(self, number: int) -> str:

@@ -28,6 +28,7 @@ _JOINABLE = ("mpegts", "mpeg")  # files that can be joined end to end, each with
 _LONGEST_START = 1000  # packets to decode at most in search of the first picture
 _LOOKED_AT = 16  # packets after the first picture; codecs move no picture by more places than this
 _DECODED = 64  # packets after the first picture to decode if some of those may not be pictures
+_HALF = Fraction(3, 4)  # of the time a frame takes; second fields come sooner
 _SAMPLE = 128  # packets that tell whether fields are packets of their own
 _DELAY = 32  # packets at most that a decoder with threads takes in before it yields a frame
 _LONGEST_HEADER = 19  # bytes, of a picture of MPEG-4 without more; FFmpeg's own limit
@@ -54,6 +55,7 @@ class Timeline:
         undecodable: Numbers of the packets that are no pictures, since their references are missing.
         pictureless: Numbers of the packets that are no pictures, since they belong to the one before.
         repeating: Numbers of the packets of MPEG-4 that say that nothing has changed since the picture before.
+        halves: Numbers of the packets that come sooner after the one before than a frame takes, as second fields do.
         found: Number of packets that are not hidden by an edit list.
         first: The first picture of a surveyed stream, None if none of its first packets can be decoded.
     """
@@ -63,6 +65,7 @@ class Timeline:
         self.undecodable: set[int] = set()
         self.pictureless: set[int] = set()
         self.repeating: set[int] = set()
+        self.halves: set[int] = set()
         self.found = 0
         self.first: VideoFrame | None = None
         self._ends: dict[Fraction, int] = {}  # latest end of a packet, by time base
@@ -85,6 +88,7 @@ class Timeline:
         """
         self.undecodable.clear()
         self._offsets.clear()
+        self.found = 0
         end, period = Fraction(0), 1 / (stream.average_rate or Fraction(24))
         has_parts = self._has_parts(container)
         for part, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
@@ -92,6 +96,7 @@ class Timeline:
             starts = [entry.time for entry in head if self._is_picture(entry) and entry.time is not None]
             self._offsets.append(end - min(starts, default=end) if part else Fraction(0))
             for entry, time in self._timed(chain(head, group)):
+                self.found += not entry.packet.is_discard
                 if time is not None:
                     ends = itertools.count(entry.number + 1)  # packets without a picture show this one on
                     packets = next(number for number in ends if number not in self.pictureless) - entry.number
@@ -115,25 +120,28 @@ class Timeline:
         Only decoding tells. It ends early where fields are not packets of their own. Damage is not looked for.
         """
         decoded, shown = set[int](), set[int]()
-        fields = decoder.name == "h264"
-        for entry in chain(self._entries(container, stream), [None]):
-            try:
-                frames = decoder.decode(entry and entry.packet)
-            except av.error.FFmpegError:
-                continue
-            shown.update(number_of(frame) for frame in frames)
-            if entry is not None:
-                decoded.add(entry.number)
-            if fields and len(decoded) == _SAMPLE <= len(shown) + _DELAY:
-                break
-        else:
-            rest = decoded - shown
-            if not fields:
-                # Where a packet holds two pictures, as of DivX, one that seems to repeat stands for the second.
-                self.pictureless = rest & self.repeating
-            elif 4 * len(rest) >= len(decoded):  # where it is one here and there, it is damaged
-                self.pictureless = {number for number in rest if number - 1 in shown}
-        decoder.flush_buffers()
+        of_fields = decoder.name == "h264"
+        for _, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
+            for entry in chain(group, [None]):
+                try:
+                    frames = decoder.decode(entry and entry.packet)
+                except av.error.FFmpegError:
+                    continue
+                shown.update(number_of(frame) for frame in frames)
+                if entry is not None:
+                    decoded.add(entry.number)
+                if of_fields and not self.halves and len(decoded) == _SAMPLE <= len(shown) + _DELAY:
+                    decoder.flush_buffers()
+                    return
+            decoder.flush_buffers()
+        rest = decoded - shown
+        if not of_fields:
+            # Where a packet holds two pictures, as of DivX, one that seems to repeat stands for the second.
+            self.pictureless = rest & self.repeating
+        elif self.halves:
+            self.pictureless = {number for number in rest & self.halves if number - 1 in shown}
+        elif 4 * len(rest) >= len(decoded):  # packets have no times; a picture that lacks here and there is damaged
+            self.pictureless = {number for number in rest if number - 1 in shown}
 
     def packets(
         self, container: "InputContainer", stream: "VideoStream"
@@ -166,8 +174,9 @@ class Timeline:
         behind: deque[Fraction] = deque(maxlen=2)
         ahead: deque[Packet[VideoStream]] = deque()
         gaps = _Gaps(self._name, stream)
-        part = number = self.found = 0
-        repeats = _repeats_of(stream)
+        part = number = 0
+        repeats, rate = _repeats_of(stream), stream.codec_context.framerate
+        before: Fraction | None = None
         for packet in chain(self._read(container, stream, joinable), [None]):
             if packet is not None:
                 ahead.append(packet)
@@ -176,13 +185,16 @@ class Timeline:
                     behind.clear()
                     part += 1
                 current = ahead.popleft()
+                clock = _clock(current)
                 if joinable:
                     gaps.check(number, current, behind)
-                if has_parts and (clock := _clock(current)) is not None:
+                if has_parts and clock is not None:
                     behind.append(clock)
                 timestamp = current.dts if by_decoding or current.pts is None else current.pts
                 time = None if timestamp is None else timestamp * current.time_base
-                self.found += not current.is_discard
+                if rate and clock is not None and before is not None and 0 < (clock - before) * rate < _HALF:
+                    self.halves.add(number)
+                before = clock
                 if repeats(current):
                     self.repeating.add(number)
                 current.opaque = (number,)  # PyAV tells objects apart by identity, and equal numbers are one

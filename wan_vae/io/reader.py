@@ -35,9 +35,10 @@ def open_clip(
 ) -> Clip:
     """Open a video, an animation, a folder of images or a single image, to read it in chunks.
 
-    Opening reads the file once without decoding it, which finds the number of frames, the frame rate and missing data.
-    Frames are rotated upright, and composited over black unless `alpha` is asked for. Conversions that lose something
-    are logged as warnings to the logger "wan_vae".
+    Opening reads the file once without decoding it, which finds the number of frames, the frame rate and missing data;
+    H.264 in separate fields and MPEG-4 that repeats frames are also decoded once, to count them. Frames are rotated
+    upright, and composited over black unless `alpha` is asked for. Conversions that lose something are logged as
+    warnings to the logger "wan_vae".
 
     Args:
         source: Path of a file that FFmpeg can play, of an image (PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF), recognized by

@@ -146,7 +146,7 @@ class Report:
         content = environment.get_template("page.html").stream(
             title=printable(self._title),
             names=self._names,
-            frames=len(self._scores[0]),  # interlaced video may have fewer than announced
+            frames=len(self._scores[0]),
             size=f"{self._size[0]} x {self._size[1]}",
             fps=f"{float(self._fps):.6g}",
             css=css,
