@@ -5,12 +5,11 @@ second field of a picture, or repeat the one before. And not every clock runs on
 starts again. `Timeline.survey` and `Timeline.find_pictureless` find this, and `Timeline.packets` applies it.
 """
 
-import itertools
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import chain, groupby, islice
+from itertools import chain, count, groupby, islice
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import av.error
@@ -88,17 +87,16 @@ class Timeline:
         """
         self.undecodable.clear()
         self._offsets.clear()
-        self.found = 0
         end, period = Fraction(0), 1 / (stream.average_rate or Fraction(24))
         has_parts = self._has_parts(container)
-        for part, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
+        entries = self._noted(self._entries(container, stream), stream)
+        for part, group in groupby(entries, key=lambda entry: entry.part):
             head = self._head(group, container, decoder)
             starts = [entry.time for entry in head if self._is_picture(entry) and entry.time is not None]
             self._offsets.append(end - min(starts, default=end) if part else Fraction(0))
             for entry, time in self._timed(chain(head, group)):
-                self.found += not entry.packet.is_discard
                 if time is not None:
-                    ends = itertools.count(entry.number + 1)  # packets without a picture show this one on
+                    ends = count(entry.number + 1)  # packets without a picture show this one on
                     packets = next(number for number in ends if number not in self.pictureless) - entry.number
                     yield time, entry.duration * packets
                     if has_parts:
@@ -138,10 +136,9 @@ class Timeline:
         if not of_fields:
             # Where a packet holds two pictures, as of DivX, one that seems to repeat stands for the second.
             self.pictureless = rest & self.repeating
-        elif self.halves:
-            self.pictureless = {number for number in rest & self.halves if number - 1 in shown}
-        elif 4 * len(rest) >= len(decoded):  # packets have no times; a picture that lacks here and there is damaged
-            self.pictureless = {number for number in rest if number - 1 in shown}
+        elif self.halves or 4 * len(rest) >= len(decoded):
+            # Where packets have no times, many must be without a picture: one that lacks here and there is damaged.
+            self.pictureless = {number for number in rest & (self.halves or rest) if number - 1 in shown}
 
     def packets(
         self, container: "InputContainer", stream: "VideoStream"
@@ -149,6 +146,21 @@ class Timeline:
         """Yield the parts of a surveyed stream: packets, and the times of those that are pictures."""
         for _, group in groupby(self._entries(container, stream), key=lambda entry: entry.part):
             yield ((entry.packet, time) for entry, time in self._timed(group))
+
+    def _noted(self, entries: Iterator[Entry], stream: "VideoStream") -> Iterator[Entry]:
+        """Pass the entries of a survey on, count them, and note which can be without a picture of their own."""
+        self.found = 0
+        repeats, rate = _repeats_of(stream), stream.codec_context.framerate
+        before: Fraction | None = None
+        for entry in entries:
+            self.found += not entry.packet.is_discard
+            clock = _clock(entry.packet)
+            if rate and clock is not None and before is not None and 0 < (clock - before) * rate < _HALF:
+                self.halves.add(entry.number)
+            before = clock
+            if repeats(entry.packet):
+                self.repeating.add(entry.number)
+            yield entry
 
     def _has_parts(self, container: "InputContainer") -> bool:
         return self._joined or container.format.name in _JOINABLE
@@ -175,8 +187,6 @@ class Timeline:
         ahead: deque[Packet[VideoStream]] = deque()
         gaps = _Gaps(self._name, stream)
         part = number = 0
-        repeats, rate = _repeats_of(stream), stream.codec_context.framerate
-        before: Fraction | None = None
         for packet in chain(self._read(container, stream, joinable), [None]):
             if packet is not None:
                 ahead.append(packet)
@@ -185,18 +195,12 @@ class Timeline:
                     behind.clear()
                     part += 1
                 current = ahead.popleft()
-                clock = _clock(current)
                 if joinable:
                     gaps.check(number, current, behind)
-                if has_parts and clock is not None:
+                if has_parts and (clock := _clock(current)) is not None:
                     behind.append(clock)
                 timestamp = current.dts if by_decoding or current.pts is None else current.pts
                 time = None if timestamp is None else timestamp * current.time_base
-                if rate and clock is not None and before is not None and 0 < (clock - before) * rate < _HALF:
-                    self.halves.add(number)
-                before = clock
-                if repeats(current):
-                    self.repeating.add(number)
                 current.opaque = (number,)  # PyAV tells objects apart by identity, and equal numbers are one
                 duration = (current.duration or 0) * current.time_base
                 is_shown = number not in self.pictureless and _shows_picture(current)

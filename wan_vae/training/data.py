@@ -129,7 +129,7 @@ def _write_array(path: Path, shape: tuple[int, int, int, int], chunks: Iterator[
         for chunk in chunks:
             file.write(np.ascontiguousarray(eight_bits(chunk)).data)
             written += len(chunk)
-        file.seek(0)
+        file.seek(0)  # what was written counts, not what the source announced
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (written, *shape[1:])})
         assert file.tell() == begin
 
