@@ -125,3 +125,15 @@ def test_cache_of_impossible_options_gets_a_sentence(
     code, out, err = cache(capsys, folder, "none", *options)
     assert (code, out) == (2, "")
     assert sentence in err
+
+
+def test_info_of_a_cache_counts_what_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "clips" / "bad.mp4").write_bytes(b"no clip")
+    try:
+        cache(capsys, folder, "counted", "--json")
+    finally:
+        (folder / "clips" / "bad.mp4").unlink()
+    found = run(capsys, "info", folder / "counted", "--json").result()
+    assert (found["kind"], found["clips"], found["outputs"], found["frames"], found["failed"]) == ("cache", 2, 2, 18, 1)
+    assert found["bytes"] == sum(path.stat().st_size for path in (folder / "counted").rglob("*.safetensors"))
+    assert found["checkpoint_digests"] == [run(capsys, "info", folder / "vae.safetensors", "--json").result()["digest"]]

@@ -177,7 +177,7 @@ def _format(name: str, value: Any) -> str:
         return f"{value:.1f} frames/s"
     if name.startswith("psnr"):
         return value if isinstance(value, str) else f"{value:.2f} dB"
-    if name in ("seconds", "waited"):
+    if name in ("seconds", "waited", "duration"):
         return f"{value:.1f} s"
     if name == "share_waited":
         return f"{100 * value:.0f} %"

@@ -12,13 +12,14 @@ from wan_vae.cli.common import format_memory, print_result
 from wan_vae.errors import ClipError, UserError
 
 if TYPE_CHECKING:
+    from wan_vae.dataset.manifest import Manifest
     from wan_vae.inference.planner import Plan
     from wan_vae.interchange import ForeignLatents
 
 
 def info(
     file: Annotated[
-        str, typer.Argument(help="A checkpoint (or its name), a latents file or a clip.", metavar="FILE")
+        str, typer.Argument(help="A checkpoint (or its name), a latents file, a cache or a clip.", metavar="FILE")
     ] = options.DEFAULT_CHECKPOINT,
     plan: Annotated[
         str | None,
@@ -33,7 +34,7 @@ def info(
     dtype: options.DtypeOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Describe a checkpoint, latents or a clip, or plan a run."""
+    """Describe a checkpoint, latents, a cache of them or a clip, or plan a run."""
     from wan_vae.cli.messages import Bar
 
     if plan is None:
@@ -144,6 +145,8 @@ def describe(file: str) -> dict[str, Any]:
     from wan_vae.io.latents_file import LatentsFile, latents_metadata
 
     path, is_name = Path(file), file in preset_names()
+    if not is_name and (manifest := find_cache(path)) is not None:
+        return describe_cache(manifest)
     foreign = None if is_name else find_latents(path)
     if foreign is not None:
         is_clip = False
@@ -188,6 +191,36 @@ def describe(file: str) -> dict[str, Any]:
         **{name: getattr(config, name) for name in ("latent_channels", "spatial_compression", "temporal_compression")},
         **{name: value for name, value in config.to_dict().items() if not name.startswith("latent_")},
         "digest": checkpoint.digest(),
+    }
+
+
+def find_cache(folder: Path) -> "Manifest | None":
+    """Return the manifest of a folder that `cache` wrote outputs to, None for anything else."""
+    from wan_vae.dataset.manifest import Manifest
+
+    if not folder.is_dir():
+        return None
+    try:
+        return Manifest.of_cache(folder)
+    except UserError:
+        return None
+
+
+def describe_cache(manifest: "Manifest") -> dict[str, Any]:
+    """Return what a cache holds, by its manifest; the outputs themselves are not read, which is for `--verify`."""
+    records = manifest.records
+    return {
+        "file": manifest.folder,
+        "kind": "cache",
+        "clips": len(manifest.sources),
+        "outputs": len(records),
+        "frames": sum(record.frames for record in records),
+        "duration": sum(record.duration for record in records),
+        "bytes": sum(record.bytes for record in records),
+        "extensions": sorted({Path(record.output).suffix for record in records}),
+        "captions": sum(record.caption is not None for record in records),
+        "failed": len(manifest.failures),
+        "checkpoint_digests": sorted({record.key.checkpoint for record in records}),
     }
 
 
