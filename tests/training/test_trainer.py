@@ -349,6 +349,12 @@ def test_trainer_from_a_checkpoint_returns_metrics_before_and_after(material: Ma
     assert [event.step for event in log.Scalars("validation/psnr")] == [0, 1, 2]
 
 
+def test_folder_of_a_run_is_a_checkpoint_of_its_weights(material: Material, tmp_path: Path) -> None:
+    Trainer(small_recipe(material), tmp_path).run(1)
+    assert (tmp_path / "state.pt").exists()
+    assert WanVAE.from_pretrained(tmp_path).digest() == WanVAE.from_pretrained(tmp_path / WEIGHTS_NAME).digest()
+
+
 def test_trainer_warns_only_if_nothing_is_held_out(
     material: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -91,6 +91,8 @@ def open_checkpoint(origin: Path) -> CheckpointTensors:
             if config is not None or _holds_model(listed):
                 return CheckpointTensors(folder / DIFFUSERS_FILE, listed, _models(listed, origin), config)
         found = list(_search(folder))
+        if len(found) > 1:  # in the folder of a training run one is the state that it resumes from
+            found = [(path, listed) for path, listed in found if not _holds_optimizer(listed)] or found
         if len(found) > 1:
             names = [path.name for path, _ in found]
             listing = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) < 9 else f"{', '.join(names[:8])}, ..."
@@ -129,6 +131,10 @@ def _holds_model(listed: TensorFile) -> bool:
         return bool(find_models(listed.shapes()))
     except CheckpointError:
         return False
+
+
+def _holds_optimizer(listed: TensorFile) -> bool:
+    return any(name.startswith("optimizer") for name in listed.shapes())
 
 
 def _search(folder: Path) -> Iterator[tuple[Path, TensorFile]]:
