@@ -34,7 +34,7 @@ def info(
     dtype: options.DtypeOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Describe a checkpoint, latents, a cache of them or a clip, or plan a run."""
+    """Describe a checkpoint, latents, cache or clip, or plan a run."""
     from wan_vae.cli.messages import Bar
 
     if plan is None:
