@@ -54,7 +54,8 @@ class Timeline:
         undecodable: Numbers of the packets that are no pictures, since their references are missing.
         pictureless: Numbers of the packets that are no pictures, since they belong to the one before.
         repeating: Numbers of the packets of MPEG-4 that say that nothing has changed since the picture before.
-        halves: Numbers of the packets that come sooner after the one before than a frame takes, as second fields do.
+        halves: Numbers of the packets of H.264 that come sooner after the one before than a frame takes, as second
+            fields do.
         found: Number of packets that are not hidden by an edit list.
         first: The first picture of a surveyed stream, None if none of its first packets can be decoded.
     """
@@ -150,14 +151,16 @@ class Timeline:
     def _noted(self, entries: Iterator[Entry], stream: "VideoStream") -> Iterator[Entry]:
         """Pass the entries of a survey on, count them, and note which can be without a picture of their own."""
         self.found = 0
-        repeats, rate = _repeats_of(stream), stream.codec_context.framerate
+        repeats, context = _repeats_of(stream), stream.codec_context
+        limit = _HALF / context.framerate if context.name == "h264" and context.framerate else None
         before: Fraction | None = None
         for entry in entries:
             self.found += not entry.packet.is_discard
-            clock = _clock(entry.packet)
-            if rate and clock is not None and before is not None and 0 < (clock - before) * rate < _HALF:
-                self.halves.add(entry.number)
-            before = clock
+            if limit is not None:
+                clock = _clock(entry.packet)
+                if clock is not None and before is not None and 0 < clock - before < limit:
+                    self.halves.add(entry.number)
+                before = clock
             if repeats(entry.packet):
                 self.repeating.add(entry.number)
             yield entry
