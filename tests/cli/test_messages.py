@@ -53,13 +53,14 @@ def test_quiet_and_verbose_exclude_each_other(capsys: pytest.CaptureFixture[str]
     assert_one_sentence(run(capsys, "info", "-q", "-v"), "--quiet and --verbose")
 
 
-def wait_for_line(capsys: pytest.CaptureFixture[str], start: str) -> None:
-    """Return when standard error has a line that begins so; a loaded machine may take its time over it."""
+def lines_until(capsys: pytest.CaptureFixture[str], start: str) -> list[str]:
+    """Return what standard error gets until a line begins so; a loaded machine may take its time over it."""
     until, printed = time.monotonic() + 30, ""
     while not any(line.startswith(start) for line in printed.splitlines()):
         assert time.monotonic() < until, printed
         time.sleep(0.01)
         printed += capsys.readouterr().err
+    return printed.splitlines()
 
 
 def test_progress_without_a_terminal_prints_lines_with_the_time_left(
@@ -68,12 +69,15 @@ def test_progress_without_a_terminal_prints_lines_with_the_time_left(
     monkeypatch.setattr(messages, "INTERVAL", 0.02)
     with messages.shown(quiet=False, verbose=False), common.Progress("encoding") as progress:
         LOGGER.info("Compiling the CPU kernels")
-        wait_for_line(capsys, "wan-vae: compiling the CPU kernels [00:0")
+        lines = lines_until(capsys, "wan-vae: compiling")
         progress(0, 490)
-        wait_for_line(capsys, "wan-vae: encoding: 0 of 490 frames, ? left")
+        lines += lines_until(capsys, "wan-vae: encoding: 0 of")
         progress(70, 490)
-        wait_for_line(capsys, "wan-vae: encoding: 70 of 490 frames, 00:")
-    time.sleep(0.1)  # of a line that was being printed
+        lines += lines_until(capsys, "wan-vae: encoding: 70 of")
+    assert lines[0] == "wan-vae: compiling the CPU kernels [00:00]"
+    assert "wan-vae: encoding: 0 of 490 frames, ? left" in lines
+    assert lines[-1].startswith("wan-vae: encoding: 70 of 490 frames, 00:0")
+    time.sleep(0.1)  # for a line that was being printed
     capsys.readouterr()
     time.sleep(0.1)
     assert capsys.readouterr().err == ""
